@@ -1,0 +1,78 @@
+"""Every error that `finetune` raises on purpose.
+
+    FinetuneError                  exit code 1: the run failed
+    ├── UserError                  exit code 2: something the person gave is wrong
+    │   ├── RecipeError            a recipe or a --set; carries every problem at once
+    │   ├── DataError              a data set, its files or its classes
+    │   ├── CheckpointError        a weights file, or weights that do not fit
+    │   ├── SettingError           an option or an argument of a command or function
+    │   └── OutputError            a place that cannot be written
+    ├── DownloadError              no mirror gave the files
+    ├── TrainingError              the training itself cannot go on
+    └── Interrupted                exit code 130: stopped by Ctrl-C; says what was kept
+
+The innermost raise names the fault; whoever knows the context adds it. A message says what was expected, what was found,
+where, and what to type next. `cli.py` is the one place that turns these into text and an exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class FinetuneError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UserError(FinetuneError):
+    """The person can put it right: a file, a name, a value."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe that does not hold; `problems` has one line for each fault found."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(UserError):
+    """A data set that is unknown, damaged, or does not have what was asked of it."""
+
+
+class CheckpointError(UserError):
+    """A weights file that cannot be read, or weights that do not fit the model."""
+
+
+class SettingError(UserError):
+    """An option of a command, or an argument of a function, that makes no sense."""
+
+
+class OutputError(UserError):
+    """A file or folder that cannot be written."""
+
+
+class DownloadError(FinetuneError):
+    """No mirror gave the files of a data set."""
+
+
+class TrainingError(FinetuneError):
+    """Training cannot go on, for example because the loss is no longer a number."""
+
+
+class Interrupted(FinetuneError):
+    """The person pressed Ctrl-C; the message says what was kept."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the nearest known names, or "" when none is near."""
+    lowered = {k.lower(): k for k in known}
+    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=2, cutoff=0.55)]
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
