@@ -11,8 +11,8 @@
     ├── TrainingError              the training itself cannot go on
     └── Interrupted                exit code 130: stopped by Ctrl-C; says what was kept
 
-The innermost raise names the fault; whoever knows the context adds it. A message says what was expected, what was found,
-where, and what to type next. `cli.py` is the one place that turns these into text and an exit code.
+The innermost raise names the fault; whoever knows the context adds it. A message says what was expected, what was
+found, where, and what to type next. `cli.py` is the one place that turns these into text and an exit code.
 """
 
 from __future__ import annotations

@@ -1,0 +1,31 @@
+# Two commands do everything: `make demo` (the main job on bundled data) and `make test`. Both make .venv by themselves.
+PYTHON ?= python3.11
+BIN := .venv/bin
+SHELL := /bin/bash
+
+.PHONY: demo test check docs bench clean
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/finetune pretrain --recipe recipes/digits.yaml
+	$(BIN)/finetune adapt --from checkpoints/mnist.safetensors --target digits --shots 10
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+docs: .venv/ready
+	$(BIN)/python -m finetune.recipe.reference > docs/recipes.md
+	$(BIN)/python -m finetune.recipe.reference --json > docs/recipe.schema.json
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,47 @@
+"""Pretrain and fine-tune image classifiers, and tell whether the pretrained weights helped.
+
+    >>> import finetune
+    >>> report = finetune.pretrain("recipes/digits.yaml")
+    >>> report = finetune.adapt("checkpoints/mnist.safetensors", "kmnist")
+    >>> classifier = finetune.load("checkpoints/mnist-kmnist.safetensors")
+    >>> classifier.predict(["image.png"])[0].label
+
+Importing this package imports neither torch nor anything else that is slow; that happens at the first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.api import adapt, evaluate, pretrain
+    from finetune.models.classifier import Classifier, Prediction
+    from finetune.reporting.report import Report
+    from finetune.source import load, save
+
+__version__ = "0.1.0"
+
+__all__ = ["Classifier", "Prediction", "Report", "adapt", "evaluate", "load", "pretrain", "save"]
+
+_HOMES = {
+    "Classifier": "finetune.models.classifier",
+    "Prediction": "finetune.models.classifier",
+    "Report": "finetune.reporting.report",
+    "adapt": "finetune.api",
+    "evaluate": "finetune.api",
+    "load": "finetune.source",
+    "pretrain": "finetune.api",
+    "save": "finetune.source",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'finetune' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,78 @@
+"""The verbs from Python, typed; `import finetune` offers them without importing torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.adapt import DEFAULT_RECIPE
+from finetune.commands.adapt import adapt as _adapt
+from finetune.commands.evaluate import Evaluation
+from finetune.commands.evaluate import evaluate as _evaluate
+from finetune.commands.pretrain import pretrain as _pretrain
+from finetune.commands.recipes import RecipeLike
+from finetune.reporting.console import Console
+from finetune.reporting.report import Report
+
+Settings = Mapping[str, Any]
+
+
+def pretrain(
+    recipe: RecipeLike,
+    *,
+    out: str | Path | None = None,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    settings: Settings | None = None,
+    quiet: bool = True,
+) -> Report:
+    """Trains from scratch. Writes `out` (by default checkpoints/NAME.safetensors) and its report; returns the report.
+
+    `recipe` is a file's path or a dict of the same keys. `settings` changes single values of it, as --set does:
+    {"phases[0].epochs": 3, "seed": 1}. Errors are those of `finetune.errors`.
+    """
+    return _pretrain(
+        recipe, out=out, root=data_root, device=device, overrides=_overrides(settings), console=_console(quiet)
+    )
+
+
+def adapt(
+    source: str | Path,
+    target: str | None = None,
+    recipe: RecipeLike | None = None,
+    *,
+    shots: int | None = None,
+    compare: bool = True,
+    out: str | Path | None = None,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    settings: Settings | None = None,
+    quiet: bool = True,
+) -> Report:
+    """Fine-tunes the checkpoint `source` on the data set `target` and compares; returns the report.
+
+    `recipe` is by default the shipped recipes/adapt.yaml. `shots` is the number of labelled images per class to learn
+    from; `compare=False` leaves out the linear probe and the run from scratch. The rest is as for `pretrain`.
+    """
+    wanted = {"data.name": target, "data.shots": shots, **(settings or {})}
+    overrides = _overrides({key: value for key, value in wanted.items() if value is not None})
+    overrides += [] if compare else ["compare=[]"]
+    chosen = DEFAULT_RECIPE if recipe is None else recipe
+    return _adapt(source, chosen, out=out, root=data_root, device=device, overrides=overrides, console=_console(quiet))
+
+
+def evaluate(
+    checkpoint: str | Path, data: str, *, data_root: str | Path | None = None, device: str = "auto"
+) -> Evaluation:
+    """Measures a checkpoint on the test images of the data set `data`, for the classes they share by name."""
+    return _evaluate(checkpoint, data, root=data_root, device=device)
+
+
+def _console(quiet: bool) -> Console:
+    return Console(quiet=quiet, results=not quiet)
+
+
+def _overrides(settings: Settings | None) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]

@@ -1,0 +1,207 @@
+"""One file holds a trained model: its tensors as safetensors, and what they mean as JSON under one metadata key.
+
+Anyone can read the tensors with `safetensors.torch.load_file` alone. Reading the metadata needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from finetune.errors import CheckpointError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT: Literal[1] = 1
+KEY = "finetune"
+HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
+
+
+class InputMetadata(BaseModel):
+    """How an image becomes the model's input: channels, side in pixels, and per channel mean and deviation of 0..1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    channels: int = Field(ge=1, le=4)
+    size: int = Field(ge=1, le=4096)
+    mean: list[float]
+    std: list[float]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+    @model_validator(mode="after")
+    def _one_number_per_channel(self) -> InputMetadata:
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise ValueError("needs one mean and one positive deviation per channel")
+        return self
+
+
+class Metadata(BaseModel):
+    """What a checkpoint says of itself. Accuracies are fractions; `lineage` lists parents, nearest first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    format: Literal[1] = FORMAT
+    model: str
+    arguments: dict[str, Any]
+    classes: list[str] = Field(min_length=1)
+    input: InputMetadata
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    results: dict[str, Any]
+    lineage: list[dict[str, Any]]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file as read: its tensors by name, its metadata, and the sha256 (hex) of its bytes."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: Metadata
+    sha256: str
+
+
+def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
+    """A checkpoint's bytes. The same tensors and metadata give the same bytes."""
+    from safetensors.torch import save
+
+    text = json.dumps(metadata.model_dump(), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={KEY: text})
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> str:
+    """Writes the file, whole or not at all, and returns its sha256."""
+    content = encode(tensors, metadata)
+    write_whole(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that its name never shows half of it: to a temporary one beside it, synced, then renamed."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place with --out") from None
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata alone, without loading tensors or torch. CheckpointError when the file is not one of ours."""
+    try:
+        with path.open("rb") as file:
+            return _metadata(path, _header(path, file.read(8), file.read, path.stat().st_size))
+    except OSError as error:
+        raise CheckpointError(_unreadable(path, error)) from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The whole file, checked: readable, ours, and every number finite. CheckpointError names the fault."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(_unreadable(path, error)) from None
+    metadata = _metadata(path, _header(path, content[:8], lambda size: content[8 : 8 + size], len(content)))
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged safetensors file ({error}); get or make the file again") from None
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if bad:
+        raise CheckpointError(
+            f"{path}: NaN or infinite numbers in {', '.join(sorted(bad))}; such weights predict nothing"
+        )
+    return Checkpoint(path, tensors, metadata, hashlib.sha256(content).hexdigest())
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copies tensors into a network. CheckpointError listing both sides unless names and shapes agree exactly."""
+    wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != found:
+        lines = [f"{where}: the tensors do not fit the model"]
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                lines.append(f"  {name}: the model has {_shape(wanted, name)}, the file has {_shape(found, name)}")
+        raise CheckpointError("\n".join(lines))
+    network.load_state_dict(dict(tensors))
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return "×".join(map(str, shapes[name])) or "a single number" if name in shapes else "no such tensor"
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        near = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
+        there = f"; {path.parent} has {', '.join(near)}" if near else ""
+        return f"{path}: there is no such checkpoint{there}; `finetune pretrain` makes one"
+    return f"{path}: expected a .safetensors file, but it cannot be read ({error.strerror})"
+
+
+def _header(path: Path, start: bytes, read: Any, size: int) -> dict[str, Any]:
+    """The safetensors header: 8 bytes with its length (little endian), then JSON."""
+    if size == 0:
+        raise CheckpointError(f"{path}: the file is empty; expected a .safetensors checkpoint")
+    if start[:1] == b"\x80" or start[:4] == b"PK\x03\x04":
+        raise CheckpointError(
+            f"{path}: this is a pickle or a zip of one (torch.save), which can run code when it is opened; "
+            "finetune reads safetensors only"
+        )
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+    if length is None or length > HEADER_LIMIT:
+        raise CheckpointError(f"{path}: not a safetensors file: it starts with {start!r} instead of a header's length")
+    if length > size - 8:
+        raise CheckpointError(f"{path}: cut short: the header alone has {length:,} bytes, the file {size:,}")
+    try:
+        header = json.loads(read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
+        raise CheckpointError(f"{path}: not a safetensors file: its header is not the JSON it should be") from None
+    if size != expected:
+        fault = "cut short" if size < expected else "has bytes too many"
+        raise CheckpointError(
+            f"{path}: {fault}: expected {expected:,} bytes, found {size:,}; get or make the file again"
+        )
+    return header  # type: ignore[no-any-return]
+
+
+def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:
+    try:
+        text = header["__metadata__"][KEY]
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{path}: a safetensors file without finetune's metadata, so its model and classes are not known; "
+            "expected a file written by `finetune pretrain` or `finetune adapt`"
+        ) from None
+    try:
+        return Metadata.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"])) or KEY
+        raise CheckpointError(f"{path}: its metadata does not hold at {at}: {first['msg'].lower()}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path}: its metadata is nested too deep") from None

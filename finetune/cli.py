@@ -1,0 +1,296 @@
+"""The command line: parses, calls one command, prints. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from finetune import __version__
+from finetune.errors import FinetuneError, SettingError, UserError
+
+if TYPE_CHECKING:
+    from finetune.reporting.console import Console
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_CODES = """\b
+Exit codes:
+    0  done
+    1  the run failed
+    2  something given is wrong: a file, a name, a value
+  130  stopped by Ctrl-C"""
+
+
+class Story(click.Group):
+    """Lists the commands in the order in which a person meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Story, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="finetune")
+def cli() -> None:
+    """Pretrains and fine-tunes image classifiers, and tells whether the pretrained weights helped."""
+
+
+def main() -> None:
+    """Runs the command line. Every error that is raised on purpose ends as one message and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except FinetuneError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped by Ctrl-C; nothing was written", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory; a smaller batch_size in the recipe needs less", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    first, _, rest = message.partition("\n")
+    click.echo(f"finetune: {first}" + (f"\n{rest}" if rest else ""), err=True)
+    sys.exit(code)
+
+
+def shared(*names: str) -> Callable[[Command], Command]:
+    """Adds the options of these names, which mean the same wherever they appear."""
+    options = {
+        "recipe": click.option("--recipe", type=click.Path(path_type=Path), required=True, help="The recipe file."),
+        "out": click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help="The checkpoint to write [default: checkpoints/NAME.safetensors].",
+        ),
+        "data-root": click.option(
+            "--data-root",
+            type=click.Path(path_type=Path),
+            help="The folder of the data sets [default: $FINETUNE_DATA_ROOT, else ./data].",
+        ),
+        "device": click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
+        "seed": click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed."),
+        "set": click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Changes one value of the recipe, for example phases[0].epochs=3. May be repeated.",
+        ),
+        "target": click.option("--target", metavar="DATA", help="The data set to adapt to, by name."),
+        "shots": click.option("--shots", type=click.IntRange(min=1), help="Labelled images per class to learn from."),
+        "json": click.option("--json", "as_json", is_flag=True, help="Prints JSON for programs on standard output."),
+        "quiet": click.option("--quiet", is_flag=True, help="Prints no progress."),
+    }
+
+    def add(command: Command) -> Command:
+        for name in reversed(names):
+            command = options[name](command)
+        return command
+
+    return add
+
+
+RUN = ("out", "data-root", "device", "seed", "set", "json", "quiet")
+
+
+@cli.command()
+@shared("recipe", *RUN)
+def pretrain(
+    recipe: Path,
+    out: Path | None,
+    data_root: Path | None,
+    device: str,
+    seed: int | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Trains from scratch; writes a checkpoint and its report."""
+    from finetune.commands.pretrain import pretrain as run
+
+    console = _console(quiet, as_json)
+    overrides = [*settings, *_override("seed", seed)]
+    report = run(recipe, out=out, root=data_root, device=device, overrides=overrides, console=console)
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+
+
+@cli.command()
+@click.option("--from", "source", required=True, metavar="SOURCE", help="The checkpoint to start from.")
+@click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
+@shared("target", "shots", *RUN)
+@click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
+def adapt(
+    source: str,
+    recipe: Path,
+    target: str | None,
+    shots: int | None,
+    no_compare: bool,
+    out: Path | None,
+    data_root: Path | None,
+    device: str,
+    seed: int | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Fine-tunes a checkpoint on a target and tells what that brought; writes a checkpoint and its report."""
+    from finetune.commands.adapt import adapt as run
+
+    console = _console(quiet, as_json)
+    overrides = [*settings, *_target(target), *_override("data.shots", shots), *_override("seed", seed)]
+    if no_compare:
+        overrides.append("compare=[]")
+    report = run(source, recipe, out=out, root=data_root, device=device, overrides=overrides, console=console)
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.option("--data", required=True, metavar="DATA", help="The data set whose test images to use.")
+@shared("data-root", "device", "json")
+def evaluate(checkpoint: str, data: str, data_root: Path | None, device: str, as_json: bool) -> None:
+    """Accuracy with its interval, per class, and the most frequent mistakes."""
+    from finetune.commands.evaluate import evaluate as run
+    from finetune.reporting.tables import evaluation_parts
+
+    found = run(checkpoint, data, root=data_root, device=device)
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    console = _console()
+    for part in evaluation_parts(found.result, found.data, found.classes, found.claimed):
+        console.show(part)
+
+
+@cli.command()
+@shared("recipe")
+@click.option("--from", "source", metavar="SOURCE", help="The checkpoint to start from, for an adapt recipe.")
+@shared("target", "shots", "data-root", "device", "seed", "set", "json")
+def plan(
+    recipe: Path,
+    source: str | None,
+    target: str | None,
+    shots: int | None,
+    data_root: Path | None,
+    device: str,
+    seed: int | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Trains nothing: says what each phase would train, at which learning rates, and for how long."""
+    from finetune.commands.plan import plan as run
+    from finetune.reporting.tables import plan_table
+
+    overrides = [*settings, *_target(target), *_override("data.shots", shots), *_override("seed", seed)]
+    found = run(recipe, source=source, root=data_root, device=device, overrides=overrides)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        _console().show(plan_table(found.to_dict()))
+
+
+@cli.command()
+@click.argument("checkpoint")
+@shared("json")
+def inspect(checkpoint: str, as_json: bool) -> None:
+    """What is in a checkpoint: model, classes, input, recipe, data, results, lineage."""
+    from finetune.commands.inspect import inspect as run
+    from finetune.reporting.tables import mapping_lines
+
+    found = run(checkpoint)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_lines(mapping_lines(found))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@shared("json")
+def models(name: str | None, as_json: bool) -> None:
+    """The models; with a name, its stages and parameter counts."""
+    from finetune.commands import listing
+
+    _print_listing(listing.models() if name is None else listing.model_details(name), as_json)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@shared("data-root", "json")
+def datasets(name: str | None, data_root: Path | None, as_json: bool) -> None:
+    """The data sets and whether their files are there; with a name, its details."""
+    from finetune.commands import listing
+    from finetune.commands.material import data_root as root_of
+
+    root = root_of(data_root)
+    _print_listing(listing.datasets(root) if name is None else listing.dataset_details(name, root), as_json)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@shared("json")
+def recipes(name: str | None, as_json: bool) -> None:
+    """The shipped recipes; with a name, its text."""
+    from finetune.commands import listing
+
+    if name is None:
+        _print_listing(listing.recipes(), as_json)
+    elif as_json:
+        _print_json({"name": name, "text": listing.recipe_text(name)})
+    else:
+        click.echo(listing.recipe_text(name), nl=False)
+
+
+def _console(quiet: bool = False, as_json: bool = False) -> Console:
+    from finetune.reporting.console import Console
+
+    return Console(quiet=quiet, results=not as_json)
+
+
+def _override(key: str, value: object) -> list[str]:
+    return [] if value is None else [f"{key}={json.dumps(value)}"]
+
+
+def _target(name: str | None) -> list[str]:
+    """`--target` as a setting; a name that is not known is reported as what was typed."""
+    if name is None:
+        return []
+    from finetune.data.catalog import find_dataset
+
+    try:
+        find_dataset(name)
+    except UserError as error:
+        raise SettingError(f"--target {name}: {error}") from None
+    return _override("data.name", name)
+
+
+def _print_json(values: object) -> None:
+    click.echo(json.dumps(values, indent=1, ensure_ascii=False))
+
+
+def _print_listing(values: dict[str, Any], as_json: bool) -> None:
+    from finetune.reporting.tables import mapping_lines
+
+    if as_json:
+        _print_json(values)
+    else:
+        _print_lines(mapping_lines(values))
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(line)

@@ -1,0 +1,202 @@
+"""`finetune adapt`: a source, a target, and the truth about the difference."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetune.commands.compare import before_predictions, frozen_features, retention, train_scratch
+from finetune.commands.keeper import Keeper
+from finetune.commands.material import Material, data_root, open_material
+from finetune.commands.outputs import prepare_outputs
+from finetune.commands.phases import Setting, Watch, augmentation, run_phases
+from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
+from finetune.commands.results import measure, right_answers, save_run, target_summary
+from finetune.data.batches import Normaliser
+from finetune.models.classifier import Classifier
+from finetune.models.head import ClassMeans, class_means, swap_head
+from finetune.models.registry import model_row
+from finetune.models.staged import StagedNetwork
+from finetune.recipe.reader import dump_recipe, resolved
+from finetune.recipe.schema import AdaptRecipe
+from finetune.reporting.console import Console
+from finetune.reporting.report import Report, Result, SourceSummary, Transplant
+from finetune.reporting.verdict import Comparison, compare
+from finetune.source import Source, describe, open_source, peek
+from finetune.training.evaluation import predictions
+from finetune.training.runtime import choose_runtime, environment, seeded
+from finetune.training.solver import solve_head
+
+DEFAULT_RECIPE = Path("recipes/adapt.yaml")
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The untouched source, what it sees in the target's images (features by part), and the class means of those."""
+
+    network: StagedNetwork
+    features: dict[str, Tensor]
+    means: ClassMeans
+
+
+def adapt(
+    source: str | Path,
+    recipe: RecipeLike = DEFAULT_RECIPE,
+    *,
+    out: str | Path | None = None,
+    root: str | Path | None = None,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> Report:
+    """Fine-tunes a checkpoint on the recipe's data and compares; writes `out`, its report, and returns the report.
+
+    `overrides` are KEY=VALUE texts as for --set; `root` is the data folder. Errors are those of `finetune.errors`.
+    """
+    started = time.perf_counter()
+    console = console or Console(quiet=True, results=False)
+    plan = open_recipe(recipe, overrides, source_stages=model_row(peek(source).model).stages)
+    if not isinstance(plan, AdaptRecipe):
+        raise wrong_kind(plan, "adapt")
+    origin = open_source(source)
+    classifier = origin.classifier
+    runtime = choose_runtime(device, plan.precision)
+    material = open_material(plan.data, data_root(root), plan.seed, classifier.input)
+    outputs = prepare_outputs(out, f"{origin.path.stem}-{material.name}", dump_recipe(plan), console)
+    described = {"recipe": resolved(plan), "data": material.describe()}
+    lineage = [origin.as_parent(), *origin.metadata.lineage]
+    adapted = Classifier(
+        classifier.network, classifier.model, classifier.arguments, material.class_names, classifier.input
+    )
+    with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described, lineage=lineage)) as keeper:
+        runtime.place(adapted.network)
+        setting = Setting(
+            material=material,
+            normalise=Normaliser(classifier.input.mean, classifier.input.std, runtime.device),
+            augment=augmentation(plan.data.augment),
+            runtime=runtime,
+            seed=plan.seed,
+        )
+        watch = Watch(console, outputs, keeper)
+        frozen = _look_at_target(adapted.network, setting)
+        transplant = _swap_head(adapted.network, plan, frozen, setting, classifier.class_names)
+        _say_map(transplant, plan, material.class_names, console)
+        phases = run_phases(adapted.network, plan.phases, setting, watch)
+        scratch = train_scratch(plan, origin, setting, watch) if "scratch" in plan.compare else None
+        results, comparisons = _test(adapted.network, frozen, scratch, plan, setting, classifier.class_names)
+        kept = retention(origin, frozen.network, adapted.network, material, data_root(root), setting.normalise, runtime)
+    report = Report(
+        kind="adapt",
+        recipe=resolved(plan),
+        seed=plan.seed,
+        device=str(runtime.device),
+        environment=environment(runtime),
+        seconds=time.perf_counter() - started,
+        source=_source_summary(origin),
+        target=target_summary(material),
+        transplant=transplant,
+        phases=phases,
+        results=results,
+        comparisons=comparisons,
+        retention=kept,
+    )
+    save_run(adapted, described, report, outputs, console, lineage=lineage)
+    return report
+
+
+def _source_summary(source: Source) -> SourceSummary:
+    return SourceSummary(
+        path=str(source.path),
+        id=None,
+        sha256=source.sha256,
+        model=source.classifier.model,
+        dataset=source.dataset,
+        accuracy=source.accuracy,
+    )
+
+
+def _look_at_target(network: StagedNetwork, setting: Setting) -> Frozen:
+    """One pass of the untouched source over the images to learn from; its features serve class means and probe."""
+    original = copy.deepcopy(network)
+    material = setting.material
+    parts = {"train": material.train, "validation": material.validation}
+    features = frozen_features(original, parts, setting.normalise, setting.runtime)
+    means = class_means(features["train"].cpu(), material.train.labels, len(material.class_names))
+    return Frozen(original, features, means)
+
+
+def _swap_head(network: StagedNetwork, plan: AdaptRecipe, frozen: Frozen, setting: Setting, known: Names) -> Transplant:
+    """Gives the network a head for the target's classes, and returns what was taken over and what started new."""
+    wanted = setting.material.class_names
+    head, reused = swap_head(
+        network.head,
+        known,
+        wanted,
+        means=None if plan.head == "random" else frozen.means,
+        keep_rows=plan.head == "auto",
+    )
+    network.head = head
+    setting.runtime.place(network)
+    tensors = list(network.state_dict())
+    new = [] if len(reused) == len(wanted) else [name for name in tensors if name.startswith("head.")]
+    return Transplant([name for name in tensors if name not in new], new, reused)
+
+
+def _say_map(transplant: Transplant, plan: AdaptRecipe, classes: Names, console: Console) -> None:
+    fresh = [name for name in classes if name not in transplant.head_rows_reused]
+    if transplant.head_rows_reused:
+        console.note(f"head: rows kept for {', '.join(transplant.head_rows_reused)}")
+    if fresh:
+        start = "random weights" if plan.head == "random" else "their class means"
+        console.note(f"head: new rows from {start} for {', '.join(fresh)}")
+
+
+def _test(
+    adapted: StagedNetwork,
+    frozen: Frozen,
+    scratch: StagedNetwork | None,
+    plan: AdaptRecipe,
+    setting: Setting,
+    known: Names,
+) -> tuple[dict[str, Result | None], dict[str, Comparison | None]]:
+    """Opens the test set, once: every row of the verdict is measured on the same images."""
+    material, normalise = setting.material, setting.normalise
+    test, device = material.test, setting.runtime.device
+    seen = frozen_features(frozen.network, {"test": test}, normalise, setting.runtime)["test"]
+    found_before, method = before_predictions(frozen.network.head, known, material.class_names, seen, frozen.means)
+    found_after = predictions(adapted, test.images.to(device), normalise)
+    results: dict[str, Result | None] = {
+        "before": measure(test, found_before, method=method, detailed=False),
+        "linear_probe": None,
+        "after": measure(test, found_after),
+        "scratch": None,
+    }
+    right_after = right_answers(test, found_after)
+    comparisons: dict[str, Comparison | None] = {
+        "after_vs_before": compare(right_answers(test, found_before), right_after),
+        "after_vs_scratch": None,
+    }
+    if "linear_probe" in plan.compare:
+        with torch.no_grad():
+            found = _solved_probe(frozen, material)(seen.cpu()).argmax(1)
+        results["linear_probe"] = measure(test, found, detailed=False)
+    if scratch is not None:
+        found = predictions(scratch, test.images.to(device), normalise)
+        results["scratch"] = measure(test, found, detailed=False)
+        comparisons["after_vs_scratch"] = compare(right_answers(test, found), right_after)
+    return results, comparisons
+
+
+def _solved_probe(frozen: Frozen, material: Material) -> torch.nn.Linear:
+    """The best linear head on the frozen features that were computed before the phases."""
+    held = frozen.features.get("validation")
+    validation = (held, material.validation.labels) if held is not None else None
+    return solve_head(frozen.features["train"], material.train.labels, len(material.class_names), validation)

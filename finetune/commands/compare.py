@@ -1,0 +1,135 @@
+"""What fine-tuning is held against: the source as it is, a linear probe, random weights; and what was forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.commands.material import Material
+from finetune.commands.phases import Setting, Watch, phase_steps, run_phases
+from finetune.data.batches import Normaliser
+from finetune.data.catalog import is_present, open_dataset
+from finetune.data.images import ImageSet
+from finetune.errors import DataError
+from finetune.models.head import ClassMeans
+from finetune.models.registry import build_model
+from finetune.models.staged import StagedNetwork
+from finetune.recipe.phase import Phase
+from finetune.recipe.schema import AdaptRecipe
+from finetune.reporting.report import Retention
+from finetune.source import Source
+from finetune.training.evaluation import outputs, predictions
+from finetune.training.runtime import Runtime, seeded
+
+OWN_HEAD = "source head"
+NEAREST_MEAN = "nearest class mean"
+
+
+def before_predictions(
+    head: torch.nn.Linear,
+    source_classes: tuple[str, ...],
+    classes: tuple[str, ...],
+    features: Tensor,
+    means: ClassMeans,
+) -> tuple[Tensor, str]:
+    """What the source says of frozen `features` (N×F) untouched, as target class indices, and the method used.
+
+    Its own head answers where it knows every class of the target (its other classes are not offered); else the nearest
+    mean of the target's training features does.
+    """
+    if set(classes) <= set(source_classes):
+        rows = torch.tensor([source_classes.index(name) for name in classes], device=features.device)
+        with torch.no_grad():
+            return head(features)[:, rows].argmax(1).cpu(), OWN_HEAD
+    logits = features.double().cpu() @ means.weight.cpu().T + means.bias.cpu()
+    return logits.argmax(1), NEAREST_MEAN
+
+
+def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
+    """The one phase of the scratch run: all stages, as many images in all as the recipe's phases together see.
+
+    Everything else is the last phase's, but for a learning rate that falls towards the input, which only makes sense
+    for stages that have learnt something; the recipe's `scratch` may name a fairer optimizer and schedule.
+    """
+    last = recipe.phases[-1]
+    seen = sum(phase_steps(phase, images) * min(phase.batch_size, images) for phase in recipe.phases)
+    steps = max(1, round(seen / min(last.batch_size, images)))
+    changed: dict[str, Any] = {
+        "name": "scratch",
+        "train": "all",
+        "epochs": None,
+        "steps": steps,
+        "layer_decay": 1.0,
+        "augment": True,
+    }
+    if recipe.scratch is not None:
+        changed |= {"optimizer": recipe.scratch.optimizer, "schedule": recipe.scratch.schedule}
+    return last.model_copy(update=changed)
+
+
+def train_scratch(recipe: AdaptRecipe, source: Source, setting: Setting, watch: Watch) -> StagedNetwork:
+    """The source's architecture, trained on the target from random weights with the same budget and seed."""
+    classifier, material = source.classifier, setting.material
+    with seeded(recipe.seed):
+        network = build_model(classifier.model, len(material.class_names), classifier.arguments)
+        setting.runtime.place(network)
+        phase = scratch_phase(recipe, len(material.train))
+        run_phases(network, [phase], setting, replace(watch, keeper=None))
+    return network
+
+
+def retention(
+    source: Source,
+    original: StagedNetwork,
+    adapted: StagedNetwork,
+    material: Material,
+    root: Path,
+    normalise: Normaliser,
+    runtime: Runtime,
+) -> Retention | None:
+    """Accuracy on the source's own test images before and after; None unless its data set is at hand.
+
+    Where the adapted head knows every class of the source, the adapted model answers as it is; else the source's head
+    is put back on the adapted stages, which shows whether the features still serve the old task.
+    """
+    test = _source_test(source, root)
+    if test is None:
+        return None
+    names = source.classifier.class_names
+    images = test.images.to(runtime.device)
+    before = float((predictions(original, images, normalise) == test.labels).double().mean())
+    if set(names) <= set(material.class_names):
+        row = torch.tensor([names.index(n) if n in names else -1 for n in material.class_names])
+        found = row[predictions(adapted, images, normalise)]
+    else:
+        features = outputs(adapted, images, normalise, stop=-1)
+        with torch.no_grad():
+            found = original.head(features).argmax(1).cpu()
+    assert source.dataset is not None
+    return Retention(source.dataset, before, float((found == test.labels).double().mean()))
+
+
+def _source_test(source: Source, root: Path) -> ImageSet | None:
+    name = source.dataset
+    try:
+        if name is None or not is_present(name, root):
+            return None
+        return open_dataset(name, root, download=False).test.with_classes(source.classifier.class_names)
+    except DataError:
+        return None
+
+
+def frozen_features(
+    network: StagedNetwork, parts: Mapping[str, ImageSet], normalise: Normaliser, runtime: Runtime
+) -> dict[str, Tensor]:
+    """One pass of the frozen stages over each part: float, N×F."""
+    return {
+        name: outputs(network, part.images.to(runtime.device), normalise, stop=-1)
+        for name, part in parts.items()
+        if len(part)
+    }

@@ -1,0 +1,69 @@
+"""`finetune evaluate`: a checkpoint on the test images of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.material import check_fits, data_root
+from finetune.commands.results import measure
+from finetune.data.batches import Normaliser
+from finetune.data.catalog import find_dataset, open_dataset
+from finetune.data.images import ImageSet
+from finetune.errors import DataError
+from finetune.reporting.report import Result, result_values
+from finetune.source import Source, open_source
+from finetune.training.evaluation import outputs
+from finetune.training.runtime import choose_runtime
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A result on a data set, and what the checkpoint says it reaches there (None when it says nothing)."""
+
+    checkpoint: str
+    data: str
+    classes: list[str]
+    result: Result
+    claimed: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs: the same as JSON values."""
+        where = {"checkpoint": self.checkpoint, "data": self.data, "classes": self.classes}
+        return {**where, **result_values(self.result), "claimed_accuracy": self.claimed}
+
+
+def evaluate(checkpoint: str | Path, data: str, *, root: str | Path | None = None, device: str = "auto") -> Evaluation:
+    """Measures a checkpoint on the test images of the classes that it shares by name with the data set.
+
+    DataError when there is no class in common; other errors are those of `finetune.errors`.
+    """
+    data = find_dataset(data).name
+    source = open_source(checkpoint)
+    classifier = source.classifier
+    runtime = choose_runtime(device, "float32")
+    test = open_dataset(data, data_root(root)).test
+    shared = [name for name in classifier.class_names if name in test.class_names]
+    if not shared:
+        raise DataError(
+            f"{checkpoint} and {data} have no class in common: the checkpoint knows "
+            f"{', '.join(classifier.class_names)}; {data} has {', '.join(test.class_names)}. "
+            f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
+        )
+    test = test.with_classes(shared)
+    check_fits(test, classifier.input)
+    runtime.place(classifier.network)
+    normalise = Normaliser(classifier.input.mean, classifier.input.std, runtime.device)
+    logits = outputs(classifier.network, test.images.to(runtime.device), normalise)
+    rows = [classifier.class_names.index(name) for name in shared]
+    result = measure(test, logits[:, rows].argmax(1))
+    return Evaluation(str(checkpoint), data, shared, result, _claimed(source, data, test))
+
+
+def _claimed(source: Source, data: str, test: ImageSet) -> float | None:
+    """The accuracy in the checkpoint, if it was measured on the very same images."""
+    same = source.metadata.data.get("test")
+    if source.dataset == data and isinstance(same, dict) and same.get("fingerprint") == test.fingerprint():
+        return source.accuracy
+    return None

@@ -1,0 +1,45 @@
+"""What a stopped run leaves behind: the weights of the last row, as a checkpoint like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from torch import Tensor, nn
+
+from finetune.checkpoint import Metadata, write_checkpoint
+from finetune.commands.outputs import Outputs
+from finetune.errors import Interrupted, TrainingError
+
+
+class Keeper:
+    """Holds the newest good weights; when the block ends by Ctrl-C or a failed training, writes them and says so."""
+
+    def __init__(self, outputs: Outputs, describe: Callable[[], Metadata]) -> None:
+        self.outputs, self.describe = outputs, describe
+        self.state: dict[str, Tensor] = {}
+        self.moment = ""
+
+    def keep(self, network: nn.Module, moment: str) -> None:
+        """Copies the weights as they are now; `moment` says when that was."""
+        self.state = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+        self.moment = moment
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"stopped by Ctrl-C; {self._rescue()}") from None
+        if isinstance(error, TrainingError):
+            raise TrainingError(f"{error}\n{self._rescue()}") from None
+
+    def _rescue(self) -> str:
+        folder = self.outputs.run_folder
+        if not self.state:
+            return f"no epoch had ended, so there are no weights to keep; {folder} has the recipe and the log"
+        write_checkpoint(self.outputs.interrupted, self.state, self.describe())
+        return (
+            f"kept: the weights {self.moment} in {self.outputs.interrupted}, a checkpoint that every command takes, "
+            f"and the numbers so far in {self.outputs.metrics}"
+        )

@@ -1,0 +1,73 @@
+"""`finetune models`, `finetune datasets`, `finetune recipes`: what is registered, and the details of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.recipes import first_comment, shipped_recipes
+from finetune.data.catalog import DATASETS, find_dataset, is_present
+from finetune.errors import SettingError, did_you_mean
+from finetune.models.registry import MODELS, build_model, model_row
+
+
+def models() -> dict[str, str]:
+    """Each model's name and what it is."""
+    return {name: row.title for name, row in MODELS.items()}
+
+
+def model_details(name: str, classes: int = 10) -> dict[str, Any]:
+    """A model's input, its stages with their parameter counts, and the total, for so many classes."""
+    row = model_row(name)
+    network = build_model(name, classes, {})
+    stages = {stage: sum(p.numel() for p in network.stage_parameters(stage)) for stage in network.stages}
+    return {
+        "name": name,
+        "title": row.title,
+        "source": row.source,
+        "input": row.input.as_dict(),
+        "classes": classes,
+        "stages": stages,
+        "parameters": sum(stages.values()),
+    }
+
+
+def datasets(root: Path) -> dict[str, dict[str, Any]]:
+    """Each data set's title, number of classes, and whether its files are there (digits come with scikit-learn)."""
+    return {
+        name: {"title": row.title, "classes": len(row.class_names), "present": is_present(name, root)}
+        for name, row in DATASETS.items()
+    }
+
+
+def dataset_details(name: str, root: Path) -> dict[str, Any]:
+    """A data set's classes, sizes, source, licence, and whether its files are there."""
+    row = find_dataset(name)
+    return {
+        "name": row.name,
+        "title": row.title,
+        "about": row.about,
+        "classes": list(row.class_names),
+        "train_images": row.train_images,
+        "test_images": row.test_images,
+        "size": [row.channels, row.size, row.size],
+        "licence": row.licence,
+        "source": row.source,
+        "folder": str(row.raw_folder(root)) if row.folder else None,
+        "files": list(row.files),
+        "present": is_present(name, root),
+    }
+
+
+def recipes() -> dict[str, str]:
+    """Each shipped recipe's name and the first line of its opening comment."""
+    return {name: first_comment(path).partition("\n")[0] for name, path in shipped_recipes().items()}
+
+
+def recipe_text(name: str) -> str:
+    """A shipped recipe's text."""
+    known = shipped_recipes()
+    name = Path(name).stem
+    if name not in known:
+        raise SettingError(f"unknown recipe {name!r}{did_you_mean(name, known)}; recipes are {', '.join(known)}")
+    return known[name].read_text(encoding="utf-8")

@@ -1,0 +1,99 @@
+"""Where a run writes: checkpoint, report, run folder. What is there already is moved aside, never lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.checkpoint import write_whole
+from finetune.errors import OutputError, SettingError
+from finetune.reporting.console import Console
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The places of one run. `checkpoint` is NAME.safetensors; the run folder holds what is written on the way."""
+
+    checkpoint: Path
+    run_folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.checkpoint.with_suffix(".report.json")
+
+    @property
+    def metrics(self) -> Path:
+        return self.run_folder / "metrics.jsonl"
+
+    @property
+    def interrupted(self) -> Path:
+        return self.run_folder / f"interrupted{SUFFIX}"
+
+
+def prepare_outputs(out: str | Path | None, name: str, recipe_text: str, console: Console) -> Outputs:
+    """Makes sure before any work that everything can be written, and opens a new run folder. OutputError if not."""
+    checkpoint = Path(out) if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
+    if checkpoint.suffix != SUFFIX:
+        raise SettingError(f"--out {checkpoint}: expected a file name that ends in {SUFFIX}")
+    if checkpoint.is_dir():
+        raise OutputError(f"--out {checkpoint}: this is a folder; expected a file name in it")
+    outputs = Outputs(checkpoint, Path("runs") / checkpoint.stem)
+    _check_writable(checkpoint.parent, "name another place with --out")
+    _check_writable(outputs.run_folder.parent, "run finetune in a folder that can be written")
+    if outputs.run_folder.exists():
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(outputs.run_folder.stat().st_mtime))
+        aside = _free(outputs.run_folder.with_name(f"{outputs.run_folder.name}.was-{stamp}"))
+        outputs.run_folder.rename(aside)
+        console.note(f"{outputs.run_folder} was there already: moved to {aside}")
+    outputs.run_folder.mkdir(parents=True)
+    write_whole(outputs.run_folder / "recipe.yaml", recipe_text.encode())
+    console.log = outputs.run_folder / "log.txt"
+    return outputs
+
+
+def append_metrics(outputs: Outputs, row: dict[str, Any]) -> None:
+    """One more line of metrics.jsonl."""
+    with outputs.metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def set_aside(outputs: Outputs, console: Console) -> None:
+    """Moves an older checkpoint and its report out of the way, to names with the start of the checkpoint's sha256."""
+    if outputs.checkpoint.exists():
+        mark = hashlib.sha256(outputs.checkpoint.read_bytes()).hexdigest()[:8]
+    elif outputs.report.exists():
+        mark = hashlib.sha256(outputs.report.read_bytes()).hexdigest()[:8]
+    else:
+        return
+    stem = outputs.checkpoint.name.removesuffix(SUFFIX)
+    for old, ending in ((outputs.checkpoint, SUFFIX), (outputs.report, ".report.json")):
+        if old.exists():
+            aside = _free(old.with_name(f"{stem}.was-{mark}{ending}"))
+            old.rename(aside)
+            console.note(f"{old} was there already: moved to {aside.name}")
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    ending = "".join(s for s in (".report.json", SUFFIX) if path.name.endswith(s))
+    stem, candidate, number = path.name.removesuffix(ending), path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{stem}-{number}{ending}")
+    return candidate
+
+
+def _check_writable(folder: Path, cure: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot write there ({error.strerror}); {cure}") from None

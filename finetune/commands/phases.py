@@ -1,0 +1,199 @@
+"""Runs a recipe's phases through the loop: a recipe's words become plain values, rows go to the screen and to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune.commands.keeper import Keeper
+from finetune.commands.material import Material
+from finetune.commands.outputs import Outputs, append_metrics
+from finetune.data.augment import Augment
+from finetune.data.batches import Batches, Normaliser
+from finetune.models.staged import StagedNetwork
+from finetune.recipe.phase import LastStages, Phase, Train
+from finetune.recipe.schema import AugmentSettings
+from finetune.reporting.console import Console, PhaseView
+from finetune.reporting.report import EpochRow, PhaseSummary
+from finetune.training import loop
+from finetune.training.cache import BUDGET, activations, cached_bytes
+from finetune.training.evaluation import predictions
+from finetune.training.freeze import frozen_prefix, set_trainable
+from finetune.training.runtime import Runtime
+from finetune.training.schedule import schedule
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all phases of a run work with."""
+
+    material: Material
+    normalise: Normaliser
+    augment: Augment | None
+    runtime: Runtime
+    seed: int
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who hears of a run's rows: screen, files, and the keeper of weights (None for a run that is only a comparison).
+
+    `after_row(network, epoch, epochs)` may print more of a finished row.
+    """
+
+    console: Console
+    outputs: Outputs
+    keeper: Keeper | None
+    after_row: Callable[[StagedNetwork, int, int], None] | None = None
+
+
+def trained_stages(stages: Sequence[str], train: Train) -> tuple[str, ...]:
+    """The stages that a phase's `train` means, in the network's order."""
+    if train == "all":
+        return tuple(stages)
+    if train == "head":
+        return tuple(stages[-1:])
+    if isinstance(train, LastStages):
+        return tuple(stages[-train.last :])
+    return tuple(stage for stage in stages if stage in train)
+
+
+def augmentation(settings: AugmentSettings | None) -> Augment | None:
+    """The recipe's augmentation in plain values; None when it changes nothing."""
+    augment = Augment(**settings.model_dump()) if settings is not None else None
+    return augment if augment is not None and augment.numbers else None
+
+
+def phase_steps(phase: Phase, images: int) -> int:
+    """A phase's length in steps; the one place where epochs become steps."""
+    if phase.steps is not None:
+        return phase.steps
+    assert phase.epochs is not None
+    return phase.epochs * -(-images // phase.batch_size)
+
+
+def cache_boundary(network: StagedNetwork, phase: Phase, setting: Setting) -> int:
+    """How many stages may be run once for the whole phase: the frozen prefix, or 0 when it has to be run each time."""
+    images = setting.material.train.images[:1].to(setting.runtime.device)
+    prefix = frozen_prefix(network, trained_stages(network.stages, phase.train))
+    moving = (setting.augment is not None and phase.augment) or phase.norms == "update"
+    if prefix == 0 or moving:
+        return 0
+    size = cached_bytes(network, images, setting.normalise, prefix, setting.runtime)
+    return prefix if size * len(setting.material.train) <= BUDGET else 0
+
+
+def loop_phase(phase: Phase, stages: tuple[str, ...], steps: int, start: int) -> loop.Phase:
+    """A recipe's phase as the loop takes it."""
+    return loop.Phase(
+        name=phase.name,
+        stages=stages,
+        steps=steps,
+        optimizer=phase.optimizer.name,
+        arguments=phase.optimizer.model_dump(exclude={"name"}),
+        schedule=schedule(**phase.schedule.model_dump()),
+        label_smoothing=phase.label_smoothing,
+        clip_norm=phase.clip_norm,
+        ema=phase.ema,
+        layer_decay=phase.layer_decay,
+        norms=phase.norms,
+        keep=phase.keep,
+        start=start,
+    )
+
+
+def run_phases(network: StagedNetwork, phases: Sequence[Phase], setting: Setting, watch: Watch) -> list[PhaseSummary]:
+    """Trains `network` in place through all phases and returns their histories."""
+    summaries, first_epoch = [], 0
+    for number, phase in enumerate(phases, 1):
+        title = f"phase {number}/{len(phases)} {phase.name}" if len(phases) > 1 else f"phase {phase.name}"
+        summary, epochs = _run_phase(network, phase, setting, watch, title, first_epoch)
+        summaries.append(summary)
+        first_epoch += epochs
+    return summaries
+
+
+def _run_phase(
+    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, first_epoch: int
+) -> tuple[PhaseSummary, int]:
+    train = setting.material.train
+    stages = trained_stages(network.stages, phase.train)
+    parameters = set_trainable(network, stages)
+    start = cache_boundary(network, phase, setting)
+    batches = phase_batches(network, phase, setting, start)
+    steps = phase_steps(phase, len(train))
+    epochs = -(-steps // batches.steps_per_epoch)
+    how = "frozen part run once" if start else "nothing frozen" if len(stages) == len(network.stages) else "not cached"
+    history: list[EpochRow] = []
+    events = loop.train(
+        network,
+        batches,
+        loop_phase(phase, stages, steps, start),
+        setting.runtime,
+        first_epoch=first_epoch,
+        validate=_validation(network, setting),
+    )
+    title = f"{title}: {', '.join(stages)} train ({parameters:,} parameters), {steps:,} steps, {how}"
+    with watch.console.phase(title, steps) as view:
+        for event in events:
+            if isinstance(event, loop.Tick):
+                view.tick(event.epoch, event.step, event.loss, event.accuracy, event.images_per_second)
+                continue
+            history.append(_row(event))
+            _record(event, phase, epochs, watch, view)
+            if watch.keeper is not None:
+                watch.keeper.keep(network, f"after epoch {event.epoch} of {epochs} of phase {phase.name}")
+            if watch.after_row is not None:
+                watch.after_row(network, event.epoch, epochs)
+    return PhaseSummary(phase.name, list(stages), parameters, start > 0, history), epochs
+
+
+def phase_batches(network: StagedNetwork, phase: Phase, setting: Setting, start: int) -> Batches:
+    """The phase's batches: of images, or of activations behind the first `start` stages."""
+    train, device = setting.material.train, setting.runtime.device
+    images, labels = train.images.to(device), train.labels.to(device)
+    if start:
+        kept = activations(network, images, setting.normalise, start, setting.runtime)
+        return Batches(kept, labels, batch_size=phase.batch_size, seed=setting.seed)
+    return Batches(
+        images,
+        labels,
+        batch_size=phase.batch_size,
+        seed=setting.seed,
+        normalise=setting.normalise,
+        augment=setting.augment if phase.augment else None,
+    )
+
+
+def _validation(network: StagedNetwork, setting: Setting) -> Callable[[], float] | None:
+    held = setting.material.validation
+    if not len(held):
+        return None
+    images, labels = held.images.to(setting.runtime.device), held.labels
+
+    def validate() -> float:
+        return float((predictions(network, images, setting.normalise) == labels).double().mean())
+
+    return validate
+
+
+def _row(row: loop.Row) -> EpochRow:
+    return EpochRow(
+        epoch=row.epoch,
+        train_loss=row.train_loss,
+        validation_accuracy=row.validation_accuracy,
+        learning_rate=row.learning_rate,
+        images_per_second=row.images_per_second,
+        seconds=row.seconds,
+    )
+
+
+def _record(row: loop.Row, phase: Phase, epochs: int, watch: Watch, view: PhaseView) -> None:
+    values: dict[str, Any] = {"phase": phase.name, **asdict(row)}
+    append_metrics(watch.outputs, values)
+    validation = "" if row.validation_accuracy is None else f", validation {row.validation_accuracy:.2%}"
+    view.row(
+        f"  epoch {row.epoch}/{epochs}: loss {row.train_loss:.4f}, accuracy {row.train_accuracy:.2%}{validation}, "
+        f"{row.images_per_second:,.0f} images/s, {row.seconds:.1f} s"
+    )

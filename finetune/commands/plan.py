@@ -1,0 +1,158 @@
+"""`finetune plan`: what a recipe would do, without training anything."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.compare import scratch_phase
+from finetune.commands.material import data_root, open_material
+from finetune.commands.phases import (
+    Setting,
+    augmentation,
+    cache_boundary,
+    loop_phase,
+    phase_batches,
+    phase_steps,
+    trained_stages,
+)
+from finetune.commands.recipes import RecipeLike, open_recipe
+from finetune.data.batches import Normaliser
+from finetune.errors import SettingError
+from finetune.models.registry import build_model, model_row
+from finetune.models.staged import StagedNetwork
+from finetune.recipe.phase import Phase
+from finetune.recipe.schema import AdaptRecipe
+from finetune.source import open_source, peek
+from finetune.training.freeze import set_trainable
+from finetune.training.loop import train
+from finetune.training.optim import stage_groups
+from finetune.training.runtime import choose_runtime, seeded
+
+TRIAL_STEPS = 6
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase to come. `learning_rates` are each stage's at the schedule's top; `seconds` is an estimate."""
+
+    name: str
+    trains: list[str]
+    frozen: list[str]
+    trainable_parameters: int
+    learning_rates: dict[str, float]
+    norms: str
+    cached: bool
+    augmented: bool
+    steps: int
+    batch_size: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All phases, the scratch comparison among them if it is asked for, and the images they would see."""
+
+    kind: str
+    model: str
+    data: str
+    train: int
+    validation: int
+    test: int
+    phases: list[PhasePlan]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs: the same as JSON values."""
+        return asdict(self)
+
+
+def plan(
+    recipe: RecipeLike,
+    *,
+    source: str | Path | None = None,
+    root: str | Path | None = None,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """What each phase would train, at which rates, for how long. An adapt recipe needs `source`.
+
+    Seconds are measured on a few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
+    """
+    stages = model_row(peek(source).model).stages if source is not None else None
+    read = open_recipe(recipe, overrides, source_stages=stages)
+    if isinstance(read, AdaptRecipe) and source is None:
+        raise SettingError(
+            "an adapt recipe depends on its source: name one, for example --from checkpoints/mnist.safetensors"
+        )
+    if not isinstance(read, AdaptRecipe) and source is not None:
+        raise SettingError(
+            "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
+        )
+    runtime = choose_runtime(device, read.precision)
+    classifier = open_source(source).classifier if source is not None else None
+    arguments: Mapping[str, Any]
+    if isinstance(read, AdaptRecipe):
+        assert classifier is not None
+        model, arguments, spec = classifier.model, classifier.arguments, classifier.input
+    else:
+        model, arguments, spec = read.model.name, read.model.arguments, model_row(read.model.name).input
+    material = open_material(read.data, data_root(root), read.seed, spec)
+    normalise = Normaliser(spec.mean, spec.std, runtime.device)
+    setting = Setting(material, normalise, augmentation(read.data.augment), runtime, read.seed)
+    phases = list(read.phases)
+    if isinstance(read, AdaptRecipe) and "scratch" in read.compare:
+        phases.append(scratch_phase(read, len(material.train)))
+    with seeded(read.seed):
+        network = build_model(model, len(material.class_names), arguments)
+        runtime.place(network)
+        planned = [_phase_plan(network, phase, setting) for phase in phases]
+    return Plan(
+        kind=read.kind,
+        model=model,
+        data=material.name,
+        train=len(material.train),
+        validation=len(material.validation),
+        test=len(material.test),
+        phases=planned,
+    )
+
+
+def _phase_plan(network: StagedNetwork, phase: Phase, setting: Setting) -> PhasePlan:
+    stages = trained_stages(network.stages, phase.train)
+    parameters = set_trainable(network, stages)
+    groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay)
+    steps = phase_steps(phase, len(setting.material.train))
+    start = cache_boundary(network, phase, setting)
+    frozen = [stage for stage in network.stages if stage not in stages]
+    return PhasePlan(
+        name=phase.name,
+        trains=list(stages),
+        frozen=frozen,
+        trainable_parameters=parameters,
+        learning_rates={group.stage: group.lr for group in groups},
+        norms=phase.norms,
+        cached=start > 0,
+        augmented=setting.augment is not None and phase.augment,
+        steps=steps,
+        batch_size=phase.batch_size,
+        seconds=_estimate(network, phase, stages, steps, start, setting),
+    )
+
+
+def _estimate(
+    network: StagedNetwork, phase: Phase, stages: tuple[str, ...], steps: int, start: int, setting: Setting
+) -> float:
+    """Seconds for the phase: the cache's pass, if any, and a few timed steps scaled up."""
+    trial = copy.deepcopy(network)
+    began = time.perf_counter()
+    batches = phase_batches(trial, phase, setting, start)
+    filling = time.perf_counter() - began
+    for count in (1, min(steps, TRIAL_STEPS)):  # the first step warms up and is not counted
+        began = time.perf_counter()
+        for _ in train(trial, batches, loop_phase(phase, stages, count, start), setting.runtime):
+            pass
+    return filling + (time.perf_counter() - began) * steps / min(steps, TRIAL_STEPS)

@@ -1,0 +1,99 @@
+"""`finetune pretrain`: from a recipe to a checkpoint and its report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from finetune.commands.keeper import Keeper
+from finetune.commands.material import Material, data_root, open_material
+from finetune.commands.outputs import prepare_outputs
+from finetune.commands.phases import Setting, Watch, augmentation, run_phases
+from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
+from finetune.commands.results import measure, save_run, target_summary
+from finetune.data.batches import Normaliser
+from finetune.models.classifier import Classifier
+from finetune.models.registry import build_model, model_row
+from finetune.models.staged import StagedNetwork
+from finetune.recipe.reader import dump_recipe, resolved
+from finetune.recipe.schema import PretrainRecipe
+from finetune.reporting.console import Console
+from finetune.reporting.report import Report
+from finetune.source import describe
+from finetune.training.evaluation import predictions
+from finetune.training.runtime import choose_runtime, environment, seeded
+
+
+def pretrain(
+    recipe: RecipeLike,
+    *,
+    out: str | Path | None = None,
+    root: str | Path | None = None,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> Report:
+    """Trains from scratch, writes `out` (by default checkpoints/NAME.safetensors) and its report, returns the report.
+
+    `recipe` is a file, a dict or a recipe; `overrides` are KEY=VALUE texts as for --set; `root` is the data folder.
+    Errors are those of `finetune.errors`.
+    """
+    started = time.perf_counter()
+    console = console or Console(quiet=True, results=False)
+    plan = open_recipe(recipe, overrides)
+    if not isinstance(plan, PretrainRecipe):
+        raise wrong_kind(plan, "pretrain")
+    spec = model_row(plan.model.name).input
+    runtime = choose_runtime(device, plan.precision)
+    material = open_material(plan.data, data_root(root), plan.seed, spec)
+    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else material.name
+    outputs = prepare_outputs(out, name, dump_recipe(plan), console)
+    with seeded(plan.seed):
+        network = build_model(plan.model.name, len(material.class_names), plan.model.arguments)
+        classifier = Classifier(network, plan.model.name, plan.model.arguments, material.class_names, spec)
+        described = {"recipe": resolved(plan), "data": material.describe()}
+        with Keeper(outputs, lambda: describe(classifier, **described)) as keeper:
+            runtime.place(network)
+            normalise = Normaliser(spec.mean, spec.std, runtime.device)
+            setting = Setting(
+                material=material,
+                normalise=normalise,
+                augment=augmentation(plan.data.augment),
+                runtime=runtime,
+                seed=plan.seed,
+            )
+            after_row = _article_line(material, normalise, console) if plan.test_each_epoch else None
+            phases = run_phases(network, plan.phases, setting, Watch(console, outputs, keeper, after_row))
+            test = measure(material.test, predictions(network, material.test.images.to(runtime.device), normalise))
+    report = Report(
+        kind="pretrain",
+        recipe=resolved(plan),
+        seed=plan.seed,
+        device=str(runtime.device),
+        environment=environment(runtime),
+        seconds=time.perf_counter() - started,
+        source=None,
+        target=target_summary(material),
+        transplant=None,
+        phases=phases,
+        results={"test": test},
+    )
+    save_run(classifier, described, report, outputs, console, lineage=[])
+    return report
+
+
+def _article_line(
+    material: Material, normalise: Normaliser, console: Console
+) -> Callable[[StagedNetwork, int, int], None]:
+    """Prints the test accuracy after each epoch in the article's words; nothing is chosen by it."""
+
+    def after_row(network: StagedNetwork, epoch: int, epochs: int) -> None:
+        device: torch.device = next(network.parameters()).device
+        found = predictions(network, material.test.images.to(device), normalise)
+        right = int((found == material.test.labels).sum())
+        console.say(f"Epoch [{epoch}/{epochs}], Accuracy: [{right}/{len(material.test)}]")
+
+    return after_row

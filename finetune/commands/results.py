@@ -1,0 +1,82 @@
+"""The end of a run: predictions become results, and checkpoint and report are written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from finetune.checkpoint import encode, write_whole
+from finetune.commands.material import Material
+from finetune.commands.outputs import Outputs, set_aside
+from finetune.data.images import ImageSet
+from finetune.models.classifier import Classifier
+from finetune.reporting.console import Console
+from finetune.reporting.metrics import confusion, per_class
+from finetune.reporting.report import Report, Result, TargetSummary, result_values
+from finetune.reporting.tables import report_tables
+from finetune.reporting.verdict import Score
+from finetune.source import describe
+
+
+def right_answers(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
+    """Whether each image was named rightly, from predicted class indices (int64, N)."""
+    right: npt.NDArray[np.bool_] = (predicted.cpu() == images.labels).numpy()
+    return right
+
+
+def measure(images: ImageSet, predicted: Tensor, *, method: str | None = None, detailed: bool = True) -> Result:
+    """The result of predictions (int64, N) for labelled images; `detailed` adds classes and confusion."""
+    score = asdict(Score.of(right_answers(images, predicted)))
+    if not detailed:
+        return Result(**score, method=method)
+    labels, found = images.labels.numpy(), predicted.cpu().numpy()
+    classes = {name: dict(values) for name, values in per_class(labels, found, images.class_names).items()}
+    return Result(
+        **score, method=method, per_class=classes, confusion=confusion(labels, found, len(images.class_names))
+    )
+
+
+def target_summary(material: Material) -> TargetSummary:
+    """The report's `target`."""
+    return TargetSummary(
+        name=material.name,
+        classes=list(material.class_names),
+        train=len(material.train),
+        validation=len(material.validation),
+        test=len(material.test),
+    )
+
+
+def save_run(
+    classifier: Classifier,
+    described: Mapping[str, Any],
+    report: Report,
+    outputs: Outputs,
+    console: Console,
+    *,
+    lineage: list[dict[str, Any]],
+) -> None:
+    """Writes checkpoint and report and shows the outcome. An older, different checkpoint is moved aside first.
+
+    When the bytes are those that are there already, so are the results, and nothing but the report's timings changes.
+    """
+    results = {k: None if r is None else result_values(r, brief=True) for k, r in report.results.items()}
+    metadata = describe(classifier, **described, results=results, lineage=lineage)
+    content = encode(classifier.network.state_dict(), metadata)
+    digest = hashlib.sha256(content).hexdigest()
+    there = outputs.checkpoint.read_bytes() if outputs.checkpoint.exists() else None
+    if there == content:
+        console.note(f"{outputs.checkpoint}: the same bytes as the run before")
+    else:
+        set_aside(outputs, console)
+        write_whole(outputs.checkpoint, content)
+    write_whole(outputs.report, report.to_json().encode())
+    for table in report_tables(report):
+        console.show(table)
+    console.say(f"wrote {outputs.checkpoint} (sha256 {digest[:12]}) and {outputs.report}")

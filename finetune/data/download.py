@@ -1,0 +1,206 @@
+"""Downloads the missing files of a data set, each mirror in turn, and lets nothing half-done look finished.
+
+Bytes arrive under a name that starts with a dot and ends with .part, and take their own name by a rename once they are
+complete and their MD5 is right. A .gz is unpacked and dropped. A .zip is kept, since it holds other data sets too, and
+only the files asked for are taken out of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING
+
+from finetune.errors import DownloadError, OutputError
+
+if TYPE_CHECKING:
+    from finetune.data.catalog import Archive, DatasetRow
+
+# Seconds to wait for a connection, and for the next bytes on it.
+TIMEOUT = 10.0
+_CHUNK = 1 << 16
+
+
+class _MirrorFailed(Exception):
+    """Why one mirror did not give one archive; the next is tried."""
+
+
+def fetch(row: DatasetRow, root: Path) -> None:
+    """Puts the missing files of a data set under `root`, in torchvision's layout; those that are there stay untouched.
+
+    Shows a bar on a terminal and plain lines elsewhere, on standard error. Raises DownloadError naming every address
+    tried and why it failed, and OutputError where `root` cannot be written. What was complete by then is kept.
+    """
+    raw = row.raw_folder(root)
+    missing = row.missing(root)
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        for archive in row.archives:
+            if wanted := [name for name in missing if _may_hold(archive, name)]:
+                _fetch_archive(row, archive, wanted, raw)
+    except OSError as fault:  # the network's own errors never come this far
+        raise OutputError(
+            f"{raw}: cannot be written: {fault.strerror or fault}; name another folder with --data-root"
+        ) from None
+
+
+def _may_hold(archive: Archive, name: str) -> bool:
+    return archive.name.endswith(".zip") or archive.name == f"{name}.gz"
+
+
+def _fetch_archive(row: DatasetRow, archive: Archive, wanted: list[str], raw: Path) -> None:
+    """Unpacks `wanted` from the archive: from a good copy already there, else from the first mirror that works."""
+    kept = raw / archive.name
+    reasons = []
+    if kept.is_file() and _md5(kept) == archive.md5:
+        try:
+            return _unpack(kept, archive, wanted, raw)
+        except _MirrorFailed as fault:
+            reasons.append(f"{kept}: {fault}")
+    for mirror in row.mirrors:
+        url = mirror + archive.name
+        try:
+            return _fetch_from(url, archive, wanted, raw)
+        except _MirrorFailed as fault:
+            reasons.append(f"{url}: {fault}")
+            print(f"{url}: {fault}", file=sys.stderr)
+    raise DownloadError(
+        f"{row.name}: no mirror gave {archive.name}\n"
+        + "".join(f"  {reason}\n" for reason in reasons)
+        + f"Expected in {raw}, plain or .gz: {', '.join(row.files)}.\n"
+        "Put them there by hand or try again later. Without a network, go on with the bundled digits:\n"
+        "  finetune pretrain --recipe recipes/digits.yaml"
+    )
+
+
+def _fetch_from(url: str, archive: Archive, wanted: list[str], raw: Path) -> None:
+    with _part_beside(raw / archive.name) as part:
+        _receive(url, archive.md5, part)
+        if archive.name.endswith(".zip"):
+            part = part.replace(raw / archive.name)
+        _unpack(part, archive, wanted, raw)
+
+
+def _receive(url: str, md5: str, part: Path) -> None:
+    """Writes what `url` gives to `part`. Raises _MirrorFailed where it is not the file with this MD5."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with part.open("xb") as file:
+        for chunk in _chunks(url):
+            digest.update(chunk)
+            file.write(chunk)
+        size = file.tell()
+        _settle(file)
+    if digest.hexdigest() != md5:
+        raise _MirrorFailed(f"expected MD5 {md5}, found {digest.hexdigest()} ({size:,} bytes)")
+
+
+def _chunks(url: str) -> Iterator[bytes]:
+    """The bytes `url` gives, as they arrive. Raises _MirrorFailed for whatever goes wrong on the way."""
+    received = 0
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "finetune"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            length = response.headers.get("Content-Length") or ""
+            total = int(length) if length.isdecimal() else None
+            with _progress(url, total) as advance:
+                while chunk := response.read(_CHUNK):
+                    received += len(chunk)
+                    advance(len(chunk))
+                    yield chunk
+    except (OSError, HTTPException, ValueError) as fault:
+        raise _MirrorFailed(_reason(fault)) from None
+    if total is not None and received < total:
+        raise _MirrorFailed(f"cut off after {received:,} of {total:,} bytes")
+
+
+def _reason(fault: Exception) -> str:
+    """An error of the network in a few words."""
+    if isinstance(fault, urllib.error.HTTPError):
+        fault.close()
+        return f"HTTP {fault.code} {_harmless(fault.reason)}"
+    cause = fault.reason if isinstance(fault, urllib.error.URLError) else fault
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {TIMEOUT:g} s"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return _harmless(str(cause)) or type(cause).__name__
+
+
+def _harmless(text: str) -> str:
+    """A server's own words on one line, without what could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in text[:200]).strip()
+
+
+@contextlib.contextmanager
+def _progress(url: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be told of each number of bytes that arrived."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"downloading {url}" + (f" ({total / 1e6:.1f} MB)" if total else ""), file=sys.stderr, flush=True)
+        yield lambda _: None
+        return
+    name = TextColumn("{task.description}", markup=False)
+    with Progress(name, BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(url.rpartition("/")[2], total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _unpack(path: Path, archive: Archive, wanted: list[str], raw: Path) -> None:
+    """Unpacks the files `wanted` into `raw`, under these names alone: a name inside an archive is never a path."""
+    try:
+        if not archive.name.endswith(".zip"):
+            with path.open("rb") as packed:
+                return _gunzip(packed, raw / wanted[0])
+        with zipfile.ZipFile(path) as bundle:
+            members = {PurePosixPath(member.filename).name: member for member in bundle.infolist()}
+            for name in wanted:
+                with bundle.open(members[f"{name}.gz"]) as packed:
+                    _gunzip(packed, raw / name)
+    except KeyError as fault:
+        raise _MirrorFailed(f"holds no {fault.args[0]}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as fault:
+        raise _MirrorFailed(f"cannot be unpacked: {fault}") from None
+
+
+def _gunzip(packed: IO[bytes], target: Path) -> None:
+    with _part_beside(target) as part:
+        with gzip.open(packed) as source, part.open("xb") as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+            _settle(file)
+        part.replace(target)
+
+
+@contextlib.contextmanager
+def _part_beside(target: Path) -> Iterator[Path]:
+    """A new name in the same folder to write to; what still has it at the end is removed."""
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _settle(file: IO[bytes]) -> None:
+    """Waits until the bytes are on the disk, so that a rename never outruns them."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,123 @@
+"""Held-out parts and few-shot picks that depend on what an image shows, never on where it lies in its file.
+
+An image's turn comes from a hash of its pixels. Shuffling a data set, or adding to it, then leaves an image on the side
+where it was, and the same picture met twice cannot be trained on and judged on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from finetune.data.images import ImageSet
+from finetune.errors import DataError
+
+Integers = npt.NDArray[np.int64]
+
+
+def image_hashes(images: Tensor, salt: str) -> npt.NDArray[np.uint64]:
+    """One number an image: 64 bits of BLAKE2b over the salt, the image's shape C×H×W and its bytes.
+
+    images: uint8, N×C×H×W. Returns N values, equal for equal images wherever they lie. Two different images among a
+    million share a number with a chance of about 3 in 100 million. 60,000 images of 28×28 take about 0.1 s.
+    """
+    count, *shape = images.shape
+    start = hashlib.blake2b(f"{len(salt)}:{salt}:{'x'.join(map(str, shape))}:".encode(), digest_size=8)
+    pixels = memoryview(np.ascontiguousarray(images.cpu().numpy()).reshape(-1).data)
+    size = math.prod(shape)
+    digests = []
+    for begin in range(0, count * size, size or 1):
+        digest = start.copy()
+        digest.update(pixels[begin : begin + size])
+        digests.append(digest.digest())
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+
+
+def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -> tuple[ImageSet, ImageSet]:
+    """Splits `data` into (rest, held out), each in its original order.
+
+    amount: a number of images (int), or a fraction of them (float, 0 ≤ amount < 1). It is spread over the classes in
+    proportion to their images, by largest remainder; within a class the images of smallest hash are held out. 0 gives
+    back `data` itself and a set of no images.
+
+    Equal images stay together, on the side of the lowest label among them. A class whose images are repeated may thus
+    hold out a few more or fewer than its share, and the total may fall short where no whole group of equals fits.
+
+    Raises DataError where the amount makes no sense or leaves a class that has images without one to train on.
+    """
+    wanted = _number_of_images(data, amount)
+    if wanted == 0:
+        return data, data.subset([])
+    labels: Integers = data.labels.cpu().numpy()
+    groups, group_of, group_sizes = np.unique(image_hashes(data.images, salt), return_inverse=True, return_counts=True)
+    home = np.full(len(groups), len(data.class_names), dtype=np.int64)
+    np.minimum.at(home, group_of, labels)
+    class_sizes = np.bincount(labels, minlength=len(data.class_names))
+    held = np.zeros(len(groups), dtype=bool)
+    for label, share in enumerate(_in_proportion(class_sizes, wanted)):
+        own = np.flatnonzero(home == label)  # in order of hash: np.unique sorts
+        held[own[_fill(group_sizes[own], int(share))]] = True
+    out = held[group_of]
+    left = np.bincount(labels[~out], minlength=len(class_sizes))
+    if emptied := [data.class_names[c] for c in np.flatnonzero((left == 0) & (class_sizes > 0))]:
+        raise DataError(
+            f"{data.origin}: holding out {amount} of {len(data):,} images leaves no image to train on for class "
+            f"{', '.join(emptied)}; hold out fewer, or leave the class out"
+        )
+    return data.subset(np.flatnonzero(~out)), data.subset(np.flatnonzero(out))
+
+
+def take_shots(data: ImageSet, shots: int, *, seed: int) -> ImageSet:
+    """`shots` images of every class, in their original order: those of smallest hash, salted with `seed`.
+
+    Raises DataError where shots is below 1 or a class has fewer images than that.
+    """
+    if shots < 1:
+        raise DataError(f"{data.origin}: expected at least 1 shot a class, found {shots}")
+    if short := [f"{name} ({count:,})" for name, count in data.counts().items() if count < shots]:
+        raise DataError(
+            f"{data.origin}: {shots:,} shots asked for, and these classes have fewer images: {', '.join(short)}; "
+            "ask for fewer shots, or leave these classes out"
+        )
+    labels: Integers = data.labels.cpu().numpy()
+    order = np.lexsort((image_hashes(data.images, f"shots {seed}"), labels))
+    starts = np.searchsorted(labels[order], np.arange(len(data.class_names)))
+    picked = (starts[:, None] + np.arange(shots)).reshape(-1)
+    return data.subset(np.sort(order[picked]))
+
+
+def _number_of_images(data: ImageSet, amount: int | float) -> int:
+    """`amount` as a count of images; DataError where it is none."""
+    if isinstance(amount, int) and not isinstance(amount, bool) and 0 <= amount <= len(data):
+        return amount
+    if isinstance(amount, float) and 0 <= amount < 1:
+        return round(amount * len(data))
+    raise DataError(
+        f"{data.origin}: expected a number of images to hold out from 0 to {len(data):,}, or a fraction from 0 to "
+        f"below 1, found {amount!r}"
+    )
+
+
+def _in_proportion(sizes: Integers, total: int) -> Integers:
+    """`total` spread over classes of these sizes by largest remainder; ties go to the lower label. Sums to `total`."""
+    exact = sizes * total  # over sizes.sum(): whole numbers, so ties are ties
+    shares: Integers = exact // sizes.sum()
+    by_remainder = np.argsort(-(exact % sizes.sum()), kind="stable")
+    shares[by_remainder[: total - int(shares.sum())]] += 1
+    return shares
+
+
+def _fill(sizes: Integers, room: int) -> list[int]:
+    """Indices of the groups taken, first to last, each where it still fits; together at most `room` images."""
+    taken = []
+    for index, size in enumerate(sizes.tolist()):
+        if room == 0:
+            break
+        if size <= room:
+            taken.append(index)
+            room -= size
+    return taken

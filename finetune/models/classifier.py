@@ -1,0 +1,113 @@
+"""A network together with what it needs to be used: its class names and how an image becomes its input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.errors import DataError
+from finetune.models.registry import InputSpec
+from finetune.models.staged import StagedNetwork
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    ImageLike: TypeAlias = str | Path | Image | np.ndarray | Tensor
+
+PREDICT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of one image, and the probability of each class in the classifier's order."""
+
+    label: str
+    probability: float
+    probabilities: tuple[float, ...]
+
+
+class Classifier(nn.Module):
+    """`forward` takes normalised images (float, N×C×H×W) and gives logits (N×classes); `predict` takes pictures."""
+
+    def __init__(
+        self,
+        network: StagedNetwork,
+        model: str,
+        arguments: Mapping[str, Any],
+        class_names: Sequence[str],
+        input: InputSpec,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.model = model
+        self.arguments = dict(arguments)
+        self.class_names = tuple(class_names)
+        self.input = input
+        self.origin: object | None = None  # the source it was loaded from, for `finetune.save`
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+    def preprocess(self, image: ImageLike) -> Tensor:
+        """One image as the network takes it: float, C×size×size, normalised.
+
+        `image` is a file's path, a PIL image, or uint8 pixels (H×W or H×W×C array; H×W or C×H×W tensor). Pictures of
+        another size are resized, colour is turned grey where the network is grey. DataError when it is no picture.
+        """
+        from PIL import Image, ImageOps
+
+        picture = _open_picture(image)
+        picture = ImageOps.exif_transpose(picture).convert("L" if self.input.channels == 1 else "RGB")
+        side = self.input.size
+        if picture.size != (side, side):
+            picture = picture.resize((side, side), Image.Resampling[self.input.interpolation.upper()])
+        pixels = torch.from_numpy(np.array(picture)).reshape(side, side, self.input.channels).permute(2, 0, 1)
+        mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (self.input.mean, self.input.std))
+        return (pixels.float() / 255 - mean) / std
+
+    @torch.no_grad()
+    def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
+        """Label and probabilities for each picture, in order. The network is in evaluation mode meanwhile."""
+        was_training, device = self.training, next(self.parameters()).device
+        self.eval()
+        try:
+            inputs = [self.preprocess(image) for image in images]
+            found: list[Prediction] = []
+            for start in range(0, len(inputs), PREDICT_BATCH):
+                logits = self(torch.stack(inputs[start : start + PREDICT_BATCH]).to(device))
+                for row in logits.float().softmax(1).cpu().tolist():
+                    best = max(range(len(row)), key=row.__getitem__)
+                    found.append(Prediction(self.class_names[best], row[best], tuple(row)))
+            return found
+        finally:
+            self.train(was_training)
+
+
+def _open_picture(image: ImageLike) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, Path)):
+        try:
+            picture = Image.open(image)
+            picture.load()
+        except FileNotFoundError:
+            raise DataError(f"{image}: there is no such image file") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{image}: cannot be read as an image ({error})") from None
+        return picture
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
+        image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
+    pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise DataError(f"expected uint8 pixels of shape H×W or with a channel axis, found {image.dtype} {image.shape}")
+    return Image.fromarray(pixels)

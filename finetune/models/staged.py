@@ -1,0 +1,46 @@
+"""The shape every network here has: an ordered chain of named stages, the last of them the head."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+
+class StagedNetwork(nn.Module, ABC):
+    """A network as a chain of stages, input to output. Every parameter belongs to exactly one stage.
+
+    A family of networks says its `stages`, runs a single one of them in `run_stage`, and names the submodules of each
+    in `stage_modules`. Freezing, layer-wise learning rates and the cache of a frozen prefix are built on these three.
+    """
+
+    stages: tuple[str, ...]
+    head: nn.Linear
+
+    @abstractmethod
+    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """One stage's output for its input, activation and pooling included."""
+
+    def stage_modules(self, stage: str) -> Sequence[nn.Module]:
+        """The submodules that hold the stage's parameters and buffers; by default the one of the same name."""
+        return [self.get_submodule(stage)]
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Runs `stages[start:stop]`; `x` is what stage `start` takes (for 0: images, float, N×C×H×W)."""
+        for stage in self.stages[start:stop]:
+            x = self.run_stage(stage, x)
+        return x
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees: float, N×F, for images N×C×H×W."""
+        return self.run(x, stop=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, N×classes, for normalised images, N×C×H×W."""
+        return self.run(x)
+
+    def stage_parameters(self, stage: str) -> Iterator[nn.Parameter]:
+        """Every parameter of one stage."""
+        for module in self.stage_modules(stage):
+            yield from module.parameters()

@@ -1,0 +1,141 @@
+"""What is wrong with a recipe: one `Fault` for each thing found, and the line of text a person reads about it.
+
+A `Place` is the way to a value from the top of the recipe: `("phases", 1, "train")` is written `phases[1].train`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from finetune.errors import did_you_mean
+
+Place = tuple[str | int, ...]
+Line = int | str  # a line number of the file, counted from 1, or the `--set KEY=VALUE` that gave the value
+
+_LONGEST = 60  # characters of a person's own text that are repeated in a message
+_MOST_NAMES = 30  # known names listed in one message
+_MOST_FAULTS = 100  # lines in one error; a file with more faults is no recipe
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong at `place`."""
+
+    place: Place
+    message: str
+    at: Place | None = None  # the value whose line is shown, where that is more exact than `place`
+    line: Line | None = None  # the line itself, where there is no value to look it up by
+    lacks: tuple[Place, ...] = ()  # keys that are missing; if one of them is there but misspelt, only that is reported
+    meant: tuple[Place, ...] = ()  # keys this misspelt one was probably meant to be
+
+
+def quoted(text: str) -> str:
+    """Returns `text` in double quotes, on one line, cut to a readable length, with odd characters escaped."""
+    cut = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return '"' + escaped.replace('"', '\\"') + '"'
+
+
+def found(value: object) -> str:
+    """Says in words what a value of a recipe is: `the text "8x"`, `the number 1.5`, `a list`."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"the whole number {value}" if abs(value) < 2**63 else "a whole number too large to use"
+    if isinstance(value, float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return f"the text {quoted(value)}"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else f"a Python {type(value).__name__}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns the names with commas between, the first ones only where there are very many."""
+    every = list(names)
+    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
+    return ", ".join(every[:_MOST_NAMES]) + more
+
+
+def unknown(what: str, name: str, known: Sequence[str], plural: str) -> str:
+    """Returns `unknown stage "fc3"; did you mean 'fc1'? Stages are conv1, fc1, head`."""
+    near = did_you_mean(name, known)
+    every = f"{plural} are {listed(known)}" if known else f"there are no {plural}"
+    return (
+        f"unknown {what} {quoted(name)}{near} {every[0].upper()}{every[1:]}"
+        if near
+        else (f"unknown {what} {quoted(name)}; {every}")
+    )
+
+
+def unknown_key(place: Place, allowed: Sequence[str], near: Sequence[str]) -> Fault:
+    """A key that no part of a recipe has; `near` are the allowed keys it was perhaps meant to be."""
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}? A" if near else "; a"
+    if ":" in str(place[-1]):
+        hint = "; is a space missing after the ':'? A"
+    message = f"unknown key{hint}llowed keys are {listed(allowed)}"
+    return Fault(place, message, meant=tuple((*place[:-1], name) for name in near))
+
+
+def shown(place: Place) -> str:
+    """Writes a place as it is typed after `--set`: `phases[0].optimizer.lr`."""
+    text = ""
+    for part in place:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif re.fullmatch(r"[\w-]{1,60}", part):
+            text += f".{part}" if text else part
+        else:
+            text += f"[{quoted(part)}]"
+    return text
+
+
+def without_echoes(faults: Iterable[Fault], broken: Iterable[Place] = ()) -> list[Fault]:
+    """Drops what only repeats another fault.
+
+    That is a missing key which is there but misspelt, and anything said about a value that could not be read (`broken`)
+    by somebody who saw only that nothing was there.
+    """
+    every = list(dict.fromkeys(faults))
+    meant = {place for fault in every for place in fault.meant}
+    unread = set(broken)
+    kept = []
+    for fault in every:
+        on_unread = any(fault.place[:n] in unread for n in range(len(fault.place) + 1))
+        if not meant.intersection(fault.lacks) and (fault.line is not None or not on_unread):
+            kept.append(fault)
+    return kept
+
+
+def rendered(faults: Iterable[Fault], where: str, lines: Mapping[Place, Line]) -> list[str]:
+    """Returns one line of text per fault: those of the file in its order, then those of `--set`."""
+    located = [(fault, _line(fault, lines)) for fault in faults]
+    located.sort(key=lambda pair: pair[1] if isinstance(pair[1], int) else (0 if pair[1] is None else 2**63))
+    texts = [_text(fault, line, where) for fault, line in located]
+    if len(texts) > _MOST_FAULTS:
+        texts[_MOST_FAULTS:] = [f"{where}: and {len(texts) - _MOST_FAULTS} more problems"]
+    return texts
+
+
+def _line(fault: Fault, lines: Mapping[Place, Line]) -> Line | None:
+    if fault.line is not None:
+        return fault.line
+    place = fault.place if fault.at is None else fault.at
+    while place and place not in lines:
+        place = place[:-1]
+    return lines.get(place)
+
+
+def _text(fault: Fault, line: Line | None, where: str) -> str:
+    path = shown(fault.place)
+    if isinstance(line, str):
+        start = line
+        path = "" if line.startswith(f"--set {path}=") else path
+    else:
+        start = where if line is None else f"{where}:{line}"
+    return f"{start}: {path}: {fault.message}" if path else f"{start}: {fault.message}"

@@ -1,0 +1,87 @@
+"""The `data` part of a recipe: which images, how they are divided, and how training images are changed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from finetune.recipe.settings import Settings, Text, expected
+
+
+class AugmentSettings(Settings):
+    """Random changes made to every training image anew in each epoch; 0 leaves a change out."""
+
+    shift: int = Field(default=0, ge=0, description="Largest shift, in pixels, in each direction.")
+    rotate: float = Field(default=0.0, ge=0, le=180, description="Largest rotation, in degrees, either way.")
+    scale: float = Field(
+        default=0.0, ge=0, lt=1, description="Largest change of size, as a fraction: 0.1 is 0.9 to 1.1 times."
+    )
+    shear: float = Field(default=0.0, ge=0, lt=90, description="Largest shear, in degrees, either way.")
+    elastic: float = Field(default=0.0, ge=0, description="Size, in pixels, of a smooth random displacement.")
+    elastic_grid: int = Field(
+        default=4, ge=2, le=8, description="Points a side of the grid that displacement is drawn on."
+    )
+    erase: int = Field(default=0, ge=0, description="Side, in pixels, of a square painted over with background.")
+
+
+def _class_name(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise expected("a class name (text or a whole number)")
+    return value
+
+
+def _validation_form(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return "images" if isinstance(value, int) else "fraction"
+
+
+ClassName = Annotated[Text, BeforeValidator(_class_name, json_schema_input_type=int | str)]
+Validation = Annotated[
+    Annotated[int, Field(ge=0), Tag("images")] | Annotated[float, Field(ge=0, lt=1), Tag("fraction")],
+    Discriminator(
+        _validation_form,
+        custom_error_type="expected",
+        custom_error_message="expected {what}",
+        custom_error_context={"what": "a whole number of images or a fraction below 1"},
+    ),
+]
+
+
+class DataSettings(Settings):
+    """Which images, and how they are divided and changed."""
+
+    name: Text | None = Field(
+        default=None,
+        description="A registered data set, or the path of a folder of images or of a CSV file; a path has a / in it. "
+        "In an adapt recipe it may be left out: --target gives it.",
+        examples=["mnist"],
+    )
+    classes: Annotated[tuple[ClassName, ...], Field(strict=False, min_length=1)] | None = Field(
+        default=None,
+        description="Use only the images of these classes, in this order. Left out: all classes.",
+        examples=[[0, 1]],
+    )
+    validation: Validation = Field(
+        default=0,
+        description="Training images put aside for validation: a whole number of images, or a fraction of them.",
+        examples=[0.1],
+    )
+    shots: int | None = Field(
+        default=None, ge=1, description="Labelled training images used per class, drawn by the seed. Left out: all."
+    )
+    augment: AugmentSettings | None = Field(
+        default=None, description="Random changes made to training images. Left out: none.", examples=[{"shift": 2}]
+    )
+
+
+class NamedDataSettings(DataSettings):
+    """Which images, where nothing else can say so."""
+
+    name: Text = Field(
+        description="A registered data set, or the path of a folder of images or of a CSV file; a path has a / in it.",
+        examples=["mnist"],
+    )

@@ -1,0 +1,149 @@
+"""One phase of training: what trains, for how long, with what optimizer. A recipe is a list of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+
+from finetune.recipe.optimizer import Constant, Optimizer, Schedule
+from finetune.recipe.settings import Settings, Text, expected
+
+TRAIN_FORMS = "head, all, {last: N} or a list of stage names"
+
+
+class LastStages(Settings):
+    """The last stages of the model, counted from the output; the head is one of them."""
+
+    last: int = Field(ge=1, description="How many stages, counted from the output; 1 is the head alone.", examples=[2])
+
+
+def _train_form(value: object) -> str | None:
+    if isinstance(value, str):
+        return "word"
+    if isinstance(value, Mapping | LastStages):
+        return "last"
+    return "stages" if isinstance(value, list | tuple) else None
+
+
+def _train_word(value: object) -> object:
+    if value not in ("head", "all"):
+        raise expected(TRAIN_FORMS)
+    return value
+
+
+Train = Annotated[
+    Annotated[Literal["head", "all"], BeforeValidator(_train_word), Tag("word")]
+    | Annotated[LastStages, Tag("last")]
+    | Annotated[tuple[Text, ...], Field(strict=False, min_length=1), Tag("stages")],
+    Discriminator(
+        _train_form,
+        custom_error_type="expected",
+        custom_error_message="expected {what}",
+        custom_error_context={"what": TRAIN_FORMS},
+    ),
+]
+
+
+def derived_name(train: Literal["head", "all"] | LastStages | tuple[str, ...]) -> str:
+    """Names a phase after what it trains: 'head', 'all', 'last-2' or 'conv1+fc1'."""
+    if isinstance(train, LastStages):
+        return f"last-{train.last}"
+    return train if isinstance(train, str) else "+".join(train)
+
+
+def _name_from(values: dict[str, Any]) -> str:
+    return derived_name(values["train"])
+
+
+class Phase(Settings):
+    """One stretch of training. What is not trained is frozen: parameters and buffers stay bit for bit the same."""
+
+    train: Train = Field(
+        description="What trains: head, all, {last: N} stages counted from the output, or a list of stage names.",
+        examples=["all"],
+    )
+    name: str = Field(
+        default_factory=_name_from,
+        min_length=1,
+        description="Name of the phase in reports, once in a recipe. Left out: head, all, last-2, or conv1+fc1 from "
+        "what trains, with -2, -3 and so on added where that name is taken.",
+    )
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Length in passes over the training images. Give either epochs or steps.",
+        examples=[5],
+    )
+    steps: int | None = Field(
+        default=None, ge=1, description="Length in optimizer steps (batches). Give either epochs or steps."
+    )
+    batch_size: int = Field(default=64, ge=1, description="Images per optimizer step, over all processes together.")
+    optimizer: Optimizer = Field(
+        description="The rule that turns gradients into steps.", examples=[{"name": "sgd", "lr": 0.05}]
+    )
+    schedule: Schedule = Field(
+        default=Constant(name="constant"),
+        description="How the learning rate moves over the phase.",
+        examples=[{"name": "cosine"}],
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Part of the target probability that is spread evenly over all classes."
+    )
+    clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="Gradients are scaled down so that their L2 norm, all together, is at most this.",
+    )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Keep a running average of the weights with this decay per step, and use it.",
+    )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Learning rate of a stage as a fraction of that of the next one towards the head.",
+    )
+    norms: Literal["hold", "update"] = Field(
+        default="hold",
+        description="Frozen normalisation layers: hold keeps their running mean and variance and uses them, "
+        "update lets them follow the images seen.",
+    )
+    augment: bool = Field(default=True, description="Whether data.augment applies in this phase.")
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description="Weights the phase ends with: those after its last epoch, or of the epoch with the best accuracy "
+        "on the validation images (data.validation must not be 0).",
+    )
+
+
+def named(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """Adds -2, -3, ... to derived names that are taken; names a person gave are left as they are."""
+    taken = {phase.name for phase in phases if "name" in phase.model_fields_set}
+    count: dict[str, int] = {}
+    result = []
+    for phase in phases:
+        name = phase.name
+        if "name" not in phase.model_fields_set:
+            while name in taken:
+                count[phase.name] = count.get(phase.name, 1) + 1
+                name = f"{phase.name}-{count[phase.name]}"
+            taken.add(name)
+        result.append(phase.model_copy(update={"name": name}))
+    return tuple(result)
+
+
+Phases = Annotated[
+    tuple[Phase, ...],
+    Field(
+        strict=False,
+        min_length=1,
+        description="What is trained, one phase after the other.",
+        examples=[[{"train": "all", "epochs": 5, "optimizer": {"name": "sgd", "lr": 0.05}}]],
+    ),
+    AfterValidator(named),
+]

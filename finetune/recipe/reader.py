@@ -1,0 +1,119 @@
+"""Reads a recipe and checks it whole: every problem at once, each with its line.
+
+The way of a recipe: text or Python data becomes plain data with lines (`document`, `plain`), `--set` values are put in
+(`override`), the kind of everything is settled (`tags`), then schema, rules between fields and names are each checked,
+and what they found is put in one list (`faults`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import cast
+
+from pydantic import ValidationError
+
+from finetune.errors import RecipeError, did_you_mean
+from finetune.recipe.document import Document, read_yaml
+from finetune.recipe.dump import dump_recipe, resolved
+from finetune.recipe.explain import explained
+from finetune.recipe.faults import Fault, found, rendered, without_echoes
+from finetune.recipe.names import KnownNames, name_faults
+from finetune.recipe.override import override
+from finetune.recipe.plain import from_python
+from finetune.recipe.rules import rule_faults
+from finetune.recipe.schema import KINDS, AdaptRecipe, PretrainRecipe
+from finetune.recipe.tags import settled
+
+__all__ = ["KnownNames", "Recipe", "check_recipe", "dump_recipe", "parse_recipe", "read_recipe", "resolved"]
+
+Recipe = PretrainRecipe | AdaptRecipe
+
+LARGEST = 1_000_000  # bytes of a recipe file
+_SHIPPED = "`finetune recipes` lists the recipes that come with finetune"
+
+
+def read_recipe(path: str | PathLike[str], *, overrides: Sequence[str] = (), names: KnownNames) -> Recipe:
+    """Reads a recipe file, puts in the `KEY=VALUE` overrides, and checks it.
+
+    Raises:
+        RecipeError: with one line for each problem of file, overrides and names.
+    """
+    return parse_recipe(_text_of(Path(path)), where=str(path), overrides=overrides, names=names)
+
+
+def parse_recipe(text: str, *, where: str, overrides: Sequence[str] = (), names: KnownNames) -> Recipe:
+    """Checks a recipe given as YAML text; `where` names it in messages. Raises RecipeError."""
+    if len(text) > LARGEST:
+        raise RecipeError([f"{where}: has over {LARGEST:,} characters; a recipe is far smaller"])
+    document = read_yaml(text)
+    override(document, overrides)
+    return _checked(document, where, names)
+
+
+def check_recipe(
+    data: Mapping[str, object], *, where: str = "recipe", overrides: Sequence[str] = (), names: KnownNames
+) -> Recipe:
+    """Checks a recipe given as Python data (dicts, lists, text, numbers), which has no lines. Raises RecipeError."""
+    document = from_python(data)
+    override(document, overrides)
+    return _checked(document, where, names)
+
+
+def _checked(document: Document, where: str, names: KnownNames) -> Recipe:
+    faults, recipe = list(document.faults), None
+    if isinstance(document.data, dict):
+        more, recipe = _examined(document.data, names)
+        faults += more
+    elif document.empty and document.whole:
+        faults.append(Fault((), "is empty; a recipe starts with `kind: pretrain` or `kind: adapt`"))
+    elif document.whole and () not in document.broken:
+        faults.append(Fault((), f"expected a mapping that starts with `kind: `, found {found(document.data)}"))
+    faults = without_echoes(faults, document.broken)
+    if faults or recipe is None:
+        raise RecipeError(rendered(faults, where, document.lines))
+    return recipe
+
+
+def _examined(data: dict[str, object], names: KnownNames) -> tuple[list[Fault], Recipe | None]:
+    """Returns all that schema, rules and names have to say, and the recipe where the schema accepts it."""
+    data, kind, faults = settled(data)
+    recipe = None
+    if kind is not None:
+        try:
+            recipe = cast(Recipe, KINDS[kind].model_validate(data))
+        except ValidationError as error:
+            faults += explained(error, KINDS[kind], data)
+        faults += name_faults(data, kind, names)
+    return [*faults, *rule_faults(data)], recipe
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        near = did_you_mean(path.name, _recipes_in(path.parent))
+        raise RecipeError([f"{path}: no such file{near or ';'} {_SHIPPED}"]) from None
+    except IsADirectoryError:
+        inside = _recipes_in(path)
+        say = f"name one of its recipes: {', '.join(inside[:20])}" if inside else f"it holds no recipe; {_SHIPPED}"
+        raise RecipeError([f"{path}: is a folder; {say}"]) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "this is no file name"
+        raise RecipeError([f"{str(path)!r}: cannot be read ({why}); {_SHIPPED}"]) from None
+    if len(content) > LARGEST:
+        raise RecipeError([f"{path}: is larger than {LARGEST // 1000:,} kB; a recipe is far smaller"])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError([f"{path}:{line}: is not UTF-8 text; save the file as UTF-8"]) from None
+
+
+def _recipes_in(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml"))
+    except OSError:
+        return []

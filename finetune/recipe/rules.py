@@ -1,0 +1,117 @@
+"""Rules between the fields of a recipe.
+
+They read plain data, whatever state it is in, and pass over what has not the right type: the schema reports that. So a
+recipe with a wrong type in one place still hears of a broken rule in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from finetune.recipe.faults import Fault, Place, found, quoted
+
+Data = Mapping[str, object]
+
+
+def rule_faults(data: Data) -> list[Fault]:
+    """Returns every broken rule of a recipe given as plain data."""
+    return [fault for rule in _RULES for fault in rule(data)]
+
+
+def phases_of(data: Data) -> Iterator[tuple[Place, Data]]:
+    """Yields place and data of every phase that is a mapping."""
+    phases = data.get("phases")
+    for index, phase in enumerate(phases if isinstance(phases, list) else []):
+        if isinstance(phase, Mapping):
+            yield ("phases", index), phase
+
+
+def trainings_of(data: Data) -> Iterator[tuple[Place, Data]]:
+    """Yields place and data of everything that has an optimizer and a schedule: the phases, and `scratch`."""
+    yield from phases_of(data)
+    scratch = data.get("scratch")
+    if isinstance(scratch, Mapping):
+        yield ("scratch",), scratch
+
+
+def _one_duration(data: Data) -> Iterator[Fault]:
+    for place, phase in phases_of(data):
+        given = [key for key in phase if key in ("epochs", "steps") and phase[key] is not None]
+        if len(given) == 2:
+            message = "both epochs and steps are given; a phase lasts one or the other: drop one, or set it to null"
+            yield Fault((*place, given[1]), message)
+        elif not given:
+            lacks = ((*place, "epochs"), (*place, "steps"))
+            yield Fault(place, "missing key 'epochs' or 'steps': say how long the phase lasts", lacks=lacks)
+
+
+def _nesterov_has_momentum(data: Data) -> Iterator[Fault]:
+    for place, training in trainings_of(data):
+        optimizer = training.get("optimizer")
+        if isinstance(optimizer, Mapping) and optimizer.get("name") == "sgd" and optimizer.get("nesterov") is True:
+            momentum = optimizer.get("momentum", 0.9)
+            if _is_number(momentum) and momentum == 0:
+                yield Fault((*place, "optimizer", "nesterov"), "nesterov needs a momentum above 0")
+
+
+def _steps_grow(data: Data) -> Iterator[Fault]:
+    for place, training in trainings_of(data):
+        schedule = training.get("schedule")
+        at = schedule.get("at") if isinstance(schedule, Mapping) and schedule.get("name") == "step" else None
+        numbers = [n for n in at if isinstance(n, int | float) and _is_number(n)] if isinstance(at, list) else []
+        if any(later <= sooner for sooner, later in pairwise(numbers)):
+            yield Fault((*place, "schedule", "at"), "the fractions must grow from one to the next")
+
+
+def _best_can_be_known(data: Data) -> Iterator[Fault]:
+    settings = data.get("data", {})
+    validation = settings.get("validation", 0) if isinstance(settings, Mapping) else None
+    if not _is_number(validation) or validation != 0:
+        return
+    for place, phase in phases_of(data):
+        if phase.get("keep") == "best":
+            message = "best is chosen by validation images, and data.validation is 0; set it, for example to 0.1"
+            yield Fault((*place, "keep"), message, lacks=(("data", "validation"), ("data",)))
+
+
+def _phase_names_differ(data: Data) -> Iterator[Fault]:
+    first: dict[str, Place] = {}
+    for place, phase in phases_of(data):
+        name = phase.get("name")
+        if isinstance(name, str) and first.setdefault(name, place) != place:
+            message = f"the name {quoted(name)} is taken by phases[{first[name][1]}]; give each phase its own"
+            yield Fault((*place, "name"), message)
+
+
+def _entries_differ(data: Data) -> Iterator[Fault]:
+    settings = data.get("data")
+    if isinstance(settings, Mapping):
+        yield from _repeated(("data", "classes"), settings.get("classes"))
+    yield from _repeated(("compare",), data.get("compare"))
+    for place, phase in phases_of(data):
+        yield from _repeated((*place, "train"), phase.get("train"))
+
+
+def _repeated(place: Place, items: object) -> Iterator[Fault]:
+    seen: set[str] = set()
+    for index, item in enumerate(items if isinstance(items, Sequence) and not isinstance(items, str) else []):
+        if isinstance(item, bool) or not isinstance(item, str | int):
+            continue
+        if str(item) in seen:  # 5 and "5" name the same class
+            yield Fault(place, f"{found(item)} is listed twice", at=(*place, index))
+        seen.add(str(item))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_RULES: tuple[Callable[[Data], Iterator[Fault]], ...] = (
+    _one_duration,
+    _nesterov_has_momentum,
+    _steps_grow,
+    _best_can_be_known,
+    _phase_names_differ,
+    _entries_differ,
+)

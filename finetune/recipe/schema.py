@@ -1,0 +1,178 @@
+"""The two kinds of recipe and their parts, field by field, with bounds and units.
+
+The parts live in `image_data`, `phase` and `optimizer`, and can all be imported from here. Rules that hold between fields
+are in `rules`, as functions of plain data, so that they are checked even where a field is wrong. The recipe reference
+(`reference`) is generated from the descriptions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from finetune.recipe.image_data import AugmentSettings, DataSettings, NamedDataSettings
+from finetune.recipe.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    AdamW,
+    Constant,
+    Cosine,
+    OneCycle,
+    Optimizer,
+    Schedule,
+    Sgd,
+    Step,
+)
+from finetune.recipe.phase import LastStages, Phase, Phases
+from finetune.recipe.rules import rule_faults
+from finetune.recipe.settings import Settings, Text, expected
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "AdamW",
+    "AdaptRecipe",
+    "AugmentSettings",
+    "Constant",
+    "Cosine",
+    "DataSettings",
+    "LastStages",
+    "ModelSettings",
+    "NamedDataSettings",
+    "OneCycle",
+    "Optimizer",
+    "Phase",
+    "PretrainRecipe",
+    "Schedule",
+    "ScratchSettings",
+    "Sgd",
+    "Step",
+]
+
+
+def _argument(value: object) -> object:
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise expected("a number, text, true or false")
+    return value
+
+
+class ModelSettings(Settings):
+    """The model and its arguments."""
+
+    name: Text = Field(description="A registered model: cnn, or timm/ and a name known to timm.", examples=["cnn"])
+    arguments: dict[str, Annotated[int | float | str | bool, BeforeValidator(_argument)]] = Field(
+        default={}, description="Arguments of the model, written beside its name."
+    )
+
+
+def _gathered(value: object) -> object:
+    """Turns `cnn` and `{name: cnn, dropout: 0.5}`, as a recipe has them, into the fields of `ModelSettings`."""
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        return value
+    fields: dict[str, object] = {"arguments": {key: item for key, item in value.items() if key != "name"}}
+    return {**fields, "name": value["name"]} if "name" in value else fields
+
+
+Model = Annotated[
+    ModelSettings,
+    BeforeValidator(_gathered),
+    Field(
+        description="The model: its name, or a mapping of its name and its arguments.",
+        examples=["cnn"],
+    ),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "object",
+                    "properties": {"name": {"type": "string", "minLength": 1}},
+                    "required": ["name"],
+                    "additionalProperties": {"type": ["number", "string", "boolean"]},
+                },
+            ]
+        }
+    ),
+]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    Field(
+        description="Arithmetic of the training; auto is bfloat16 where the machine has it and it is accurate enough."
+    ),
+]
+Seed = Annotated[int, Field(ge=0, description="Start of all random numbers: same recipe and seed, same bytes.")]
+Comparison = Literal["linear_probe", "scratch"]
+
+
+class _Recipe(Settings):
+    @model_validator(mode="after")
+    def _hold_the_rules(self) -> Self:
+        faults = rule_faults(self.model_dump(mode="json", exclude_none=True))
+        if faults:
+            raise PydanticCustomError("rule", "{message}", {"message": "; ".join(fault.message for fault in faults)})
+        return self
+
+
+class PretrainRecipe(_Recipe):
+    """Training a model from random weights."""
+
+    kind: Literal["pretrain"] = Field(description="Training from random weights.", examples=["pretrain"])
+    model: Model
+    data: NamedDataSettings = Field(description="The images.", examples=[{"name": "mnist"}])
+    phases: Phases
+    precision: Precision = "auto"
+    seed: Seed = 0
+    test_each_epoch: bool = Field(
+        default=False,
+        description="Print the test accuracy after each epoch, as the article does; nothing is chosen by it.",
+    )
+
+
+class ScratchSettings(Settings):
+    """How the comparison model, which starts from random weights, is trained."""
+
+    optimizer: Optimizer = Field(
+        description="The rule that turns gradients into steps.", examples=[{"name": "sgd", "lr": 0.05}]
+    )
+    schedule: Schedule = Field(
+        default=Constant(name="constant"),
+        description="How the learning rate moves over the whole training.",
+        examples=[{"name": "cosine"}],
+    )
+
+
+class AdaptRecipe(_Recipe):
+    """Fine-tuning weights that exist on other images."""
+
+    kind: Literal["adapt"] = Field(description="Fine-tuning weights that exist.", examples=["adapt"])
+    data: DataSettings = Field(
+        default=DataSettings(), description="The images of the target.", examples=[{"validation": 0.1}]
+    )
+    head: Literal["auto", "class_means", "random"] = Field(
+        default="auto",
+        description="How the new head starts: auto keeps the rows of class names that source and target share and "
+        "starts the others from class means of the features; class_means and random start all rows that way.",
+    )
+    phases: Phases
+    compare: Annotated[tuple[Comparison, ...], Field(strict=False)] = Field(
+        default=("linear_probe", "scratch"),
+        description="What the result is compared with: the best linear head on frozen features, and the same model "
+        "trained from random weights for as long.",
+        examples=[["linear_probe", "scratch"]],
+    )
+    scratch: ScratchSettings | None = Field(
+        default=None,
+        description="Settings of the comparison from random weights. Left out: those of the last phase, which are "
+        "not always fair to random weights.",
+    )
+    precision: Precision = "auto"
+    seed: Seed = 0
+
+
+KINDS: dict[str, type[Settings]] = {"pretrain": PretrainRecipe, "adapt": AdaptRecipe}

@@ -1,0 +1,95 @@
+"""What the person sees: bars on a terminal, plain lines elsewhere, and the same lines in the run's log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
+
+
+class Console:
+    """Progress and remarks go to standard error; results (`show`) go to standard output unless `results` is off.
+
+    `quiet` leaves progress and remarks out, warnings excepted. Everything said is also written to the log, if any.
+    """
+
+    def __init__(self, *, quiet: bool = False, results: bool = True) -> None:
+        from rich.console import Console as RichConsole
+
+        self.quiet, self.results = quiet, results
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self.out = RichConsole(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None)
+        self.log: Path | None = None
+
+    def note(self, text: str) -> None:
+        """A remark on what is going on."""
+        self._log(text)
+        if not self.quiet:
+            self.err.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Something the person should know even when it is quiet."""
+        self._log(f"warning: {text}")
+        self.err.print(f"warning: {text}", markup=False, style="yellow")
+
+    def say(self, text: str) -> None:
+        """A line that is part of the result."""
+        self._log(text)
+        if self.results:
+            self.out.print(text, markup=False)
+
+    def show(self, renderable: RenderableType) -> None:
+        """A table that is part of the result."""
+        if self.results:
+            self.out.print(renderable)
+
+    @contextmanager
+    def phase(self, title: str, steps: int) -> Iterator[PhaseView]:
+        """A view of one phase's progress for as long as it runs."""
+        self.note(title)
+        if self.quiet or not self.err.is_terminal:
+            yield PhaseView(self, None, None)
+            return
+        with _bar(self) as bar:
+            yield PhaseView(self, bar, bar.add_task("", total=steps, status=""))
+
+    def _log(self, text: str) -> None:
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+class PhaseView:
+    """One phase on the screen."""
+
+    def __init__(self, console: Console, bar: Progress | None, task: TaskID | None) -> None:
+        self.console, self.bar, self.task = console, bar, task
+
+    def tick(self, epoch: int, step: int, loss: float, accuracy: float, images_per_second: float) -> None:
+        """Moves the bar; elsewhere than on a terminal there is nothing to move."""
+        if self.bar is not None and self.task is not None:
+            status = f"epoch {epoch}  loss {loss:.4f}  accuracy {accuracy:.2%}  {images_per_second:,.0f} images/s"
+            self.bar.update(self.task, completed=step, status=status)
+
+    def row(self, text: str) -> None:
+        """A line that stays."""
+        self.console.note(text)
+
+
+def _bar(console: Console) -> Progress:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console.err, transient=True)

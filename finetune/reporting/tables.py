@@ -1,0 +1,134 @@
+"""Reports as tables for a terminal. Accuracies are percentages here, and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from finetune.reporting.report import Report, Result
+from finetune.reporting.verdict import Score, sentence
+
+ROWS = {"before": "before", "linear_probe": "linear probe", "after": "after", "scratch": "scratch", "test": "test"}
+MOST_CONFUSED = 5
+
+
+def percent(score: Score) -> str:
+    """As in '99.53 % (99.38 to 99.65)'."""
+    low, high = score.ci95
+    return f"{score.accuracy:.2%} ({100 * low:.2f} to {100 * high:.2f})".replace("%", " %", 1)
+
+
+def report_tables(report: Report) -> list[RenderableType]:
+    """What a run ends with: the results, the verdict in words, and what was forgotten."""
+    target = report.target
+    title = f"{target.name}: {len(target.classes)} classes; {_counts(target.train, target.validation, target.test)}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("right / total", justify="right")
+    table.add_column("accuracy (95 % interval)", justify="right")
+    table.add_column("how")
+    for name, result in report.results.items():
+        if result is not None:
+            table.add_row(ROWS[name], f"{result.correct:,} / {result.total:,}", percent(result), _how(name, result))
+    found: list[RenderableType] = [table]
+    for name, comparison in report.comparisons.items():
+        if comparison is not None:
+            of, against = (ROWS[part] for part in name.split("_vs_"))
+            found.append(Text(f"{comparison.verdict}: {sentence(comparison, of, against)}"))
+    if report.retention is not None:
+        kept = report.retention
+        found.append(Text(f"on {kept.dataset} itself: {kept.before:.2%} before, {kept.after:.2%} after"))
+    return found
+
+
+def _counts(train: int, validation: int, test: int) -> str:
+    return f"{train:,} to learn from, {validation:,} to validate, {test:,} to test"
+
+
+def _how(name: str, result: Result) -> str:
+    if result.method is not None:
+        return f"the source as it is, by {result.method}"
+    texts = {
+        "linear_probe": "frozen features, best linear head",
+        "after": "fine-tuned",
+        "scratch": "same network, images seen and seed, from random weights",
+        "test": "trained from scratch",
+    }
+    return texts[name]
+
+
+def class_table(result: Result) -> Table:
+    """Accuracy for each class, worst first."""
+    table = Table(title="per class, worst first", title_justify="left")
+    for column in ("class", "right", "total", "accuracy"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, score in sorted((result.per_class or {}).items(), key=lambda item: item[1]["accuracy"] or 0):
+        table.add_row(name, f"{score['correct']:,}", f"{score['total']:,}", f"{score['accuracy']:.2%}")
+    return table
+
+
+def confusion_lines(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[str]:
+    """The most frequent mistakes, as in '4 taken for 9: 12 images'."""
+    mistakes = [
+        (count, classes[i], classes[j])
+        for i, row in enumerate(confusion)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    mistakes.sort(key=lambda m: -m[0])
+    return [f"{true} taken for {taken}: {count} images" for count, true, taken in mistakes[:MOST_CONFUSED]]
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table of texts."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    return table
+
+
+def mapping_lines(values: Mapping[str, Any]) -> list[str]:
+    """'key: value' lines, keys padded to one width."""
+    width = max((len(key) for key in values), default=0)
+    return [f"{key:<{width}}  {value}" for key, value in values.items()]
+
+
+def evaluation_parts(result: Result, data: str, classes: Sequence[str], claimed: float | None) -> list[RenderableType]:
+    """What `finetune evaluate` shows."""
+    parts: list[RenderableType] = [Text(f"{data}: {result.correct:,} of {result.total:,} right, {percent(result)}")]
+    if claimed is not None:
+        same = "the same" if abs(claimed - result.accuracy) < 1e-12 else "NOT the same"
+        parts.append(Text(f"the checkpoint says {claimed:.2%} on these images: {same}"))
+    parts.append(class_table(result))
+    parts += [Text(line) for line in confusion_lines(result.confusion or [], classes)]
+    return parts
+
+
+def plan_table(plan: Mapping[str, Any]) -> RenderableType:
+    """What `finetune plan` shows: one row per phase."""
+    counts = _counts(plan["train"], plan["validation"], plan["test"])
+    table = Table(title=f"{plan['kind']} of {plan['model']} on {plan['data']}: {counts}", title_justify="left")
+    for column in ("phase", "trains", "parameters", "learning rate", "frozen", "norms", "augmented", "cached", "steps"):
+        table.add_column(column)
+    table.add_column("about", justify="right")
+    for phase in plan["phases"]:
+        rates = "\n".join(f"{stage} {rate:.3g}" for stage, rate in phase["learning_rates"].items())
+        table.add_row(
+            phase["name"],
+            ", ".join(phase["trains"]),
+            f"{phase['trainable_parameters']:,}",
+            rates,
+            ", ".join(phase["frozen"]) or "none",
+            phase["norms"] if phase["frozen"] else "train",
+            "yes" if phase["augmented"] else "no",
+            "yes" if phase["cached"] else "no",
+            f"{phase['steps']:,} of {phase['batch_size']}",
+            f"{phase['seconds']:.1f} s",
+        )
+    return table

@@ -1,0 +1,135 @@
+"""What `--from` may name becomes one loaded source; and a classifier becomes a file again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.checkpoint import (
+    Checkpoint,
+    InputMetadata,
+    Metadata,
+    load_tensors,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+)
+from finetune.errors import CheckpointError, SettingError
+from finetune.models.registry import MODELS, InputSpec, build_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finetune.models.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded source: where it came from, what it says of itself, and the classifier."""
+
+    path: Path
+    sha256: str
+    metadata: Metadata
+    classifier: Classifier
+
+    @property
+    def dataset(self) -> str | None:
+        """The registered name of the data it was trained on, when it says so."""
+        name = self.metadata.data.get("name")
+        return name if isinstance(name, str) else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The test accuracy it says it has, a fraction."""
+        for name in ("after", "test"):
+            result = self.metadata.results.get(name)
+            if isinstance(result, dict) and isinstance(result.get("accuracy"), float):
+                return float(result["accuracy"])
+        return None
+
+    def as_parent(self) -> dict[str, Any]:
+        """The entry for a child's lineage."""
+        return {"id": self.path.name, "sha256": self.sha256, "task": self.dataset}
+
+
+def peek(source: str | Path) -> Metadata:
+    """What a source says of itself, without loading torch. CheckpointError when it cannot be read."""
+    metadata = read_metadata(Path(source))
+    if metadata.model not in MODELS:
+        raise CheckpointError(f"{source}: made with model {metadata.model!r}, which this version does not have")
+    return metadata
+
+
+def open_source(source: str | Path) -> Source:
+    """Loads and checks a checkpoint. CheckpointError when it is not one, or when its tensors do not fit its model."""
+    path = Path(source)
+    peek(path)
+    checkpoint = read_checkpoint(path)
+    opened = Source(path, checkpoint.sha256, checkpoint.metadata, _classifier(checkpoint))
+    opened.classifier.origin = opened
+    return opened
+
+
+def load(source: str | Path) -> Classifier:
+    """The classifier in a checkpoint, in evaluation mode: `finetune.load("checkpoints/mnist.safetensors")`."""
+    return open_source(source).classifier
+
+
+def save(classifier: Classifier, path: str | Path) -> str:
+    """Writes a classifier as a checkpoint and returns the file's sha256.
+
+    What the file it was loaded from says of recipe, data and results is kept only while the weights are the same.
+    """
+    network = classifier.network
+    origin = classifier.origin
+    if isinstance(origin, Source):
+        loaded = read_checkpoint(origin.path) if origin.path.exists() else None
+        if loaded and loaded.sha256 == origin.sha256 and _same(loaded.tensors, network.state_dict()):
+            return write_checkpoint(Path(path), network.state_dict(), origin.metadata)
+    lineage = [origin.as_parent(), *origin.metadata.lineage] if isinstance(origin, Source) else []
+    return write_checkpoint(Path(path), network.state_dict(), describe(classifier, lineage=lineage))
+
+
+def describe(
+    classifier: Classifier,
+    *,
+    recipe: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
+    lineage: list[dict[str, Any]] | None = None,
+) -> Metadata:
+    """The metadata of a classifier as it is now."""
+    from finetune.training.runtime import versions
+
+    return Metadata(
+        model=classifier.model,
+        arguments=classifier.arguments,
+        classes=list(classifier.class_names),
+        input=InputMetadata.model_validate(classifier.input.as_dict()),
+        recipe=recipe or {},
+        data=data or {},
+        results=results or {},
+        lineage=lineage or [],
+        versions=versions(),
+    )
+
+
+def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(bool((first[k] == second[k].cpu()).all()) for k in first)
+
+
+def _classifier(checkpoint: Checkpoint) -> Classifier:
+    from finetune.models.classifier import Classifier
+
+    metadata = checkpoint.metadata
+    try:
+        network = build_model(metadata.model, len(metadata.classes), metadata.arguments)
+    except SettingError as error:
+        raise CheckpointError(f"{checkpoint.path}: its metadata does not hold: {error}") from None
+    load_tensors(network, checkpoint.tensors, str(checkpoint.path))
+    given = metadata.input
+    spec = InputSpec(given.channels, given.size, tuple(given.mean), tuple(given.std), given.interpolation)
+    classifier = Classifier(network, metadata.model, metadata.arguments, metadata.classes, spec)
+    classifier.eval()
+    return classifier

@@ -1,0 +1,78 @@
+"""The optimizer of a phase: one group per stage, so that learning rates may fall from the output to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from finetune.models.staged import StagedNetwork
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One stage's trainable parameters and the learning rate at the schedule's top."""
+
+    stage: str
+    parameters: tuple[nn.Parameter, ...]
+    lr: float
+
+
+def stage_groups(network: StagedNetwork, lr: float, layer_decay: float) -> list[Group]:
+    """A group per stage that trains; `lr` falls by the factor `layer_decay` with each stage away from the head."""
+    groups = []
+    for depth, stage in enumerate(reversed(network.stages)):
+        parameters = tuple(p for p in network.stage_parameters(stage) if p.requires_grad)
+        if parameters:
+            groups.append(Group(stage, parameters, lr * layer_decay**depth))
+    return groups[::-1]
+
+
+def build_optimizer(groups: Sequence[Group], name: str, arguments: Mapping[str, Any]) -> Optimizer:
+    """`arguments` are torch's, `lr` left to the groups. Biases and normalisation weights (one axis) are not decayed."""
+    decay = arguments.get("weight_decay", 0.0)
+    rest = {key: value for key, value in arguments.items() if key not in ("lr", "weight_decay")}
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        for decayed in (True, False):
+            parameters = [p for p in group.parameters if (p.ndim > 1) == decayed]
+            if parameters:
+                weight_decay = decay if decayed else 0.0
+                split.append({"params": parameters, "lr": group.lr, "top": group.lr, "weight_decay": weight_decay})
+    return OPTIMIZERS[name](split, lr=groups[-1].lr, fused=True, **rest)  # type: ignore[call-arg]
+
+
+def set_rate(optimizer: Optimizer, multiplier: float) -> None:
+    """Sets every group to its own top learning rate times `multiplier`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["top"] * multiplier
+
+
+class Average:
+    """An exponential moving average of weights. Step k (from 1) keeps min(decay, (1+k)/(10+k)) of the average."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.steps = 0
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - keep)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the average and the weights; a second call puts them back."""
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            held: Tensor = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(held)

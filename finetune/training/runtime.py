@@ -1,0 +1,108 @@
+"""Where and how the arithmetic runs: device, threads, precision, memory layout; and what to record of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """`precision` is float32 or bfloat16 (autocast in training steps; evaluation is always float32)."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def place(self, network: nn.Module) -> None:
+        """Moves a network to the device, convolutions in channels_last order, which is the faster one here."""
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def choose_runtime(device: str, precision: str) -> Runtime:
+    """`device`: auto, cpu, cuda[:N] or mps. `precision`: auto (bfloat16 where it is fast), float32 or bfloat16.
+
+    SettingError when the device is not there, or when bfloat16 is asked for where the processor lacks it.
+    """
+    chosen = _device(device)
+    if chosen.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    fast = _fast_bfloat16(chosen)
+    if precision == "bfloat16" and not fast:
+        raise SettingError(f"precision bfloat16: {chosen} has no fast bfloat16 arithmetic; use float32 or auto")
+    return Runtime(chosen, ("bfloat16" if fast else "float32") if precision == "auto" else precision)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind == "cpu" and not number:
+        return torch.device("cpu")
+    if kind == "mps" and not number and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if kind == "cuda" and (number.isdecimal() or not number) and int(number or 0) < torch.cuda.device_count():
+        return torch.device(name)
+    there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
+    there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    raise SettingError(f"--device {name}: not on this machine, which has {', '.join(there)}; auto chooses")
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """What may change a result's last bits or its speed: versions, processor, threads, precision."""
+    gpu = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else None
+    return {
+        **versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": gpu or _processor(),
+        "threads": torch.get_num_threads(),
+        "precision": runtime.precision,
+    }
+
+
+def versions() -> dict[str, str]:
+    """The libraries that a checkpoint's bytes depend on."""
+    return {name: version(name) for name in ("finetune", "torch", "torchvision", "safetensors")}
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random weights and dropout follow `seed` inside the block; the caller's own random state is put back after it."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

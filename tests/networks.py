@@ -1,0 +1,23 @@
+"""A small staged network with normalisation and dropout, for what the article's CNN does not have."""
+
+import torch
+from torch import nn
+
+from finetune.models.staged import StagedNetwork
+
+
+class NormNet(StagedNetwork):
+    """stem (convolution, BatchNorm), body (convolution, BatchNorm, dropout), head; takes N×1×8×8."""
+
+    stages = ("stem", "body", "head")
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(6, classes)
+
+    def run_stage(self, stage: str, x: torch.Tensor) -> torch.Tensor:
+        if stage == "head":
+            return self.head(x.mean((2, 3)))
+        return self.get_submodule(stage)(x)

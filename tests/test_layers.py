@@ -1,0 +1,106 @@
+"""Imports point down only, and what must be light stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "finetune"
+
+# What each room may import from, besides itself. Lower rooms stand further down; siblings are not in each other's sets.
+ALLOWED = {
+    "errors": set(),
+    "__init__": {"api", "source", "models", "reporting"},
+    "reporting": {"errors"},
+    "data": {"errors"},
+    "models": {"errors"},
+    "recipe": {"errors"},
+    "checkpoint": {"errors"},
+    "training": {"data", "models", "errors"},
+    "source": {"training", "models", "checkpoint", "errors"},
+    "commands": {"source", "training", "data", "models", "recipe", "checkpoint", "reporting", "errors"},
+    "api": {"commands", "reporting", "errors"},
+    "cli": {"commands", "data", "reporting", "errors", "__init__"},
+    "__main__": {"cli"},
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def rooms_imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module] if node.module != "finetune" else [f"finetune.{a.name}" for a in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "finetune":
+                room = parts[1] if len(parts) > 1 else "__init__"
+                found.add(room if room in ALLOWED else "__init__")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down_only(path):
+    room = room_of(path)
+    assert room in ALLOWED, f"a new room {room!r}: say in this test what it may import"
+    assert rooms_imported(path) - {room} <= ALLOWED[room]
+
+
+def test_no_relative_imports_hide_a_direction():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}:{node.lineno}"
+
+
+def test_the_allowed_directions_have_no_cycle():
+    done: set[str] = set()
+    rooms = {room: set(below) - {"__init__"} for room, below in ALLOWED.items()}
+    while len(done) < len(rooms):
+        free = [room for room, below in rooms.items() if room not in done and below <= done]
+        assert free, f"a cycle among {set(rooms) - done}"
+        done |= set(free)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import finetune",
+        "import finetune.cli",
+        "import finetune.errors",
+        "import finetune.recipe.reader",
+        "import finetune.recipe.reference",
+        "import finetune.data.catalog",
+        "import finetune.models.registry",
+        "import finetune.commands.recipes",
+        "import finetune.commands.inspect",
+        "import finetune.reporting.tables",
+    ],
+)
+def test_needs_no_torch(statement):
+    code = f"{statement}\nimport sys\nassert not {{'torch', 'torchvision', 'sklearn', 'scipy'}} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['finetune', '--help']\n"
+        "from finetune.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'ruamel', 'rich', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_freeze_touches_requires_grad():
+    owners = {p.name for p in PACKAGE.rglob("*.py") if "requires_grad_(" in p.read_text(encoding="utf-8")}
+    assert owners == {"freeze.py", "solver.py"}  # the solver's are its own fresh variables
