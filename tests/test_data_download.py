@@ -249,11 +249,14 @@ def test_a_member_under_a_climbing_path_still_lands_in_its_place(mirrors: Mirror
     assert len(read_splits(row, tmp_path / "root").test) == 3
 
 
-def test_a_spoilt_archive_on_disk_is_replaced(mirrors: Mirrors, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoilt", [emnist_zip("letters")[:100], emnist_zip("letters", "digits")], ids=["cut", "other"])
+def test_an_archive_on_disk_that_is_not_the_right_one_is_replaced(
+    spoilt: bytes, mirrors: Mirrors, tmp_path: Path
+) -> None:
     row = mirrors.row("emnist-letters", good, bodies={"gzip.zip": emnist_zip("letters")})
     raw = row.raw_folder(tmp_path)
     raw.mkdir(parents=True)
-    (raw / "gzip.zip").write_bytes(mirrors.bodies["gzip.zip"][:100])
+    (raw / "gzip.zip").write_bytes(spoilt)
     fetch(row, tmp_path)
     assert (raw / "gzip.zip").read_bytes() == mirrors.bodies["gzip.zip"]
 

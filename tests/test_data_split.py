@@ -119,6 +119,16 @@ def test_equal_images_share_a_side_even_across_labels() -> None:
     assert not set(map(bytes, rest.images.numpy())) & set(map(bytes, held.images.numpy()))
 
 
+def test_whole_groups_of_equals_are_held_out_as_long_as_they_fit() -> None:
+    once = random_set([10, 10])
+    thrice = once.subset(torch.arange(20).repeat(3))
+    for amount, held_of_each in ((4, 0), (8, 3), (12, 6), (14, 6), (18, 9)):
+        assert hold_out(thrice, amount)[1].counts() == {"c0": held_of_each, "c1": held_of_each}
+    # Nine groups of three and three single images: the single ones fill what no group of three can.
+    mixed = random_set([12]).subset([*range(12), *range(9), *range(9)])
+    assert [len(hold_out(mixed, amount)[1]) for amount in range(4)] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("amount", [-1, 1.0, 1.5, -0.1, float("nan"), 21, True, "5"])
 def test_an_amount_that_makes_no_sense_is_refused(amount: object) -> None:
     with pytest.raises(DataError, match="random: expected a number of images to hold out from 0 to 20"):

@@ -199,7 +199,7 @@ def test_confusion_agrees_with_scikit_learn() -> None:
 
 
 def test_per_class_keeps_names_and_order_and_says_none_for_a_class_without_images() -> None:
-    labels, predictions = np.array([1, 1, 1, 0]), np.array([1, 0, 1, 1])
+    labels, predictions = np.array([1, 1, 1, 0]), np.array([1, 2, 1, 1])
     scores = per_class(labels, predictions, ["cat", "ant", "bee"])
     assert list(scores) == ["cat", "ant", "bee"]
     assert scores["cat"] == {"correct": 0, "total": 1, "accuracy": 0.0}

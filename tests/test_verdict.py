@@ -93,6 +93,16 @@ def test_it_is_said_when_test_and_interval_part(turn: int, way: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("counts", "beats"), [((9000, 6, 0, 300), "beats"), ((9000, 0, 6, 300), "falls behind")])
+def test_it_is_said_when_a_shown_difference_has_zero_in_its_interval(counts: tuple[int, ...], beats: str) -> None:
+    comparison = compare(*rights(*counts))
+    assert comparison.ci95[0] < 0 < comparison.ci95[1]
+    assert sentence(comparison, "after", "scratch") == (
+        f"after {beats} scratch by 0.06 points (95 % interval 0.00 to 0.13, p = 0.0312): "
+        f"starting from these weights {comparison.verdict}, narrowly: the interval still has 0 in it"
+    )
+
+
 @pytest.mark.parametrize(
     ("p_value", "said"),
     [

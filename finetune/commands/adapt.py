@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,12 +72,12 @@ def adapt(
     runtime = choose_runtime(device, plan.precision)
     material = open_material(plan.data, data_root(root), plan.seed, classifier.input)
     outputs = prepare_outputs(out, f"{origin.path.stem}-{material.name}", dump_recipe(plan), console)
-    described = {"recipe": resolved(plan), "data": material.describe()}
     lineage = [origin.as_parent(), *origin.metadata.lineage]
+    described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe(), "lineage": lineage}
     adapted = Classifier(
         classifier.network, classifier.model, classifier.arguments, material.class_names, classifier.input
     )
-    with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described, lineage=lineage)) as keeper:
+    with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described)) as keeper:
         runtime.place(adapted.network)
         setting = Setting(
             material=material,
@@ -108,7 +109,7 @@ def adapt(
         comparisons=comparisons,
         retention=kept,
     )
-    save_run(adapted, described, report, outputs, console, lineage=lineage)
+    save_run(adapted, described, report, outputs, console)
     return report
 
 

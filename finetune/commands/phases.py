@@ -16,6 +16,7 @@ from finetune.recipe.phase import LastStages, Phase, Train
 from finetune.recipe.schema import AugmentSettings
 from finetune.reporting.console import Console, PhaseView
 from finetune.reporting.report import EpochRow, PhaseSummary
+from finetune.reporting.tables import percent
 from finetune.training import loop
 from finetune.training.cache import BUDGET, activations, cached_bytes
 from finetune.training.evaluation import predictions
@@ -192,8 +193,8 @@ def _row(row: loop.Row) -> EpochRow:
 def _record(row: loop.Row, phase: Phase, epochs: int, watch: Watch, view: PhaseView) -> None:
     values: dict[str, Any] = {"phase": phase.name, **asdict(row)}
     append_metrics(watch.outputs, values)
-    validation = "" if row.validation_accuracy is None else f", validation {row.validation_accuracy:.2%}"
+    validation = "" if row.validation_accuracy is None else f", validation {percent(row.validation_accuracy)}"
     view.row(
-        f"  epoch {row.epoch}/{epochs}: loss {row.train_loss:.4f}, accuracy {row.train_accuracy:.2%}{validation}, "
+        f"  epoch {row.epoch}/{epochs}: loss {row.train_loss:.4f}, accuracy {percent(row.train_accuracy)}{validation}, "
         f"{row.images_per_second:,.0f} images/s, {row.seconds:.1f} s"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def pretrain(
     with seeded(plan.seed):
         network = build_model(plan.model.name, len(material.class_names), plan.model.arguments)
         classifier = Classifier(network, plan.model.name, plan.model.arguments, material.class_names, spec)
-        described = {"recipe": resolved(plan), "data": material.describe()}
+        described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
         with Keeper(outputs, lambda: describe(classifier, **described)) as keeper:
             runtime.place(network)
             normalise = Normaliser(spec.mean, spec.std, runtime.device)
@@ -81,7 +82,7 @@ def pretrain(
         phases=phases,
         results={"test": test},
     )
-    save_run(classifier, described, report, outputs, console, lineage=[])
+    save_run(classifier, described, report, outputs, console)
     return report
 
 

@@ -59,15 +59,13 @@ def save_run(
     report: Report,
     outputs: Outputs,
     console: Console,
-    *,
-    lineage: list[dict[str, Any]],
 ) -> None:
     """Writes checkpoint and report and shows the outcome. An older, different checkpoint is moved aside first.
 
     When the bytes are those that are there already, so are the results, and nothing but the report's timings changes.
     """
     results = {k: None if r is None else result_values(r, brief=True) for k, r in report.results.items()}
-    metadata = describe(classifier, **described, results=results, lineage=lineage)
+    metadata = describe(classifier, **described, results=results)
     content = encode(classifier.network.state_dict(), metadata)
     digest = hashlib.sha256(content).hexdigest()
     there = outputs.checkpoint.read_bytes() if outputs.checkpoint.exists() else None

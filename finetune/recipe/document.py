@@ -101,7 +101,7 @@ class _Reading:
         if isinstance(event, ScalarEvent):
             return self._scalar(event, place)
         if self.flow_only and not getattr(event, "flow_style", True):
-            self.document.refuse(place, "write a list as [a, b] and a mapping as {a: b}", line=line)
+            self.document.refuse(place, "write a list as [a, b] and a mapping as {a: b}", line=line, broken=True)
         if isinstance(event, SequenceStartEvent):
             return self._sequence(place, depth)
         return self._mapping(place, depth)

@@ -61,7 +61,7 @@ def _fault(error: Mapping[str, Any], recipe: type[Settings], data: Mapping[str, 
         return _missing(place, value, recipe, data)
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return Fault(place, f"must be {words} {context[key]:g}, found {found(value)}")
+        return Fault(place, f"must be {words} {context[key]:g}, found {value}")
     if kind in ("too_short", "too_long"):
         return _length(place, value, context)
     if kind == "string_too_short":
@@ -152,7 +152,7 @@ def _hint(place: Place, value: object) -> str:
     if place[-1] == "validation":
         return number_hint(value, whole=False)
     if place[-1] == "train" and isinstance(value, str):
-        return _near_choice(value, ["head", "all"])
+        return _near_choice(value, ["head", "all"]) or f"; stages go in a list, even one: {flow([value])}"
     return ""
 
 
@@ -174,4 +174,4 @@ def _example(place: Place, value: object, recipe: type[Settings], data: Mapping[
 
 def flow(value: object) -> str:
     """Writes a value of plain names and numbers on one line of YAML: `{name: sgd, lr: 0.05}`."""
-    return value if isinstance(value, str) else re.sub(r'"', "", json.dumps(value))
+    return value if isinstance(value, str) else json.dumps(value).replace('"', "")

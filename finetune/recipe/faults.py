@@ -95,21 +95,17 @@ def shown(place: Place) -> str:
     return text
 
 
-def without_echoes(faults: Iterable[Fault], broken: Iterable[Place] = ()) -> list[Fault]:
-    """Drops what only repeats another fault.
+def without_echoes(read: Iterable[Fault], checked: Iterable[Fault], broken: Iterable[Place]) -> list[Fault]:
+    """Puts the faults of reading and of checking together, without those that only repeat another.
 
-    That is a missing key which is there but misspelt, and anything said about a value that could not be read (`broken`)
-    by somebody who saw only that nothing was there.
+    That is a missing key which is there but misspelt, and what a check says of a value that could not be read
+    (`broken`): the check saw only that nothing was there.
     """
-    every = list(dict.fromkeys(faults))
-    meant = {place for fault in every for place in fault.meant}
     unread = set(broken)
-    kept = []
-    for fault in every:
-        on_unread = any(fault.place[:n] in unread for n in range(len(fault.place) + 1))
-        if not meant.intersection(fault.lacks) and (fault.line is not None or not on_unread):
-            kept.append(fault)
-    return kept
+    heard = [fault for fault in checked if not any(fault.place[:n] in unread for n in range(len(fault.place) + 1))]
+    every = list(dict.fromkeys([*read, *heard]))
+    meant = {place for fault in every for place in fault.meant}
+    return [fault for fault in every if not meant.intersection(fault.lacks)]
 
 
 def rendered(faults: Iterable[Fault], where: str, lines: Mapping[Place, Line]) -> list[str]:

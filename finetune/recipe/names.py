@@ -78,8 +78,6 @@ def _stage_names(data: Data, stages: tuple[str, ...]) -> Iterator[Fault]:
         return
     for phase_place, phase in phases_of(data):
         train, place = phase.get("train"), (*phase_place, "train")
-        if isinstance(train, str) and train in stages and train != "head":
-            yield Fault(place, f"expected a list for a stage, found {found(train)}; write [{train}]")
         if isinstance(train, Mapping):
             last = train.get("last")
             if isinstance(last, int) and not isinstance(last, bool) and last > len(stages):

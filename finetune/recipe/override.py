@@ -9,6 +9,7 @@ from typing import cast
 
 from finetune.recipe.document import Document, read_yaml
 from finetune.recipe.faults import Fault, Place, found, quoted
+from finetune.recipe.scalars import unusable
 
 _KEY = re.compile(r"[^.\[\]=\s]+(\[\d{1,6}\])*(\.[^.\[\]=\s]+(\[\d{1,6}\])*)*")
 _PART = re.compile(r"\[(\d+)\]|[^.\[\]]+")
@@ -19,7 +20,7 @@ def override(document: Document, settings: Sequence[str]) -> None:
     for setting in settings:
         label = f"--set {_one_line(setting)}"
         key, equals, text = setting.partition("=")
-        if not equals or not _KEY.fullmatch(key.strip()):
+        if not equals or not _KEY.fullmatch(key.strip()) or unusable(key.strip()):
             message = "expected KEY=VALUE, with a key such as phases[0].optimizer.lr"
             document.faults.append(Fault((), message, line=label))
             continue

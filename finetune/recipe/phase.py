@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from finetune.recipe.optimizer import Constant, Optimizer, Schedule
 from finetune.recipe.settings import Settings, Text, expected
@@ -58,7 +58,9 @@ def _name_from(values: dict[str, Any]) -> str:
 
 
 class Phase(Settings):
-    """One stretch of training. What is not trained is frozen: parameters and buffers stay bit for bit the same."""
+    """One stretch of training. What is not trained is frozen: it stays bit for bit the same (but see `norms`)."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["epochs"]}, {"required": ["steps"]}]})
 
     train: Train = Field(
         description="What trains: head, all, {last: N} stages counted from the output, or a list of stage names.",

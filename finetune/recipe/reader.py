@@ -14,7 +14,7 @@ from typing import cast
 
 from pydantic import ValidationError
 
-from finetune.errors import RecipeError, did_you_mean
+from finetune.errors import RecipeError
 from finetune.recipe.document import Document, read_yaml
 from finetune.recipe.dump import dump_recipe, resolved
 from finetune.recipe.explain import explained
@@ -24,7 +24,7 @@ from finetune.recipe.override import override
 from finetune.recipe.plain import from_python
 from finetune.recipe.rules import rule_faults
 from finetune.recipe.schema import KINDS, AdaptRecipe, PretrainRecipe
-from finetune.recipe.tags import settled
+from finetune.recipe.tags import near_keys, settled
 
 __all__ = ["KnownNames", "Recipe", "check_recipe", "dump_recipe", "parse_recipe", "read_recipe", "resolved"]
 
@@ -62,15 +62,15 @@ def check_recipe(
 
 
 def _checked(document: Document, where: str, names: KnownNames) -> Recipe:
-    faults, recipe = list(document.faults), None
+    checked: list[Fault] = []
+    recipe = None
     if isinstance(document.data, dict):
-        more, recipe = _examined(document.data, names)
-        faults += more
+        checked, recipe = _examined(document.data, names)
     elif document.empty and document.whole:
-        faults.append(Fault((), "is empty; a recipe starts with `kind: pretrain` or `kind: adapt`"))
-    elif document.whole and () not in document.broken:
-        faults.append(Fault((), f"expected a mapping that starts with `kind: `, found {found(document.data)}"))
-    faults = without_echoes(faults, document.broken)
+        checked = [Fault((), "is empty; a recipe starts with `kind: pretrain` or `kind: adapt`")]
+    elif document.whole:
+        checked = [Fault((), f"expected a mapping that starts with `kind: `, found {found(document.data)}")]
+    faults = without_echoes(document.faults, checked, document.broken)
     if faults or recipe is None:
         raise RecipeError(rendered(faults, where, document.lines))
     return recipe
@@ -94,8 +94,10 @@ def _text_of(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
-        near = did_you_mean(path.name, _recipes_in(path.parent))
-        raise RecipeError([f"{path}: no such file{near or ';'} {_SHIPPED}"]) from None
+        beside = {Path(name).stem: name for name in _recipes_in(path.parent)}
+        near = [repr(beside[stem]) for stem in near_keys(path.stem, list(beside))]
+        hint = f"; did you mean {' or '.join(near)}?" if near else ";"
+        raise RecipeError([f"{path}: no such file{hint} {_SHIPPED}"]) from None
     except IsADirectoryError:
         inside = _recipes_in(path)
         say = f"name one of its recipes: {', '.join(inside[:20])}" if inside else f"it holds no recipe; {_SHIPPED}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from finetune.recipe.faults import Fault, Place, found, quoted
+from finetune.recipe.faults import Fault, Place, quoted
 
 Data = Mapping[str, object]
 
@@ -99,7 +99,7 @@ def _repeated(place: Place, items: object) -> Iterator[Fault]:
         if isinstance(item, bool) or not isinstance(item, str | int):
             continue
         if str(item) in seen:  # 5 and "5" name the same class
-            yield Fault(place, f"{found(item)} is listed twice", at=(*place, index))
+            yield Fault(place, f"{quoted(item) if isinstance(item, str) else item} is listed twice", at=(*place, index))
         seen.add(str(item))
 
 

@@ -1,8 +1,8 @@
 """The two kinds of recipe and their parts, field by field, with bounds and units.
 
-The parts live in `image_data`, `phase` and `optimizer`, and can all be imported from here. Rules that hold between fields
-are in `rules`, as functions of plain data, so that they are checked even where a field is wrong. The recipe reference
-(`reference`) is generated from the descriptions.
+The parts live in `image_data`, `phase` and `optimizer`, and can all be imported from here. Rules that hold between
+fields are in `rules`, as functions of plain data, so that they are checked even where a field is wrong. The recipe
+reference (`reference`) is generated from the descriptions.
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ class AdaptRecipe(_Recipe):
 
     kind: Literal["adapt"] = Field(description="Fine-tuning weights that exist.", examples=["adapt"])
     data: DataSettings = Field(
-        default=DataSettings(), description="The images of the target.", examples=[{"validation": 0.1}]
+        default=DataSettings(),
+        description="The images of the target.",
+        examples=[{"validation": 0.1}],
+        json_schema_extra={"default": {}},
     )
     head: Literal["auto", "class_means", "random"] = Field(
         default="auto",

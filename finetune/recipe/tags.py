@@ -37,7 +37,8 @@ def near_keys(key: str, allowed: list[str]) -> list[str]:
     lowered = {name.lower(): name for name in allowed}
     if len(key) > _LONGEST_KEY:
         return []
-    return [lowered[name] for name in get_close_matches(key.lower(), lowered, n=2, cutoff=0.55)]
+    near = get_close_matches(key.lower(), lowered, n=1, cutoff=0.8) or get_close_matches(key.lower(), lowered, 2, 0.55)
+    return [lowered[name] for name in near]
 
 
 def _settle(
@@ -79,12 +80,12 @@ def _near(value: object, variants: Mapping[str, type[Settings]]) -> str | None:
 
 
 def _fitting(mapping: Mapping[str, object], variants: Mapping[str, type[Settings]]) -> str | None:
-    """The variant that has all the known keys given, and among these the one that lacks the fewest."""
+    """The variant that has all the known keys given, of several the one that lacks the fewest."""
     known = {name for variant in variants.values() for name in variant.model_fields} & mapping.keys()
 
     def lacking(name: str) -> int:
         fields = variants[name].model_fields
         return sum(field.is_required() and key not in mapping for key, field in fields.items())
 
-    fits = [name for name, variant in variants.items() if known <= variant.model_fields.keys()]
+    fits = [name for name, variant in variants.items() if known and known <= variant.model_fields.keys()]
     return min(fits, key=lacking, default=None)

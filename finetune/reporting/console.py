@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+PLAIN_WIDTH = 120  # columns of a table that is not shown on a terminal
+
+
 class Console:
     """Progress and remarks go to standard error; results (`show`) go to standard output unless `results` is off.
 
@@ -25,7 +28,7 @@ class Console:
 
         self.quiet, self.results = quiet, results
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self.out = RichConsole(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None)
+        self.out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         self.log: Path | None = None
 
     def note(self, text: str) -> None:
@@ -43,7 +46,7 @@ class Console:
         """A line that is part of the result."""
         self._log(text)
         if self.results:
-            self.out.print(text, markup=False)
+            self.out.print(text, markup=False, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
         """A table that is part of the result."""

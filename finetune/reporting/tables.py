@@ -16,10 +16,15 @@ ROWS = {"before": "before", "linear_probe": "linear probe", "after": "after", "s
 MOST_CONFUSED = 5
 
 
-def percent(score: Score) -> str:
+def percent(fraction: float) -> str:
+    """As in '99.53 %'."""
+    return f"{100 * fraction:.2f} %"
+
+
+def with_interval(score: Score) -> str:
     """As in '99.53 % (99.38 to 99.65)'."""
     low, high = score.ci95
-    return f"{score.accuracy:.2%} ({100 * low:.2f} to {100 * high:.2f})".replace("%", " %", 1)
+    return f"{percent(score.accuracy)} ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def report_tables(report: Report) -> list[RenderableType]:
@@ -33,15 +38,17 @@ def report_tables(report: Report) -> list[RenderableType]:
     table.add_column("how")
     for name, result in report.results.items():
         if result is not None:
-            table.add_row(ROWS[name], f"{result.correct:,} / {result.total:,}", percent(result), _how(name, result))
+            table.add_row(
+                ROWS[name], f"{result.correct:,} / {result.total:,}", with_interval(result), _how(name, result)
+            )
     found: list[RenderableType] = [table]
     for name, comparison in report.comparisons.items():
         if comparison is not None:
             of, against = (ROWS[part] for part in name.split("_vs_"))
-            found.append(Text(f"{comparison.verdict}: {sentence(comparison, of, against)}"))
+            found.append(Text(sentence(comparison, of, against)))
     if report.retention is not None:
         kept = report.retention
-        found.append(Text(f"on {kept.dataset} itself: {kept.before:.2%} before, {kept.after:.2%} after"))
+        found.append(Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after"))
     return found
 
 
@@ -67,7 +74,7 @@ def class_table(result: Result) -> Table:
     for column in ("class", "right", "total", "accuracy"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, score in sorted((result.per_class or {}).items(), key=lambda item: item[1]["accuracy"] or 0):
-        table.add_row(name, f"{score['correct']:,}", f"{score['total']:,}", f"{score['accuracy']:.2%}")
+        table.add_row(name, f"{score['correct']:,}", f"{score['total']:,}", percent(score["accuracy"]))
     return table
 
 
@@ -101,10 +108,12 @@ def mapping_lines(values: Mapping[str, Any]) -> list[str]:
 
 def evaluation_parts(result: Result, data: str, classes: Sequence[str], claimed: float | None) -> list[RenderableType]:
     """What `finetune evaluate` shows."""
-    parts: list[RenderableType] = [Text(f"{data}: {result.correct:,} of {result.total:,} right, {percent(result)}")]
+    parts: list[RenderableType] = [
+        Text(f"{data}: {result.correct:,} of {result.total:,} right, {with_interval(result)}")
+    ]
     if claimed is not None:
         same = "the same" if abs(claimed - result.accuracy) < 1e-12 else "NOT the same"
-        parts.append(Text(f"the checkpoint says {claimed:.2%} on these images: {same}"))
+        parts.append(Text(f"the checkpoint says {percent(claimed)} on these images: {same}"))
     parts.append(class_table(result))
     parts += [Text(line) for line in confusion_lines(result.confusion or [], classes)]
     return parts

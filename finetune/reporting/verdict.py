@@ -58,8 +58,9 @@ class Comparison:
 def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
     """Whether the second classifier is better than the first; both arrays as in `metrics.paired_difference`.
 
-    The verdict follows the p-value alone. The interval comes from another method and, near the border, may leave out
-    zero while the verdict is 'no difference shown', or the other way round; `sentence` says so when it happens.
+    The verdict follows the p-value alone. The interval comes from another method, so near the border it may leave out
+    zero while the verdict is 'no difference shown' (or, with very few images told apart, hold zero while the verdict
+    is another). Then `sentence` says so.
     """
     pair = paired_difference(first_right, second_right)
     verdict: Verdict = "no difference shown"
@@ -86,6 +87,8 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     gap = f"by {_points(size)} points (95 % interval {_points(ends[0])} to {_points(ends[1])}, {p})"
     cause = _CAUSE.get(against)
     conclusion = f"{cause} {comparison.verdict}" if cause else f"{of} is {'better' if better else 'worse'}"
+    if ends[0] <= 0:
+        conclusion += ", narrowly: the interval still has 0 in it"
     return f"{of} {'beats' if better else 'falls behind'} {against} {gap}: {conclusion}"
 
 
@@ -102,11 +105,11 @@ def _still_allowed(of: str, lower: float, upper: float) -> str:
 
 
 def _points(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
+    return f"{round(100 * fraction, 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
 
 
 def _signed(fraction: float) -> str:
-    return f"{round(100 * fraction, 2) + 0.0:+.2f}"  # + 0.0 turns -0.0 into 0.0
+    return f"{round(100 * fraction, 2) + 0.0:+.2f}"
 
 
 def _p_text(p_value: float) -> str:

@@ -20,7 +20,7 @@ from finetune.training.runtime import Runtime
 from finetune.training.schedule import Schedule
 
 TICK = 0.2  # seconds between two signs of life
-SHORTEST_ROW = 50  # steps; an epoch of a few images does not deserve a row of its own
+SHORTEST_ROW = 100  # steps; an epoch of a few images does not deserve a row of its own
 
 
 @dataclass(frozen=True)
