@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from finetune import __version__
 from finetune.errors import FinetuneError, SettingError, UserError
+from finetune.options import RUN, shared
 
 if TYPE_CHECKING:
     from finetune.reporting.console import Console
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 EXIT_CODES = """\b
 Exit codes:
@@ -63,46 +61,6 @@ def _fail(message: str, code: int) -> None:
     first, _, rest = message.partition("\n")
     click.echo(f"finetune: {first}" + (f"\n{rest}" if rest else ""), err=True)
     sys.exit(code)
-
-
-def shared(*names: str) -> Callable[[Command], Command]:
-    """Adds the options of these names, which mean the same wherever they appear."""
-    options = {
-        "recipe": click.option("--recipe", type=click.Path(path_type=Path), required=True, help="The recipe file."),
-        "out": click.option(
-            "--out",
-            type=click.Path(path_type=Path),
-            help="The checkpoint to write [default: checkpoints/NAME.safetensors].",
-        ),
-        "data-root": click.option(
-            "--data-root",
-            type=click.Path(path_type=Path),
-            help="The folder of the data sets [default: $FINETUNE_DATA_ROOT, else ./data].",
-        ),
-        "device": click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
-        "seed": click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's seed."),
-        "set": click.option(
-            "--set",
-            "settings",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Changes one value of the recipe, for example phases[0].epochs=3. May be repeated.",
-        ),
-        "target": click.option("--target", metavar="DATA", help="The data set to adapt to, by name."),
-        "shots": click.option("--shots", type=click.IntRange(min=1), help="Labelled images per class to learn from."),
-        "json": click.option("--json", "as_json", is_flag=True, help="Prints JSON for programs on standard output."),
-        "quiet": click.option("--quiet", is_flag=True, help="Prints no progress."),
-    }
-
-    def add(command: Command) -> Command:
-        for name in reversed(names):
-            command = options[name](command)
-        return command
-
-    return add
-
-
-RUN = ("out", "data-root", "device", "seed", "set", "json", "quiet")
 
 
 @cli.command()

@@ -14,7 +14,8 @@ class NormNet(StagedNetwork):
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
-        self.body = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+        convolution = nn.Conv2d(4, 6, 3, padding=1, bias=False)
+        self.body = nn.Sequential(convolution, nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
         self.head = nn.Linear(6, classes)
 
     def run_stage(self, stage: str, x: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,8 @@ ALLOWED = {
     "source": {"training", "models", "checkpoint", "errors"},
     "commands": {"source", "training", "data", "models", "recipe", "checkpoint", "reporting", "errors"},
     "api": {"commands", "reporting", "errors"},
-    "cli": {"commands", "data", "reporting", "errors", "__init__"},
+    "options": set(),
+    "cli": {"options", "commands", "data", "reporting", "errors", "__init__"},
     "__main__": {"cli"},
 }
 

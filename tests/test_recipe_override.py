@@ -51,7 +51,7 @@ def at(data, *place):
         ("model.pad_type=same", ("model",), {"name": "cnn", "pad_type": "same"}),
         ("model.note=a=b", ("model", "note"), "a=b"),
         ('model.note="true"', ("model", "note"), "true"),
-        ("data.name=./my folder", ("data", "name"), "./my folder"),
+        ("phases[0].name=my phase", ("phases", 0, "name"), "my phase"),
     ],
 )
 def test_one_value_is_set(setting, place, value):

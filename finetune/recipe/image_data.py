@@ -56,7 +56,7 @@ class DataSettings(Settings):
 
     name: Text | None = Field(
         default=None,
-        description="A registered data set, or the path of a folder of images or of a CSV file; a path has a / in it. "
+        description="A registered data set; `finetune datasets` lists them. "
         "In an adapt recipe it may be left out: --target gives it.",
         examples=["mnist"],
     )
@@ -82,6 +82,6 @@ class NamedDataSettings(DataSettings):
     """Which images, where nothing else can say so."""
 
     name: Text = Field(
-        description="A registered data set, or the path of a folder of images or of a CSV file; a path has a / in it.",
+        description="A registered data set; `finetune datasets` lists them.",
         examples=["mnist"],
     )

@@ -28,11 +28,6 @@ def name_faults(data: Data, kind: str, names: KnownNames) -> list[Fault]:
     return [*faults, *_dataset(data, names), *_stage_names(data, stages or ())]
 
 
-def is_path(name: str) -> bool:
-    """Whether `data.name` is a folder or a file rather than a registered name."""
-    return "/" in name or "\\" in name or name in (".", "..", "~") or name.lower().endswith(".csv")
-
-
 def _model_name(data: Data) -> str | None:
     model = data.get("model")
     name = model.get("name") if isinstance(model, Mapping) else model
@@ -54,11 +49,10 @@ def _stages(data: Data, names: KnownNames) -> tuple[str, ...]:
 def _dataset(data: Data, names: KnownNames) -> Iterator[Fault]:
     settings = data.get("data")
     name = settings.get("name") if isinstance(settings, Mapping) else None
-    if not isinstance(settings, Mapping) or not isinstance(name, str) or not name or is_path(name):
+    if not isinstance(settings, Mapping) or not isinstance(name, str) or not name:
         return
     if name not in names.datasets:
-        message = unknown("data set", name, list(names.datasets), "data sets")
-        yield Fault(("data", "name"), f"{message}; a folder is written with a slash, as in ./folder")
+        yield Fault(("data", "name"), unknown("data set", name, list(names.datasets), "data sets"))
         return
     classes = settings.get("classes")
     known = names.datasets[name]

@@ -63,7 +63,7 @@ def _argument(value: object) -> object:
 class ModelSettings(Settings):
     """The model and its arguments."""
 
-    name: Text = Field(description="A registered model: cnn, or timm/ and a name known to timm.", examples=["cnn"])
+    name: Text = Field(description="A registered model; `finetune models` lists them.", examples=["cnn"])
     arguments: dict[str, Annotated[int | float | str | bool, BeforeValidator(_argument)]] = Field(
         default={}, description="Arguments of the model, written beside its name."
     )
