@@ -24,6 +24,7 @@ check: .venv/ready
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
 docs: .venv/ready
+	$(BIN)/python -m finetune.help > docs/commands.md
 	$(BIN)/python -m finetune.recipe.reference > docs/recipes.md
 	$(BIN)/python -m finetune.recipe.reference --json > docs/recipe.schema.json
 

@@ -31,7 +31,9 @@ class Story(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=Story, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Story, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="finetune")
 def cli() -> None:
     """Pretrains and fine-tunes image classifiers, and tells whether the pretrained weights helped."""

@@ -24,6 +24,7 @@ ALLOWED = {
     "api": {"commands", "reporting", "errors"},
     "options": set(),
     "cli": {"options", "commands", "data", "reporting", "errors", "__init__"},
+    "help": {"cli"},
     "__main__": {"cli"},
 }
 
