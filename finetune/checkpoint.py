@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from finetune.errors import CheckpointError, OutputError
 
@@ -32,10 +32,10 @@ class InputMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
-    channels: int = Field(ge=1, le=4)
+    channels: Literal[1, 3]
     size: int = Field(ge=1, le=4096)
-    mean: list[float]
-    std: list[float]
+    mean: list[FiniteFloat]
+    std: list[FiniteFloat]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
     @model_validator(mode="after")
@@ -61,6 +61,13 @@ class Metadata(BaseModel):
     lineage: list[dict[str, Any]]
     versions: dict[str, str]
 
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Metadata:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("needs class names that differ")
+        _text(self)
+        return self
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -76,8 +83,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
     """A checkpoint's bytes. The same tensors and metadata give the same bytes."""
     from safetensors.torch import save
 
-    text = json.dumps(metadata.model_dump(), sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={KEY: text})
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={KEY: _text(metadata)})
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> str:
@@ -100,9 +106,10 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place with --out") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)  # there only when something failed, Ctrl-C included
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -128,7 +135,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error}); get or make the file again") from None
-    bad = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    bad = [
+        name
+        for name, t in tensors.items()
+        if (t.is_floating_point() or t.is_complex()) and not bool(t.isfinite().all())
+    ]
     if bad:
         raise CheckpointError(
             f"{path}: NaN or infinite numbers in {', '.join(sorted(bad))}; such weights predict nothing"
@@ -137,20 +148,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copies tensors into a network. CheckpointError listing both sides unless names and shapes agree exactly."""
-    wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    """Copies tensors into a network. CheckpointError listing both sides unless names, shapes and types agree."""
+    wanted = {name: _kind(t) for name, t in network.state_dict().items()}
+    found = {name: _kind(t) for name, t in tensors.items()}
     if wanted != found:
         lines = [f"{where}: the tensors do not fit the model"]
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
-                lines.append(f"  {name}: the model has {_shape(wanted, name)}, the file has {_shape(found, name)}")
+                ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
+                lines.append(f"  {name}: the model has {ours}, the file has {theirs}")
         raise CheckpointError("\n".join(lines))
     network.load_state_dict(dict(tensors))
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
-    return "×".join(map(str, shapes[name])) or "a single number" if name in shapes else "no such tensor"
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {'×'.join(map(str, tensor.shape)) or '(one number)'}"
+
+
+def _text(metadata: Metadata) -> str:
+    return json.dumps(metadata.model_dump(), sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 def _unreadable(path: Path, error: OSError) -> str:
@@ -165,12 +181,13 @@ def _header(path: Path, start: bytes, read: Any, size: int) -> dict[str, Any]:
     """The safetensors header: 8 bytes with its length (little endian), then JSON."""
     if size == 0:
         raise CheckpointError(f"{path}: the file is empty; expected a .safetensors checkpoint")
-    if start[:1] == b"\x80" or start[:4] == b"PK\x03\x04":
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+    # A safetensors header may well have a length that starts with a pickle's first byte: 128 and 640 bytes do.
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and (length is None or length > HEADER_LIMIT)):
         raise CheckpointError(
             f"{path}: this is a pickle or a zip of one (torch.save), which can run code when it is opened; "
             "finetune reads safetensors only"
         )
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
     if length is None or length > HEADER_LIMIT:
         raise CheckpointError(f"{path}: not a safetensors file: it starts with {start!r} instead of a header's length")
     if length > size - 8:
@@ -178,6 +195,8 @@ def _header(path: Path, start: bytes, read: Any, size: int) -> dict[str, Any]:
     try:
         header = json.loads(read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if not all(type(end) is int and 0 <= end < 2**63 for end in ends):
+            raise ValueError
         expected = 8 + length + max(ends, default=0)
     except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
         raise CheckpointError(f"{path}: not a safetensors file: its header is not the JSON it should be") from None

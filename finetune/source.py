@@ -79,16 +79,16 @@ def load(source: str | Path) -> Classifier:
 def save(classifier: Classifier, path: str | Path) -> str:
     """Writes a classifier as a checkpoint and returns the file's sha256.
 
-    What the file it was loaded from says of recipe, data and results is kept only while the weights are the same.
+    What the file it was loaded from says of recipe, data and results is kept only while weights, classes and input are
+    the same.
     """
-    network = classifier.network
-    origin = classifier.origin
-    if isinstance(origin, Source):
-        loaded = read_checkpoint(origin.path) if origin.path.exists() else None
-        if loaded and loaded.sha256 == origin.sha256 and _same(loaded.tensors, network.state_dict()):
-            return write_checkpoint(Path(path), network.state_dict(), origin.metadata)
-    lineage = [origin.as_parent(), *origin.metadata.lineage] if isinstance(origin, Source) else []
-    return write_checkpoint(Path(path), network.state_dict(), describe(classifier, lineage=lineage))
+    state, origin = classifier.network.state_dict(), classifier.origin
+    if not isinstance(origin, Source):
+        return write_checkpoint(Path(path), state, describe(classifier))
+    if _unchanged(classifier, origin):
+        return write_checkpoint(Path(path), state, origin.metadata)
+    lineage = [origin.as_parent(), *origin.metadata.lineage]
+    return write_checkpoint(Path(path), state, describe(classifier, lineage=lineage))
 
 
 def describe(
@@ -115,8 +115,22 @@ def describe(
     )
 
 
+def _unchanged(classifier: Classifier, origin: Source) -> bool:
+    """Whether the file that it came from is still there and says the same: weights, model, classes and input."""
+    now, then = describe(classifier), origin.metadata
+    if (now.model, now.arguments, now.classes, now.input) != (then.model, then.arguments, then.classes, then.input):
+        return False
+    try:
+        loaded = read_checkpoint(origin.path)
+    except CheckpointError:
+        return False
+    return loaded.sha256 == origin.sha256 and _same(loaded.tensors, classifier.network.state_dict())
+
+
 def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(bool((first[k] == second[k].cpu()).all()) for k in first)
+    return first.keys() == second.keys() and all(
+        first[k].dtype == second[k].dtype and first[k].equal(second[k].cpu()) for k in first
+    )
 
 
 def _classifier(checkpoint: Checkpoint) -> Classifier:

@@ -42,7 +42,9 @@ def test_links_between_pages_lead_somewhere(page):
 def test_commands_in_the_pages_exist(page):
     from finetune.cli import cli
 
-    for line in re.findall(r"^(?:\$ )?finetune ([a-z]+)((?: [^\n#]*)?)", page.read_text(encoding="utf-8"), re.MULTILINE):
+    for line in re.findall(
+        r"^(?:\$ )?finetune ([a-z]+)((?: [^\n#]*)?)", page.read_text(encoding="utf-8"), re.MULTILINE
+    ):
         name, rest = line
         assert name in cli.commands, f"finetune {name}"
         known = {opt for param in cli.commands[name].params for opt in param.opts} | {"--help"}

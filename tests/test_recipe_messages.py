@@ -24,7 +24,7 @@ phases:
 seed: 0
 """
 PHASE_KEYS = (
-    "train, name, epochs, steps, batch_size, optimizer, schedule, label_smoothing, clip_norm, ema, layer_decay, norms, "
+    "train, name, epochs, steps, min_steps, max_steps, batch_size, optimizer, schedule, label_smoothing, clip_norm, ema, layer_decay, norms, "
     "augment, keep"
 )
 
@@ -123,6 +123,10 @@ def test_the_good_recipe_is_good():
         # rules between fields
         ("epochs: 8", "epochs: 8\n    steps: 9", "7: phases[0].steps: both epochs and steps are given; a phase lasts one "
          "or the other: drop one, or set it to null"),
+        ("epochs: 8", "steps: 8\n    min_steps: 9", "7: phases[0].min_steps: min_steps bounds a length in epochs, and this "
+         "one is in steps: drop it"),
+        ("epochs: 8", "epochs: 8\n    min_steps: 9\n    max_steps: 8", "8: phases[0].max_steps: must not be below "
+         "min_steps, which is 9"),
         ("lr: 0.05", "lr: 0.05, momentum: 0, nesterov: true", "7: phases[0].optimizer.nesterov: nesterov needs a momentum "
          "above 0"),
         ("name: cosine", "name: step, at: [0.5, 0.5]", "8: phases[0].schedule.at: the fractions must grow from one to the "

@@ -28,6 +28,8 @@ PHASE = {
     "train": {"last": 2},
     "name": "top",
     "epochs": 3,
+    "min_steps": 1,
+    "max_steps": 9000,
     "batch_size": 8,
     "optimizer": SGD,
     "schedule": {"name": "one_cycle", "warmup": 0.2, "shape": "linear"},

@@ -17,7 +17,7 @@ import numpy as np
 from finetune.cli import main
 from finetune.data.catalog import DATASETS
 
-SGD = "{name: sgd, lr: 0.05}"
+SGD = "{name: sgd, lr: 0.01}"
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -27,7 +27,7 @@ def idx(values: np.ndarray) -> bytes:
     return head + values.astype(values.dtype.newbyteorder(">")).tobytes()
 
 
-def drawn(name: str, count: int, part: str, noise: int = 400) -> tuple[np.ndarray, np.ndarray]:
+def drawn(name: str, count: int, part: str, noise: int = 220) -> tuple[np.ndarray, np.ndarray]:
     """Images (uint8, N×28×28) of a coarse pattern per class, faint under noise, and labels that go round from 0."""
     patterns = np.random.default_rng(list(name.encode())).integers(0, 160, (len(DATASETS[name].class_names), 7, 7))
     labels = np.arange(count) % len(patterns)
@@ -36,7 +36,7 @@ def drawn(name: str, count: int, part: str, noise: int = 400) -> tuple[np.ndarra
     return images.clip(0, 255).astype(np.uint8), labels
 
 
-def make_data(root: Path, name: str, train: int = 300, test: int = 100, noise: int = 400) -> None:
+def make_data(root: Path, name: str, train: int = 300, test: int = 100, noise: int = 220) -> None:
     """Writes the files of a data set under `root`."""
     row = DATASETS[name]
     row.raw_folder(root).mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def write_part(root: Path, name: str, files: tuple[str, ...], images: np.ndarray
     (row.raw_folder(root) / files[1]).write_bytes(content)
 
 
-def phase(train: str = "all", length: str = "epochs: 2", batch: int = 20, optimizer: str = SGD, more: str = "") -> str:
+def phase(train: str = "all", length: str = "epochs: 2", batch: int = 10, optimizer: str = SGD, more: str = "") -> str:
     """One phase as a line of YAML."""
     return f"  - {{train: {train}, {length}, batch_size: {batch}, optimizer: {optimizer}{more and ', '}{more}}}\n"
 

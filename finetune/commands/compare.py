@@ -50,19 +50,29 @@ def before_predictions(
     return logits.argmax(1), NEAREST_MEAN
 
 
+def images_seen(steps: int, batch_size: int, images: int) -> int:
+    """How many images so many steps see: an epoch shows each of `images` once, in its last batch fewer."""
+    epochs, rest = divmod(steps, -(-images // batch_size))
+    return epochs * images + rest * batch_size
+
+
 def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     """The one phase of the scratch run: all stages, as many images in all as the recipe's phases together see.
 
     Everything else is the last phase's, but for a learning rate that falls towards the input, which only makes sense
-    for stages that have learnt something; the recipe's `scratch` may name a fairer optimizer and schedule.
+    for stages that have learnt something, and augmentation, which random weights always get where the recipe has any.
+    The recipe's `scratch` may name a fairer optimizer and schedule.
     """
     last = recipe.phases[-1]
-    seen = sum(phase_steps(phase, images) * min(phase.batch_size, images) for phase in recipe.phases)
-    steps = max(1, round(seen / min(last.batch_size, images)))
+    seen = sum(images_seen(phase_steps(phase, images), phase.batch_size, images) for phase in recipe.phases)
+    epochs, rest = divmod(seen, images)
+    steps = max(1, epochs * -(-images // last.batch_size) + round(rest / last.batch_size))
     changed: dict[str, Any] = {
         "name": "scratch",
         "train": "all",
         "epochs": None,
+        "min_steps": None,
+        "max_steps": None,
         "steps": steps,
         "layer_decay": 1.0,
         "augment": True,

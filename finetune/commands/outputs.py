@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def prepare_outputs(out: str | Path | None, name: str, recipe_text: str, console
     _check_writable(outputs.run_folder.parent, "run finetune in a folder that can be written")
     if outputs.run_folder.exists():
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(outputs.run_folder.stat().st_mtime))
-        aside = _free(outputs.run_folder.with_name(f"{outputs.run_folder.name}.was-{stamp}"))
+        name = outputs.run_folder.name
+        aside = outputs.run_folder.with_name(_free(outputs.run_folder.parent, f"{name}.was-{stamp}", ("",)))
         outputs.run_folder.rename(aside)
         console.note(f"{outputs.run_folder} was there already: moved to {aside}")
     outputs.run_folder.mkdir(parents=True)
@@ -65,28 +67,25 @@ def append_metrics(outputs: Outputs, row: dict[str, Any]) -> None:
 
 
 def set_aside(outputs: Outputs, console: Console) -> None:
-    """Moves an older checkpoint and its report out of the way, to names with the start of the checkpoint's sha256."""
-    if outputs.checkpoint.exists():
-        mark = hashlib.sha256(outputs.checkpoint.read_bytes()).hexdigest()[:8]
-    elif outputs.report.exists():
-        mark = hashlib.sha256(outputs.report.read_bytes()).hexdigest()[:8]
-    else:
+    """Moves an older checkpoint and its report out of the way, to names with the start of the first one's sha256."""
+    there = [path for path in (outputs.checkpoint, outputs.report) if path.exists()]
+    if not there:
         return
+    mark = hashlib.sha256(there[0].read_bytes()).hexdigest()[:8]
     stem = outputs.checkpoint.name.removesuffix(SUFFIX)
-    for old, ending in ((outputs.checkpoint, SUFFIX), (outputs.report, ".report.json")):
-        if old.exists():
-            aside = _free(old.with_name(f"{stem}.was-{mark}{ending}"))
-            old.rename(aside)
-            console.note(f"{old} was there already: moved to {aside.name}")
+    free = _free(outputs.checkpoint.parent, f"{stem}.was-{mark}", (SUFFIX, ".report.json"))
+    for old in there:
+        aside = old.with_name(free + old.name.removeprefix(stem))
+        old.rename(aside)
+        console.note(f"{old} was there already: moved to {aside.name}")
 
 
-def _free(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that does not exist."""
-    ending = "".join(s for s in (".report.json", SUFFIX) if path.name.endswith(s))
-    stem, candidate, number = path.name.removesuffix(ending), path, 1
-    while candidate.exists():
+def _free(folder: Path, stem: str, endings: Sequence[str]) -> str:
+    """`stem`, or the first of stem-2, stem-3, ... that is taken with none of the endings, so that pairs stay pairs."""
+    candidate, number = stem, 1
+    while any((folder / f"{candidate}{ending}").exists() for ending in endings):
         number += 1
-        candidate = path.with_name(f"{stem}-{number}{ending}")
+        candidate = f"{stem}-{number}"
     return candidate
 
 

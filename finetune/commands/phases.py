@@ -71,7 +71,9 @@ def phase_steps(phase: Phase, images: int) -> int:
     if phase.steps is not None:
         return phase.steps
     assert phase.epochs is not None
-    return phase.epochs * -(-images // phase.batch_size)
+    steps = phase.epochs * -(-images // phase.batch_size)
+    steps = max(steps, phase.min_steps or steps)
+    return min(steps, phase.max_steps or steps)
 
 
 def cache_boundary(network: StagedNetwork, phase: Phase, setting: Setting) -> int:

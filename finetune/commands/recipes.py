@@ -11,7 +11,7 @@ from finetune.data.catalog import ALIASES, DATASETS, find_dataset
 from finetune.errors import RecipeError
 from finetune.models.registry import stage_names
 from finetune.recipe.names import KnownNames
-from finetune.recipe.reader import check_recipe, read_recipe
+from finetune.recipe.reader import check_recipe, read_recipe, resolved
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 
 Recipe = PretrainRecipe | AdaptRecipe
@@ -54,7 +54,7 @@ def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source_stages: tup
         source_stages=source_stages,
     )
     if isinstance(recipe, (PretrainRecipe, AdaptRecipe)):
-        recipe = recipe.model_dump(mode="json", exclude_none=True)
+        recipe = resolved(recipe)
     if isinstance(recipe, Mapping):
         return check_recipe(recipe, where="recipe", overrides=overrides, names=names)
     return read_recipe(find_recipe(recipe), overrides=overrides, names=names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.errors import DataError
+from finetune.errors import DataError, SettingError
 from finetune.models.registry import InputSpec
 from finetune.models.staged import StagedNetwork
 
@@ -59,12 +60,12 @@ class Classifier(nn.Module):
         """One image as the network takes it: float, C×size×size, normalised.
 
         `image` is a file's path, a PIL image, or uint8 pixels (H×W or H×W×C array; H×W or C×H×W tensor). Pictures of
-        another size are resized, colour is turned grey where the network is grey. DataError when it is no picture.
+        another size are resized, colour is turned grey where the network is grey, 16 bits to 8. DataError when it is no
+        picture.
         """
-        from PIL import Image, ImageOps
+        from PIL import Image
 
-        picture = _open_picture(image)
-        picture = ImageOps.exif_transpose(picture).convert("L" if self.input.channels == 1 else "RGB")
+        picture = _eight_bits(_open_picture(image)).convert("L" if self.input.channels == 1 else "RGB")
         side = self.input.size
         if picture.size != (side, side):
             picture = picture.resize((side, side), Image.Resampling[self.input.interpolation.upper()])
@@ -75,39 +76,61 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
         """Label and probabilities for each picture, in order. The network is in evaluation mode meanwhile."""
-        was_training, device = self.training, next(self.parameters()).device
+        if isinstance(images, (str, Path)):
+            raise SettingError(f"expected several images, found the one path {images}; put it in a list")
+        modes, device = [(module, module.training) for module in self.modules()], next(self.parameters()).device
         self.eval()
         try:
-            inputs = [self.preprocess(image) for image in images]
             found: list[Prediction] = []
-            for start in range(0, len(inputs), PREDICT_BATCH):
-                logits = self(torch.stack(inputs[start : start + PREDICT_BATCH]).to(device))
+            waiting = iter(images)
+            while inputs := [self.preprocess(image) for image in islice(waiting, PREDICT_BATCH)]:
+                logits = self(torch.stack(inputs).to(device))
                 for row in logits.float().softmax(1).cpu().tolist():
                     best = max(range(len(row)), key=row.__getitem__)
                     found.append(Prediction(self.class_names[best], row[best], tuple(row)))
             return found
         finally:
-            self.train(was_training)
+            for module, training in modes:
+                module.training = training
 
 
 def _open_picture(image: ImageLike) -> Image:
-    from PIL import Image, UnidentifiedImageError
+    """The picture the right way up, as the camera's EXIF note says."""
+    from PIL import Image, ImageOps
 
     if isinstance(image, Image.Image):
-        return image
+        return ImageOps.exif_transpose(image)
     if isinstance(image, (str, Path)):
         try:
-            picture = Image.open(image)
-            picture.load()
+            with Image.open(image) as picture:
+                return ImageOps.exif_transpose(picture)
         except FileNotFoundError:
             raise DataError(f"{image}: there is no such image file") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # what Pillow's decoders raise on damaged files has no common base
             raise DataError(f"{image}: cannot be read as an image ({error})") from None
-        return picture
+    return Image.fromarray(_pixels(image))
+
+
+def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
+    """uint8, H×W or H×W×(2, 3 or 4)."""
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"expected a path, a PIL image, an array or a tensor, found {type(image).__name__}")
     pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+    shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (2, 3, 4))
+    if pixels.dtype != np.uint8 or not shaped or pixels.size == 0:
         raise DataError(f"expected uint8 pixels of shape H×W or with a channel axis, found {image.dtype} {image.shape}")
-    return Image.fromarray(pixels)
+    return pixels
+
+
+def _eight_bits(picture: Image) -> Image:
+    """The high byte of 16-bit grey, which Pillow's own conversion would cut off at 255."""
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise DataError(f"expected pixels of 8 or 16 bits, found a picture of mode {picture.mode}, which has no white")
+    return picture

@@ -81,6 +81,16 @@ class Phase(Settings):
     steps: int | None = Field(
         default=None, ge=1, description="Length in optimizer steps (batches). Give either epochs or steps."
     )
+    min_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="With epochs: at least so many optimizer steps, since a pass over a few images teaches little.",
+    )
+    max_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="With epochs: at most so many optimizer steps, so that a large data set does not take all day.",
+    )
     batch_size: int = Field(default=64, ge=1, description="Images per optimizer step, over all processes together.")
     optimizer: Optimizer = Field(
         description="The rule that turns gradients into steps.", examples=[{"name": "sgd", "lr": 0.05}]

@@ -46,6 +46,17 @@ def _one_duration(data: Data) -> Iterator[Fault]:
             yield Fault(place, "missing key 'epochs' or 'steps': say how long the phase lasts", lacks=lacks)
 
 
+def _limits_go_with_epochs(data: Data) -> Iterator[Fault]:
+    for place, phase in phases_of(data):
+        least, most = phase.get("min_steps"), phase.get("max_steps")
+        if phase.get("epochs") is None and phase.get("steps") is not None:
+            for key in ("min_steps", "max_steps"):
+                if phase.get(key) is not None:
+                    yield Fault((*place, key), f"{key} bounds a length in epochs, and this one is in steps: drop it")
+        if isinstance(least, int) and isinstance(most, int) and _is_number(least) and _is_number(most) and least > most:
+            yield Fault((*place, "max_steps"), f"must not be below min_steps, which is {least}")
+
+
 def _nesterov_has_momentum(data: Data) -> Iterator[Fault]:
     for place, training in trainings_of(data):
         optimizer = training.get("optimizer")
@@ -109,6 +120,7 @@ def _is_number(value: object) -> bool:
 
 _RULES: tuple[Callable[[Data], Iterator[Fault]], ...] = (
     _one_duration,
+    _limits_go_with_epochs,
     _nesterov_has_momentum,
     _steps_grow,
     _best_can_be_known,

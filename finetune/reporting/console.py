@@ -20,33 +20,35 @@ PLAIN_WIDTH = 120  # columns of a table that is not shown on a terminal
 class Console:
     """Progress and remarks go to standard error; results (`show`) go to standard output unless `results` is off.
 
-    `quiet` leaves progress and remarks out, warnings excepted. Everything said is also written to the log, if any.
+    `quiet` leaves progress and remarks out, warnings excepted. Lines are also written to the log, if any; tables are
+    not, the report has them. Text is shown as it is: brackets and colons in names of files and classes mean nothing.
     """
 
     def __init__(self, *, quiet: bool = False, results: bool = True) -> None:
         from rich.console import Console as RichConsole
 
         self.quiet, self.results = quiet, results
-        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self.out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        width = None if sys.stdout.isatty() else PLAIN_WIDTH
+        self.err = RichConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.out = RichConsole(highlight=False, markup=False, emoji=False, width=width)
         self.log: Path | None = None
 
     def note(self, text: str) -> None:
         """A remark on what is going on."""
         self._log(text)
         if not self.quiet:
-            self.err.print(text, markup=False)
+            self.err.print(text)
 
     def warn(self, text: str) -> None:
         """Something the person should know even when it is quiet."""
         self._log(f"warning: {text}")
-        self.err.print(f"warning: {text}", markup=False, style="yellow")
+        self.err.print(f"warning: {text}", style="yellow")
 
     def say(self, text: str) -> None:
         """A line that is part of the result."""
         self._log(text)
         if self.results:
-            self.out.print(text, markup=False, soft_wrap=True)
+            self.out.print(text, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
         """A table that is part of the result."""

@@ -114,7 +114,8 @@ class Report:
         found["results"] = {
             name: None if result is None else result_values(result) for name, result in self.results.items()
         }
-        return found
+        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
+        return values
 
     def to_json(self) -> str:
         """The text of `NAME.report.json`."""
@@ -124,4 +125,5 @@ class Report:
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
     left_out = ("per_class", "confusion") if brief else ()
-    return {k: v for k, v in asdict(result).items() if v is not None and k not in left_out}
+    found = asdict(result) | {"ci95": list(result.ci95)}
+    return {k: v for k, v in found.items() if v is not None and k not in left_out}

@@ -32,10 +32,8 @@ def report_tables(report: Report) -> list[RenderableType]:
     target = report.target
     title = f"{target.name}: {len(target.classes)} classes; {_counts(target.train, target.validation, target.test)}"
     table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("right / total", justify="right")
-    table.add_column("accuracy (95 % interval)", justify="right")
-    table.add_column("how")
+    for column in ("", "right / total", "accuracy (95 % interval)", "how"):
+        table.add_column(column, justify="left" if column in ("", "how") else "right", overflow="fold")
     for name, result in report.results.items():
         if result is not None:
             table.add_row(
@@ -69,11 +67,12 @@ def _how(name: str, result: Result) -> str:
 
 
 def class_table(result: Result) -> Table:
-    """Accuracy for each class, worst first."""
+    """Accuracy for each class that has images, worst first."""
     table = Table(title="per class, worst first", title_justify="left")
     for column in ("class", "right", "total", "accuracy"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for name, score in sorted((result.per_class or {}).items(), key=lambda item: item[1]["accuracy"] or 0):
+        table.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
+    scores = {name: score for name, score in (result.per_class or {}).items() if score["total"]}
+    for name, score in sorted(scores.items(), key=lambda item: item[1]["accuracy"]):
         table.add_row(name, f"{score['correct']:,}", f"{score['total']:,}", percent(score["accuracy"]))
     return table
 
@@ -87,14 +86,17 @@ def confusion_lines(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
         if i != j and count
     ]
     mistakes.sort(key=lambda m: -m[0])
-    return [f"{true} taken for {taken}: {count} images" for count, true, taken in mistakes[:MOST_CONFUSED]]
+    return [
+        f"{true} taken for {taken}: {count} {'image' if count == 1 else 'images'}"
+        for count, true, taken in mistakes[:MOST_CONFUSED]
+    ]
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table of texts."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return table
@@ -120,24 +122,21 @@ def evaluation_parts(result: Result, data: str, classes: Sequence[str], claimed:
 
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
-    """What `finetune plan` shows: one row per phase."""
+    """What `finetune plan` shows: one column per phase, which fits into 80 characters."""
     counts = _counts(plan["train"], plan["validation"], plan["test"])
     table = Table(title=f"{plan['kind']} of {plan['model']} on {plan['data']}: {counts}", title_justify="left")
-    for column in ("phase", "trains", "parameters", "learning rate", "frozen", "norms", "augmented", "cached", "steps"):
-        table.add_column(column)
-    table.add_column("about", justify="right")
-    for phase in plan["phases"]:
-        rates = "\n".join(f"{stage} {rate:.3g}" for stage, rate in phase["learning_rates"].items())
-        table.add_row(
-            phase["name"],
-            ", ".join(phase["trains"]),
-            f"{phase['trainable_parameters']:,}",
-            rates,
-            ", ".join(phase["frozen"]) or "none",
-            phase["norms"] if phase["frozen"] else "train",
-            "yes" if phase["augmented"] else "no",
-            "yes" if phase["cached"] else "no",
-            f"{phase['steps']:,} of {phase['batch_size']}",
-            f"{phase['seconds']:.1f} s",
-        )
+    phases = plan["phases"]
+    table.add_column("phase", no_wrap=True)
+    for phase in phases:
+        table.add_column(phase["name"], overflow="fold")
+    rates = ["\n".join(f"{stage} {rate:.3g}" for stage, rate in p["learning_rates"].items()) for p in phases]
+    table.add_row("trains", *(", ".join(p["trains"]) for p in phases))
+    table.add_row("parameters", *(f"{p['trainable_parameters']:,}" for p in phases))
+    table.add_row("learning rate", *rates)
+    table.add_row("frozen", *(", ".join(p["frozen"]) or "none" for p in phases))
+    table.add_row("norms", *(p["norms"] if p["frozen"] else "train" for p in phases))
+    table.add_row("augmented", *("yes" if p["augmented"] else "no" for p in phases))
+    table.add_row("cached", *("yes" if p["cached"] else "no" for p in phases))
+    table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" for p in phases))
+    table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     return table

@@ -114,6 +114,7 @@ def train(
             if step == phase.steps and best:
                 best.restore()
             yield row
+            meter.started = time.perf_counter()  # what the caller did with the row was not training
             if average and step < phase.steps:
                 average.swap()
 
@@ -162,10 +163,10 @@ class Meter:
         return time.perf_counter() - self.last_tick >= TICK
 
     def tick(self, epoch: int, step: int, steps: int) -> Tick:
+        loss, accuracy = self._mean_loss(epoch, step), int(self.right) / self.images  # waits for the device
         self.last_tick = time.perf_counter()
-        loss = self._mean_loss(epoch, step)
         speed = self.images / (self.last_tick - self.started)
-        return Tick(epoch, step, steps, loss, int(self.right) / self.images, speed)
+        return Tick(epoch, step, steps, loss, accuracy, speed)
 
     def row(self, epoch: int, step: int, learning_rate: float, validate: Callable[[], float] | None) -> Row:
         """Closes the row: `images_per_second` is of training alone, `seconds` has the validation too."""

@@ -22,11 +22,11 @@ def solve_head(features: Tensor, labels: Tensor, classes: int, validation: Pair 
     Features are standardised meanwhile. The L2 penalty is the one with the lowest cross-entropy on `validation`
     (features and labels), or over five folds of the training images when there are no validation images.
     """
-    features = features.double().cpu()
+    features = features.cpu().double()
     mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     train = ((features - mean) / std, labels.cpu())
     if validation is not None and len(validation[1]):
-        held = ((validation[0].double().cpu() - mean) / std, validation[1].cpu())
+        held = ((validation[0].cpu().double() - mean) / std, validation[1].cpu())
         weight, bias = _best_on(train, held, classes)
     else:
         weight, bias = _best_over_folds(train, classes)

@@ -1,0 +1,529 @@
+"""The checkpoint file: round trips, the same bytes, atomic writing, and every kind of damage named."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+import finetune.source as source_module
+from finetune.checkpoint import (
+    KEY,
+    InputMetadata,
+    Metadata,
+    encode,
+    load_tensors,
+    read_checkpoint,
+    read_metadata,
+    write_checkpoint,
+    write_whole,
+)
+from finetune.errors import CheckpointError, OutputError
+from finetune.models.classifier import Classifier
+from finetune.models.registry import MODELS, build_model
+
+FEW = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+INPUT = {"channels": 1, "size": 28, "mean": [0.1307], "std": [0.3081], "interpolation": "bilinear"}
+PLAIN = {
+    "model": "cnn",
+    "arguments": {},
+    "classes": ["null", "größer", "三"],
+    "input": INPUT,
+    "recipe": {"seed": 0, "phases": [{"lr": 1e-3, "at": [0.1, 1 / 3]}]},
+    "data": {"name": "mnist", "validation": None},
+    "results": {"test": {"accuracy": 0.9953, "correct": 9953}},
+    "lineage": [{"id": "parent.safetensors", "sha256": "0" * 64, "task": None}],
+    "versions": {"torch": "2"},
+}
+
+
+def metadata(**changes):
+    return Metadata.model_validate({**PLAIN, **changes})
+
+
+def tensors():
+    torch.manual_seed(0)
+    return {
+        "weight": torch.randn(4, 3),
+        "bias": torch.randn(4),
+        "half": torch.randn(5).half(),
+        "brain": torch.randn(2, 2).bfloat16(),
+        "double": torch.randn(3).double(),
+        "count": torch.tensor(7),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "mask": torch.tensor([True, False]),
+        "empty": torch.empty(0, 3),
+        "transposed": torch.randn(3, 5).T,
+        "sliced": torch.randn(10, 4)[::2, 1:3],
+        "expanded": torch.randn(1, 4).expand(3, 4),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": nn.Parameter(torch.randn(2)),
+    }
+
+
+def raw(header, data=b""):
+    """A safetensors file from a header (bytes or JSON values) and the bytes after it."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def with_metadata(text, **entries):
+    return raw({"__metadata__": {KEY: text if isinstance(text, str) else json.dumps(text)}, **entries}, b"\0" * 4)
+
+
+def one_tensor(**changes):
+    return {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}
+
+
+def full():
+    """The metadata as JSON values, as a file has them."""
+    return metadata().model_dump()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "net.safetensors"
+
+
+def refusal(path, content, reader=read_checkpoint):
+    """What a damaged file is refused with: one CheckpointError that names the file."""
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        reader(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+def test_a_checkpoint_comes_back_as_it_was(path):
+    written = tensors()
+    digest = write_checkpoint(path, written, metadata())
+    found = read_checkpoint(path)
+    assert found.tensors.keys() == written.keys()
+    for name, tensor in written.items():
+        assert found.tensors[name].dtype == tensor.dtype and torch.equal(found.tensors[name], tensor), name
+    assert found.metadata == metadata() == read_metadata(path)
+    assert found.metadata.recipe == PLAIN["recipe"]
+    assert found.path == path
+    assert found.sha256 == digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_anyone_can_read_it_and_there_is_one_metadata_key(path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    write_checkpoint(path, tensors(), metadata())
+    assert load_file(path).keys() == tensors().keys()
+    with safe_open(path, "pt") as file:
+        assert list(file.metadata()) == [KEY]
+        assert json.loads(file.metadata()[KEY]) == {"format": 1, **PLAIN}
+
+
+def test_same_content_same_bytes_whatever_the_order_it_was_put_in():
+    backwards = {name: PLAIN[name] for name in reversed(PLAIN)}
+    backwards["input"] = {name: INPUT[name] for name in reversed(INPUT)}
+    shuffled = dict(reversed(tensors().items()))
+    assert encode(tensors(), metadata()) == encode(shuffled, Metadata.model_validate(backwards))
+    assert encode(tensors(), metadata()) != encode(tensors(), metadata(classes=["a", "b", "c"]))
+    memory = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors().items()}
+    assert encode(tensors(), metadata()) == encode(memory, metadata())
+
+
+def test_another_process_writes_the_same_bytes(path):
+    code = (
+        "import sys, test_checkpoint as t; from pathlib import Path\n"
+        "t.write_checkpoint(Path(sys.argv[1]), t.tensors(), t.metadata())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment)
+    assert path.read_bytes() == encode(tensors(), metadata())
+
+
+def test_metadata_is_read_without_torch(path):
+    write_checkpoint(path, tensors(), metadata())
+    code = (
+        "import sys; from pathlib import Path; from finetune.checkpoint import read_metadata\n"
+        "assert read_metadata(Path(sys.argv[1])).model == 'cnn'\n"
+        "sys.exit('torch' in sys.modules or 'safetensors.torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("length", [128, 640, 896])
+def test_a_header_whose_length_starts_like_a_pickle_is_no_pickle(path, length):
+    """The format pads headers to 8 bytes, so that one in 32 has a length whose first byte is 0x80."""
+    write_checkpoint(path, {"weight": torch.ones(1)}, metadata())
+    header, data = path.read_bytes()[8:-4], path.read_bytes()[-4:]
+    padded = header + b" " * (-(len(header) - length) % 256)
+    path.write_bytes(struct.pack("<Q", len(padded)) + padded + data)
+    assert path.read_bytes()[0] == 0x80
+    assert read_metadata(path) == metadata() == read_checkpoint(path).metadata
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@FEW
+@given(data=st.data())
+def test_a_file_cut_anywhere_is_refused(path, data):
+    content = encode({"weight": torch.ones(4, 3)}, metadata())
+    kept = data.draw(st.one_of(st.integers(0, 16), st.integers(0, len(content) - 1)))
+    for reader in (read_checkpoint, read_metadata):
+        assert "cut short" in (said := refusal(path, content[:kept], reader)) or kept < 8, said
+
+
+@FEW
+@given(data=st.data())
+def test_a_changed_byte_of_the_header_is_refused_or_harmless(path, data):
+    content = bytearray(encode({"weight": torch.ones(4, 3)}, metadata()))
+    header = struct.unpack("<Q", content[:8])[0]
+    place = data.draw(st.one_of(st.integers(0, 7), st.integers(8, 7 + header)))
+    content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    for reader in (read_metadata, read_checkpoint):
+        try:
+            reader(path)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: ")
+
+
+@FEW
+@given(content=st.one_of(st.binary(max_size=64), st.binary(max_size=64).map(raw), st.text(max_size=80).map(str.encode)))
+@example(content=b"")
+@example(content=b"\0" * 8)
+def test_random_bytes_are_refused(path, content):
+    for reader in (read_metadata, read_checkpoint):
+        refusal(path, content, reader)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@FEW
+@given(key=st.sampled_from(sorted(PLAIN)), value=JSON)
+def test_metadata_of_any_type_is_refused_or_holds(path, key, value):
+    path.write_bytes(with_metadata({**full(), key: value}, a=one_tensor()))
+    try:
+        found = read_checkpoint(path)
+    except CheckpointError as error:
+        assert f"{path}: its metadata does not hold at " in str(error)
+    else:
+        encode(found.tensors, found.metadata)  # what was read can be written again
+
+
+@FEW
+@given(value=JSON)
+@example(value=10**4299)
+@example(value=True)
+def test_offsets_of_any_type_are_refused_or_hold(path, value):
+    sys.set_int_max_str_digits(4300)
+    for entry in (one_tensor(data_offsets=value), one_tensor(data_offsets=[0, value]), value):
+        path.write_bytes(with_metadata(full(), a=entry))
+        try:
+            assert read_checkpoint(path).metadata == metadata()
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"short", "not a safetensors file"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "not a safetensors file: it starts with b'<!DOCTYP'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "starts with b'version '"),
+        (pickle.dumps({"weight": [1.0] * 20}), "this is a pickle"),
+        (pickle.dumps(1), "this is a pickle"),
+        (raw(b"[" * 100_000), "its header is not the JSON it should be"),
+        (raw(b'{"a":' * 100_000), "its header is not the JSON it should be"),
+        (raw(b"[]"), "its header is not the JSON it should be"),
+        (raw(b'"text"'), "its header is not the JSON it should be"),
+        (raw(b"\xff\xfe{}"), "its header is not the JSON it should be"),
+        (raw({"a": one_tensor(data_offsets=[0])}, b"\0" * 4), "its header is not the JSON it should be"),
+        (raw(b'{"a":{"data_offsets":[0,Infinity]}}'), "its header is not the JSON it should be"),
+        (raw({"a": one_tensor()}, b"\0" * 4), "without finetune's metadata"),
+        (raw({"__metadata__": {"format": "pt"}}), "without finetune's metadata"),
+        (raw({"__metadata__": [KEY]}), "without finetune's metadata"),
+        (with_metadata("{", a=one_tensor()), "its metadata does not hold at finetune"),
+        (with_metadata("[" * 100_000, a=one_tensor()), "its metadata does not hold at finetune"),
+        (raw({"__metadata__": {KEY: {}}}), "its metadata does not hold at finetune"),
+        (raw({"__metadata__": {KEY: "\ud800"}}), "its metadata does not hold at finetune"),
+        (struct.pack("<Q", 2**63) + b"{}", "not a safetensors file: it starts with"),
+        (struct.pack("<Q", 100_000_001) + b"{}", "not a safetensors file: it starts with"),
+        (struct.pack("<Q", 3) + b"{}", "cut short: the header alone has 3 bytes, the file 10"),
+        (struct.pack("<Q", 0), "its header is not the JSON it should be"),
+        (with_metadata(full(), a=one_tensor()) + b"x", "has bytes too many"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_no_checkpoint_is_named(path, content, said):
+    for reader in (read_metadata, read_checkpoint):
+        assert said in refusal(path, content, reader)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_save_is_named_and_not_opened(path, zipped):
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(3)}, buffer, _use_new_zipfile_serialization=zipped)
+    assert "this is a pickle or a zip of one" in refusal(path, buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        one_tensor(dtype="Q7"),
+        one_tensor(shape=[2]),
+        one_tensor(shape=[-1]),
+        one_tensor(shape=[2**62, 2**62]),
+        one_tensor(dtype="F4", shape=[8]),
+        one_tensor(data_offsets=[4, 4]),
+        one_tensor(data_offsets=[-4, 4]),
+    ],
+)
+def test_tensors_that_contradict_the_header_are_refused(path, entry):
+    assert "damaged safetensors file" in refusal(path, with_metadata(full(), a=entry))
+
+
+@pytest.mark.parametrize(
+    ("changes", "at"),
+    [
+        ({"format": 2}, "format"),
+        ({"format": "1"}, "format"),
+        ({"surprise": 1}, "surprise"),
+        ({"model": 5}, "model"),
+        ({"model": None}, "model"),
+        ({"classes": []}, "classes"),
+        ({"classes": "ab"}, "classes"),
+        ({"classes": ["a", 1]}, "classes.1"),
+        ({"classes": ["a", "a"]}, "finetune: value error, needs class names that differ"),
+        ({"results": {"accuracy": float("nan")}}, "finetune"),
+        ({"recipe": {"lr": [float("inf")]}}, "finetune"),
+        ({"lineage": {}}, "lineage"),
+        ({"versions": {"torch": 2}}, "versions.torch"),
+        ({"input": {**INPUT, "channels": 2}}, "input.channels"),
+        ({"input": {**INPUT, "channels": 3}}, "input: value error, needs one mean"),
+        ({"input": {**INPUT, "size": 0}}, "input.size"),
+        ({"input": {**INPUT, "size": 28.0}}, "input.size"),
+        ({"input": {**INPUT, "mean": [float("nan")]}}, "input.mean.0"),
+        ({"input": {**INPUT, "std": [float("inf")]}}, "input.std.0"),
+        ({"input": {**INPUT, "std": [0.0]}}, "input: value error, needs one mean and one positive deviation"),
+        ({"input": {**INPUT, "std": [1.0, 1.0]}}, "input: value error, needs one mean"),
+        ({"input": {**INPUT, "interpolation": "magic"}}, "input.interpolation"),
+    ],
+)
+def test_metadata_that_does_not_hold_says_where(path, changes, at):
+    said = refusal(path, with_metadata({**full(), **changes}, a=one_tensor()), read_metadata)
+    assert f"its metadata does not hold at {at}" in said
+
+
+@pytest.mark.parametrize("key", list(PLAIN))
+def test_metadata_without_a_key_is_refused(path, key):
+    values = {name: value for name, value in full().items() if name != key}
+    assert f"does not hold at {key}: field required" in refusal(path, with_metadata(values, a=one_tensor()))
+
+
+def test_metadata_that_could_not_be_read_cannot_be_made():
+    for changes in ({"results": {"x": float("nan")}}, {"classes": ["a", "a"]}, {"classes": ["\ud800"]}):
+        with pytest.raises((ValidationError, ValueError)):
+            encode({}, metadata(**changes))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), complex(0, float("nan"))])
+def test_numbers_that_are_not_finite_are_named(path, number):
+    bad = torch.tensor([1.0, number], dtype=torch.complex64 if isinstance(number, complex) else None)
+    said = refusal(path, encode({"z.bad": bad, "a.bad": bad.clone(), "good": torch.ones(2)}, metadata()))
+    assert "NaN or infinite numbers in a.bad, z.bad;" in said
+
+
+def test_places_that_hold_no_file_are_named(tmp_path):
+    write_checkpoint(tmp_path / "other.safetensors", {}, metadata())
+    for reader in (read_metadata, read_checkpoint):
+        with pytest.raises(CheckpointError, match=r"nothing\.safetensors: there is no such.* has other\.safetensors"):
+            reader(tmp_path / "nothing.safetensors")
+        with pytest.raises(CheckpointError, match=r"cannot be read \(Is a directory\)"):
+            reader(tmp_path)
+        with pytest.raises(CheckpointError, match="Not a directory"):
+            reader(tmp_path / "other.safetensors" / "x")
+
+
+# --- tensors into a network -------------------------------------------------------------------------------------------
+
+
+def test_tensors_fill_the_network():
+    network, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    load_tensors(network, other.state_dict(), "here")
+    assert torch.equal(network.weight, other.weight) and torch.equal(network.bias, other.bias)
+    assert network.weight is not other.weight
+
+
+def test_tensors_that_do_not_fit_are_listed_on_both_sides_and_nothing_is_loaded():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    given = {name: torch.zeros_like(t) for name, t in network.state_dict().items()}
+    del given["1.bias"]
+    given |= {"extra": torch.zeros(()), "0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(2, dtype=torch.float64)}
+    with pytest.raises(CheckpointError) as caught:
+        load_tensors(network, given, "file.safetensors")
+    assert str(caught.value).splitlines() == [
+        "file.safetensors: the tensors do not fit the model",
+        "  0.bias: the model has float32 2, the file has float64 2",
+        "  0.weight: the model has float32 2×3, the file has float32 3×2",
+        "  1.bias: the model has float32 2, the file has no such tensor",
+        "  extra: the model has no such tensor, the file has float32 (one number)",
+    ]
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+
+
+# --- writing whole ----------------------------------------------------------------------------------------------------
+
+
+def test_written_files_are_readable_by_others_and_leave_nothing_beside_them(tmp_path):
+    path = tmp_path / "deep" / "er" / "file.bin"
+    write_whole(path, b"one")
+    write_whole(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, fault, call):
+    path = tmp_path / "file.bin"
+    write_whole(path, b"old")
+
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), fail)
+    with pytest.raises(OutputError if isinstance(fault, OSError) else KeyboardInterrupt) as caught:
+        write_whole(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+    if isinstance(fault, OSError):
+        assert str(caught.value).startswith(f"{path}: cannot be written (No space left on device)")
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.bin"
+    write_whole(path, b"old")
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from finetune.checkpoint import write_whole\n"
+        "from finetune.errors import OutputError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_whole(Path(sys.argv[1]), b'x' * 5000)\n"
+        "except OutputError as error: sys.exit(0 if 'File too large' in str(error) else 3)\n"
+        "sys.exit(4)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_place_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"cannot be written \((Not a directory|File exists)\); .* --out"):
+        write_whole(tmp_path / "file" / "x.safetensors", b"")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_whole(tmp_path, b"")
+    assert [p.name for p in tmp_path.parent.glob(f".{tmp_path.name}*")] == []
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(path):
+    torch.manual_seed(0)
+    network = build_model("cnn", 3, {})
+    write_checkpoint(path, network.state_dict(), metadata())
+    return path
+
+
+def test_a_source_says_what_it_is(trained):
+    opened = source_module.open_source(trained)
+    assert (opened.dataset, opened.accuracy) == ("mnist", 0.9953)
+    assert opened.as_parent() == {"id": "net.safetensors", "sha256": opened.sha256, "task": "mnist"}
+    assert opened.classifier.class_names == ("null", "größer", "三") and not opened.classifier.training
+    assert opened.classifier.input == MODELS["cnn"].input
+
+
+def test_an_unchanged_classifier_is_saved_to_the_same_bytes(trained, tmp_path):
+    source_module.save(source_module.load(trained), tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").read_bytes() == trained.read_bytes()
+
+
+def weights(classifier):
+    classifier.network.conv1.bias.data[0] += 1
+
+
+def head(classifier):
+    classifier.network.head = nn.Linear(128, 2)
+    classifier.class_names = ("a", "b")
+
+
+def names(classifier):
+    classifier.class_names = ("a", "b", "c")
+
+
+@pytest.mark.parametrize("change", [weights, head, names])
+def test_a_changed_classifier_is_a_child_without_its_parents_results(trained, tmp_path, change):
+    classifier = source_module.load(trained)
+    parent = classifier.origin
+    change(classifier)
+    source_module.save(classifier, tmp_path / "child.safetensors")
+    child = source_module.open_source(tmp_path / "child.safetensors")
+    assert child.metadata.lineage == [parent.as_parent(), *PLAIN["lineage"]]
+    assert (child.metadata.recipe, child.metadata.data, child.metadata.results) == ({}, {}, {})
+    assert child.classifier.class_names == classifier.class_names
+    assert torch.equal(child.classifier.network.conv1.bias, classifier.network.conv1.bias)
+
+
+def test_saving_does_not_need_the_file_that_was_loaded(trained, tmp_path):
+    for damage in (lambda: trained.write_bytes(b"gone"), trained.unlink):
+        classifier = source_module.load(trained)
+        content = trained.read_bytes()
+        damage()
+        source_module.save(classifier, tmp_path / "copy.safetensors")
+        assert source_module.peek(tmp_path / "copy.safetensors").lineage[0]["id"] == "net.safetensors"
+        trained.write_bytes(content)
+
+
+def test_a_classifier_of_no_file_has_no_parents(tmp_path):
+    classifier = Classifier(build_model("cnn", 2, {}), "cnn", {}, ["a", "b"], MODELS["cnn"].input)
+    source_module.save(classifier, tmp_path / "new.safetensors")
+    assert source_module.peek(tmp_path / "new.safetensors").lineage == []
+
+
+def test_models_and_arguments_that_are_not_there_are_refused(path):
+    write_checkpoint(path, {}, metadata(model="cnm"))
+    with pytest.raises(CheckpointError, match=r"net\.safetensors: made with model 'cnm'"):
+        source_module.peek(path)
+    write_checkpoint(path, {}, metadata(arguments={"width": 9}))
+    with pytest.raises(CheckpointError, match=r"its metadata does not hold: model 'cnn': unknown argument 'width'"):
+        source_module.load(path)
+    write_checkpoint(path, build_model("cnn", 2, {}).state_dict(), metadata())
+    with pytest.raises(CheckpointError, match=r"head\.bias: the model has float32 3, the file has float32 2"):
+        source_module.load(path)
+
+
+def test_input_metadata_is_per_channel():
+    colour = InputMetadata(channels=3, size=8, mean=[0.1, 0.2, 0.3], std=[1.0, 1.0, 1.0], interpolation="nearest")
+    assert colour.channels == 3
