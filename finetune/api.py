@@ -56,9 +56,8 @@ def adapt(
     `recipe` is by default the shipped recipes/adapt.yaml. `shots` is the number of labelled images per class to learn
     from; `compare=False` leaves out the linear probe and the run from scratch. The rest is as for `pretrain`.
     """
-    wanted = {"data.name": target, "data.shots": shots, **(settings or {})}
-    overrides = _overrides({key: value for key, value in wanted.items() if value is not None})
-    overrides += [] if compare else ["compare=[]"]
+    named = {key: value for key, value in (("data.name", target), ("data.shots", shots)) if value is not None}
+    overrides = [*_overrides(named), *_overrides(settings), *([] if compare else ["compare=[]"])]
     chosen = DEFAULT_RECIPE if recipe is None else recipe
     return _adapt(source, chosen, out=out, root=data_root, device=device, overrides=overrides, console=_console(quiet))
 

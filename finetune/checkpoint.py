@@ -80,9 +80,10 @@ class Checkpoint:
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
-    """A checkpoint's bytes. The same tensors and metadata give the same bytes."""
+    """A checkpoint's bytes. The same tensors and metadata give the same bytes. CheckpointError for NaN among them."""
     from safetensors.torch import save
 
+    _refuse_nonsense(tensors, "not written")
     return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={KEY: _text(metadata)})
 
 
@@ -135,6 +136,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error}); get or make the file again") from None
+    _refuse_nonsense(tensors, str(path))
+    return Checkpoint(path, tensors, metadata, hashlib.sha256(content).hexdigest())
+
+
+def _refuse_nonsense(tensors: Mapping[str, Tensor], where: str) -> None:
+    """CheckpointError that names the tensors with NaN or infinity in them, if there are any."""
     bad = [
         name
         for name, t in tensors.items()
@@ -142,9 +149,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     ]
     if bad:
         raise CheckpointError(
-            f"{path}: NaN or infinite numbers in {', '.join(sorted(bad))}; such weights predict nothing"
+            f"{where}: NaN or infinite numbers in {', '.join(sorted(bad))}; such weights predict nothing"
         )
-    return Checkpoint(path, tensors, metadata, hashlib.sha256(content).hexdigest())
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

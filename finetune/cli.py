@@ -197,7 +197,13 @@ def datasets(name: str | None, data_root: Path | None, as_json: bool) -> None:
     from finetune.commands.material import data_root as root_of
 
     root = root_of(data_root)
-    _print_listing(listing.datasets(root) if name is None else listing.dataset_details(name, root), as_json)
+    if name is not None:
+        _print_listing(listing.dataset_details(name, root), as_json)
+    elif as_json:
+        _print_json(listing.datasets(root))
+    else:
+        found = listing.datasets(root).items()
+        _print_listing({key: f"{v['classes']} classes, {'here' if v['present'] else 'absent'}" for key, v in found})
 
 
 @cli.command()
@@ -242,7 +248,7 @@ def _print_json(values: object) -> None:
     click.echo(json.dumps(values, indent=1, ensure_ascii=False))
 
 
-def _print_listing(values: dict[str, Any], as_json: bool) -> None:
+def _print_listing(values: dict[str, Any], as_json: bool = False) -> None:
     from finetune.reporting.tables import mapping_lines
 
     if as_json:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from finetune.checkpoint import (
     Checkpoint,
     InputMetadata,
@@ -16,7 +18,7 @@ from finetune.checkpoint import (
     write_checkpoint,
 )
 from finetune.errors import CheckpointError, SettingError
-from finetune.models.registry import MODELS, InputSpec, build_model
+from finetune.models.registry import MODELS, InputSpec, build_model, model_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,9 +82,12 @@ def save(classifier: Classifier, path: str | Path) -> str:
     """Writes a classifier as a checkpoint and returns the file's sha256.
 
     What the file it was loaded from says of recipe, data and results is kept only while weights, classes and input are
-    the same.
+    the same. CheckpointError, and nothing is written, when the file could not be loaded again.
     """
     state, origin = classifier.network.state_dict(), classifier.origin
+    rows, names = classifier.network.head.out_features, len(classifier.class_names)
+    if rows != names:
+        raise CheckpointError(f"{path}: not written: the head has {rows} rows, and there are {names} class names")
     if not isinstance(origin, Source):
         return write_checkpoint(Path(path), state, describe(classifier))
     if _unchanged(classifier, origin):
@@ -99,20 +104,23 @@ def describe(
     results: dict[str, Any] | None = None,
     lineage: list[dict[str, Any]] | None = None,
 ) -> Metadata:
-    """The metadata of a classifier as it is now."""
+    """The metadata of a classifier as it is now. CheckpointError when no file could say that."""
     from finetune.training.runtime import versions
 
-    return Metadata(
-        model=classifier.model,
-        arguments=classifier.arguments,
-        classes=list(classifier.class_names),
-        input=InputMetadata.model_validate(classifier.input.as_dict()),
-        recipe=recipe or {},
-        data=data or {},
-        results=results or {},
-        lineage=lineage or [],
-        versions=versions(),
-    )
+    try:
+        return Metadata(
+            model=classifier.model,
+            arguments=classifier.arguments,
+            classes=list(classifier.class_names),
+            input=InputMetadata.model_validate(classifier.input.as_dict()),
+            recipe=recipe or {},
+            data=data or {},
+            results=results or {},
+            lineage=lineage or [],
+            versions=versions(),
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"this classifier cannot be saved: {error.errors()[0]['msg'].lower()}") from None
 
 
 def _unchanged(classifier: Classifier, origin: Source) -> bool:
@@ -142,7 +150,12 @@ def _classifier(checkpoint: Checkpoint) -> Classifier:
     except SettingError as error:
         raise CheckpointError(f"{checkpoint.path}: its metadata does not hold: {error}") from None
     load_tensors(network, checkpoint.tensors, str(checkpoint.path))
-    given = metadata.input
+    given, takes = metadata.input, model_row(metadata.model).input
+    if (given.channels, given.size) != (takes.channels, takes.size):
+        raise CheckpointError(
+            f"{checkpoint.path}: its metadata says images of {given.channels}×{given.size}×{given.size}, but model "
+            f"{metadata.model!r} takes {takes.channels}×{takes.size}×{takes.size}"
+        )
     spec = InputSpec(given.channels, given.size, tuple(given.mean), tuple(given.std), given.interpolation)
     classifier = Classifier(network, metadata.model, metadata.arguments, metadata.classes, spec)
     classifier.eval()

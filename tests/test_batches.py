@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import Normalize
 
-from finetune.data.augment import Augment
+from finetune.data.augment import Augment, augmented
 from finetune.data.batches import Batches, Normaliser, generator
 
 CPU = torch.device("cpu")
@@ -100,6 +100,13 @@ def test_an_augmented_image_does_not_depend_on_batch_size_or_neighbours(augment,
     others = pixels(channels)
     others[1:] = 0
     assert torch.equal(by_index(batches(others, augment=augment, channels=channels))[0], expected[0])
+
+
+def test_an_images_numbers_are_looked_up_by_its_index():
+    given = batches(batch_size=7, augment=ALL)
+    drawn = torch.rand(COUNT, ALL.numbers, generator=generator(3, 1, "augment"))
+    expected = augmented(given.normalise(given.inputs), drawn, ALL, given.normalise.offset)
+    assert torch.equal(by_index(given), expected)
 
 
 def test_augmentation_differs_between_epochs_seeds_and_images():

@@ -110,8 +110,9 @@ def refused(*words: object, code: int = 2) -> str:
     done = finetune(*words)
     assert done.code == code, (done.code, done.err)
     assert done.out == "" and "Traceback" not in done.err
-    assert done.err.count("finetune: ") == 1, done.err
-    return done.err[done.err.index("finetune: ") :].removeprefix("finetune: ")
+    said = f"\n{done.err}".split("\nfinetune: ")
+    assert len(said) == 2, done.err
+    return said[1]
 
 
 def report_of(checkpoint: str | Path) -> Any:

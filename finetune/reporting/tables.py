@@ -102,10 +102,34 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     return table
 
 
-def mapping_lines(values: Mapping[str, Any]) -> list[str]:
-    """'key: value' lines, keys padded to one width."""
-    width = max((len(key) for key in values), default=0)
-    return [f"{key:<{width}}  {value}" for key, value in values.items()]
+def mapping_lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
+    """JSON values for a person: a line per key, keys padded to one width, what is nested indented below its key."""
+    width = max((len(key) for key, value in values.items() if not _nested(value)), default=0)
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{key}", *mapping_lines(value, indent + "  ")]
+        elif _nested(value):
+            for number, item in enumerate(value, 1):
+                lines += [f"{indent}{key} {number}", *mapping_lines(item, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_plain(value)}".rstrip())
+    return lines
+
+
+def _nested(value: Any) -> bool:
+    """Whether a value takes lines of its own: a mapping, or a list of mappings."""
+    return bool(value) and (isinstance(value, Mapping) or (isinstance(value, list) and isinstance(value[0], Mapping)))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "none"
+    if value is None or value == {}:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def evaluation_parts(result: Result, data: str, classes: Sequence[str], claimed: float | None) -> list[RenderableType]:

@@ -20,6 +20,7 @@ from finetune.training.runtime import Runtime
 from finetune.training.schedule import Schedule
 
 TICK = 0.2  # seconds between two signs of life
+CURE = "lower the learning rate, add warm-up or set clip_norm"
 SHORTEST_ROW = 100  # steps; an epoch of a few images does not deserve a row of its own
 
 
@@ -83,7 +84,8 @@ def train(
     """Trains in place for `phase.steps` steps. When a Row comes, the network holds the weights that the row speaks of.
 
     `first_epoch` is the number of epochs that earlier phases used up; order and augmentation go on from there.
-    `validate` gives the validation accuracy of the network as it stands. TrainingError when the loss is not finite.
+    `validate` gives the validation accuracy of the network as it stands. TrainingError when the loss or a weight is not
+    finite.
     """
     set_trainable(network, phase.stages)
     groups = stage_groups(network, phase.arguments["lr"], phase.layer_decay)
@@ -109,6 +111,7 @@ def train(
             if average:
                 average.swap()
             row = meter.row(epoch, step, optimizer.param_groups[-1]["lr"], validate)
+            _refuse_lost_weights(network, epoch, step)
             if best:
                 best.offer(row)
             if step == phase.steps and best:
@@ -117,6 +120,13 @@ def train(
             meter.started = time.perf_counter()  # what the caller did with the row was not training
             if average and step < phase.steps:
                 average.swap()
+
+
+def _refuse_lost_weights(network: StagedNetwork, epoch: int, step: int) -> None:
+    """The loss is that of the step before; the last step of a row may still break the weights."""
+    state = network.state_dict().values()
+    if not all(bool(t.isfinite().all()) for t in state if t.is_floating_point()):
+        raise TrainingError(f"the weights are no longer finite numbers (epoch {epoch}, after step {step}); {CURE}")
 
 
 def _step(
@@ -181,8 +191,7 @@ class Meter:
         loss = float(self.loss) / self.images
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise TrainingError(
-                f"the loss is no longer a finite number (epoch {epoch}, at or shortly before step {step}); "
-                "lower the learning rate, add warm-up or set clip_norm"
+                f"the loss is no longer a finite number (epoch {epoch}, at or shortly before step {step}); {CURE}"
             )
         return loss
 
