@@ -57,9 +57,18 @@ def adapt(
     from; `compare=False` leaves out the linear probe and the run from scratch. The rest is as for `pretrain`.
     """
     named = {key: value for key, value in (("data.name", target), ("data.shots", shots)) if value is not None}
-    overrides = [*_overrides(named), *_overrides(settings), *([] if compare else ["compare=[]"])]
+    overrides = [*_overrides(named), *_overrides(settings)]
     chosen = DEFAULT_RECIPE if recipe is None else recipe
-    return _adapt(source, chosen, out=out, root=data_root, device=device, overrides=overrides, console=_console(quiet))
+    return _adapt(
+        source,
+        chosen,
+        compare=compare,
+        out=out,
+        root=data_root,
+        device=device,
+        overrides=overrides,
+        console=_console(quiet),
+    )
 
 
 def evaluate(

@@ -107,7 +107,7 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another place with --out") from None
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); make room or name another place") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)  # there only when something failed, Ctrl-C included

@@ -51,7 +51,7 @@ def main() -> None:
     except FinetuneError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("stopped by Ctrl-C; nothing was written", 130)
+        _fail("stopped by Ctrl-C before any weights were trained", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -111,9 +111,16 @@ def adapt(
 
     console = _console(quiet, as_json)
     overrides = [*settings, *_target(target), *_override("data.shots", shots), *_override("seed", seed)]
-    if no_compare:
-        overrides.append("compare=[]")
-    report = run(source, recipe, out=out, root=data_root, device=device, overrides=overrides, console=console)
+    report = run(
+        source,
+        recipe,
+        compare=not no_compare,
+        out=out,
+        root=data_root,
+        device=device,
+        overrides=overrides,
+        console=console,
+    )
     if as_json:
         click.echo(report.to_json(), nl=False)
 

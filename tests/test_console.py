@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console as RichConsole
+from rich.table import Table
 
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report, Result, Retention, TargetSummary
@@ -21,13 +22,21 @@ from finetune.reporting.tables import (
     evaluation_parts,
     mapping_lines,
     percent,
-    plain_table,
     plan_table,
     report_tables,
 )
 from finetune.reporting.verdict import Score, compare
 
 LITERAL = "[red]x[/red] [/] :100: [bold]recipe.yaml:100: a[1].b 'text' 3.14 <ü>"
+
+
+def plain_table(title, columns, rows):
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def run_phase(console):

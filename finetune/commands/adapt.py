@@ -18,7 +18,7 @@ from finetune.commands.material import Material, data_root, open_material
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, run_phases
 from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
-from finetune.commands.results import measure, right_answers, save_run, target_summary
+from finetune.commands.results import measure, right_answers, run_report, save_run
 from finetune.data.batches import Normaliser
 from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
@@ -26,12 +26,12 @@ from finetune.models.registry import model_row
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.reader import dump_recipe, resolved
 from finetune.recipe.schema import AdaptRecipe
+from finetune.reporting import verdict
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report, Result, SourceSummary, Transplant
-from finetune.reporting.verdict import Comparison, compare
 from finetune.source import Source, describe, open_source, peek
 from finetune.training.evaluation import predictions
-from finetune.training.runtime import choose_runtime, environment, seeded
+from finetune.training.runtime import choose_runtime, seeded
 from finetune.training.solver import solve_head
 
 DEFAULT_RECIPE = Path("recipes/adapt.yaml")
@@ -52,6 +52,7 @@ def adapt(
     source: str | Path,
     recipe: RecipeLike = DEFAULT_RECIPE,
     *,
+    compare: bool = True,
     out: str | Path | None = None,
     root: str | Path | None = None,
     device: str = "auto",
@@ -60,13 +61,15 @@ def adapt(
 ) -> Report:
     """Fine-tunes a checkpoint on the recipe's data and compares; writes `out`, its report, and returns the report.
 
-    `overrides` are KEY=VALUE texts as for --set; `root` is the data folder. Errors are those of `finetune.errors`.
+    `compare=False` leaves out the linear probe and the run from scratch, whatever the recipe says. `overrides` are
+    KEY=VALUE texts as for --set; `root` is the data folder. Errors are those of `finetune.errors`.
     """
     started = time.perf_counter()
     console = console or Console(quiet=True, results=False)
     plan = open_recipe(recipe, overrides, source_stages=model_row(peek(source).model).stages)
     if not isinstance(plan, AdaptRecipe):
         raise wrong_kind(plan, "adapt")
+    plan = plan if compare else plan.model_copy(update={"compare": ()})
     origin = open_source(source)
     classifier = origin.classifier
     runtime = choose_runtime(device, plan.precision)
@@ -94,22 +97,19 @@ def adapt(
         scratch = train_scratch(plan, origin, setting, watch) if "scratch" in plan.compare else None
         results, comparisons = _test(adapted.network, frozen, scratch, plan, setting, classifier.class_names)
         kept = retention(origin, frozen.network, adapted.network, material, data_root(root), setting.normalise, runtime)
-    report = Report(
-        kind="adapt",
-        recipe=resolved(plan),
-        seed=plan.seed,
-        device=str(runtime.device),
-        environment=environment(runtime),
-        seconds=time.perf_counter() - started,
-        source=_source_summary(origin),
-        target=target_summary(material),
-        transplant=transplant,
-        phases=phases,
-        results=results,
-        comparisons=comparisons,
-        retention=kept,
-    )
-    save_run(adapted, described, report, outputs, console)
+        report = run_report(
+            plan,
+            material,
+            runtime,
+            time.perf_counter() - started,
+            phases,
+            results,
+            source=_source_summary(origin),
+            transplant=transplant,
+            comparisons=comparisons,
+            retention=kept,
+        )
+        save_run(adapted, described, report, outputs, console)
     return report
 
 
@@ -167,7 +167,7 @@ def _test(
     plan: AdaptRecipe,
     setting: Setting,
     known: Names,
-) -> tuple[dict[str, Result | None], dict[str, Comparison | None]]:
+) -> tuple[dict[str, Result | None], dict[str, verdict.Comparison | None]]:
     """Opens the test set, once: every row of the verdict is measured on the same images."""
     material, normalise = setting.material, setting.normalise
     test, device = material.test, setting.runtime.device
@@ -181,8 +181,8 @@ def _test(
         "scratch": None,
     }
     right_after = right_answers(test, found_after)
-    comparisons: dict[str, Comparison | None] = {
-        "after_vs_before": compare(right_answers(test, found_before), right_after),
+    comparisons: dict[str, verdict.Comparison | None] = {
+        "after_vs_before": verdict.compare(right_answers(test, found_before), right_after),
         "after_vs_scratch": None,
     }
     if "linear_probe" in plan.compare:
@@ -192,7 +192,7 @@ def _test(
     if scratch is not None:
         found = predictions(scratch, test.images.to(device), normalise)
         results["scratch"] = measure(test, found, detailed=False)
-        comparisons["after_vs_scratch"] = compare(right_answers(test, found), right_after)
+        comparisons["after_vs_scratch"] = verdict.compare(right_answers(test, found), right_after)
     return results, comparisons
 
 

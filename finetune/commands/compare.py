@@ -46,7 +46,7 @@ def before_predictions(
         rows = torch.tensor([source_classes.index(name) for name in classes], device=features.device)
         with torch.no_grad():
             return head(features)[:, rows].argmax(1).cpu(), OWN_HEAD
-    logits = features.double().cpu() @ means.weight.cpu().T + means.bias.cpu()
+    logits = features.cpu().double() @ means.weight.cpu().T + means.bias.cpu()
     return logits.argmax(1), NEAREST_MEAN
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from finetune.checkpoint import Metadata, write_checkpoint
 from finetune.commands.outputs import Outputs
-from finetune.errors import Interrupted, TrainingError
+from finetune.errors import Interrupted, OutputError, TrainingError
 
 
 class Keeper:
-    """Holds the newest good weights; when the block ends by Ctrl-C or a failed training, writes them and says so."""
+    """Holds the newest good weights; when the block ends by Ctrl-C, a failed training or a failed write, keeps them."""
 
     def __init__(self, outputs: Outputs, describe: Callable[[], Metadata]) -> None:
         self.outputs, self.describe = outputs, describe
@@ -31,14 +31,17 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"stopped by Ctrl-C; {self._rescue()}") from None
-        if isinstance(error, TrainingError):
-            raise TrainingError(f"{error}\n{self._rescue()}") from None
+        if isinstance(error, (TrainingError, OutputError)):
+            raise type(error)(f"{error}\n{self._rescue()}") from None
 
     def _rescue(self) -> str:
         folder = self.outputs.run_folder
         if not self.state:
             return f"no epoch had ended, so there are no weights to keep; {folder} has the recipe and the log"
-        write_checkpoint(self.outputs.interrupted, self.state, self.describe())
+        try:
+            write_checkpoint(self.outputs.interrupted, self.state, self.describe())
+        except OutputError as error:
+            return f"the weights {self.moment} could not be kept: {error}"
         return (
             f"kept: the weights {self.moment} in {self.outputs.interrupted}, a checkpoint that every command takes, "
             f"and the numbers so far in {self.outputs.metrics}"

@@ -6,7 +6,8 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,18 +44,21 @@ def prepare_outputs(out: str | Path | None, name: str, recipe_text: str, console
     checkpoint = Path(out) if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
     if checkpoint.suffix != SUFFIX:
         raise SettingError(f"--out {checkpoint}: expected a file name that ends in {SUFFIX}")
-    if checkpoint.is_dir():
-        raise OutputError(f"--out {checkpoint}: this is a folder; expected a file name in it")
     outputs = Outputs(checkpoint, Path("runs") / checkpoint.stem)
+    for path in (outputs.checkpoint, outputs.report):
+        if path.is_dir():
+            raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")
     _check_writable(checkpoint.parent, "name another place with --out")
     _check_writable(outputs.run_folder.parent, "run finetune in a folder that can be written")
     if outputs.run_folder.exists():
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(outputs.run_folder.stat().st_mtime))
         name = outputs.run_folder.name
         aside = outputs.run_folder.with_name(_free(outputs.run_folder.parent, f"{name}.was-{stamp}", ("",)))
-        outputs.run_folder.rename(aside)
+        with _told(aside):
+            outputs.run_folder.rename(aside)
         console.note(f"{outputs.run_folder} was there already: moved to {aside}")
-    outputs.run_folder.mkdir(parents=True)
+    with _told(outputs.run_folder):
+        outputs.run_folder.mkdir(parents=True)
     write_whole(outputs.run_folder / "recipe.yaml", recipe_text.encode())
     console.log = outputs.run_folder / "log.txt"
     return outputs
@@ -62,7 +66,7 @@ def prepare_outputs(out: str | Path | None, name: str, recipe_text: str, console
 
 def append_metrics(outputs: Outputs, row: dict[str, Any]) -> None:
     """One more line of metrics.jsonl."""
-    with outputs.metrics.open("a", encoding="utf-8") as file:
+    with _told(outputs.metrics), outputs.metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
@@ -76,7 +80,8 @@ def set_aside(outputs: Outputs, console: Console) -> None:
     free = _free(outputs.checkpoint.parent, f"{stem}.was-{mark}", (SUFFIX, ".report.json"))
     for old in there:
         aside = old.with_name(free + old.name.removeprefix(stem))
-        old.rename(aside)
+        with _told(aside):
+            old.rename(aside)
         console.note(f"{old} was there already: moved to {aside.name}")
 
 
@@ -90,9 +95,16 @@ def _free(folder: Path, stem: str, endings: Sequence[str]) -> str:
 
 
 def _check_writable(folder: Path, cure: str) -> None:
-    try:
+    with _told(folder, cure):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+@contextmanager
+def _told(path: Path, cure: str = "make room or run finetune in another folder") -> Iterator[None]:
+    """Turns a failed write in the block into an OutputError."""
+    try:
+        yield
     except OSError as error:
-        raise OutputError(f"{folder}: cannot write there ({error.strerror}); {cure}") from None
+        raise OutputError(f"{path}: cannot write there ({error.strerror}); {cure}") from None

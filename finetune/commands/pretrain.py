@@ -14,7 +14,7 @@ from finetune.commands.material import Material, data_root, open_material
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, run_phases
 from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
-from finetune.commands.results import measure, save_run, target_summary
+from finetune.commands.results import measure, run_report, save_run
 from finetune.data.batches import Normaliser
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model, model_row
@@ -25,7 +25,7 @@ from finetune.reporting.console import Console
 from finetune.reporting.report import Report
 from finetune.source import describe
 from finetune.training.evaluation import predictions
-from finetune.training.runtime import choose_runtime, environment, seeded
+from finetune.training.runtime import choose_runtime, seeded
 
 
 def pretrain(
@@ -69,20 +69,8 @@ def pretrain(
             after_row = _article_line(material, normalise, console) if plan.test_each_epoch else None
             phases = run_phases(network, plan.phases, setting, Watch(console, outputs, keeper, after_row))
             test = measure(material.test, predictions(network, material.test.images.to(runtime.device), normalise))
-    report = Report(
-        kind="pretrain",
-        recipe=resolved(plan),
-        seed=plan.seed,
-        device=str(runtime.device),
-        environment=environment(runtime),
-        seconds=time.perf_counter() - started,
-        source=None,
-        target=target_summary(material),
-        transplant=None,
-        phases=phases,
-        results={"test": test},
-    )
-    save_run(classifier, described, report, outputs, console)
+            report = run_report(plan, material, runtime, time.perf_counter() - started, phases, {"test": test})
+            save_run(classifier, described, report, outputs, console)
     return report
 
 

@@ -16,12 +16,24 @@ from finetune.commands.material import Material
 from finetune.commands.outputs import Outputs, set_aside
 from finetune.data.images import ImageSet
 from finetune.models.classifier import Classifier
+from finetune.recipe.reader import resolved
+from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.reporting.console import Console
 from finetune.reporting.metrics import confusion, per_class
-from finetune.reporting.report import Report, Result, TargetSummary, result_values
+from finetune.reporting.report import (
+    PhaseSummary,
+    Report,
+    Result,
+    Retention,
+    SourceSummary,
+    TargetSummary,
+    Transplant,
+    result_values,
+)
 from finetune.reporting.tables import report_tables
-from finetune.reporting.verdict import Score
+from finetune.reporting.verdict import Comparison, Score
 from finetune.source import describe
+from finetune.training.runtime import Runtime, environment
 
 
 def right_answers(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
@@ -42,14 +54,40 @@ def measure(images: ImageSet, predicted: Tensor, *, method: str | None = None, d
     )
 
 
-def target_summary(material: Material) -> TargetSummary:
-    """The report's `target`."""
-    return TargetSummary(
-        name=material.name,
-        classes=list(material.class_names),
-        train=len(material.train),
-        validation=len(material.validation),
-        test=len(material.test),
+def run_report(
+    plan: PretrainRecipe | AdaptRecipe,
+    material: Material,
+    runtime: Runtime,
+    seconds: float,
+    phases: list[PhaseSummary],
+    results: dict[str, Result | None],
+    *,
+    source: SourceSummary | None = None,
+    transplant: Transplant | None = None,
+    comparisons: dict[str, Comparison | None] | None = None,
+    retention: Retention | None = None,
+) -> Report:
+    """The report of a run; the last four are for an adapt."""
+    return Report(
+        kind=plan.kind,
+        recipe=resolved(plan),
+        seed=plan.seed,
+        device=str(runtime.device),
+        environment=environment(runtime),
+        seconds=seconds,
+        source=source,
+        target=TargetSummary(
+            name=material.name,
+            classes=list(material.class_names),
+            train=len(material.train),
+            validation=len(material.validation),
+            test=len(material.test),
+        ),
+        transplant=transplant,
+        phases=phases,
+        results=results,
+        comparisons=comparisons or {},
+        retention=retention,
     )
 
 

@@ -17,10 +17,11 @@ ROTATE, SHEAR, WIDTH, HEIGHT, SHIFT_X, SHIFT_Y, ERASE_X, ERASE_Y = range(8)
 
 @dataclass(frozen=True)
 class Augment:
-    """How far an image may be changed; 0 leaves a change out. Every amount is drawn evenly from -limit..limit.
+    """How far an image may be changed; 0 leaves a change out. Amounts are drawn evenly from -limit..limit.
 
-    shift: pixels, per axis. rotate, shear: degrees. scale: a fraction of the size, per axis. elastic: pixels a point
-    is moved by a smooth random field with `elastic_grid`² nodes (in the spirit of Simard et al. 2003). erase: side in
+    shift: pixels, per axis. rotate, shear: degrees. scale: a fraction of the size, per axis. elastic: pixels the
+    `elastic_grid`² nodes of a random field are moved per axis; between them the field is bicubic and may go up to 1.4
+    times as far (in the spirit of Simard et al. 2003). erase: side in
     pixels of one square painted with the background (DeVries and Taylor 2017).
     """
 
@@ -61,7 +62,8 @@ def augmented(images: Tensor, numbers: Tensor, augment: Augment, background: Ten
 
 def _shifted(images: Tensor, numbers: Tensor, limit: int, background: Tensor) -> Tensor:
     count, channels, height, width = images.shape
-    padded = F.pad(images - background, (limit, limit, limit, limit)) + background
+    padded = background.expand(count, channels, height + 2 * limit, width + 2 * limit).clone()
+    padded[:, :, limit : limit + height, limit : limit + width] = images
     top = (numbers[:, SHIFT_Y] * (2 * limit + 1)).long()
     left = (numbers[:, SHIFT_X] * (2 * limit + 1)).long()
     rows = (top[:, None] + torch.arange(height, device=images.device))[:, None, :, None]

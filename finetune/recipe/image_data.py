@@ -18,7 +18,9 @@ class AugmentSettings(Settings):
         default=0.0, ge=0, lt=1, description="Largest change of size, as a fraction: 0.1 is 0.9 to 1.1 times."
     )
     shear: float = Field(default=0.0, ge=0, lt=90, description="Largest shear, in degrees, either way.")
-    elastic: float = Field(default=0.0, ge=0, description="Size, in pixels, of a smooth random displacement.")
+    elastic: float = Field(
+        default=0.0, ge=0, description="Largest move, in pixels, of the nodes of a smooth random displacement."
+    )
     elastic_grid: int = Field(
         default=4, ge=2, le=8, description="Points a side of the grid that displacement is drawn on."
     )

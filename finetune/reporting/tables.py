@@ -92,16 +92,6 @@ def confusion_lines(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
     ]
 
 
-def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table of texts."""
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    return table
-
-
 def mapping_lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
     """JSON values for a person: a line per key, keys padded to one width, what is nested indented below its key."""
     width = max((len(key) for key, value in values.items() if not _nested(value)), default=0)
@@ -119,7 +109,8 @@ def mapping_lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
 
 def _nested(value: Any) -> bool:
     """Whether a value takes lines of its own: a mapping, or a list of mappings."""
-    return bool(value) and (isinstance(value, Mapping) or (isinstance(value, list) and isinstance(value[0], Mapping)))
+    listed = isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+    return bool(value) and (isinstance(value, Mapping) or listed)
 
 
 def _plain(value: Any) -> str:

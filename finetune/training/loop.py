@@ -81,7 +81,8 @@ def train(
     first_epoch: int = 0,
     validate: Callable[[], float] | None = None,
 ) -> Iterator[Tick | Row]:
-    """Trains in place for `phase.steps` steps. When a Row comes, the network holds the weights that the row speaks of.
+    """Trains in place for `phase.steps` steps. When a Row comes, the network holds the weights that the row speaks of;
+    at the last row of a phase with `keep="best"` it holds those of the best row.
 
     `first_epoch` is the number of epochs that earlier phases used up; order and augmentation go on from there.
     `validate` gives the validation accuracy of the network as it stands. TrainingError when the loss or a weight is not
@@ -158,7 +159,7 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.loss = torch.zeros((), device=self.device)
         self.right = torch.zeros((), dtype=torch.int64, device=self.device)
         self.images = self.steps = 0
         self.started = time.perf_counter()

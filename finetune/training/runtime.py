@@ -51,12 +51,13 @@ def _device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind == "cpu" and not number:
+    kind, colon, number = name.partition(":")
+    numbered = number.isascii() and number.isdecimal()
+    if name == "cpu":
         return torch.device("cpu")
-    if kind == "mps" and not number and torch.backends.mps.is_available():
+    if name == "mps" and torch.backends.mps.is_available():
         return torch.device("mps")
-    if kind == "cuda" and (number.isdecimal() or not number) and int(number or 0) < torch.cuda.device_count():
+    if kind == "cuda" and (numbered or not colon) and int(number or 0) < torch.cuda.device_count():
         return torch.device(name)
     there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
     there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
