@@ -20,7 +20,6 @@ from finetune.commands.phases import Setting, Watch, augmentation, run_phases
 from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
 from finetune.commands.results import measure, right_answers, run_report, save_run
 from finetune.data.batches import Normaliser
-from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
 from finetune.models.registry import model_row
 from finetune.models.staged import StagedNetwork
@@ -77,9 +76,7 @@ def adapt(
     outputs = prepare_outputs(out, f"{origin.path.stem}-{material.name}", dump_recipe(plan), console)
     lineage = [origin.as_parent(), *origin.metadata.lineage]
     described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe(), "lineage": lineage}
-    adapted = Classifier(
-        classifier.network, classifier.model, classifier.arguments, material.class_names, classifier.input
-    )
+    adapted = classifier.with_classes(material.class_names)
     with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described)) as keeper:
         runtime.place(adapted.network)
         setting = Setting(

@@ -52,6 +52,10 @@ class Classifier(nn.Module):
         self.input = input
         self.origin: object | None = None  # the source it was loaded from, for `finetune.save`
 
+    def with_classes(self, class_names: Sequence[str]) -> Classifier:
+        """The same network under other class names, to be given a head for them."""
+        return Classifier(self.network, self.model, self.arguments, class_names, self.input)
+
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
         return logits
