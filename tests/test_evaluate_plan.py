@@ -135,6 +135,18 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     assert scratch["steps"] == 31, "1,420 images: five epochs of 270 in six steps, and 70 more in one of 50"
 
 
+def test_plan_of_scratch_is_fair(folder: Path, pretrained: Path) -> None:
+    """What suits weights that have learnt something is left out for random ones."""
+    last = phase("head", "epochs: 1", more="augment: false, layer_decay: 0.5, keep: best, name: last")
+    fair = "scratch: {optimizer: {name: adamw, lr: 3e-3}, schedule: {name: cosine}}\n"
+    text = adapt_recipe(last, "{validation: 0.1, augment: {shift: 1}}", "[scratch]", fair)
+    words = ("--recipe", write("fair.yaml", text), "--from", pretrained, "--target", "kmnist")
+    phases = worked("plan", *words, "--json").json["phases"]
+    assert [one["augmented"] for one in phases] == [False, True]
+    assert phases[1]["learning_rates"] == dict.fromkeys(("conv1", "conv2", "fc1", "head"), 0.003)
+    assert phases[1]["steps"] == phases[0]["steps"] == 27
+
+
 def test_plan_is_what_then_happens(folder: Path, pretrained: Path) -> None:
     recipe = write("plan.yaml", PLAN.replace("[scratch]", "[]"))
     words = ("--recipe", recipe, "--from", pretrained, "--target", "kmnist", "--shots", 10, "--seed", 3)

@@ -222,6 +222,16 @@ def test_another_seed_gives_other_weights(folder: Path) -> None:
     assert [report_of(f"{seed}.safetensors")["seed"] for seed in (0, 1)] == [0, 1]
 
 
+def test_phases_go_on_where_the_last_one_ended(folder: Path) -> None:
+    """Two phases of one epoch are one phase of two, where the optimizer remembers nothing: the same order of images."""
+    plain, data = "{name: sgd, lr: 0.01, momentum: 0}", "{name: mnist, augment: {shift: 2}}"
+    halves = phase(length="epochs: 1", optimizer=plain) * 2
+    worked("pretrain", "--recipe", small(pretrain_recipe(halves, data)), "--out", "two.safetensors", "--quiet")
+    whole = phase(length="epochs: 2", optimizer=plain)
+    worked("pretrain", "--recipe", small(pretrain_recipe(whole, data)), "--out", "one.safetensors", "--quiet")
+    assert same_tensors("one.safetensors", "two.safetensors")
+
+
 def test_the_seed_changes_order_and_start(folder: Path) -> None:
     recipe = small(pretrain_recipe(phase(length="steps: 1", optimizer="{name: sgd, lr: 1e-30}")))
     for seed in (0, 1):
