@@ -51,7 +51,10 @@ def main() -> None:
             seconds.append(spent)
             for name, accuracy in found.items():
                 rows.setdefault(name, []).append(100 * accuracy)
-            print(f"seed {seed}: " + ", ".join(f"{n} {100 * a:.2f}" for n, a in found.items()) + f", {spent:.1f} s")
+            print(
+                f"seed {seed}: " + ", ".join(f"{n} {100 * a:.2f}" for n, a in found.items()) + f", {spent:.1f} s",
+                flush=True,
+            )
     print(f"\nfinetune {' '.join(arguments)}: {len(known.seeds)} seeds, {os.cpu_count()} cores")
     for name, values in rows.items():
         print(f"{name:14} mean {statistics.mean(values):.2f} %, range {min(values):.2f} to {max(values):.2f}")

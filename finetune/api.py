@@ -83,4 +83,4 @@ def _console(quiet: bool) -> Console:
 
 
 def _overrides(settings: Settings | None) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in (settings or {}).items()]

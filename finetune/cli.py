@@ -163,14 +163,16 @@ def plan(
 ) -> None:
     """Trains nothing: says what each phase would train, at which learning rates, and for how long."""
     from finetune.commands.plan import plan as run
-    from finetune.reporting.tables import plan_table
+    from finetune.reporting.tables import plan_parts
 
     overrides = [*settings, *_target(target), *_override("data.shots", shots), *_override("seed", seed)]
     found = run(recipe, source=source, root=data_root, device=device, overrides=overrides)
     if as_json:
         _print_json(found.to_dict())
     else:
-        _console().show(plan_table(found.to_dict()))
+        console = _console()
+        for part in plan_parts(found.to_dict()):
+            console.show(part)
 
 
 @cli.command()
@@ -204,7 +206,7 @@ def models(name: str | None, as_json: bool) -> None:
 def datasets(name: str | None, data_root: Path | None, as_json: bool) -> None:
     """The data sets and whether their files are there; with a name, its details."""
     from finetune.commands import listing
-    from finetune.commands.material import data_root as root_of
+    from finetune.data.root import data_root as root_of
 
     root = root_of(data_root)
     if name is not None:
@@ -238,7 +240,7 @@ def _console(quiet: bool = False, as_json: bool = False) -> Console:
 
 
 def _override(key: str, value: object) -> list[str]:
-    return [] if value is None else [f"{key}={json.dumps(value)}"]
+    return [] if value is None else [f"{key}={json.dumps(value, ensure_ascii=False)}"]
 
 
 def _target(name: str | None) -> list[str]:

@@ -6,19 +6,21 @@ import click
 
 from finetune.cli import cli
 
+WIDTH = 100  # columns
+
 
 def commands_markdown() -> str:
     """The page, in the order in which `finetune --help` lists the commands."""
-    parts = ["# Commands\n", "Made by `make docs` from the program's own help.\n", _block(cli, "finetune", None)]
-    parent = click.Context(cli, info_name="finetune")
+    parent = click.Context(cli, info_name="finetune", **{**cli.context_settings, "terminal_width": WIDTH})
+    parts = ["# Commands\n", "Made by `make docs` from the program's own help.\n", _block(parent)]
     for name in cli.list_commands(parent):
-        parts += [f"## finetune {name}\n", _block(cli.commands[name], name, parent)]
+        context = click.Context(cli.commands[name], info_name=name, parent=parent)
+        parts += [f"## finetune {name}\n", _block(context)]
     return "\n".join(parts)
 
 
-def _block(command: click.Command, name: str, parent: click.Context | None) -> str:
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
-    return f"```text\n{command.get_help(context)}\n```\n"
+def _block(context: click.Context) -> str:
+    return f"```text\n{context.get_help()}\n```\n"
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def load(source: str | Path) -> Classifier:
 
 
 def save(classifier: Classifier, path: str | Path) -> str:
-    """Writes a classifier as a checkpoint and returns the file's sha256.
+    """Writes a classifier as a checkpoint, in place of any file of that name, and returns the new file's sha256.
 
     What the file it was loaded from says of recipe, data and results is kept only while weights, classes and input are
     the same. CheckpointError, and nothing is written, when the file could not be loaded again.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import make_data, phase, pretrain_recipe, worked
 
-from finetune.commands.material import ROOT_VARIABLE
+from finetune.data.root import ROOT_VARIABLE
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console as RichConsole
+from rich.console import Group
 from rich.table import Table
 
 from finetune.reporting.console import Console
@@ -22,7 +23,7 @@ from finetune.reporting.tables import (
     evaluation_parts,
     mapping_lines,
     percent,
-    plan_table,
+    plan_parts,
     report_tables,
 )
 from finetune.reporting.verdict import Score, compare
@@ -334,7 +335,7 @@ WHOLE = {
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_plan_shows_all_of_each_phase_uncut(width):
     plan = {"kind": "adapt", "model": "cnn", "data": "kmnist", "train": 54_000, "validation": 0, "test": 10_000}
-    text = drawn(plan_table({**plan, "phases": [PHASE, {**PHASE, "name": "top"}, WHOLE]}), width)
+    text = drawn(Group(*plan_parts({**plan, "phases": [PHASE, {**PHASE, "name": "top"}, WHOLE]})), width)
     assert "…" not in text and max(map(len, text.splitlines())) <= width
     assert " ".join(text.split()).startswith("adapt of cnn on kmnist: 54,000 to learn from, 0 to validate")
     assert cells(text) == [

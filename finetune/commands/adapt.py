@@ -14,12 +14,13 @@ from torch import Tensor
 
 from finetune.commands.compare import before_predictions, frozen_features, retention, train_scratch
 from finetune.commands.keeper import Keeper
-from finetune.commands.material import Material, data_root, open_material
+from finetune.commands.material import Material, open_material
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, run_phases
 from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
 from finetune.commands.results import measure, right_answers, run_report, save_run
 from finetune.data.batches import Normaliser
+from finetune.data.root import data_root
 from finetune.models.head import ClassMeans, class_means, swap_head
 from finetune.models.registry import model_row
 from finetune.models.staged import StagedNetwork

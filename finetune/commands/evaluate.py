@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.material import check_fits, data_root
+from finetune.commands.material import check_fits
 from finetune.commands.results import measure
 from finetune.data.batches import Normaliser
 from finetune.data.catalog import find_dataset, open_dataset
 from finetune.data.images import ImageSet
+from finetune.data.root import data_root
 from finetune.errors import DataError
 from finetune.reporting.report import Result, result_values
 from finetune.source import Source, open_source
@@ -44,7 +45,8 @@ def evaluate(checkpoint: str | Path, data: str, *, root: str | Path | None = Non
     classifier = source.classifier
     runtime = choose_runtime(device, "float32")
     test = open_dataset(data, data_root(root)).test
-    shared = [name for name in classifier.class_names if name in test.class_names]
+    there = test.counts()
+    shared = [name for name in classifier.class_names if there.get(name)]
     if not shared:
         raise DataError(
             f"{checkpoint} and {data} have no class in common: the checkpoint knows "

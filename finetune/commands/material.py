@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from finetune.data.split import hold_out, take_shots
 from finetune.errors import DataError, SettingError
 from finetune.models.registry import InputSpec
 from finetune.recipe.schema import DataSettings
-
-ROOT_VARIABLE = "FINETUNE_DATA_ROOT"
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,6 @@ class Material:
         }
 
 
-def data_root(given: str | Path | None) -> Path:
-    """`--data-root`, else $FINETUNE_DATA_ROOT, else ./data."""
-    return Path(given or os.environ.get(ROOT_VARIABLE) or "data")
-
-
 def open_material(data: DataSettings, root: Path, seed: int, spec: InputSpec) -> Material:
     """Opens the data set, takes classes and shots, and holds out validation images from what is left to learn from.
 
@@ -59,7 +51,15 @@ def open_material(data: DataSettings, root: Path, seed: int, spec: InputSpec) ->
         train, test = train.with_classes(data.classes), test.with_classes(data.classes)
     if data.shots is not None:
         train = take_shots(train, data.shots, seed=seed)
-    train, validation = hold_out(train, data.validation)
+    empty = [name for name, count in train.counts().items() if count == 0]
+    if empty:
+        raise DataError(
+            f"{train.origin}: no image to learn from of {', '.join(empty)}; leave them out with data.classes"
+        )
+    try:
+        train, validation = hold_out(train, data.validation)
+    except DataError as error:
+        raise DataError(f"{error}; hold out fewer, or none with --set data.validation=0") from None
     check_fits(train, spec)
     return Material(name, train, validation, test)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune.commands.compare import scratch_phase
-from finetune.commands.material import data_root, open_material
+from finetune.commands.material import open_material
 from finetune.commands.phases import (
     Setting,
     augmentation,
@@ -22,6 +22,7 @@ from finetune.commands.phases import (
 )
 from finetune.commands.recipes import RecipeLike, open_recipe
 from finetune.data.batches import Normaliser
+from finetune.data.root import data_root
 from finetune.errors import SettingError
 from finetune.models.registry import build_model, model_row
 from finetune.models.staged import StagedNetwork
@@ -146,14 +147,17 @@ def _phase_plan(network: StagedNetwork, phase: Phase, setting: Setting) -> Phase
 def _estimate(
     network: StagedNetwork, phase: Phase, stages: tuple[str, ...], steps: int, start: int, setting: Setting
 ) -> float:
-    """Seconds for the phase: the cache's pass, if any, and a few timed steps scaled up."""
+    """Seconds for the phase: the cache's pass, if any, and a few timed steps, at a learning rate of 0, scaled up."""
     trial = copy.deepcopy(network)
-    phase = phase.model_copy(update={"keep": "last"})  # without validation there is no best
     began = time.perf_counter()
     batches = phase_batches(trial, phase, setting, start)
     filling = time.perf_counter() - began
     for count in (1, min(steps, TRIAL_STEPS)):  # the first step warms up and is not counted
         began = time.perf_counter()
-        for _ in train(trial, batches, loop_phase(phase, stages, count, start), setting.runtime):
+        planned = loop_phase(phase, stages, count, start)
+        still = replace(
+            planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
+        )  # nothing to choose or to break
+        for _ in train(trial, batches, still, setting.runtime):
             pass
     return filling + (time.perf_counter() - began) * steps / min(steps, TRIAL_STEPS)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from finetune.commands.keeper import Keeper
-from finetune.commands.material import Material, data_root, open_material
+from finetune.commands.material import Material, open_material
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, run_phases
 from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
 from finetune.commands.results import measure, run_report, save_run
 from finetune.data.batches import Normaliser
+from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model, model_row
 from finetune.models.staged import StagedNetwork

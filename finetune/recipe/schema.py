@@ -130,7 +130,8 @@ class PretrainRecipe(_Recipe):
     seed: Seed = 0
     test_each_epoch: bool = Field(
         default=False,
-        description="Print the test accuracy after each epoch, as the article does; nothing is chosen by it.",
+        description="Print the test accuracy after each epoch of 100 steps or more, as the article does; nothing is "
+        "chosen by it.",
     )
 
 

@@ -136,10 +136,11 @@ def evaluation_parts(result: Result, data: str, classes: Sequence[str], claimed:
     return parts
 
 
-def plan_table(plan: Mapping[str, Any]) -> RenderableType:
-    """What `finetune plan` shows: one column per phase, which fits into 80 characters."""
+def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
+    """What `finetune plan` shows: a table with one column per phase, which fits into 80 characters."""
     counts = _counts(plan["train"], plan["validation"], plan["test"])
-    table = Table(title=f"{plan['kind']} of {plan['model']} on {plan['data']}: {counts}", title_justify="left")
+    title = Text(f"{plan['kind']} of {plan['model']} on {plan['data']}: {counts}")
+    table = Table()
     phases = plan["phases"]
     table.add_column("phase", no_wrap=True)
     for phase in phases:
@@ -154,4 +155,4 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     table.add_row("cached", *("yes" if p["cached"] else "no" for p in phases))
     table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" for p in phases))
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
-    return table
+    return [title, table]
