@@ -50,9 +50,9 @@ class Source:
                 return float(result["accuracy"])
         return None
 
-    def as_parent(self) -> dict[str, Any]:
-        """The entry for a child's lineage."""
-        return {"id": self.path.name, "sha256": self.sha256, "task": self.dataset}
+    def lineage_of_child(self) -> list[dict[str, Any]]:
+        """The lineage of what is made from this source: the source itself, then its own parents."""
+        return [{"id": self.path.name, "sha256": self.sha256, "task": self.dataset}, *self.metadata.lineage]
 
 
 def peek(source: str | Path) -> Metadata:
@@ -92,7 +92,7 @@ def save(classifier: Classifier, path: str | Path) -> str:
         return write_checkpoint(Path(path), state, describe(classifier))
     if _unchanged(classifier, origin):
         return write_checkpoint(Path(path), state, origin.metadata)
-    lineage = [origin.as_parent(), *origin.metadata.lineage]
+    lineage = origin.lineage_of_child()
     return write_checkpoint(Path(path), state, describe(classifier, lineage=lineage))
 
 

@@ -470,7 +470,7 @@ def trained(path):
 def test_a_source_says_what_it_is(trained):
     opened = source_module.open_source(trained)
     assert (opened.dataset, opened.accuracy) == ("mnist", 0.9953)
-    assert opened.as_parent() == {"id": "net.safetensors", "sha256": opened.sha256, "task": "mnist"}
+    assert opened.lineage_of_child()[0] == {"id": "net.safetensors", "sha256": opened.sha256, "task": "mnist"}
     assert opened.classifier.class_names == ("null", "größer", "三") and not opened.classifier.training
     assert opened.classifier.input == MODELS["cnn"].input
 
@@ -500,7 +500,7 @@ def test_a_changed_classifier_is_a_child_without_its_parents_results(trained, tm
     change(classifier)
     source_module.save(classifier, tmp_path / "child.safetensors")
     child = source_module.open_source(tmp_path / "child.safetensors")
-    assert child.metadata.lineage == [parent.as_parent(), *PLAIN["lineage"]]
+    assert child.metadata.lineage == [*parent.lineage_of_child()[:1], *PLAIN["lineage"]]
     assert (child.metadata.recipe, child.metadata.data, child.metadata.results) == ({}, {}, {})
     assert child.classifier.class_names == classifier.class_names
     assert torch.equal(child.classifier.network.conv1.bias, classifier.network.conv1.bias)

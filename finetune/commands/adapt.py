@@ -75,8 +75,8 @@ def adapt(
     runtime = choose_runtime(device, plan.precision)
     material = open_material(plan.data, data_root(root), plan.seed, classifier.input)
     outputs = prepare_outputs(out, f"{origin.path.stem}-{material.name}", dump_recipe(plan), console)
-    lineage = [origin.as_parent(), *origin.metadata.lineage]
-    described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe(), "lineage": lineage}
+    described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
+    described["lineage"] = origin.lineage_of_child()
     adapted = classifier.with_classes(material.class_names)
     with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described)) as keeper:
         runtime.place(adapted.network)
@@ -94,7 +94,7 @@ def adapt(
         phases = run_phases(adapted.network, plan.phases, setting, watch)
         scratch = train_scratch(plan, origin, setting, watch) if "scratch" in plan.compare else None
         results, comparisons = _test(adapted.network, frozen, scratch, plan, setting, classifier.class_names)
-        kept = retention(origin, frozen.network, adapted.network, material, data_root(root), setting.normalise, runtime)
+        kept = retention(origin, frozen.network, adapted.network, setting, data_root(root))
         report = run_report(
             plan,
             material,

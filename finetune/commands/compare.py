@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.commands.material import Material
 from finetune.commands.phases import Setting, Watch, phase_steps, run_phases
 from finetune.data.batches import Normaliser
 from finetune.data.catalog import is_present, open_dataset
@@ -94,13 +93,7 @@ def train_scratch(recipe: AdaptRecipe, source: Source, setting: Setting, watch: 
 
 
 def retention(
-    source: Source,
-    original: StagedNetwork,
-    adapted: StagedNetwork,
-    material: Material,
-    root: Path,
-    normalise: Normaliser,
-    runtime: Runtime,
+    source: Source, original: StagedNetwork, adapted: StagedNetwork, setting: Setting, root: Path
 ) -> Retention | None:
     """Accuracy on the source's own test images before and after; None unless its data set is at hand.
 
@@ -110,11 +103,11 @@ def retention(
     test = _source_test(source, root)
     if test is None:
         return None
-    names = source.classifier.class_names
-    images = test.images.to(runtime.device)
+    names, classes = source.classifier.class_names, setting.material.class_names
+    images, normalise = test.images.to(setting.runtime.device), setting.normalise
     before = float((predictions(original, images, normalise) == test.labels).double().mean())
-    if set(names) <= set(material.class_names):
-        row = torch.tensor([names.index(n) if n in names else -1 for n in material.class_names])
+    if set(names) <= set(classes):
+        row = torch.tensor([names.index(n) if n in names else -1 for n in classes])
         found = row[predictions(adapted, images, normalise)]
     else:
         features = outputs(adapted, images, normalise, stop=-1)
