@@ -80,13 +80,8 @@ def adapt(
     adapted = classifier.with_classes(material.class_names)
     with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described)) as keeper:
         runtime.place(adapted.network)
-        setting = Setting(
-            material=material,
-            normalise=Normaliser(classifier.input.mean, classifier.input.std, runtime.device),
-            augment=augmentation(plan.data.augment),
-            runtime=runtime,
-            seed=plan.seed,
-        )
+        normalise = Normaliser(classifier.input.mean, classifier.input.std, runtime.device)
+        setting = Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed)
         watch = Watch(console, outputs, keeper)
         frozen = _look_at_target(adapted.network, setting)
         transplant = _swap_head(adapted.network, plan, frozen, setting, classifier.class_names)

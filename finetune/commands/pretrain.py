@@ -60,13 +60,7 @@ def pretrain(
         with Keeper(outputs, lambda: describe(classifier, **described)) as keeper:
             runtime.place(network)
             normalise = Normaliser(spec.mean, spec.std, runtime.device)
-            setting = Setting(
-                material=material,
-                normalise=normalise,
-                augment=augmentation(plan.data.augment),
-                runtime=runtime,
-                seed=plan.seed,
-            )
+            setting = Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed)
             after_row = _article_line(material, normalise, console) if plan.test_each_epoch else None
             phases = run_phases(network, plan.phases, setting, Watch(console, outputs, keeper, after_row))
             test = measure(material.test, predictions(network, material.test.images.to(runtime.device), normalise))
