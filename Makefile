@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -54,7 +54,7 @@ def main() -> None:
     except FinetuneError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("stopped by Ctrl-C before any weights were trained", 130)
+        _fail("stopped by Ctrl-C", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -142,7 +142,14 @@ def evaluate(checkpoint: str, data: str, data_root: Path | None, device: str, as
         _print_json(found.to_dict())
         return
     console = _console()
-    for part in evaluation_parts(found.result, found.data, found.classes, found.claimed):
+    for part in evaluation_parts(
+        found.result,
+        found.data,
+        found.classes,
+        found.claimed,
+        left_out=found.left_out,
+        not_offered=found.not_offered,
+    ):
         console.show(part)
 
 

@@ -67,3 +67,15 @@ def test_scratch_gets_the_budget_of_all_phases_and_its_own_optimizer():
 def test_augmentation_that_changes_nothing_is_none():
     assert augmentation(None) is None and augmentation(AugmentSettings()) is None
     assert augmentation(AugmentSettings(shift=2)).shift == 2
+
+
+def test_scratch_settings_replace_only_what_they_name():
+    recipe = AdaptRecipe.model_validate(
+        {
+            "kind": "adapt",
+            "phases": [{"train": "all", "epochs": 4, "optimizer": SGD, "schedule": {"name": "one_cycle"}}],
+            "scratch": {"optimizer": {"name": "adamw", "lr": 1}},
+        }
+    )
+    found = scratch_phase(recipe, 1000)
+    assert (found.optimizer.name, found.schedule.name) == ("adamw", "one_cycle")

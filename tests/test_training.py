@@ -16,7 +16,7 @@ from finetune.training.evaluation import outputs, predictions
 from finetune.training.freeze import frozen_prefix, set_trainable, training_mode
 from finetune.training.loop import Phase, Row, Tick, train
 from finetune.training.optim import Average, build_optimizer, stage_groups
-from finetune.training.runtime import Runtime, choose_runtime, seeded
+from finetune.training.runtime import Runtime, choose_runtime, memory_told, seeded
 from finetune.training.schedule import schedule
 from finetune.training.solver import solve_head
 
@@ -179,7 +179,7 @@ def test_the_other_schedules():
     step = schedule("step", at=(0.5, 0.75), factor=0.1)
     assert [step(t) for t in (0.0, 0.49, 0.5, 0.74, 0.75)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
     cosine = schedule("cosine", warmup=0.2)
-    assert [cosine(t) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [cosine(t) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.04, 0.52, 1, 0.5, 0])
     assert schedule("cosine", warmup=0.0)(0.0) == 1.0
 
 
@@ -353,3 +353,25 @@ def test_seeded_leaves_the_callers_random_state_alone():
     with seeded(9):
         torch.rand(100)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_running_out_of_memory_says_what_to_try():
+    with (
+        pytest.raises(TrainingError, match="out of memory with batches of 64 images; a smaller batch_size"),
+        memory_told(64),
+    ):
+        torch.empty(10**15)
+    with pytest.raises(RuntimeError, match="shapes"), memory_told(64):
+        torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_bfloat16_trains_as_well_as_float32():
+    pixels, labels = images()
+    held, expected = images(seed=1)
+    for precision in ("float32", "bfloat16"):
+        network = net()
+        batches = Batches(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE)
+        with seeded(0):
+            list(train(network, batches, phase(steps=120), Runtime(CPU, precision)))
+        assert (predictions(network, held, NORMALISE) == expected).double().mean() > 0.95, precision
+        assert all(p.dtype == torch.float32 for p in network.parameters())

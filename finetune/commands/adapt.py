@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
 from finetune.commands.results import measure, right_answers, run_report, save_run
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
+from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
 from finetune.models.registry import model_row
 from finetune.models.staged import StagedNetwork
@@ -41,9 +41,8 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Frozen:
-    """The untouched source, what it sees in the target's images (features by part), and the class means of those."""
+    """What the untouched source sees in the images to learn from: features by part, and the class means of those."""
 
-    network: StagedNetwork
     features: dict[str, Tensor]
     means: ClassMeans
 
@@ -79,17 +78,18 @@ def adapt(
     described["lineage"] = origin.lineage_of_child()
     adapted = classifier.with_classes(material.class_names)
     with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described)) as keeper:
-        runtime.place(adapted.network)
+        for network in (classifier.network, adapted.network):
+            runtime.place(network)
         normalise = Normaliser(classifier.input.mean, classifier.input.std, runtime.device)
         setting = Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed)
         watch = Watch(console, outputs, keeper)
-        frozen = _look_at_target(adapted.network, setting)
+        frozen = _look_at_target(classifier.network, setting)
         transplant = _swap_head(adapted.network, plan, frozen, setting, classifier.class_names)
         _say_map(transplant, plan, material.class_names, console)
         phases = run_phases(adapted.network, plan.phases, setting, watch)
         scratch = train_scratch(plan, origin, setting, watch) if "scratch" in plan.compare else None
-        results, comparisons = _test(adapted.network, frozen, scratch, plan, setting, classifier.class_names)
-        kept = retention(origin, frozen.network, adapted.network, setting, data_root(root))
+        results, comparisons = _test(classifier, frozen, adapted.network, scratch, plan, setting)
+        kept = retention(origin, adapted.network, setting, data_root(root))
         report = run_report(
             plan,
             material,
@@ -119,12 +119,11 @@ def _source_summary(source: Source) -> SourceSummary:
 
 def _look_at_target(network: StagedNetwork, setting: Setting) -> Frozen:
     """One pass of the untouched source over the images to learn from; its features serve class means and probe."""
-    original = copy.deepcopy(network)
     material = setting.material
     parts = {"train": material.train, "validation": material.validation}
-    features = frozen_features(original, parts, setting.normalise, setting.runtime)
+    features = frozen_features(network, parts, setting.normalise, setting.runtime)
     means = class_means(features["train"].cpu(), material.train.labels, len(material.class_names))
-    return Frozen(original, features, means)
+    return Frozen(features, means)
 
 
 def _swap_head(network: StagedNetwork, plan: AdaptRecipe, frozen: Frozen, setting: Setting, known: Names) -> Transplant:
@@ -154,18 +153,20 @@ def _say_map(transplant: Transplant, plan: AdaptRecipe, classes: Names, console:
 
 
 def _test(
-    adapted: StagedNetwork,
+    source: Classifier,
     frozen: Frozen,
+    adapted: StagedNetwork,
     scratch: StagedNetwork | None,
     plan: AdaptRecipe,
     setting: Setting,
-    known: Names,
 ) -> tuple[dict[str, Result | None], dict[str, verdict.Comparison | None]]:
     """Opens the test set, once: every row of the verdict is measured on the same images."""
     material, normalise = setting.material, setting.normalise
     test, device = material.test, setting.runtime.device
-    seen = frozen_features(frozen.network, {"test": test}, normalise, setting.runtime)["test"]
-    found_before, method = before_predictions(frozen.network.head, known, material.class_names, seen, frozen.means)
+    seen = frozen_features(source.network, {"test": test}, normalise, setting.runtime)["test"]
+    found_before, method = before_predictions(
+        source.network.head, source.class_names, material.class_names, seen, frozen.means
+    )
     found_after = predictions(adapted, test.images.to(device), normalise)
     results: dict[str, Result | None] = {
         "before": measure(test, found_before, method=method, detailed=False),

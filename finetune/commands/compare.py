@@ -77,7 +77,8 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
         "augment": True,
     }
     if recipe.scratch is not None:
-        changed |= {"optimizer": recipe.scratch.optimizer, "schedule": recipe.scratch.schedule}
+        given = {"optimizer": recipe.scratch.optimizer, "schedule": recipe.scratch.schedule}
+        changed |= {key: value for key, value in given.items() if value is not None}
     return last.model_copy(update=changed)
 
 
@@ -92,23 +93,21 @@ def train_scratch(recipe: AdaptRecipe, source: Source, setting: Setting, watch: 
     return network
 
 
-def retention(
-    source: Source, original: StagedNetwork, adapted: StagedNetwork, setting: Setting, root: Path
-) -> Retention | None:
+def retention(source: Source, adapted: StagedNetwork, setting: Setting, root: Path) -> Retention | None:
     """Accuracy on the source's own test images before and after; None unless its data set is at hand.
 
-    Where the adapted head knows every class of the source, the adapted model answers as it is; else the source's head
-    is put back on the adapted stages, which shows whether the features still serve the old task.
+    Where the adapted head knows every class of the source, it answers (its other classes are not offered); else the
+    source's head is put back on the adapted stages, which shows whether the features still serve the old task.
     """
     test = _source_test(source, root)
     if test is None:
         return None
     names, classes = source.classifier.class_names, setting.material.class_names
     images, normalise = test.images.to(setting.runtime.device), setting.normalise
+    original = source.classifier.network
     before = float((predictions(original, images, normalise) == test.labels).double().mean())
     if set(names) <= set(classes):
-        row = torch.tensor([names.index(n) if n in names else -1 for n in classes])
-        found = row[predictions(adapted, images, normalise)]
+        found = outputs(adapted, images, normalise)[:, [classes.index(name) for name in names]].argmax(1).cpu()
     else:
         features = outputs(adapted, images, normalise, stop=-1)
         with torch.no_grad():

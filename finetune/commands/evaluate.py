@@ -21,18 +21,31 @@ from finetune.training.runtime import choose_runtime
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A result on a data set, and what the checkpoint says it reaches there (None when it says nothing)."""
+    """A result on the classes that checkpoint and data set share, and what the checkpoint says it reaches there.
+
+    `left_out` counts the test images of classes that the checkpoint does not know; `not_offered` are the checkpoint's
+    classes that the data set does not have, among which it was not let choose. `claimed` is None when it says nothing.
+    """
 
     checkpoint: str
     data: str
     classes: list[str]
+    left_out: int
+    not_offered: list[str]
     result: Result
     claimed: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """For programs: the same as JSON values."""
-        where = {"checkpoint": self.checkpoint, "data": self.data, "classes": self.classes}
-        return {**where, **result_values(self.result), "claimed_accuracy": self.claimed}
+        return {
+            "checkpoint": self.checkpoint,
+            "data": self.data,
+            "classes": self.classes,
+            "left_out": self.left_out,
+            "not_offered": self.not_offered,
+            **result_values(self.result),
+            "claimed_accuracy": self.claimed,
+        }
 
 
 def evaluate(checkpoint: str | Path, data: str, *, root: str | Path | None = None, device: str = "auto") -> Evaluation:
@@ -53,14 +66,16 @@ def evaluate(checkpoint: str | Path, data: str, *, root: str | Path | None = Non
             f"{', '.join(classifier.class_names)}; {data} has {', '.join(test.class_names)}. "
             f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
         )
-    test = test.with_classes(shared)
+    whole, test = len(test), test.with_classes(shared)
     check_fits(test, classifier.input)
     runtime.place(classifier.network)
     normalise = Normaliser(classifier.input.mean, classifier.input.std, runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalise)
     rows = [classifier.class_names.index(name) for name in shared]
     result = measure(test, logits[:, rows].argmax(1))
-    return Evaluation(str(checkpoint), data, shared, result, _claimed(source, data, test))
+    not_offered = [name for name in classifier.class_names if name not in shared]
+    claimed = _claimed(source, data, test)
+    return Evaluation(str(checkpoint), data, shared, whole - len(test), not_offered, result, claimed)
 
 
 def _claimed(source: Source, data: str, test: ImageSet) -> float | None:

@@ -56,10 +56,12 @@ def open_material(data: DataSettings, root: Path, seed: int, spec: InputSpec) ->
         raise DataError(
             f"{train.origin}: no image to learn from of {', '.join(empty)}; leave them out with data.classes"
         )
-    try:
-        train, validation = hold_out(train, data.validation)
-    except DataError as error:
-        raise DataError(f"{error}; hold out fewer, or none with --set data.validation=0") from None
+    train, validation = hold_out(train, data.validation)
+    if data.validation and not len(validation):
+        raise DataError(
+            f"{train.origin}: data.validation is {data.validation}, which is no image of {len(train)}; "
+            "ask for more, or for none with --set data.validation=0"
+        )
     check_fits(train, spec)
     return Material(name, train, validation, test)
 

@@ -30,6 +30,13 @@ class Outputs:
     def report(self) -> Path:
         return self.checkpoint.with_suffix(".report.json")
 
+    def digest(self) -> str | None:
+        """The sha256 of the checkpoint that is there already, if any."""
+        if not self.checkpoint.exists():
+            return None
+        with _told(self.checkpoint):
+            return hashlib.sha256(self.checkpoint.read_bytes()).hexdigest()
+
     @property
     def metrics(self) -> Path:
         return self.run_folder / "metrics.jsonl"
@@ -75,7 +82,8 @@ def set_aside(outputs: Outputs, console: Console) -> None:
     there = [path for path in (outputs.checkpoint, outputs.report) if path.exists()]
     if not there:
         return
-    mark = hashlib.sha256(there[0].read_bytes()).hexdigest()[:8]
+    with _told(there[0]):
+        mark = hashlib.sha256(there[0].read_bytes()).hexdigest()[:8]
     stem = outputs.checkpoint.name.removesuffix(SUFFIX)
     free = _free(outputs.checkpoint.parent, f"{stem}.was-{mark}", (SUFFIX, ".report.json"))
     for old in there:

@@ -21,7 +21,7 @@ from finetune.training import loop
 from finetune.training.cache import BUDGET, activations, cached_bytes
 from finetune.training.evaluation import predictions
 from finetune.training.freeze import frozen_prefix, set_trainable
-from finetune.training.runtime import Runtime
+from finetune.training.runtime import Runtime, memory_told
 from finetune.training.schedule import schedule
 
 
@@ -138,7 +138,7 @@ def _run_phase(
         validate=_validation(network, setting),
     )
     title = f"{title}: {', '.join(stages)} train ({parameters:,} parameters), {steps:,} steps, {how}"
-    with watch.console.phase(title, steps) as view:
+    with watch.console.phase(title, steps) as view, memory_told(phase.batch_size):
         for event in events:
             if isinstance(event, loop.Tick):
                 view.tick(event.epoch, event.step, event.loss, event.accuracy, event.images_per_second)

@@ -32,14 +32,14 @@ from finetune.source import open_source, peek
 from finetune.training.freeze import set_trainable
 from finetune.training.loop import train
 from finetune.training.optim import stage_groups
-from finetune.training.runtime import choose_runtime, seeded
+from finetune.training.runtime import choose_runtime, memory_told, seeded
 
 TRIAL_STEPS = 6
 
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase to come. `learning_rates` are each stage's at the schedule's top; `seconds` is an estimate."""
+    """One phase to come. `learning_rates` are each stage's at the schedule's top; `seconds` estimates its steps, without validation."""
 
     name: str
     trains: list[str]
@@ -158,6 +158,7 @@ def _estimate(
         still = replace(
             planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break
-        for _ in train(trial, batches, still, setting.runtime):
-            pass
+        with memory_told(phase.batch_size):
+            for _ in train(trial, batches, still, setting.runtime):
+                pass
     return filling + (time.perf_counter() - began) * steps / min(steps, TRIAL_STEPS)

@@ -106,8 +106,7 @@ def save_run(
     metadata = describe(classifier, **described, results=results)
     content = encode(classifier.network.state_dict(), metadata)
     digest = hashlib.sha256(content).hexdigest()
-    there = outputs.checkpoint.read_bytes() if outputs.checkpoint.exists() else None
-    if there == content:
+    if digest == outputs.digest():
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
     else:
         set_aside(outputs, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -53,8 +54,8 @@ class Classifier(nn.Module):
         self.origin: object | None = None  # the source it was loaded from, for `finetune.save`
 
     def with_classes(self, class_names: Sequence[str]) -> Classifier:
-        """The same network under other class names, to be given a head for them."""
-        return Classifier(self.network, self.model, self.arguments, class_names, self.input)
+        """A copy of the network under other class names, to be given a head for them."""
+        return Classifier(copy.deepcopy(self.network), self.model, self.arguments, class_names, self.input)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)

@@ -47,13 +47,19 @@ class Console:
     def say(self, text: str) -> None:
         """A line that is part of the result."""
         self._log(text)
-        if self.results:
-            self.out.print(text, soft_wrap=True)
+        self._print(text)
 
     def show(self, renderable: RenderableType) -> None:
         """A table that is part of the result."""
-        if self.results:
-            self.out.print(renderable)
+        self._print(renderable)
+
+    def _print(self, what: RenderableType) -> None:
+        if not self.results:
+            return
+        try:
+            self.out.print(what, soft_wrap=isinstance(what, str))
+        except SystemExit:  # rich's answer to a closed pipe; that nobody reads on must not end a run
+            self.results = False
 
     @contextmanager
     def phase(self, title: str, steps: int) -> Iterator[PhaseView]:
@@ -66,9 +72,14 @@ class Console:
             yield PhaseView(self, bar, bar.add_task("", total=steps, status=""))
 
     def _log(self, text: str) -> None:
-        if self.log is not None:
+        if self.log is None:
+            return
+        try:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except OSError as error:
+            lost, self.log = self.log, None  # a log must not end a run
+            self.warn(f"{lost}: cannot be written ({error.strerror}); going on without it")
 
 
 class PhaseView:

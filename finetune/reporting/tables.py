@@ -123,11 +123,25 @@ def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def evaluation_parts(result: Result, data: str, classes: Sequence[str], claimed: float | None) -> list[RenderableType]:
-    """What `finetune evaluate` shows."""
+def evaluation_parts(
+    result: Result,
+    data: str,
+    classes: Sequence[str],
+    claimed: float | None,
+    *,
+    left_out: int = 0,
+    not_offered: Sequence[str] = (),
+) -> list[RenderableType]:
+    """What `finetune evaluate` shows; the last two say what the checkpoint and the data set do not share."""
     parts: list[RenderableType] = [
         Text(f"{data}: {result.correct:,} of {result.total:,} right, {with_interval(result)}")
     ]
+    if left_out:
+        parts.append(Text(f"{left_out:,} test images of classes that the checkpoint does not know are left out"))
+    if not_offered:
+        parts.append(
+            Text(f"classes of the checkpoint that {data} does not have were no choice: {', '.join(not_offered)}")
+        )
     if claimed is not None:
         same = "the same" if abs(claimed - result.accuracy) < 1e-12 else "NOT the same"
         parts.append(Text(f"the checkpoint says {percent(claimed)} on these images: {same}"))

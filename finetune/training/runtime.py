@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune.errors import SettingError
+from finetune.errors import SettingError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,6 @@ def choose_runtime(device: str, precision: str) -> Runtime:
     SettingError when the device is not there, or when bfloat16 is asked for where the processor lacks it.
     """
     chosen = _device(device)
-    if chosen.type == "cuda":
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
     fast = _fast_bfloat16(chosen)
     if precision == "bfloat16" and not fast:
         raise SettingError(f"precision bfloat16: {chosen} has no fast bfloat16 arithmetic; use float32 or auto")
@@ -101,9 +98,27 @@ def _processor() -> str:
 
 
 @contextmanager
+def memory_told(batch_size: int) -> Iterator[None]:
+    """Turns running out of memory in the block into a TrainingError that says what to try."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # The CPU's allocator has no exception of its own; its message says "can't allocate memory".
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"out of memory with batches of {batch_size} images; a smaller batch_size needs less"
+        ) from None
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random weights and dropout follow `seed` inside the block; the caller's own random state is put back after it."""
+    """Random weights and dropout follow `seed` inside the block, and cuDNN picks the same kernels every time.
+
+    The caller's own random state (CPU and CUDA) and cuDNN settings are put back after it.
+    """
     devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    same = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, benchmark=False)
+    with torch.random.fork_rng(devices=devices), same:
         torch.manual_seed(seed)
         yield

@@ -8,7 +8,7 @@ from functools import partial
 
 Schedule = Callable[[float], float]
 
-START_DIVISOR = 25.0  # one_cycle starts at lr / 25, as in Smith and Topin 2018 and torch's OneCycleLR
+START_DIVISOR = 25.0  # a rise starts at lr / 25, as in torch's OneCycleLR; from 0, the first step would be lost
 
 
 def constant(done: float) -> float:
@@ -17,9 +17,9 @@ def constant(done: float) -> float:
 
 
 def cosine(done: float, *, warmup: float) -> float:
-    """A straight rise from 0 over the `warmup` fraction, then half a cosine down to 0 (Loshchilov and Hutter 2017)."""
+    """A straight rise from 1/25 over the `warmup` fraction, then half a cosine to 0 (Loshchilov and Hutter 2017)."""
     if done < warmup:
-        return done / warmup
+        return 1 / START_DIVISOR + (1 - 1 / START_DIVISOR) * done / warmup
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
