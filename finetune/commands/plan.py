@@ -39,7 +39,10 @@ TRIAL_STEPS = 6
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase to come. `learning_rates` are each stage's at the schedule's top; `seconds` estimates its steps, without validation."""
+    """One phase to come. `learning_rates` are each stage's at the schedule's top.
+
+    `seconds` estimates the phase's steps, without validation.
+    """
 
     name: str
     trains: list[str]
