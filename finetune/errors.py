@@ -20,6 +20,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_MOST_NAMES = 30  # known names listed in one message
+
 
 class FinetuneError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
@@ -71,8 +73,19 @@ class Interrupted(FinetuneError):
     exit_code = 130
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the nearest known names, or "" when none is near."""
-    lowered = {k.lower(): k for k in known}
+def listed(names: Iterable[str]) -> str:
+    """Returns the names with commas between, the first ones only where there are very many."""
+    every = list(names)
+    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
+    return ", ".join(every[:_MOST_NAMES]) + more
+
+
+def name_hint(name: str, known: Iterable[str], plural: str) -> str:
+    """The end of a message about an unknown name: `; did you mean 'cnn'? Models are cnn`, or `; models are cnn`."""
+    names = list(known)
+    every = f"{plural} are {listed(names)}" if names else f"there are no {plural}"
+    lowered = {k.lower(): k for k in names}
     near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=2, cutoff=0.55)]
-    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    if not near:
+        return f"; {every}"
+    return f"; did you mean {' or '.join(map(repr, near))}? {every[0].upper()}{every[1:]}"

@@ -173,7 +173,9 @@ def test_one_part_plain_and_one_packed(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_answered_with_near_ones_and_the_list(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"did you mean 'mnist'.*mnist, kmnist, fashion-mnist, emnist-byclass"):
+    with pytest.raises(
+        DataError, match=r"did you mean 'mnist'.*\? Data sets are mnist, kmnist, fashion-mnist, emnist-byclass"
+    ):
         open_dataset("mnits", tmp_path)
     with pytest.raises(DataError, match="unknown data set ''"):
         is_present("", tmp_path)

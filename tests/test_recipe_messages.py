@@ -3,12 +3,14 @@
 
 import pytest
 
+from finetune.commands.recipes import open_recipe
 from finetune.errors import RecipeError
 from finetune.recipe.reader import KnownNames, check_recipe, parse_recipe, read_recipe
 
 STAGES = ("conv1", "conv2", "fc1", "head")
 NAMES = KnownNames(
     models={"cnn": STAGES, "timm/resnet18": ()},
+    model_arguments={"timm/resnet18": ("drop_rate", "width")},
     datasets={"mnist": tuple("0123456789"), "kmnist": ("o", "ki")},
     source_stages=STAGES,
 )
@@ -91,11 +93,18 @@ def test_the_good_recipe_is_good():
          '1, found the text "ten"'),
         ("model: cnn", "model: {name: cnn, x: [1]}", "2: model.x: expected a number, text, true or false, found a list"),
         ("seed: 0", "seed:", "9: seed: expected a whole number, found nothing (null)"),
+        ("model: cnn", "model: {name: timm/resnet18, drop_rat: [1]}", "2: model.drop_rat: unknown argument; did you mean "
+         "'drop_rate'? Arguments of timm/resnet18 are drop_rate, width"),
+        ("model: cnn", "model: {name: timm/resnet18, zzz: 1}", "2: model.zzz: unknown argument; arguments of timm/resnet18 "
+         "are drop_rate, width"),
         # bounds
         ("epochs: 8", "epochs: 0", "6: phases[0].epochs: must be at least 1, found 0"),
         ("lr: 0.05", "lr: 0", "7: phases[0].optimizer.lr: must be above 0, found 0"),
         ("validation: 0.1", "validation: 1.5", "3: data.validation: must be below 1, found 1.5"),
         ("validation: 0.1", "augment: {rotate: 200}", "3: data.augment.rotate: must be at most 180, found 200"),
+        ("validation: 0.1", "augment: {shift: 513}", "3: data.augment.shift: must be at most 512, found 513"),
+        ("validation: 0.1", "augment: {elastic: 513}", "3: data.augment.elastic: must be at most 512, found 513"),
+        ("validation: 0.1", "augment: {erase: 513}", "3: data.augment.erase: must be at most 512, found 513"),
         ("train: all", "train: []", "5: phases[0].train: must not be empty"),
         ("name: mnist", "name: ''", "3: data.name: must not be empty text"),
         ("seed: 0", f"seed: {2**63}", "9: seed: is too large a number; whole numbers go up to 9223372036854775807"),
@@ -207,6 +216,23 @@ seed: .nan
     assert all(line.startswith(f"r.yaml:{start}") for line, start in zip(found, starts, strict=True))
     found = problems(text.replace("model: cn\n", "model: cnn\n"))
     assert found[2].startswith('r.yaml:5: phases[0].train: unknown stage "fc3"; did you mean')
+
+
+def test_arguments_are_checked_by_the_registry_together_with_the_rest(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(changed("model: cnn", "model:\n  name: cnn\n  drop_rate: 0.5").replace("lr: 0.05", "lr: 0"))
+    with pytest.raises(RecipeError) as caught:
+        open_recipe(path, ["model.width=3"])
+    assert caught.value.problems == (
+        f"{path}:4: model.drop_rate: unknown argument; cnn takes no arguments",
+        f"{path}:9: phases[0].optimizer.lr: must be above 0, found 0",
+        "--set model.width=3: unknown argument; cnn takes no arguments",
+    )
+
+
+def test_arguments_are_not_checked_where_they_are_not_known():
+    text = changed("model: cnn", "model: {name: cnn, drop_rate: 0.5}")
+    assert parse_recipe(text, where="r.yaml", names=NAMES).model.arguments == {"drop_rate": 0.5}
 
 
 def test_nothing_of_pydantics_own_words_is_shown():

@@ -176,6 +176,14 @@ def test_phases_are_named_after_what_they_train():
     assert names == ["head", "all", "last-2", "conv1+fc1", "all-3", "all-4", "all-2"]
 
 
+@pytest.mark.parametrize("given", [{}, {"optimizer": ADAMW}, {"schedule": {"name": "cosine"}}, {"schedule": None}])
+def test_what_scratch_leaves_out_stays_open(given):
+    recipe = check({"kind": "adapt", "phases": [ONE], "scratch": given})
+    assert (recipe.scratch.optimizer is None) == ("optimizer" not in given)
+    assert (recipe.scratch.schedule is None) == (not given.get("schedule"))
+    assert parse_recipe(dump_recipe(recipe), where="dump", names=NAMES) == recipe
+
+
 def test_recipes_cannot_be_changed_and_rules_hold_without_the_reader():
     recipe = check(PRETRAIN)
     with pytest.raises(ValidationError):

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.commands.recipes import first_comment, shipped_recipes
 from finetune.data.catalog import DATASETS, find_dataset, is_present
-from finetune.errors import SettingError, did_you_mean
+from finetune.errors import SettingError, name_hint
 from finetune.models.registry import MODELS, build_model, model_row
 
 
@@ -69,5 +69,5 @@ def recipe_text(name: str) -> str:
     known = shipped_recipes()
     name = Path(name).stem
     if name not in known:
-        raise SettingError(f"unknown recipe {name!r}{did_you_mean(name, known)}; recipes are {', '.join(known)}")
+        raise SettingError(f"unknown recipe {name!r}{name_hint(name, known, 'recipes')}")
     return known[name].read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.data.catalog import ALIASES, DATASETS, find_dataset
 from finetune.errors import RecipeError
-from finetune.models.registry import stage_names
+from finetune.models.registry import MODELS, stage_names
 from finetune.recipe.names import KnownNames
 from finetune.recipe.reader import check_recipe, read_recipe, resolved
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
@@ -52,6 +52,7 @@ def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source_stages: tup
         models=stage_names(),
         datasets={name: find_dataset(name).class_names for name in (*DATASETS, *ALIASES)},
         source_stages=source_stages,
+        model_arguments={name: row.arguments for name, row in MODELS.items()},
     )
     if isinstance(recipe, (PretrainRecipe, AdaptRecipe)):
         recipe = resolved(recipe)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.errors import DataError, did_you_mean
+from finetune.errors import DataError, name_hint
 
 if TYPE_CHECKING:
     from finetune.data.images import DataSplits
@@ -213,8 +213,7 @@ def find_dataset(name: str) -> DatasetRow:
     """The row of a data set, by its name or an alias; DataError with near names and the list where there is none."""
     row = DATASETS.get(ALIASES.get(name, name))
     if row is None:
-        near = did_you_mean(name, [*DATASETS, *ALIASES])
-        raise DataError(f"unknown data set {name!r}{near}; data sets are {', '.join(DATASETS)}")
+        raise DataError(f"unknown data set {name!r}{name_hint(name, [*DATASETS, *ALIASES], 'data sets')}")
     return row
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.errors import DataError, did_you_mean
+from finetune.errors import DataError, name_hint
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class ImageSet:
         known = ", ".join(self.class_names)
         for name in names:
             if name not in self.class_names:
-                self._refuse(f"unknown class {name!r}{did_you_mean(name, self.class_names)}; classes are {known}")
+                self._refuse(f"unknown class {name!r}{name_hint(name, self.class_names, 'classes')}")
         if not names or len(set(names)) < len(names):
             self._refuse(f"expected classes, each once, found {', '.join(names) or 'none'}; classes are {known}")
         counts = self.counts()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import SettingError, did_you_mean
+from finetune.errors import SettingError, name_hint
 
 if TYPE_CHECKING:
     from finetune.models.staged import StagedNetwork
@@ -67,7 +67,7 @@ def stage_names() -> dict[str, tuple[str, ...]]:
 def model_row(name: str) -> ModelRow:
     """The row called `name`; SettingError with the near names when there is none."""
     if name not in MODELS:
-        raise SettingError(f"unknown model {name!r}{did_you_mean(name, MODELS)}; models are {', '.join(MODELS)}")
+        raise SettingError(f"unknown model {name!r}{name_hint(name, MODELS, 'models')}")
     return MODELS[name]
 
 

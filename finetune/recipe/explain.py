@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from finetune.recipe.faults import Fault, Place, found, listed, unknown_key
+from finetune.errors import listed
+from finetune.recipe.faults import Fault, Place, found, unknown_key
 from finetune.recipe.optimizer import OPTIMIZERS, SCHEDULES
 from finetune.recipe.phase import LastStages, Phase
 from finetune.recipe.scalars import number_hint, truth_hint

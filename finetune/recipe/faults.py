@@ -9,13 +9,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune.errors import did_you_mean
+from finetune.errors import listed, name_hint
 
 Place = tuple[str | int, ...]
 Line = int | str  # a line number of the file, counted from 1, or the `--set KEY=VALUE` that gave the value
 
 _LONGEST = 60  # characters of a person's own text that are repeated in a message
-_MOST_NAMES = 30  # known names listed in one message
 _MOST_FAULTS = 100  # lines in one error; a file with more faults is no recipe
 
 
@@ -55,22 +54,9 @@ def found(value: object) -> str:
     return "a list" if isinstance(value, list | tuple) else f"a Python {type(value).__name__}"
 
 
-def listed(names: Iterable[str]) -> str:
-    """Returns the names with commas between, the first ones only where there are very many."""
-    every = list(names)
-    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
-    return ", ".join(every[:_MOST_NAMES]) + more
-
-
 def unknown(what: str, name: str, known: Sequence[str], plural: str) -> str:
     """Returns `unknown stage "fc3"; did you mean 'fc1'? Stages are conv1, fc1, head`."""
-    near = did_you_mean(name, known)
-    every = f"{plural} are {listed(known)}" if known else f"there are no {plural}"
-    return (
-        f"unknown {what} {quoted(name)}{near} {every[0].upper()}{every[1:]}"
-        if near
-        else (f"unknown {what} {quoted(name)}; {every}")
-    )
+    return f"unknown {what} {quoted(name)}{name_hint(name, known, plural)}"
 
 
 def unknown_key(place: Place, allowed: Sequence[str], near: Sequence[str]) -> Fault:

@@ -12,19 +12,21 @@ from finetune.recipe.settings import Settings, Text, expected
 class AugmentSettings(Settings):
     """Random changes made to every training image anew in each epoch; 0 leaves a change out."""
 
-    shift: int = Field(default=0, ge=0, description="Largest shift, in pixels, in each direction.")
+    shift: int = Field(default=0, ge=0, le=512, description="Largest shift, in pixels, in each direction.")
     rotate: float = Field(default=0.0, ge=0, le=180, description="Largest rotation, in degrees, either way.")
     scale: float = Field(
         default=0.0, ge=0, lt=1, description="Largest change of size, as a fraction: 0.1 is 0.9 to 1.1 times."
     )
     shear: float = Field(default=0.0, ge=0, lt=90, description="Largest shear, in degrees, either way.")
     elastic: float = Field(
-        default=0.0, ge=0, description="Largest move, in pixels, of the nodes of a smooth random displacement."
+        default=0.0, ge=0, le=512, description="Largest move, in pixels, of the nodes of a smooth random displacement."
     )
     elastic_grid: int = Field(
         default=4, ge=2, le=8, description="Points a side of the grid that displacement is drawn on."
     )
-    erase: int = Field(default=0, ge=0, description="Side, in pixels, of a square painted over with background.")
+    erase: int = Field(
+        default=0, ge=0, le=512, description="Side, in pixels, of a square painted over with background."
+    )
 
 
 def _class_name(value: object) -> object:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
+from finetune.errors import name_hint
 from finetune.recipe.faults import Fault, found, unknown
 from finetune.recipe.rules import Data, phases_of
 
@@ -19,11 +20,12 @@ class KnownNames:
     models: Mapping[str, tuple[str, ...]]  # model: its stages from input to output, the last one 'head'; () not known
     datasets: Mapping[str, tuple[str, ...]]  # data set: its class names; () not known
     source_stages: tuple[str, ...] | None = None  # stages of the weights an adapt starts from; None not known yet
+    model_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a model that is absent: not checked
 
 
 def name_faults(data: Data, kind: str, names: KnownNames) -> list[Fault]:
     """Returns a fault for every name in a recipe, given as plain data, that stands for nothing."""
-    faults = [*_model(data, names)] if kind == "pretrain" else []
+    faults = [*_model(data, names), *_model_arguments(data, names)] if kind == "pretrain" else []
     stages = _stages(data, names) if kind == "pretrain" else names.source_stages
     return [*faults, *_dataset(data, names), *_stage_names(data, stages or ())]
 
@@ -39,6 +41,16 @@ def _model(data: Data, names: KnownNames) -> Iterator[Fault]:
     if name is not None and name not in names.models:
         place = ("model",) if isinstance(data["model"], str) else ("model", "name")
         yield Fault(place, unknown("model", name, list(names.models), "models"))
+
+
+def _model_arguments(data: Data, names: KnownNames) -> Iterator[Fault]:
+    name, model = _model_name(data), data.get("model")
+    if not isinstance(model, Mapping) or name is None or name not in names.model_arguments:
+        return
+    takes = names.model_arguments[name]
+    for key in islice((key for key in model if key != "name" and key not in takes), _MOST):
+        hint = name_hint(key, takes, f"arguments of {name}") if takes else f"; {name} takes no arguments"
+        yield Fault(("model", key), f"unknown argument{hint}")
 
 
 def _stages(data: Data, names: KnownNames) -> tuple[str, ...]:

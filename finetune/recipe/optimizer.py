@@ -31,7 +31,10 @@ class Sgd(Settings):
         default=False, description="Look ahead along the momentum (Nesterov); needs momentum above 0."
     )
     weight_decay: float = Field(
-        default=0.0, ge=0, description="L2 penalty: this times the weight is added to its gradient."
+        default=0.0,
+        ge=0,
+        description="L2 penalty: this times the weight is added to its gradient. Not applied to biases and "
+        "normalisation weights (parameters with one axis).",
     )
 
 
@@ -48,7 +51,8 @@ class AdamW(Settings):
     weight_decay: float = Field(
         default=0.01,
         ge=0,
-        description="Each step every weight shrinks by this times the learning rate, as a fraction of itself.",
+        description="Each step a weight shrinks by this times the learning rate, as a fraction of itself. Not applied "
+        "to biases and normalisation weights (parameters with one axis).",
     )
 
 

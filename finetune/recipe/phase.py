@@ -128,8 +128,9 @@ class Phase(Settings):
     augment: bool = Field(default=True, description="Whether data.augment applies in this phase.")
     keep: Literal["last", "best"] = Field(
         default="last",
-        description="Weights the phase ends with: those after its last epoch, or of the epoch with the best accuracy "
-        "on the validation images (data.validation must not be 0).",
+        description="Weights the phase ends with: those after its last step, or those of the row of the report with "
+        "the best accuracy on the validation images (data.validation must not be 0). A row is an epoch, or several "
+        "epochs of fewer than 100 steps together.",
     )
 
 

@@ -81,11 +81,13 @@ def _examined(data: dict[str, object], names: KnownNames) -> tuple[list[Fault], 
     data, kind, faults = settled(data)
     recipe = None
     if kind is not None:
+        named = name_faults(data, kind, names)
+        strange = {fault.place for fault in named if fault.place[0] == "model"}  # whatever their values are
         try:
             recipe = cast(Recipe, KINDS[kind].model_validate(data))
         except ValidationError as error:
-            faults += explained(error, KINDS[kind], data)
-        faults += name_faults(data, kind, names)
+            faults += [fault for fault in explained(error, KINDS[kind], data) if fault.place not in strange]
+        faults += named
     return [*faults, *rule_faults(data)], recipe
 
 

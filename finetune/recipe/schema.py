@@ -103,7 +103,8 @@ Model = Annotated[
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Field(
-        description="Arithmetic of the training; auto is bfloat16 where the machine has it and it is accurate enough."
+        description="Arithmetic of the training: auto is bfloat16 where the processor is fast at it, else float32; the "
+        "report's environment says which it was."
     ),
 ]
 Seed = Annotated[int, Field(ge=0, description="Start of all random numbers: same recipe and seed, same bytes.")]
@@ -138,12 +139,14 @@ class PretrainRecipe(_Recipe):
 class ScratchSettings(Settings):
     """How the comparison model, which starts from random weights, is trained."""
 
-    optimizer: Optimizer = Field(
-        description="The rule that turns gradients into steps.", examples=[{"name": "sgd", "lr": 0.05}]
+    optimizer: Optimizer | None = Field(
+        default=None,
+        description="The rule that turns gradients into steps. Left out: the last phase's.",
+        examples=[{"name": "sgd", "lr": 0.05}],
     )
-    schedule: Schedule = Field(
-        default=Constant(name="constant"),
-        description="How the learning rate moves over the whole training.",
+    schedule: Schedule | None = Field(
+        default=None,
+        description="How the learning rate moves over the whole training. Left out: the last phase's.",
         examples=[{"name": "cosine"}],
     )
 

@@ -10,7 +10,8 @@ import copy
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from finetune.recipe.faults import Fault, Place, found, listed, unknown, unknown_key
+from finetune.errors import listed
+from finetune.recipe.faults import Fault, Place, found, unknown, unknown_key
 from finetune.recipe.optimizer import OPTIMIZERS, SCHEDULES
 from finetune.recipe.rules import trainings_of
 from finetune.recipe.schema import KINDS
