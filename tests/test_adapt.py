@@ -431,7 +431,7 @@ def test_what_is_frozen_stays_bit_for_bit(train: str, stages: set[str], folder: 
     assert summary["trainable_parameters"] == wanted
 
 
-def test_the_cache_changes_no_bit(folder: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_changes_nothing(folder: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = adapt_recipe(phase("head") + phase("{last: 2}", more="name: two"))
     report = adapted(pretrained, recipe=recipe, out="cached.safetensors")
     assert [p["cached"] for p in report["phases"]] == [True, True]

@@ -241,7 +241,7 @@ def test_a_report_shows_every_row_uncut(width):
         ["scratch", "9,021 / 10,000", "90.21 % (89.61 to 90.78)"],
     ]
     assert [row[3] for row in cells(text)[1:]] == [
-        "the source as it is, by nearest class mean",
+        "the source as it is: nearest class mean",
         "frozen features, best linear head",
         "fine-tuned",
         "same network, images seen and seed, from random weights",

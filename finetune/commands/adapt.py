@@ -16,7 +16,7 @@ from finetune.commands.keeper import Keeper
 from finetune.commands.material import Material, open_material
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, run_phases
-from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
+from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, right_answers, run_report, save_run
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
@@ -66,8 +66,8 @@ def adapt(
     started = time.perf_counter()
     console = console or Console(quiet=True, results=False)
     plan = open_recipe(recipe, overrides, source_stages=model_row(peek(source).model).stages)
-    if not isinstance(plan, AdaptRecipe):
-        raise wrong_kind(plan, "adapt")
+    check_kind(plan, "adapt", recipe)
+    assert isinstance(plan, AdaptRecipe)
     plan = plan if compare else plan.model_copy(update={"compare": ()})
     origin = open_source(source)
     classifier = origin.classifier

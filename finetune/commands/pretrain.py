@@ -13,7 +13,7 @@ from finetune.commands.keeper import Keeper
 from finetune.commands.material import Material, open_material
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, run_phases
-from finetune.commands.recipes import RecipeLike, open_recipe, wrong_kind
+from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, run_report, save_run
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
@@ -46,8 +46,8 @@ def pretrain(
     started = time.perf_counter()
     console = console or Console(quiet=True, results=False)
     plan = open_recipe(recipe, overrides)
-    if not isinstance(plan, PretrainRecipe):
-        raise wrong_kind(plan, "pretrain")
+    check_kind(plan, "pretrain", recipe)
+    assert isinstance(plan, PretrainRecipe)
     spec = model_row(plan.model.name).input
     runtime = choose_runtime(device, plan.precision)
     material = open_material(plan.data, data_root(root), plan.seed, spec)

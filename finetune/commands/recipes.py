@@ -61,9 +61,13 @@ def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source_stages: tup
     return read_recipe(find_recipe(recipe), overrides=overrides, names=names)
 
 
-def wrong_kind(recipe: Recipe, wanted: str) -> RecipeError:
-    """The error for a pretrain recipe given to adapt, or the other way round."""
+def check_kind(found: Recipe, wanted: str, recipe: RecipeLike) -> None:
+    """RecipeError when a pretrain recipe is given to adapt, or the other way round."""
+    if found.kind == wanted:
+        return
+    file = str(recipe) if isinstance(recipe, (str, Path)) else "FILE"
     cure = (
-        "finetune pretrain --recipe FILE" if recipe.kind == "pretrain" else "finetune adapt --from SOURCE --recipe FILE"
+        f"finetune pretrain --recipe {file}" if wanted == "adapt" else f"finetune adapt --from SOURCE --recipe {file}"
     )
-    return RecipeError([f"kind: expected {wanted!r}, found {recipe.kind!r}; for this recipe type `{cure}`"])
+    where = "recipe" if file == "FILE" else file
+    raise RecipeError([f"{where}: kind: expected {wanted!r}, found {found.kind!r}; for this recipe type `{cure}`"])

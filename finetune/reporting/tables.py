@@ -56,7 +56,7 @@ def _counts(train: int, validation: int, test: int) -> str:
 
 def _how(name: str, result: Result) -> str:
     if result.method is not None:
-        return f"the source as it is, by {result.method}"
+        return f"the source as it is: {result.method}"
     texts = {
         "linear_probe": "frozen features, best linear head",
         "after": "fine-tuned",
