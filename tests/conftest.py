@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; torch reads it when it is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does; torch reads it when it is imported
 
 import pytest
 from tiny import make_data, phase, pretrain_recipe, worked
