@@ -143,14 +143,8 @@ def evaluate(checkpoint: str, data: str, data_root: Path | None, device: str, as
         _print_json(found.to_dict())
         return
     console = _console()
-    for part in evaluation_parts(
-        found.result,
-        found.data,
-        found.classes,
-        found.claimed,
-        left_out=found.left_out,
-        not_offered=found.not_offered,
-    ):
+    parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered)
+    for part in parts:
         console.show(part)
 
 

@@ -128,7 +128,6 @@ def evaluation_parts(
     data: str,
     classes: Sequence[str],
     claimed: float | None,
-    *,
     left_out: int = 0,
     not_offered: Sequence[str] = (),
 ) -> list[RenderableType]:
