@@ -85,9 +85,12 @@ def test_any_data(data):
 
 
 places = st.sampled_from(
-    [("kind",), ("model",), ("data",), ("phases",), ("seed",), ("scratch",), ("compare",), ("head",)]
+    [("kind",), ("model",), ("data",), ("phases",), ("seed",), ("scratch",), ("compare",), ("head",), ("input",)]
     + [("data", key) for key in ("name", "validation", "classes", "augment", "shots")]
     + [("phases", 0, key) for key in ("train", "epochs", "steps", "optimizer", "schedule", "name", "keep", "ema")]
+    + [("phases", 0, key) for key in ("solver", "lora", "layer_decay", "norms")]
+    + [("input", key) for key in ("size", "mean", "std", "crop")]
+    + [("model", "name"), ("data", "on_bad_image")]
     + [("phases", 0, "optimizer", key) for key in ("name", "lr", "momentum", "nesterov")]
     + [("phases", 0, "schedule", key) for key in ("name", "at", "warmup")]
 )
@@ -103,7 +106,10 @@ def test_any_value_in_any_place(kind, changes):
     for place, value in changes:
         node = data
         for part in place[:-1]:
-            node = node.get(part) if isinstance(node, dict) else node[part] if isinstance(node, list) and node else None
+            if isinstance(part, int):
+                node = node[part] if isinstance(node, list) and node else None
+            else:
+                node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node[place[-1]] = value
     survives(lambda: check_recipe(data, where="r", names=NAMES))

@@ -43,10 +43,27 @@ PHASE = {
 }
 STEPPED = {"train": ["fc1", "head"], "steps": 7, "optimizer": ADAMW}
 AUGMENT = {"shift": 1, "rotate": 2, "scale": 0.1, "shear": 3, "elastic": 1.5, "elastic_grid": 5, "erase": 6}
-DATA = {"name": "mnist", "classes": [5, "7"], "validation": 0.1, "shots": 3, "augment": AUGMENT}
+DATA = {
+    "name": "mnist",
+    "classes": [5, "7"],
+    "validation": 0.1,
+    "shots": 3,
+    "on_bad_image": "skip",
+    "augment": AUGMENT,
+}
+INPUT = {"size": 28, "mean": [0.5], "std": [0.25], "interpolation": "bicubic", "crop": 0.875, "resize": "squash"}
+SOLVED = {"train": "head", "solver": "lbfgs"}
+ADAPTED = {
+    "train": "all",
+    "name": "low",
+    "epochs": 1,
+    "optimizer": ADAMW,
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+}
 PRETRAIN = {
     "kind": "pretrain",
     "model": {"name": "cnn", "rate": 0.5, "pad": "same", "deep": True},
+    "input": INPUT,
     "data": DATA,
     "phases": [PHASE, {**STEPPED, "schedule": {"name": "step", "at": [0.5, 0.75], "factor": 0.2}}],
     "precision": "float32",
@@ -55,9 +72,11 @@ PRETRAIN = {
 }
 ADAPT = {
     "kind": "adapt",
+    "model": {"name": "cnn", "rate": 0.5},
+    "input": INPUT,
     "data": DATA,
     "head": "random",
-    "phases": [PHASE, {**STEPPED, "schedule": {"name": "cosine", "warmup": 0.1}}],
+    "phases": [SOLVED, ADAPTED, PHASE, {**STEPPED, "schedule": {"name": "cosine", "warmup": 0.1}}],
     "compare": ["scratch"],
     "scratch": {"optimizer": ADAMW, "schedule": {"name": "constant"}},
     "precision": "bfloat16",

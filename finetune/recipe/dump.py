@@ -15,9 +15,10 @@ _PLAIN = re.compile(r"[A-Za-z_.][A-Za-z0-9_./+-]*")  # text that needs no quotes
 def resolved(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, object]:
     """Returns the recipe as plain data, in the order of a recipe file; what is not set (None) is left out."""
     data: dict[str, object] = recipe.model_dump(mode="json", exclude_none=True)
-    if isinstance(recipe, PretrainRecipe):
+    if recipe.model is not None:
         name, arguments = recipe.model.name, recipe.model.arguments
-        data["model"] = {"name": name, **arguments} if arguments else name
+        named = {} if name is None else {"name": name}
+        data["model"] = {**named, **arguments} if arguments or name is None else name
     return data
 
 

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from finetune.errors import listed
 from finetune.recipe.faults import Fault, Place, found, unknown_key
+from finetune.recipe.model import InputSettings, ModelSettings, SourceModelSettings
 from finetune.recipe.optimizer import OPTIMIZERS, SCHEDULES
-from finetune.recipe.phase import LastStages, Phase
+from finetune.recipe.phase import LastStages, LoraSettings, Phase
 from finetune.recipe.scalars import number_hint, truth_hint
-from finetune.recipe.schema import AugmentSettings, ModelSettings, ScratchSettings
+from finetune.recipe.schema import AdaptRecipe, AugmentSettings, ScratchSettings
 from finetune.recipe.settings import Settings
 from finetune.recipe.tags import near_keys
 
@@ -103,10 +104,12 @@ def _part(place: Place, recipe: type[Settings], data: Mapping[str, object]) -> t
     if keys == ("data",):
         return cast(type[Settings], recipe.model_fields["data"].annotation)
     parts: dict[tuple[str, ...], type[Settings]] = {
-        ("model",): ModelSettings,
+        ("model",): SourceModelSettings if recipe is AdaptRecipe else ModelSettings,
+        ("input",): InputSettings,
         ("data", "augment"): AugmentSettings,
         ("phases",): Phase,
         ("phases", "train"): LastStages,
+        ("phases", "lora"): LoraSettings,
         ("scratch",): ScratchSettings,
     }
     return parts.get(keys, recipe)

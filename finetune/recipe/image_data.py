@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
@@ -60,8 +60,8 @@ class DataSettings(Settings):
 
     name: Text | None = Field(
         default=None,
-        description="A registered data set; `finetune datasets` lists them. "
-        "In an adapt recipe it may be left out: --target gives it.",
+        description="A registered data set (`finetune datasets` lists them), a folder of pictures, or a CSV file of "
+        "path,label[,split]. In an adapt recipe it may be left out: --target gives it.",
         examples=["mnist"],
     )
     classes: Annotated[tuple[ClassName, ...], Field(strict=False, min_length=1)] | None = Field(
@@ -71,11 +71,17 @@ class DataSettings(Settings):
     )
     validation: Validation = Field(
         default=0,
-        description="Training images put aside for validation: a whole number of images, or a fraction of them.",
+        description="Training images put aside for validation: a whole number of images, or a fraction of them. Not "
+        "used where a folder or CSV brings validation images of its own.",
         examples=[0.1],
     )
     shots: int | None = Field(
         default=None, ge=1, description="Labelled training images used per class, drawn by the seed. Left out: all."
+    )
+    on_bad_image: Literal["fail", "skip"] = Field(
+        default="fail",
+        description="Pictures of a folder or CSV that cannot be read: fail lists them and stops, skip lists them and "
+        "goes on without them.",
     )
     augment: AugmentSettings | None = Field(
         default=None, description="Random changes made to training images. Left out: none.", examples=[{"shift": 2}]
@@ -86,6 +92,7 @@ class NamedDataSettings(DataSettings):
     """Which images, where nothing else can say so."""
 
     name: Text = Field(
-        description="A registered data set; `finetune datasets` lists them.",
+        description="A registered data set (`finetune datasets` lists them), a folder of pictures, or a CSV file of "
+        "path,label[,split].",
         examples=["mnist"],
     )

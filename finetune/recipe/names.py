@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from finetune.errors import name_hint
+from finetune.errors import SettingError, name_hint
 from finetune.recipe.faults import Fault, found, unknown
 from finetune.recipe.rules import Data, phases_of
+from finetune.recipe.tags import near_keys
 
 _MOST = 50  # unknown names reported per list; each costs a search for the near ones
 
@@ -20,14 +21,26 @@ class KnownNames:
     models: Mapping[str, tuple[str, ...]]  # model: its stages from input to output, the last one 'head'; () not known
     datasets: Mapping[str, tuple[str, ...]]  # data set: its class names; () not known
     source_stages: tuple[str, ...] | None = None  # stages of the weights an adapt starts from; None not known yet
+    source_model: str | None = None  # what those weights are of, where a recipe may add arguments to it
     model_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a model that is absent: not checked
+    # Models too many to list, by the start of their names: the stages of one, or a SettingError that says why not.
+    families: Mapping[str, Callable[[str, Mapping[str, object]], tuple[str, ...]]] = field(default_factory=dict)
+    is_pictures: Callable[[str], bool] = lambda name: False  # whether a data set's name is a folder or file instead
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The model a recipe speaks of: its stages as far as they are known, and what is wrong with its name."""
+
+    stages: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
 
 
 def name_faults(data: Data, kind: str, names: KnownNames) -> list[Fault]:
     """Returns a fault for every name in a recipe, given as plain data, that stands for nothing."""
-    faults = [*_model(data, names), *_model_arguments(data, names)] if kind == "pretrain" else []
-    stages = _stages(data, names) if kind == "pretrain" else names.source_stages
-    return [*faults, *_dataset(data, names), *_stage_names(data, stages or ())]
+    model = _model(data, kind, names) if kind == "pretrain" or data.get("model") is not None else _Named(())
+    stages = model.stages or (names.source_stages or () if kind == "adapt" else ())
+    return [*model.faults, *_model_arguments(data, names), *_dataset(data, names), *_stage_names(data, stages)]
 
 
 def _model_name(data: Data) -> str | None:
@@ -36,11 +49,31 @@ def _model_name(data: Data) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _model(data: Data, names: KnownNames) -> Iterator[Fault]:
-    name = _model_name(data)
-    if name is not None and name not in names.models:
-        place = ("model",) if isinstance(data["model"], str) else ("model", "name")
-        yield Fault(place, unknown("model", name, list(names.models), "models"))
+def _model(data: Data, kind: str, names: KnownNames) -> _Named:
+    name, model = _model_name(data) or names.source_model, data.get("model")
+    if kind == "adapt" and isinstance(model, Mapping) and "name" not in model:
+        for key in islice((key for key in model if near_keys(key, ["name"])), 1):
+            message = "unknown key; did you mean 'name'? All other keys are arguments of the model"
+            return _Named((), (Fault(("model", key), message, meant=(("model", "name"),)),))
+    if name is None:
+        return _Named(())
+    place = ("model", "name") if isinstance(model, Mapping) and "name" in model else ("model",)
+    for start, stages_of in names.families.items():
+        if name.startswith(start):
+            given = model if isinstance(model, Mapping) else {}
+            plain = (bool, int, float, str)
+            arguments = {key: item for key, item in given.items() if key != "name" and isinstance(item, plain)}
+            try:
+                return _Named(stages_of(name, arguments))
+            except SettingError as error:
+                return _Named((), (Fault(place, str(error)),))
+    if name not in names.models:
+        return _Named((), (Fault(place, unknown("model", name, [*names.models, *_examples(names)], "models")),))
+    return _Named(names.models[name])
+
+
+def _examples(names: KnownNames) -> list[str]:
+    return [f"{start}NAME" for start in names.families]
 
 
 def _model_arguments(data: Data, names: KnownNames) -> Iterator[Fault]:
@@ -53,15 +86,12 @@ def _model_arguments(data: Data, names: KnownNames) -> Iterator[Fault]:
         yield Fault(("model", key), f"unknown argument{hint}")
 
 
-def _stages(data: Data, names: KnownNames) -> tuple[str, ...]:
-    name = _model_name(data)
-    return names.models[name] if name is not None and name in names.models else ()
-
-
 def _dataset(data: Data, names: KnownNames) -> Iterator[Fault]:
     settings = data.get("data")
     name = settings.get("name") if isinstance(settings, Mapping) else None
     if not isinstance(settings, Mapping) or not isinstance(name, str) or not name:
+        return
+    if name not in names.datasets and names.is_pictures(name):
         return
     if name not in names.datasets:
         yield Fault(("data", "name"), unknown("data set", name, list(names.datasets), "data sets"))

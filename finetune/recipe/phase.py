@@ -19,6 +19,14 @@ class LastStages(Settings):
     last: int = Field(ge=1, description="How many stages, counted from the output; 1 is the head alone.", examples=[2])
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al., arXiv:2106.09685): a weight W learns as W + (alpha / rank)·B·A."""
+
+    rank: int = Field(ge=1, le=1024, description="Rows of A and columns of B.", examples=[8])
+    alpha: float = Field(default=16.0, gt=0, description="The adapters' product is scaled by alpha / rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Part of an adapter's input that is dropped.")
+
+
 def _train_form(value: object) -> str | None:
     if isinstance(value, str):
         return "word"
@@ -60,7 +68,15 @@ def _name_from(values: dict[str, Any]) -> str:
 class Phase(Settings):
     """One stretch of training. What is not trained is frozen: it stays bit for bit the same (but see `norms`)."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["epochs"]}, {"required": ["steps"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["epochs", "optimizer"]},
+                {"required": ["steps", "optimizer"]},
+                {"required": ["solver"]},
+            ]
+        }
+    )
 
     train: Train = Field(
         description="What trains: head, all, {last: N} stages counted from the output, or a list of stage names.",
@@ -92,8 +108,21 @@ class Phase(Settings):
         description="With epochs: at most so many optimizer steps, so that a large data set does not take all day.",
     )
     batch_size: int = Field(default=64, ge=1, description="Images per optimizer step, over all processes together.")
-    optimizer: Optimizer = Field(
-        description="The rule that turns gradients into steps.", examples=[{"name": "sgd", "lr": 0.05}]
+    optimizer: Optimizer | None = Field(
+        default=None,
+        description="The rule that turns gradients into steps. Every phase without a solver has one.",
+        examples=[{"name": "sgd", "lr": 0.05}],
+    )
+    solver: Literal["lbfgs"] | None = Field(
+        default=None,
+        description="Instead of optimizer and length, for the head alone: lbfgs computes the best linear head on the "
+        "frozen features (L2 penalty chosen on the validation images, or over five folds without any).",
+    )
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="Train low-rank adapters beside the weights of the stages instead of the weights themselves; the "
+        "head trains as usual, and at the phase's end the adapters are added to the weights. Needs the package peft.",
+        examples=[{"rank": 8}],
     )
     schedule: Schedule = Field(
         default=Constant(name="constant"),

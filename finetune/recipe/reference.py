@@ -15,13 +15,13 @@ from pydantic import Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from finetune.recipe.explain import flow
+from finetune.recipe.model import InputSettings, ModelSettings, SourceModelSettings
 from finetune.recipe.optimizer import OPTIMIZERS, SCHEDULES
-from finetune.recipe.phase import LastStages, Phase
+from finetune.recipe.phase import LastStages, LoraSettings, Phase
 from finetune.recipe.schema import (
     AdaptRecipe,
     AugmentSettings,
     DataSettings,
-    ModelSettings,
     PretrainRecipe,
     ScratchSettings,
 )
@@ -74,10 +74,13 @@ _SECTIONS: dict[type[Settings], str] = {
     PretrainRecipe: "A pretrain recipe",
     AdaptRecipe: "An adapt recipe",
     ModelSettings: "model",
+    SourceModelSettings: "model of an adapt recipe",
+    InputSettings: "input",
     DataSettings: "data",
     AugmentSettings: "data.augment",
     Phase: "phases",
     LastStages: "train: {last: N}",
+    LoraSettings: "lora",
     **{variant: f"optimizer: {name}" for name, variant in OPTIMIZERS.items()},
     **{variant: f"schedule: {name}" for name, variant in SCHEDULES.items()},
     ScratchSettings: "scratch",
@@ -113,7 +116,7 @@ def _section(model: type[Settings], title: str) -> Iterator[str]:
     yield f"{' '.join((model.__doc__ or '').split())}\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for key, field in schema["properties"].items():
-        if model is ModelSettings and key == "arguments":
+        if model in (ModelSettings, SourceModelSettings) and key == "arguments":
             key = "any other key"
         default = _default(key, field, schema.get("required", ()))
         yield f"| `{key}` | {words(field, schema)} | {default} | {field['description']} |".replace(

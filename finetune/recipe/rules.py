@@ -14,6 +14,24 @@ from finetune.recipe.faults import Fault, Place, quoted
 Data = Mapping[str, object]
 
 
+# What only a phase of steps has, and the value that says nothing.
+_STEPWISE: dict[str, object] = {
+    "epochs": None,
+    "steps": None,
+    "min_steps": None,
+    "max_steps": None,
+    "optimizer": None,
+    "lora": None,
+    "schedule": {"name": "constant"},
+    "label_smoothing": 0.0,
+    "clip_norm": None,
+    "ema": None,
+    "layer_decay": 1.0,
+    "keep": "last",
+    "norms": "hold",
+}
+
+
 def rule_faults(data: Data) -> list[Fault]:
     """Returns every broken rule of a recipe given as plain data."""
     return [fault for rule in _RULES for fault in rule(data)]
@@ -35,15 +53,46 @@ def trainings_of(data: Data) -> Iterator[tuple[Place, Data]]:
         yield ("scratch",), scratch
 
 
+def _one_way_to_train(data: Data) -> Iterator[Fault]:
+    for place, phase in phases_of(data):
+        solver = phase.get("solver")
+        if solver is None and phase.get("optimizer") is None:
+            example = "for example optimizer: {name: sgd, lr: 0.05}"
+            yield Fault(place, f"missing key 'optimizer', {example}", lacks=((*place, "optimizer"), (*place, "solver")))
+        if solver is None:
+            continue
+        for key in _STEPWISE:
+            if phase.get(key) is not None and phase[key] != _STEPWISE[key]:
+                yield Fault((*place, key), f"a solver computes the head at once, so it has no {key}: drop it")
+        if phase.get("train") not in (None, "head", {"last": 1}, ["head"]):
+            yield Fault((*place, "train"), "a solver computes the head alone: write train: head")
+
+
 def _one_duration(data: Data) -> Iterator[Fault]:
     for place, phase in phases_of(data):
+        if phase.get("solver") is not None:
+            continue
         given = [key for key in phase if key in ("epochs", "steps") and phase[key] is not None]
         if len(given) == 2:
             message = "both epochs and steps are given; a phase lasts one or the other: drop one, or set it to null"
             yield Fault((*place, given[1]), message)
         elif not given:
-            lacks = ((*place, "epochs"), (*place, "steps"))
+            lacks = ((*place, "epochs"), (*place, "steps"), (*place, "solver"))
             yield Fault(place, "missing key 'epochs' or 'steps': say how long the phase lasts", lacks=lacks)
+
+
+def _last_phase_has_an_optimizer(data: Data) -> Iterator[Fault]:
+    """The run from random weights is trained as the last phase is."""
+    phases, compare = data.get("phases"), data.get("compare", ["scratch"])
+    last = phases[-1] if isinstance(phases, list) and phases else None
+    wanted = data.get("kind") == "adapt" and isinstance(compare, Sequence) and "scratch" in compare
+    scratch = data.get("scratch")
+    given = isinstance(scratch, Mapping) and scratch.get("optimizer") is not None
+    if wanted and not given and isinstance(last, Mapping) and last.get("solver") is not None:
+        message = "the run from scratch is trained as the last phase is, and a solver cannot train a network: give "
+        yield Fault(
+            ("phases", len(phases) - 1, "solver"), f"{message}scratch an optimizer, or leave scratch out of compare"
+        )
 
 
 def _limits_go_with_epochs(data: Data) -> Iterator[Fault]:
@@ -119,7 +168,9 @@ def _is_number(value: object) -> bool:
 
 
 _RULES: tuple[Callable[[Data], Iterator[Fault]], ...] = (
+    _one_way_to_train,
     _one_duration,
+    _last_phase_has_an_optimizer,
     _limits_go_with_epochs,
     _nesterov_has_momentum,
     _steps_grow,

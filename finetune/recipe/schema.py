@@ -1,20 +1,19 @@
 """The two kinds of recipe and their parts, field by field, with bounds and units.
 
-The parts live in `image_data`, `phase` and `optimizer`, and can all be imported from here. Rules that hold between
-fields are in `rules`, as functions of plain data, so that they are checked even where a field is wrong. The recipe
-reference (`reference`) is generated from the descriptions.
+The parts live in `model`, `image_data`, `phase` and `optimizer`, and can all be imported from here. Rules that hold
+between fields are in `rules`, as functions of plain data, so that they are checked even where a field is wrong. The
+recipe reference (`reference`) is generated from the descriptions.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from finetune.recipe.image_data import AugmentSettings, DataSettings, NamedDataSettings
+from finetune.recipe.model import InputSettings, Model, ModelSettings, SourceModel, SourceModelSettings
 from finetune.recipe.optimizer import (
     OPTIMIZERS,
     SCHEDULES,
@@ -27,9 +26,9 @@ from finetune.recipe.optimizer import (
     Sgd,
     Step,
 )
-from finetune.recipe.phase import LastStages, Phase, Phases
+from finetune.recipe.phase import LastStages, LoraSettings, Phase, Phases
 from finetune.recipe.rules import rule_faults
-from finetune.recipe.settings import Settings, Text, expected
+from finetune.recipe.settings import Settings
 
 __all__ = [
     "OPTIMIZERS",
@@ -40,7 +39,9 @@ __all__ = [
     "Constant",
     "Cosine",
     "DataSettings",
+    "InputSettings",
     "LastStages",
+    "LoraSettings",
     "ModelSettings",
     "NamedDataSettings",
     "OneCycle",
@@ -50,61 +51,23 @@ __all__ = [
     "Schedule",
     "ScratchSettings",
     "Sgd",
+    "SourceModelSettings",
     "Step",
 ]
 
 
-def _argument(value: object) -> object:
-    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-        raise expected("a number, text, true or false")
-    return value
-
-
-class ModelSettings(Settings):
-    """The model and its arguments."""
-
-    name: Text = Field(description="A registered model; `finetune models` lists them.", examples=["cnn"])
-    arguments: dict[str, Annotated[int | float | str | bool, BeforeValidator(_argument)]] = Field(
-        default={}, description="Arguments of the model, written beside its name."
-    )
-
-
-def _gathered(value: object) -> object:
-    """Turns `cnn` and `{name: cnn, dropout: 0.5}`, as a recipe has them, into the fields of `ModelSettings`."""
-    if isinstance(value, str):
-        return {"name": value}
-    if not isinstance(value, Mapping):
-        return value
-    fields: dict[str, object] = {"arguments": {key: item for key, item in value.items() if key != "name"}}
-    return {**fields, "name": value["name"]} if "name" in value else fields
-
-
-Model = Annotated[
-    ModelSettings,
-    BeforeValidator(_gathered),
-    Field(
-        description="The model: its name, or a mapping of its name and its arguments.",
-        examples=["cnn"],
-    ),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {
-                    "type": "object",
-                    "properties": {"name": {"type": "string", "minLength": 1}},
-                    "required": ["name"],
-                    "additionalProperties": {"type": ["number", "string", "boolean"]},
-                },
-            ]
-        }
-    ),
-]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Field(
         description="Arithmetic of the training: auto is bfloat16 where the processor is fast at it, else float32; the "
         "report's environment says which it was."
+    ),
+]
+Input = Annotated[
+    InputSettings | None,
+    Field(
+        description="How an image becomes the network's input. Left out, all or in part: as the model brings it.",
+        examples=[{"size": 224}],
     ),
 ]
 Seed = Annotated[int, Field(ge=0, description="Start of all random numbers: same recipe and seed, same bytes.")]
@@ -125,6 +88,7 @@ class PretrainRecipe(_Recipe):
 
     kind: Literal["pretrain"] = Field(description="Training from random weights.", examples=["pretrain"])
     model: Model
+    input: Input = None
     data: NamedDataSettings = Field(description="The images.", examples=[{"name": "mnist"}])
     phases: Phases
     precision: Precision = "auto"
@@ -155,6 +119,13 @@ class AdaptRecipe(_Recipe):
     """Fine-tuning weights that exist on other images."""
 
     kind: Literal["adapt"] = Field(description="Fine-tuning weights that exist.", examples=["adapt"])
+    model: SourceModel | None = Field(
+        default=None,
+        description="The architecture of a bare file of weights, which cannot say it itself (--model gives it too), "
+        "and arguments of a timm model.",
+        examples=["timm/resnet18"],
+    )
+    input: Input = None
     data: DataSettings = Field(
         default=DataSettings(),
         description="The images of the target.",
