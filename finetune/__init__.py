@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from finetune.api import adapt, evaluate, pretrain
     from finetune.models.classifier import Classifier, Prediction
     from finetune.reporting.report import Report
-    from finetune.source import load, save
+    from finetune.saving import save
+    from finetune.source import load
 
 __version__ = "0.1.0"
 
@@ -31,7 +32,7 @@ _HOMES = {
     "evaluate": "finetune.api",
     "load": "finetune.source",
     "pretrain": "finetune.api",
-    "save": "finetune.source",
+    "save": "finetune.saving",
 }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[1] = 1
 KEY = "finetune"
+MOST_LISTED = 20  # tensors named in one message
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
@@ -67,6 +68,15 @@ class Metadata(BaseModel):
             raise ValueError("needs class names that differ")
         _text(self)
         return self
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A safetensors file that need not be ours: tensors by name, sha256 (hex) of its bytes, texts of its metadata."""
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    texts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -115,29 +125,56 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def read_metadata(path: Path) -> Metadata:
     """The metadata alone, without loading tensors or torch. CheckpointError when the file is not one of ours."""
-    try:
-        with path.open("rb") as file:
-            return _metadata(path, _header(path, file.read(8), file.read, path.stat().st_size))
-    except OSError as error:
-        raise CheckpointError(_unreadable(path, error)) from None
+    return _metadata(path, _header_of(path))
+
+
+def has_metadata(path: Path) -> bool:
+    """Whether a safetensors file is one of ours. CheckpointError when it is no safetensors file at all."""
+    extra = _header_of(path).get("__metadata__")
+    return isinstance(extra, dict) and KEY in extra
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The whole file, checked: readable, ours, and every number finite. CheckpointError names the fault."""
+    content = _content(path)
+    metadata = _metadata(path, _header(path, content[:8], lambda size: content[8 : 8 + size], len(content)))
+    return Checkpoint(path, _tensors(path, content), metadata, hashlib.sha256(content).hexdigest())
+
+
+def read_weights(path: Path) -> Weights:
+    """Any safetensors file, checked in the same way."""
+    content = _content(path)
+    header = _header(path, content[:8], lambda size: content[8 : 8 + size], len(content))
+    said = header.get("__metadata__")
+    texts = {k: v for k, v in said.items() if isinstance(v, str)} if isinstance(said, dict) else {}
+    return Weights(_tensors(path, content), hashlib.sha256(content).hexdigest(), texts)
+
+
+def _header_of(path: Path) -> dict[str, Any]:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            return _header(path, file.read(8), file.read, path.stat().st_size)
     except OSError as error:
         raise CheckpointError(_unreadable(path, error)) from None
-    metadata = _metadata(path, _header(path, content[:8], lambda size: content[8 : 8 + size], len(content)))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(_unreadable(path, error)) from None
+
+
+def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        tensors = load(content)
+        tensors: dict[str, Tensor] = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error}); get or make the file again") from None
     _refuse_nonsense(tensors, str(path))
-    return Checkpoint(path, tensors, metadata, hashlib.sha256(content).hexdigest())
+    return tensors
 
 
 def _refuse_nonsense(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -158,11 +195,16 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) 
     wanted = {name: _kind(t) for name, t in network.state_dict().items()}
     found = {name: _kind(t) for name, t in tensors.items()}
     if wanted != found:
-        lines = [f"{where}: the tensors do not fit the model"]
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
-                lines.append(f"  {name}: the model has {ours}, the file has {theirs}")
+        unlike = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+        lines = [
+            f"{where}: the tensors do not fit the model: {len(unlike)} differ of {len(wanted)} in the model and "
+            f"{len(found)} in the file"
+        ]
+        for name in unlike[:MOST_LISTED]:
+            ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
+            lines.append(f"  {name}: the model has {ours}, the file has {theirs}")
+        if len(unlike) > MOST_LISTED:
+            lines.append(f"  and {len(unlike) - MOST_LISTED} more")
         raise CheckpointError("\n".join(lines))
     network.load_state_dict(dict(tensors))
 

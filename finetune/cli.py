@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from finetune import __version__
-from finetune.errors import FinetuneError, SettingError, UserError
+from finetune.errors import DataError, FinetuneError, SettingError, UserError
 from finetune.options import RUN, shared
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def pretrain(
     """Trains from scratch; writes a checkpoint and its report."""
     from finetune.commands.pretrain import pretrain as run
 
-    console = _console(quiet, as_json)
+    console = _console(quiet, results=not as_json)
     overrides = [*settings, *_override("seed", seed)]
     report = run(recipe, out=out, root=data_root, device=device, overrides=overrides, console=console)
     if as_json:
@@ -92,13 +92,20 @@ def pretrain(
 
 
 @cli.command()
-@click.option("--from", "source", required=True, metavar="SOURCE", help="The checkpoint to start from.")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="SOURCE",
+    help="What to start from: a checkpoint, timm:NAME[.TAG], or a bare safetensors file with --model.",
+)
 @click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
-@shared("target", "shots", *RUN)
+@shared("model", "target", "shots", *RUN)
 @click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
 def adapt(
     source: str,
     recipe: Path,
+    model: str | None,
     target: str | None,
     shots: int | None,
     no_compare: bool,
@@ -113,8 +120,9 @@ def adapt(
     """Fine-tunes a checkpoint on a target and tells what that brought; writes a checkpoint and its report."""
     from finetune.commands.adapt import adapt as run
 
-    console = _console(quiet, as_json)
-    overrides = [*settings, *_target(target), *_override("data.shots", shots), *_override("seed", seed)]
+    console = _console(quiet, results=not as_json)
+    overrides = [*_model(model), *settings, *_target(target)]
+    overrides += [*_override("data.shots", shots), *_override("seed", seed)]
     report = run(
         source,
         recipe,
@@ -131,30 +139,84 @@ def adapt(
 
 @cli.command()
 @click.argument("checkpoint")
-@click.option("--data", required=True, metavar="DATA", help="The data set whose test images to use.")
+@click.option(
+    "--data", required=True, metavar="DATA", help="Whose test images to use: a data set, a folder or a CSV file."
+)
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="Pictures that cannot be read: list them and stop, or go on without them.",
+)
+@click.option(
+    "--confusion", type=click.Path(path_type=Path), metavar="PNG", help="Draws the confusion matrix as a picture."
+)
 @shared("data-root", "device", "json")
-def evaluate(checkpoint: str, data: str, data_root: Path | None, device: str, as_json: bool) -> None:
+def evaluate(
+    checkpoint: str,
+    data: str,
+    on_bad_image: str,
+    confusion: Path | None,
+    data_root: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Accuracy with its interval, per class, and the most frequent mistakes."""
     from finetune.commands.evaluate import evaluate as run
+    from finetune.reporting.pictures import confusion_picture
     from finetune.reporting.tables import evaluation_parts
 
-    found = run(checkpoint, data, root=data_root, device=device)
+    console = _console(results=not as_json)
+    found = run(checkpoint, data, root=data_root, device=device, on_bad_image=on_bad_image, console=console)
+    if confusion is not None:
+        confusion_picture(found.result.confusion or [], found.classes, confusion)
+        console.note(f"wrote {confusion}")
     if as_json:
         _print_json(found.to_dict())
         return
-    console = _console()
     parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered)
     for part in parts:
         console.show(part)
 
 
 @cli.command()
+@click.argument("checkpoint")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to name per picture.")
+@click.option("--tta", type=click.Choice(["flip"]), help="Averages over the picture and its mirror image.")
+@shared("device", "json")
+def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None, device: str, as_json: bool) -> None:
+    """Label and probability for pictures: files, folders, or - for paths on standard input."""
+    from finetune.commands.predict import predict as run
+    from finetune.reporting.tables import sight_line
+
+    found = []
+    for sight in run(checkpoint, images, top=top, flip=tta == "flip", device=device):
+        found.append(sight)
+        if not as_json and sight.error is None:
+            click.echo(sight_line(sight.file, sight.top))
+    if as_json:
+        _print_json([sight.to_dict() for sight in found])
+    bad = [sight.error for sight in found if sight.error is not None]
+    if bad:
+        raise DataError("\n  ".join([f"{len(bad)} of {len(found)} pictures could not be read:", *bad]))
+
+
+@cli.command()
 @shared("recipe")
-@click.option("--from", "source", metavar="SOURCE", help="The checkpoint to start from, for an adapt recipe.")
-@shared("target", "shots", "data-root", "device", "seed", "set", "json")
+@click.option("--from", "source", metavar="SOURCE", help="What to start from, for an adapt recipe, as in adapt.")
+@shared("model", "target", "shots", "data-root", "device", "seed", "set", "json")
+@click.option(
+    "--show-augment",
+    type=click.Path(path_type=Path),
+    metavar="PNG",
+    help="Draws training images as the phases would see them.",
+)
 def plan(
     recipe: Path,
     source: str | None,
+    model: str | None,
     target: str | None,
     shots: int | None,
     data_root: Path | None,
@@ -162,17 +224,27 @@ def plan(
     seed: int | None,
     settings: tuple[str, ...],
     as_json: bool,
+    show_augment: Path | None,
 ) -> None:
     """Trains nothing: says what each phase would train, at which learning rates, and for how long."""
     from finetune.commands.plan import plan as run
     from finetune.reporting.tables import plan_parts
 
-    overrides = [*settings, *_target(target), *_override("data.shots", shots), *_override("seed", seed)]
-    found = run(recipe, source=source, root=data_root, device=device, overrides=overrides)
+    overrides = [*_model(model), *settings, *_target(target)]
+    overrides += [*_override("data.shots", shots), *_override("seed", seed)]
+    console = _console(results=not as_json)
+    found = run(
+        recipe,
+        source=source,
+        root=data_root,
+        device=device,
+        overrides=overrides,
+        show_augment=show_augment,
+        console=console,
+    )
     if as_json:
         _print_json(found.to_dict())
     else:
-        console = _console()
         for part in plan_parts(found.to_dict()):
             console.show(part)
 
@@ -235,14 +307,18 @@ def recipes(name: str | None, as_json: bool) -> None:
         click.echo(listing.recipe_text(name), nl=False)
 
 
-def _console(quiet: bool = False, as_json: bool = False) -> Console:
+def _console(quiet: bool = False, results: bool = True) -> Console:
     from finetune.reporting.console import Console
 
-    return Console(quiet=quiet, results=not as_json)
+    return Console(quiet=quiet, results=results)
 
 
 def _override(key: str, value: object) -> list[str]:
     return [] if value is None else [f"{key}={json.dumps(value, ensure_ascii=False)}"]
+
+
+def _model(name: str | None) -> list[str]:
+    return _override("model.name", name)
 
 
 def _target(name: str | None) -> list[str]:
@@ -250,9 +326,11 @@ def _target(name: str | None) -> list[str]:
     if name is None:
         return []
     from finetune.data.catalog import find_dataset
+    from finetune.data.photographs import is_photographs
 
     try:
-        find_dataset(name)
+        if not is_photographs(name):
+            find_dataset(name)
     except UserError as error:
         raise SettingError(f"--target {name}: {error}") from None
     return _override("data.name", name)

@@ -37,7 +37,12 @@ def shared(*names: str) -> Callable[[Command], Command]:
             metavar="KEY=VALUE",
             help="Changes one value of the recipe, for example phases[0].epochs=3. May be repeated.",
         ),
-        "target": click.option("--target", metavar="DATA", help="The data set to adapt to, by name."),
+        "model": click.option(
+            "--model", metavar="NAME", help="The architecture of a bare file of weights, for example timm/resnet18."
+        ),
+        "target": click.option(
+            "--target", metavar="DATA", help="What to adapt to: a data set's name, a folder of pictures, or a CSV file."
+        ),
         "shots": click.option("--shots", type=click.IntRange(min=1), help="Labelled images per class to learn from."),
         "json": click.option("--json", "as_json", is_flag=True, help="Prints JSON for programs on standard output."),
         "quiet": click.option("--quiet", is_flag=True, help="Prints no progress."),

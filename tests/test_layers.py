@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "finetune"
 # What each room may import from, besides itself. Lower rooms stand further down; siblings are not in each other's sets.
 ALLOWED = {
     "errors": set(),
-    "__init__": {"api", "source", "models", "reporting"},
+    "__init__": {"api", "saving", "source", "models", "reporting"},
     "reporting": {"errors"},
     "data": {"errors"},
     "models": {"errors"},
@@ -20,7 +20,8 @@ ALLOWED = {
     "checkpoint": {"errors"},
     "training": {"data", "models", "errors"},
     "source": {"training", "models", "checkpoint", "errors"},
-    "commands": {"source", "training", "data", "models", "recipe", "checkpoint", "reporting", "errors"},
+    "saving": {"source", "training", "models", "checkpoint", "errors"},
+    "commands": {"saving", "source", "pictures", "training", "data", "models", "recipe", "checkpoint", "reporting", "errors"},
     "api": {"commands", "reporting", "errors"},
     "options": set(),
     "cli": {"options", "commands", "data", "reporting", "errors", "__init__"},

@@ -12,24 +12,25 @@ import torch
 from torch import Tensor
 
 from finetune.commands.compare import before_predictions, frozen_features, retention, train_scratch
+from finetune.commands.fitting import view_of
 from finetune.commands.keeper import Keeper
-from finetune.commands.material import Material, open_material
+from finetune.commands.material import Material
+from finetune.commands.opening import open_both
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, right_answers, run_report, save_run
-from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
-from finetune.models.registry import model_row
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.reader import dump_recipe, resolved
 from finetune.recipe.schema import AdaptRecipe
 from finetune.reporting import verdict
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report, Result, SourceSummary, Transplant
-from finetune.source import Source, describe, open_source, peek
+from finetune.saving import describe
+from finetune.source import Source, architecture
 from finetune.training.evaluation import predictions
 from finetune.training.runtime import choose_runtime, seeded
 from finetune.training.solver import solve_head
@@ -65,31 +66,29 @@ def adapt(
     """
     started = time.perf_counter()
     console = console or Console(quiet=True, results=False)
-    plan = open_recipe(recipe, overrides, source_stages=model_row(peek(source).model).stages)
+    plan = open_recipe(recipe, overrides, source=architecture(source))
     check_kind(plan, "adapt", recipe)
     assert isinstance(plan, AdaptRecipe)
     plan = plan if compare else plan.model_copy(update={"compare": ()})
-    origin = open_source(source)
-    classifier = origin.classifier
     runtime = choose_runtime(device, plan.precision)
-    material = open_material(plan.data, data_root(root), plan.seed, classifier.input)
-    outputs = prepare_outputs(out, f"{origin.path.stem}-{material.name}", dump_recipe(plan), console)
+    origin, classifier, material = open_both(source, plan, data_root(root), console)
+    outputs = prepare_outputs(out, f"{origin.name}-{material.name}", dump_recipe(plan), console)
     described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
     described["lineage"] = origin.lineage_of_child()
     adapted = classifier.with_classes(material.class_names)
     with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described)) as keeper:
         for network in (classifier.network, adapted.network):
             runtime.place(network)
-        normalise = Normaliser(classifier.input.mean, classifier.input.std, runtime.device)
+        normalise = view_of(classifier.input, runtime.device)
         setting = Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed)
         watch = Watch(console, outputs, keeper)
         frozen = _look_at_target(classifier.network, setting)
         transplant = _swap_head(adapted.network, plan, frozen, setting, classifier.class_names)
         _say_map(transplant, plan, material.class_names, console)
         phases = run_phases(adapted.network, plan.phases, setting, watch)
-        scratch = train_scratch(plan, origin, setting, watch) if "scratch" in plan.compare else None
+        scratch = train_scratch(plan, classifier, setting, watch) if "scratch" in plan.compare else None
         results, comparisons = _test(classifier, frozen, adapted.network, scratch, plan, setting)
-        kept = retention(origin, adapted.network, setting, data_root(root))
+        kept = retention(origin, classifier, adapted.network, setting, data_root(root))
         report = run_report(
             plan,
             material,
@@ -108,8 +107,8 @@ def adapt(
 
 def _source_summary(source: Source) -> SourceSummary:
     return SourceSummary(
-        path=str(source.path),
-        id=None,
+        path=str(source.path) if source.path is not None else None,
+        id=source.id,
         sha256=source.sha256,
         model=source.classifier.model,
         dataset=source.dataset,
@@ -136,10 +135,10 @@ def _swap_head(network: StagedNetwork, plan: AdaptRecipe, frozen: Frozen, settin
         means=None if plan.head == "random" else frozen.means,
         keep_rows=plan.head == "auto",
     )
-    network.head = head
+    network.set_head(head)
     setting.runtime.place(network)
     tensors = list(network.state_dict())
-    new = [] if len(reused) == len(wanted) else [name for name in tensors if name.startswith("head.")]
+    new = [] if len(reused) == len(wanted) else list(network.head_tensors())
     return Transplant([name for name in tensors if name not in new], new, reused)
 
 

@@ -15,6 +15,7 @@ from finetune.data.batches import Normaliser
 from finetune.data.catalog import is_present, open_dataset
 from finetune.data.images import ImageSet
 from finetune.errors import DataError
+from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
@@ -58,12 +59,15 @@ def images_seen(steps: int, batch_size: int, images: int) -> int:
 def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     """The one phase of the scratch run: all stages, as many images in all as the recipe's phases together see.
 
-    Everything else is the last phase's, but for a learning rate that falls towards the input, which only makes sense
+    A solved head has seen each image once. Everything else is the last phase's, but for a learning rate that falls towards the input, which only makes sense
     for stages that have learnt something, and augmentation, which random weights always get where the recipe has any.
     The recipe's `scratch` may name a fairer optimizer and schedule.
     """
     last = recipe.phases[-1]
-    seen = sum(images_seen(phase_steps(phase, images), phase.batch_size, images) for phase in recipe.phases)
+    seen = sum(
+        images if phase.solver else images_seen(phase_steps(phase, images), phase.batch_size, images)
+        for phase in recipe.phases
+    )
     epochs, rest = divmod(seen, images)
     steps = max(1, epochs * -(-images // last.batch_size) + round(rest / last.batch_size))
     changed: dict[str, Any] = {
@@ -75,6 +79,8 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
         "steps": steps,
         "layer_decay": 1.0,
         "augment": True,
+        "solver": None,
+        "lora": None,
     }
     if recipe.scratch is not None:
         given = {"optimizer": recipe.scratch.optimizer, "schedule": recipe.scratch.schedule}
@@ -82,9 +88,9 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     return last.model_copy(update=changed)
 
 
-def train_scratch(recipe: AdaptRecipe, source: Source, setting: Setting, watch: Watch) -> StagedNetwork:
+def train_scratch(recipe: AdaptRecipe, classifier: Classifier, setting: Setting, watch: Watch) -> StagedNetwork:
     """The source's architecture, trained on the target from random weights with the same budget and seed."""
-    classifier, material = source.classifier, setting.material
+    material = setting.material
     with seeded(recipe.seed):
         network = build_model(classifier.model, len(material.class_names), classifier.arguments)
         setting.runtime.place(network)
@@ -93,7 +99,9 @@ def train_scratch(recipe: AdaptRecipe, source: Source, setting: Setting, watch: 
     return network
 
 
-def retention(source: Source, adapted: StagedNetwork, setting: Setting, root: Path) -> Retention | None:
+def retention(
+    source: Source, classifier: Classifier, adapted: StagedNetwork, setting: Setting, root: Path
+) -> Retention | None:
     """Accuracy on the source's own test images before and after; None unless its data set is at hand.
 
     Where the adapted head knows every class of the source, it answers (its other classes are not offered); else the
@@ -102,9 +110,9 @@ def retention(source: Source, adapted: StagedNetwork, setting: Setting, root: Pa
     test = _source_test(source, root)
     if test is None:
         return None
-    names, classes = source.classifier.class_names, setting.material.class_names
+    names, classes = classifier.class_names, setting.material.class_names
     images, normalise = test.images.to(setting.runtime.device), setting.normalise
-    original = source.classifier.network
+    original = classifier.network
     before = float((predictions(original, images, normalise) == test.labels).double().mean())
     if set(names) <= set(classes):
         found = outputs(adapted, images, normalise)[:, [classes.index(name) for name in names]].argmax(1).cpu()

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.material import check_fits
+from finetune.commands.fitting import view_of
+from finetune.commands.material import open_test
 from finetune.commands.results import measure
-from finetune.data.batches import Normaliser
-from finetune.data.catalog import find_dataset, open_dataset
 from finetune.data.images import ImageSet
 from finetune.data.root import data_root
 from finetune.errors import DataError
+from finetune.reporting.console import Console
 from finetune.reporting.report import Result, result_values
 from finetune.source import Source, open_source
 from finetune.training.evaluation import outputs
@@ -48,16 +48,25 @@ class Evaluation:
         }
 
 
-def evaluate(checkpoint: str | Path, data: str, *, root: str | Path | None = None, device: str = "auto") -> Evaluation:
+def evaluate(
+    checkpoint: str | Path,
+    data: str,
+    *,
+    root: str | Path | None = None,
+    device: str = "auto",
+    on_bad_image: str = "fail",
+    console: Console | None = None,
+) -> Evaluation:
     """Measures a checkpoint on the test images of the classes that it shares by name with the data set.
 
-    DataError when there is no class in common; other errors are those of `finetune.errors`.
+    `data` is a registered name, a folder of pictures or a CSV file; `on_bad_image` (fail or skip) is for pictures that
+    cannot be read. DataError when there is no class in common; other errors are those of `finetune.errors`.
     """
-    data = find_dataset(data).name
     source = open_source(checkpoint)
     classifier = source.classifier
     runtime = choose_runtime(device, "float32")
-    test = open_dataset(data, data_root(root)).test
+    console = console or Console(quiet=True, results=False)
+    data, test = open_test(data, data_root(root), classifier.input, console, on_bad_image=on_bad_image)
     there = test.counts()
     shared = [name for name in classifier.class_names if there.get(name)]
     if not shared:
@@ -67,20 +76,19 @@ def evaluate(checkpoint: str | Path, data: str, *, root: str | Path | None = Non
             f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
         )
     whole, test = len(test), test.with_classes(shared)
-    check_fits(test, classifier.input)
     runtime.place(classifier.network)
-    normalise = Normaliser(classifier.input.mean, classifier.input.std, runtime.device)
+    normalise = view_of(classifier.input, runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalise)
     rows = [classifier.class_names.index(name) for name in shared]
     result = measure(test, logits[:, rows].argmax(1))
     not_offered = [name for name in classifier.class_names if name not in shared]
-    claimed = _claimed(source, data, test)
+    claimed = _claimed(source, test)
     return Evaluation(str(checkpoint), data, shared, whole - len(test), not_offered, result, claimed)
 
 
-def _claimed(source: Source, data: str, test: ImageSet) -> float | None:
+def _claimed(source: Source, test: ImageSet) -> float | None:
     """The accuracy in the checkpoint, if it was measured on the very same images."""
-    same = source.metadata.data.get("test")
-    if source.dataset == data and isinstance(same, dict) and same.get("fingerprint") == test.fingerprint():
+    same = source.metadata.data.get("test") if source.metadata is not None else None
+    if isinstance(same, dict) and same.get("fingerprint") == test.fingerprint():
         return source.accuracy
     return None

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.commands.fitting import frame_of
 from finetune.data.catalog import find_dataset, open_dataset
 from finetune.data.images import ImageSet
+from finetune.data.photographs import Photographs, is_photographs, open_photographs, short_name
 from finetune.data.split import hold_out, take_shots
 from finetune.errors import DataError, SettingError
 from finetune.models.registry import InputSpec
 from finetune.recipe.schema import DataSettings
+from finetune.reporting.console import Console
 
 
 @dataclass(frozen=True)
 class Material:
-    """The parts of one data set. `validation` may be empty; `test` is for the end of a run only."""
+    """The parts of one data set. `validation` may be empty; `test` is for the end of a run only.
+
+    `shared` are the pairs of a test picture and one to learn from that show the very same pixels.
+    """
 
     name: str
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+    shared: tuple[tuple[str, str], ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.train.class_names
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return int(self.train.images.shape[1])
 
     def describe(self) -> dict[str, object]:
         """For a checkpoint: name, classes, and fingerprints that change when an image or a label does."""
@@ -37,18 +50,20 @@ class Material:
         }
 
 
-def open_material(data: DataSettings, root: Path, seed: int, spec: InputSpec) -> Material:
+def open_material(
+    data: DataSettings, root: Path, seed: int, spec: InputSpec, console: Console, *, any_channels: bool = False
+) -> Material:
     """Opens the data set, takes classes and shots, and holds out validation images from what is left to learn from.
 
-    Shots are all the labels there are: validation images are taken out of them, not added to them.
+    Shots are all the labels there are: validation images are taken out of them, not added to them. Photographs are
+    framed for `spec`; with `any_channels` they stay as grey or colourful as they are.
     """
     if data.name is None:
-        raise SettingError("no target: name a data set with --target, for example --target kmnist")
-    name = find_dataset(data.name).name
-    splits = open_dataset(name, root)
-    train, test = splits.train, splits.test
-    if data.classes is not None:
-        train, test = train.with_classes(data.classes), test.with_classes(data.classes)
+        raise SettingError(
+            "no target: name a data set, a folder of pictures or a CSV file with --target, for example --target kmnist"
+        )
+    name, found = _opened(data, data.name, root, spec, console, None if any_channels else spec.channels)
+    train = found.train
     if data.shots is not None:
         train = take_shots(train, data.shots, seed=seed)
     empty = [name for name, count in train.counts().items() if count == 0]
@@ -56,22 +71,45 @@ def open_material(data: DataSettings, root: Path, seed: int, spec: InputSpec) ->
         raise DataError(
             f"{train.origin}: no image to learn from of {', '.join(empty)}; leave them out with data.classes"
         )
+    if found.validation is not None and len(found.validation):
+        return Material(name, train, found.validation, found.test, found.shared)
     train, validation = hold_out(train, data.validation)
     if data.validation and not len(validation):
         raise DataError(
             f"{train.origin}: data.validation is {data.validation}, which is no image of {len(train)}; "
             "ask for more, or for none with --set data.validation=0"
         )
-    check_fits(train, spec)
-    return Material(name, train, validation, test)
+    return Material(name, train, validation, found.test, found.shared)
 
 
-def check_fits(images: ImageSet, spec: InputSpec) -> None:
-    """DataError unless the images are of the shape that the network takes."""
-    found = tuple(images.images.shape[1:])
-    wanted = (spec.channels, spec.size, spec.size)
-    if found != wanted:
-        raise DataError(
-            f"{images.origin}: images of {'×'.join(map(str, found))} (channels, height, width), "
-            f"but the model takes {'×'.join(map(str, wanted))}"
+def open_test(
+    name: str, root: Path, spec: InputSpec, console: Console, *, on_bad_image: str = "fail"
+) -> tuple[str, ImageSet]:
+    """A data set's short name and its test images, of all its classes."""
+    data = DataSettings.model_validate({"name": name, "on_bad_image": on_bad_image})
+    short, found = _opened(data, name, root, spec, console, spec.channels)
+    return short, found.test
+
+
+def _opened(
+    data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
+) -> tuple[str, Photographs]:
+    """A registered data set or a person's own pictures, with the classes asked for, and the name to call it by."""
+    if not is_photographs(name):
+        name = find_dataset(name).name
+        splits = open_dataset(name, root)
+        train, test = splits.train, splits.test
+        if data.classes is not None:
+            train, test = train.with_classes(data.classes), test.with_classes(data.classes)
+        return name, Photographs(train, None, test, (), ())
+    with console.task("decoding") as progress:
+        found = open_photographs(
+            name, frame_of(spec, channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
         )
+    _say(found.notes, console)
+    return short_name(name), found
+
+
+def _say(notes: Sequence[str], console: Console) -> None:
+    for note in notes:
+        console.note(note)

@@ -9,6 +9,7 @@ from typing import Any
 from finetune.commands.keeper import Keeper
 from finetune.commands.material import Material
 from finetune.commands.outputs import Outputs, append_metrics
+from finetune.commands.solving import solved_head
 from finetune.data.augment import Augment
 from finetune.data.batches import Batches, Normaliser
 from finetune.models.staged import StagedNetwork
@@ -21,6 +22,7 @@ from finetune.training import loop
 from finetune.training.cache import BUDGET, activations, cached_bytes
 from finetune.training.evaluation import predictions
 from finetune.training.freeze import frozen_prefix, set_trainable
+from finetune.training.lora import low_rank_adapters
 from finetune.training.runtime import Runtime, memory_told
 from finetune.training.schedule import schedule
 
@@ -67,7 +69,9 @@ def augmentation(settings: AugmentSettings | None) -> Augment | None:
 
 
 def phase_steps(phase: Phase, images: int) -> int:
-    """A phase's length in steps; the one place where epochs become steps."""
+    """A phase's length in steps; the one place where epochs become steps. A solver takes none."""
+    if phase.solver is not None:
+        return 0
     if phase.steps is not None:
         return phase.steps
     assert phase.epochs is not None
@@ -81,7 +85,7 @@ def cache_boundary(network: StagedNetwork, phase: Phase, setting: Setting) -> in
     images = setting.material.train.images[:1].to(setting.runtime.device)
     prefix = frozen_prefix(network, trained_stages(network.stages, phase.train))
     moving = (setting.augment is not None and phase.augment) or phase.norms == "update"
-    if prefix == 0 or moving:
+    if prefix == 0 or (moving and phase.solver is None):
         return 0
     size = cached_bytes(network, images, setting.normalise, prefix, setting.runtime)
     return prefix if size * len(setting.material.train) <= BUDGET else 0
@@ -89,6 +93,7 @@ def cache_boundary(network: StagedNetwork, phase: Phase, setting: Setting) -> in
 
 def loop_phase(phase: Phase, stages: tuple[str, ...], steps: int, start: int) -> loop.Phase:
     """A recipe's phase as the loop takes it."""
+    assert phase.optimizer is not None, "a phase with a solver does not go through the loop"
     return loop.Phase(
         name=phase.name,
         stages=stages,
@@ -103,6 +108,7 @@ def loop_phase(phase: Phase, stages: tuple[str, ...], steps: int, start: int) ->
         norms=phase.norms,
         keep=phase.keep,
         start=start,
+        adapters=phase.lora is not None,
     )
 
 
@@ -120,9 +126,33 @@ def run_phases(network: StagedNetwork, phases: Sequence[Phase], setting: Setting
 def _run_phase(
     network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, first_epoch: int
 ) -> tuple[PhaseSummary, int]:
-    train = setting.material.train
+    if phase.solver is not None:
+        return _solve_phase(network, phase, setting, watch, title), 0
+    if phase.lora is not None:
+        stages = trained_stages(network.stages, phase.train)
+        with low_rank_adapters(network, stages, **phase.lora.model_dump()):
+            return _train_phase(network, phase, setting, watch, title, first_epoch)
+    return _train_phase(network, phase, setting, watch, title, first_epoch)
+
+
+def _solve_phase(network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str) -> PhaseSummary:
+    """The best linear head on the features as they are now; one pass over the images, no epochs."""
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages)
+    watch.console.note(f"{title}: {', '.join(stages)} ({parameters:,} parameters), solved on frozen features")
+    row = solved_head(network, setting.material, setting.normalise, setting.runtime)
+    _record(row, phase, 1, watch, PhaseView(watch.console, None, None))
+    if watch.keeper is not None:
+        watch.keeper.keep(network, f"after phase {phase.name}")
+    return PhaseSummary(phase.name, list(stages), parameters, True, [_epoch_row(row)])
+
+
+def _train_phase(
+    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, first_epoch: int
+) -> tuple[PhaseSummary, int]:
+    train = setting.material.train
+    stages = trained_stages(network.stages, phase.train)
+    parameters = set_trainable(network, stages, adapters=phase.lora is not None)
     start = cache_boundary(network, phase, setting)
     batches = phase_batches(network, phase, setting, start)
     steps = phase_steps(phase, len(train))
@@ -143,9 +173,9 @@ def _run_phase(
             if isinstance(event, loop.Tick):
                 view.tick(event.epoch, event.step, event.loss, event.accuracy, event.images_per_second)
                 continue
-            history.append(_row(event))
+            history.append(_epoch_row(event))
             _record(event, phase, epochs, watch, view)
-            if watch.keeper is not None:
+            if watch.keeper is not None and phase.lora is None:  # adapters are no part of a checkpoint
                 watch.keeper.keep(network, f"after epoch {event.epoch} of {epochs} of phase {phase.name}")
             if watch.after_row is not None:
                 watch.after_row(network, event.epoch, epochs)
@@ -164,6 +194,7 @@ def phase_batches(network: StagedNetwork, phase: Phase, setting: Setting, start:
         labels,
         batch_size=phase.batch_size,
         seed=setting.seed,
+        classes=len(setting.material.class_names),
         normalise=setting.normalise,
         augment=setting.augment if phase.augment else None,
     )
@@ -181,7 +212,7 @@ def _validation(network: StagedNetwork, setting: Setting) -> Callable[[], float]
     return validate
 
 
-def _row(row: loop.Row) -> EpochRow:
+def _epoch_row(row: loop.Row) -> EpochRow:
     return EpochRow(
         epoch=row.epoch,
         train_loss=row.train_loss,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.compare import scratch_phase
-from finetune.commands.material import open_material
+from finetune.commands.fitting import view_of
+from finetune.commands.opening import open_both, open_images
 from finetune.commands.phases import (
     Setting,
     augmentation,
@@ -21,14 +22,14 @@ from finetune.commands.phases import (
     trained_stages,
 )
 from finetune.commands.recipes import RecipeLike, open_recipe
-from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
 from finetune.errors import SettingError
-from finetune.models.registry import build_model, model_row
+from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase import Phase
 from finetune.recipe.schema import AdaptRecipe
-from finetune.source import open_source, peek
+from finetune.reporting.console import Console
+from finetune.source import architecture
 from finetune.training.freeze import set_trainable
 from finetune.training.loop import train
 from finetune.training.optim import stage_groups
@@ -81,13 +82,14 @@ def plan(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
+    show_augment: str | Path | None = None,
+    console: Console | None = None,
 ) -> Plan:
     """What each phase would train, at which rates, for how long. An adapt recipe needs `source`.
 
-    Seconds are measured on a few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
+    `show_augment` names a picture to be made of training images as the phases would see them. Seconds are measured on a few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
     """
-    stages = model_row(peek(source).model).stages if source is not None else None
-    read = open_recipe(recipe, overrides, source_stages=stages)
+    read = open_recipe(recipe, overrides, source=architecture(source) if source is not None else None)
     if isinstance(read, AdaptRecipe) and source is None:
         raise SettingError(
             "an adapt recipe depends on its source: name one, for example --from checkpoints/mnist.safetensors"
@@ -97,16 +99,19 @@ def plan(
             "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
         )
     runtime = choose_runtime(device, read.precision)
-    classifier = open_source(source).classifier if source is not None else None
+    console = console or Console(quiet=True, results=False)
     arguments: Mapping[str, Any]
     if isinstance(read, AdaptRecipe):
-        assert classifier is not None
+        assert source is not None
+        _, classifier, material = open_both(source, read, data_root(root), console)
         model, arguments, spec = classifier.model, classifier.arguments, classifier.input
     else:
-        model, arguments, spec = read.model.name, read.model.arguments, model_row(read.model.name).input
-    material = open_material(read.data, data_root(root), read.seed, spec)
-    normalise = Normaliser(spec.mean, spec.std, runtime.device)
+        spec, arguments, material = open_images(read, data_root(root), console)
+        model = read.model.name
+    normalise = view_of(spec, runtime.device)
     setting = Setting(material, normalise, augmentation(read.data.augment), runtime, read.seed)
+    if show_augment is not None:
+        _show_augment(setting, read, show_augment)
     phases = list(read.phases)
     if isinstance(read, AdaptRecipe) and "scratch" in read.compare:
         phases.append(scratch_phase(read, len(material.train)))
@@ -128,7 +133,8 @@ def plan(
 def _phase_plan(network: StagedNetwork, phase: Phase, setting: Setting) -> PhasePlan:
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages)
-    groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay)
+    rate = phase.optimizer.lr if phase.optimizer is not None else 0.0
+    groups = stage_groups(network, rate, phase.layer_decay) if rate else []
     steps = phase_steps(phase, len(setting.material.train))
     start = cache_boundary(network, phase, setting)
     frozen = [stage for stage in network.stages if stage not in stages]

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from finetune.commands.fitting import view_of
 from finetune.commands.keeper import Keeper
-from finetune.commands.material import Material, open_material
+from finetune.commands.material import Material
+from finetune.commands.opening import open_images
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
@@ -18,13 +20,13 @@ from finetune.commands.results import measure, run_report, save_run
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
-from finetune.models.registry import build_model, model_row
+from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.reader import dump_recipe, resolved
 from finetune.recipe.schema import PretrainRecipe
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report
-from finetune.source import describe
+from finetune.saving import describe
 from finetune.training.evaluation import predictions
 from finetune.training.runtime import choose_runtime, seeded
 
@@ -48,18 +50,17 @@ def pretrain(
     plan = open_recipe(recipe, overrides)
     check_kind(plan, "pretrain", recipe)
     assert isinstance(plan, PretrainRecipe)
-    spec = model_row(plan.model.name).input
     runtime = choose_runtime(device, plan.precision)
-    material = open_material(plan.data, data_root(root), plan.seed, spec)
+    spec, arguments, material = open_images(plan, data_root(root), console)
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else material.name
     outputs = prepare_outputs(out, name, dump_recipe(plan), console)
     with seeded(plan.seed):
-        network = build_model(plan.model.name, len(material.class_names), plan.model.arguments)
-        classifier = Classifier(network, plan.model.name, plan.model.arguments, material.class_names, spec)
+        network = build_model(plan.model.name, len(material.class_names), arguments)
+        classifier = Classifier(network, plan.model.name, arguments, material.class_names, spec)
         described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
         with Keeper(outputs, lambda: describe(classifier, **described)) as keeper:
             runtime.place(network)
-            normalise = Normaliser(spec.mean, spec.std, runtime.device)
+            normalise = view_of(spec, runtime.device)
             setting = Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed)
             after_row = _article_line(material, normalise, console) if plan.test_each_epoch else None
             phases = run_phases(network, plan.phases, setting, Watch(console, outputs, keeper, after_row))

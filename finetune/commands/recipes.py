@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.catalog import ALIASES, DATASETS, find_dataset
+from finetune.data.photographs import is_photographs
 from finetune.errors import RecipeError
-from finetune.models.registry import MODELS, stage_names
+from finetune.models.registry import MODELS, TIMM, find_model, stage_names
 from finetune.recipe.names import KnownNames
 from finetune.recipe.reader import check_recipe, read_recipe, resolved
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
+from finetune.source import Architecture
 
 Recipe = PretrainRecipe | AdaptRecipe
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
@@ -46,13 +48,16 @@ def first_comment(path: Path) -> str:
     return "\n".join(lines)
 
 
-def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source_stages: tuple[str, ...] | None = None) -> Recipe:
-    """A checked recipe. `source_stages` are the stages of an adapt's source. RecipeError lists every problem."""
+def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source: Architecture | None = None) -> Recipe:
+    """A checked recipe. `source` is what an adapt's source says of its network. RecipeError lists every problem."""
     names = KnownNames(
         models=stage_names(),
         datasets={name: find_dataset(name).class_names for name in (*DATASETS, *ALIASES)},
-        source_stages=source_stages,
+        source_stages=find_model(source.model, source.arguments).stages if source is not None else None,
+        source_model=source.model if source is not None and not source.fixed else None,
         model_arguments={name: row.arguments for name, row in MODELS.items()},
+        families={TIMM: lambda name, arguments: find_model(name, arguments).stages},
+        is_pictures=is_photographs,
     )
     if isinstance(recipe, (PretrainRecipe, AdaptRecipe)):
         recipe = resolved(recipe)

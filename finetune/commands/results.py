@@ -32,7 +32,7 @@ from finetune.reporting.report import (
 )
 from finetune.reporting.tables import report_tables
 from finetune.reporting.verdict import Comparison, Score
-from finetune.source import describe
+from finetune.saving import describe
 from finetune.training.runtime import Runtime, environment
 
 

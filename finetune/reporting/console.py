@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +70,16 @@ class Console:
             return
         with _bar(self) as bar:
             yield PhaseView(self, bar, bar.add_task("", total=steps, status=""))
+
+    @contextmanager
+    def task(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar for work on many things before a run: the block is given a function that takes (done, all)."""
+        if self.quiet or not self.err.is_terminal:
+            yield lambda done, every: None
+            return
+        with _bar(self) as bar:
+            task = bar.add_task("", total=None, status=what)
+            yield lambda done, every: bar.update(task, completed=done, total=every, status=f"{what} {done:,}/{every:,}")
 
     def _log(self, text: str) -> None:
         if self.log is None:

@@ -149,6 +149,11 @@ def evaluation_parts(
     return parts
 
 
+def sight_line(file: str, top: Sequence[tuple[str, float]]) -> str:
+    """What `finetune predict` shows for one picture: tab between the parts, as in 'a.jpg<tab>bee 97.10 %'."""
+    return "\t".join([file, *(f"{label} {percent(probability)}" for label, probability in top)])
+
+
 def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     """What `finetune plan` shows: a table with one column per phase, which fits into 80 characters."""
     counts = _counts(plan["train"], plan["validation"], plan["test"])
@@ -166,6 +171,6 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("norms", *(p["norms"] if p["frozen"] else "train" for p in phases))
     table.add_row("augmented", *("yes" if p["augmented"] else "no" for p in phases))
     table.add_row("cached", *("yes" if p["cached"] else "no" for p in phases))
-    table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" for p in phases))
+    table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     return [title, table]

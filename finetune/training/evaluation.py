@@ -10,7 +10,13 @@ from torch import Tensor
 from finetune.data.batches import Normaliser
 from finetune.models.staged import StagedNetwork
 
-BATCH = 500
+BATCH = 500  # images, of few pixels; of larger ones fewer
+MOST_PIXELS = 4_000_000  # in one batch
+
+
+def most_images(pixels: int) -> int:
+    """How many images of so many pixels go through a network at once."""
+    return max(8, min(BATCH, MOST_PIXELS // pixels))
 
 
 @torch.no_grad()
@@ -37,7 +43,8 @@ def in_batches(
     was_training = {name: module.training for name, module in network.named_modules()}
     network.eval()
     try:
-        return torch.cat([run(normalise(images[i : i + BATCH])) for i in range(0, len(images), BATCH)])
+        size = most_images(normalise.pixels(images))
+        return torch.cat([run(normalise(images[i : i + size])) for i in range(0, len(images), size)])
     finally:
         for name, module in network.named_modules():
             module.training = was_training[name]

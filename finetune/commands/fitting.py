@@ -1,0 +1,75 @@
+"""A network and the images it is to see, made to fit each other: size, normalisation, grey or colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from finetune.data.batches import Normaliser
+from finetune.data.photographs import Frame
+from finetune.errors import SettingError
+from finetune.models.classifier import Classifier
+from finetune.models.registry import InputSpec, adapt_channels, build_model, check_size, takes_channels
+from finetune.recipe.schema import InputSettings
+
+
+def fitted_input(
+    spec: InputSpec, settings: InputSettings | None, model: str, arguments: Mapping[str, Any]
+) -> InputSpec:
+    """What the model brings, changed as a recipe's `input` says. SettingError where the model cannot take that."""
+    given = settings.model_dump(exclude_none=True) if settings is not None else {}
+    for key in ("mean", "std"):
+        if key in given:
+            given[key] = _per_channel(f"input.{key}", given[key], spec.channels)
+    if "size" in given and given["size"] != spec.size:
+        check_size(model, arguments, given["size"])
+    return replace(spec, **given)
+
+
+def follows_images(model: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the network may be given as many channels as the images have: it can, and nobody chose a number."""
+    return takes_channels(model) and "in_chans" not in arguments
+
+
+def with_channels(spec: InputSpec, channels: int) -> InputSpec:
+    """The same for grey (1) or colour (3): a mean and a deviation become three alike, or three become their average."""
+    if channels == spec.channels:
+        return spec
+    mean, std = ((sum(values) / len(values),) * channels for values in (spec.mean, spec.std))
+    return replace(spec, channels=channels, mean=mean, std=std)
+
+
+def classifier_for(classifier: Classifier, channels: int) -> Classifier:
+    """The classifier itself, or one whose first convolution is changed to so many channels, as timm changes it."""
+    if channels == classifier.input.channels or not takes_channels(classifier.model):
+        return classifier
+    arguments = {**classifier.arguments, "in_chans": channels}
+    state = adapt_channels(classifier.model, arguments, classifier.network.state_dict())
+    network = build_model(classifier.model, max(1, len(classifier.class_names)), arguments)
+    network.set_head(classifier.network.head)
+    network.load_state_dict(state)
+    spec = with_channels(classifier.input, channels)
+    changed = Classifier(network, classifier.model, arguments, classifier.class_names, spec)
+    changed.eval()
+    return changed
+
+
+def frame_of(spec: InputSpec, channels: int | None) -> Frame:
+    """How photographs are framed for this input; channels None: grey if all of them are, else colour."""
+    return Frame(channels, spec.size, spec.crop, spec.resize, spec.interpolation)
+
+
+def view_of(spec: InputSpec, device: torch.device) -> Normaliser:
+    """What turns images as they are kept into this input."""
+    return Normaliser(spec.mean, spec.std, device, size=spec.size, working=spec.working)
+
+
+def _per_channel(key: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if len(values) == channels:
+        return values
+    if len(values) == 1:
+        return values * channels
+    raise SettingError(f"{key}: expected 1 number or {channels}, one per channel, found {len(values)}")

@@ -1,0 +1,82 @@
+"""A classifier becomes a file again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from finetune.checkpoint import InputMetadata, Metadata, read_checkpoint, write_checkpoint
+from finetune.errors import CheckpointError
+from finetune.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finetune.models.classifier import Classifier
+
+
+def save(classifier: Classifier, path: str | Path) -> str:
+    """Writes a classifier as a checkpoint, in place of any file of that name, and returns the new file's sha256.
+
+    What the file it was loaded from says of recipe, data and results is kept only while weights, classes and input are
+    the same. CheckpointError, and nothing is written, when the file could not be loaded again.
+    """
+    state, origin = classifier.network.state_dict(), classifier.origin
+    rows, names = classifier.network.head.out_features, len(classifier.class_names)
+    if rows != names:
+        raise CheckpointError(f"{path}: not written: the head has {rows} rows, and there are {names} class names")
+    if not isinstance(origin, Source) or not names:
+        return write_checkpoint(Path(path), state, describe(classifier))
+    if origin.metadata is not None and _unchanged(classifier, origin):
+        return write_checkpoint(Path(path), state, origin.metadata)
+    lineage = origin.lineage_of_child()
+    return write_checkpoint(Path(path), state, describe(classifier, lineage=lineage))
+
+
+def describe(
+    classifier: Classifier,
+    *,
+    recipe: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
+    lineage: list[dict[str, Any]] | None = None,
+) -> Metadata:
+    """The metadata of a classifier as it is now. CheckpointError when no file could say that."""
+    from finetune.training.runtime import versions
+
+    try:
+        return Metadata(
+            model=classifier.model,
+            arguments=classifier.arguments,
+            classes=list(classifier.class_names),
+            input=InputMetadata.model_validate(classifier.input.as_dict()),
+            recipe=recipe or {},
+            data=data or {},
+            results=results or {},
+            lineage=lineage or [],
+            versions=versions(),
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"this classifier cannot be saved: {error.errors()[0]['msg'].lower()}") from None
+
+
+def _unchanged(classifier: Classifier, origin: Source) -> bool:
+    """Whether the file that it came from is still there and says the same: weights, model, classes and input."""
+    now, then = describe(classifier), origin.metadata
+    if then is None or origin.path is None:
+        return False
+    if (now.model, now.arguments, now.classes, now.input) != (then.model, then.arguments, then.classes, then.input):
+        return False
+    try:
+        loaded = read_checkpoint(origin.path)
+    except CheckpointError:
+        return False
+    return loaded.sha256 == origin.sha256 and _same(loaded.tensors, classifier.network.state_dict())
+
+
+def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        first[k].dtype == second[k].dtype and first[k].equal(second[k].cpu()) for k in first
+    )
