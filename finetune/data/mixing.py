@@ -40,8 +40,8 @@ def mixed(
     cut = drawn[:, CUT] > 0
     boxes = _boxes(drawn, *images.shape[-2:]) & cut[:, None, None]
     stays = torch.where(cut, 1 - boxes.float().mean((1, 2)), drawn[:, STAYS])
-    weights = torch.where(cut, 1.0, stays)[:, None, None, None]
-    found = torch.where(boxes[:, None], others, torch.lerp(others, images, weights))
+    weights = torch.where(cut[:, None, None], (~boxes).float(), stays[:, None, None])
+    found = torch.lerp(others, images, weights[:, None])
     first, second = (F.one_hot(part, classes).float() for part in targets)
     return found, first * stays[:, None] + second * (1 - stays)[:, None]
 

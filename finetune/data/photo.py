@@ -123,7 +123,8 @@ def recoloured(pixels: Tensor, own: Tensor, limit: float) -> Tensor:
         for channel in range(2, channels):
             grey.add_(pixels[:, channel : channel + 1], alpha=blue)
     factor = bright * contrast
-    shift = grey.mean((1, 2, 3), keepdim=True) * (bright * (1 - contrast))
+    mean = grey.mean(3, keepdim=True).mean(2, keepdim=True)  # by rows first: then no threads share one image's sum
+    shift = mean * (bright * (1 - contrast))
     base = torch.addcmul(shift, grey, factor * (1 - saturation))
     return torch.addcmul(base, pixels, factor * saturation).clamp_(0, 255)
 
