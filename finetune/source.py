@@ -110,9 +110,7 @@ def open_source(source: str | Path, model: str | None = None, arguments: Mapping
         opened = _open_bare(Path(source), model, arguments)
     else:
         if model is not None or arguments:
-            raise SettingError(
-                f"{source}: the checkpoint says its own model and arguments; leave out --model and model"
-            )
+            raise SettingError(f"{source}: the checkpoint says its own model and arguments; leave --model out")
         checkpoint = read_checkpoint(Path(source))
         opened = Source(checkpoint.path, None, checkpoint.sha256, checkpoint.metadata, _classifier(checkpoint))
     opened.classifier.origin = opened

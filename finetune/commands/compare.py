@@ -59,9 +59,9 @@ def images_seen(steps: int, batch_size: int, images: int) -> int:
 def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     """The one phase of the scratch run: all stages, as many images in all as the recipe's phases together see.
 
-    A solved head has seen each image once. Everything else is the last phase's, but for a learning rate that falls towards the input, which only makes sense
-    for stages that have learnt something, and augmentation, which random weights always get where the recipe has any.
-    The recipe's `scratch` may name a fairer optimizer and schedule.
+    A solved head has seen each image once. Everything else is the last phase's, but for a learning rate that falls
+    towards the input, which only makes sense for stages that have learnt something, and augmentation, which random
+    weights always get where the recipe has any. The recipe's `scratch` may name a fairer optimizer and schedule.
     """
     last = recipe.phases[-1]
     seen = sum(

@@ -65,7 +65,7 @@ def trained_stages(stages: Sequence[str], train: Train) -> tuple[str, ...]:
 def augmentation(settings: AugmentSettings | None) -> Augment | None:
     """The recipe's augmentation in plain values; None when it changes nothing."""
     augment = Augment(**settings.model_dump()) if settings is not None else None
-    return augment if augment is not None and augment.numbers else None
+    return augment if augment is not None and augment.changes else None
 
 
 def phase_steps(phase: Phase, images: int) -> int:
@@ -197,6 +197,7 @@ def phase_batches(network: StagedNetwork, phase: Phase, setting: Setting, start:
         classes=len(setting.material.class_names),
         normalise=setting.normalise,
         augment=setting.augment if phase.augment else None,
+        classes=len(train.class_names),
     )
 
 

@@ -22,6 +22,7 @@ from finetune.commands.phases import (
     trained_stages,
 )
 from finetune.commands.recipes import RecipeLike, open_recipe
+from finetune.commands.show_augment import augment_grid
 from finetune.data.root import data_root
 from finetune.errors import SettingError
 from finetune.models.registry import build_model
@@ -29,6 +30,7 @@ from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase import Phase
 from finetune.recipe.schema import AdaptRecipe
 from finetune.reporting.console import Console
+from finetune.reporting.pictures import grid_picture
 from finetune.source import architecture
 from finetune.training.freeze import set_trainable
 from finetune.training.loop import train
@@ -87,7 +89,8 @@ def plan(
 ) -> Plan:
     """What each phase would train, at which rates, for how long. An adapt recipe needs `source`.
 
-    `show_augment` names a picture to be made of training images as the phases would see them. Seconds are measured on a few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
+    `show_augment` names a picture to be made of training images as the phases would see them. Seconds are measured on a
+    few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
     """
     read = open_recipe(recipe, overrides, source=architecture(source) if source is not None else None)
     if isinstance(read, AdaptRecipe) and source is None:
@@ -111,7 +114,9 @@ def plan(
     normalise = view_of(spec, runtime.device)
     setting = Setting(material, normalise, augmentation(read.data.augment), runtime, read.seed)
     if show_augment is not None:
-        _show_augment(setting, read, show_augment)
+        grid = augment_grid(material.train, normalise, setting.augment, read.seed)
+        grid_picture(*grid, Path(show_augment))
+        console.note(f"wrote {show_augment}")
     phases = list(read.phases)
     if isinstance(read, AdaptRecipe) and "scratch" in read.compare:
         phases.append(scratch_phase(read, len(material.train)))

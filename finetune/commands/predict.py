@@ -52,9 +52,7 @@ def predict(
     files = list(_files(images))
     classifier = open_source(checkpoint).classifier
     if not classifier.class_names:
-        raise SettingError(
-            f"{checkpoint}: these weights have no head, so they name no class; `finetune adapt` makes one"
-        )
+        raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
     runtime = choose_runtime(device, "float32")
     runtime.place(classifier.network)
     return _sights(classifier, files, min(top, len(classifier.class_names)), flip, runtime.device)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROTATE, SHEAR, WIDTH, HEIGHT, SHIFT_X, SHIFT_Y, ERASE_X, ERASE_Y = range(8)
+PHOTO_NUMBERS = 13  # see finetune.data.photo
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,14 @@ class Augment:
     `elastic_grid`² nodes of a random field are moved per axis; between them the field is bicubic and may go up to 1.4
     times as far (in the spirit of Simard et al. 2003). erase: side in
     pixels of one square painted with the background (DeVries and Taylor 2017).
+
+    For photographs (`finetune.data.photo`): crop: the smallest part of the area that a random crop keeps, at an aspect
+    ratio of 3/4 to 4/3, resized to the network's size (Szegedy et al. 2015). flip: left to right, half of the time.
+    colour: brightness, contrast and saturation are each multiplied by 1-colour..1+colour. erasing: how often one
+    rectangle of 2 % to 33 % of the area is painted with the mean colour (Zhong et al. 2017).
+
+    For pairs of images (`finetune.data.mixing`): mixup (Zhang et al. 2018), cutmix (Yun et al. 2019): the alpha of the
+    Beta(alpha, alpha) that says how much of an image stays; with both, a coin decides for each image.
     """
 
     shift: int = 0
@@ -32,13 +41,42 @@ class Augment:
     elastic: float = 0.0
     elastic_grid: int = 4
     erase: int = 0
+    crop: float = 0.0
+    flip: bool = False
+    colour: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @property
     def numbers(self) -> int:
-        """How many numbers in 0..1 one image needs an epoch; 0 when nothing is changed."""
-        if not (self.shift or self.warps or self.erase):
+        """How many numbers in 0..1 one image needs an epoch; 0 when no image is changed by itself.
+
+        First those of the changes that there were first, so that they stay what they are without the others.
+        """
+        if not (self.shift or self.warps or self.erase or self.of_photographs):
             return 0
+        return self.first_photo_number + (PHOTO_NUMBERS if self.of_photographs else 0)
+
+    @property
+    def first_photo_number(self) -> int:
+        """The column at which the numbers of crop, flip, colour and erasing begin."""
         return 8 + (2 * self.elastic_grid**2 if self.elastic else 0)
+
+    @property
+    def changes(self) -> bool:
+        """Whether images are changed at all, each by itself or with another."""
+        return bool(self.numbers) or self.mixes
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs, so that a target is a share of each class instead of one class."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def of_photographs(self) -> bool:
+        """Whether anything is asked for that `finetune.data.photo` does."""
+        return bool(self.crop or self.flip or self.colour or self.erasing)
 
     @property
     def warps(self) -> bool:
@@ -54,13 +92,14 @@ def augmented(images: Tensor, numbers: Tensor, augment: Augment, background: Ten
     if augment.warps:
         images = _warped(images, numbers, augment, background)
     elif augment.shift:
-        images = _shifted(images, numbers, augment.shift, background)
+        images = shifted(images, numbers, augment.shift, background)
     if augment.erase:
-        images = _erased(images, numbers, augment.erase, background)
+        images = erased(images, numbers, augment.erase, background)
     return images
 
 
-def _shifted(images: Tensor, numbers: Tensor, limit: int, background: Tensor) -> Tensor:
+def shifted(images: Tensor, numbers: Tensor, limit: int, background: Tensor) -> Tensor:
+    """Moves each image by whole pixels, up to `limit` each way."""
     count, channels, height, width = images.shape
     padded = background.expand(count, channels, height + 2 * limit, width + 2 * limit).clone()
     padded[:, :, limit : limit + height, limit : limit + width] = images
@@ -74,7 +113,17 @@ def _shifted(images: Tensor, numbers: Tensor, limit: int, background: Tensor) ->
 
 
 def _warped(images: Tensor, numbers: Tensor, augment: Augment, background: Tensor) -> Tensor:
-    count, channels, height, width = images.shape
+    grid = F.affine_grid(affine(numbers, augment, *images.shape[-2:]), list(images.shape), align_corners=False)
+    if augment.elastic:
+        grid = grid + displacement(numbers, augment, *images.shape[-2:])
+    return F.grid_sample(images - background, grid, mode="bilinear", align_corners=False) + background
+
+
+def affine(numbers: Tensor, augment: Augment, height: int, width: int) -> Tensor:
+    """Rotation, shear, scale and shift as N×2×3, in the units of `grid_sample` (-1..1 from border to border).
+
+    It says for a place in the result where its value comes from; `height` and `width` are the result's, in pixels.
+    """
     signed = numbers * 2 - 1
     angle = signed[:, ROTATE] * math.radians(augment.rotate)
     shear = signed[:, SHEAR] * math.tan(math.radians(augment.shear))
@@ -83,17 +132,19 @@ def _warped(images: Tensor, numbers: Tensor, augment: Augment, background: Tenso
     cos, sin = torch.cos(angle), torch.sin(angle)
     across = torch.stack([cos * wide, (cos * shear - sin) * high, right], 1)
     along = torch.stack([sin * wide, (cos + sin * shear) * high, down], 1)
-    grid = F.affine_grid(torch.stack([across, along], 1), [count, channels, height, width], align_corners=False)
-    if augment.elastic:
-        nodes = augment.elastic_grid
-        limits = torch.tensor([augment.elastic * 2 / width, augment.elastic * 2 / height], device=images.device)
-        field = signed[:, 8:].reshape(count, 2, nodes, nodes) * limits[:, None, None]
-        field = F.interpolate(field, size=(height, width), mode="bicubic", align_corners=True)
-        grid = grid + field.permute(0, 2, 3, 1)
-    return F.grid_sample(images - background, grid, mode="bilinear", align_corners=False) + background
+    return torch.stack([across, along], 1)
 
 
-def _erased(images: Tensor, numbers: Tensor, side: int, background: Tensor) -> Tensor:
+def displacement(numbers: Tensor, augment: Augment, height: int, width: int) -> Tensor:
+    """How far the elastic field moves where each pixel comes from: N×H×W×2 (x, y), in the units of `grid_sample`."""
+    count, nodes = len(numbers), augment.elastic_grid
+    limits = torch.tensor([augment.elastic * 2 / width, augment.elastic * 2 / height], device=numbers.device)
+    field = (numbers * 2 - 1)[:, 8 : 8 + 2 * nodes**2].reshape(count, 2, nodes, nodes) * limits[:, None, None]
+    return F.interpolate(field, size=(height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+
+
+def erased(images: Tensor, numbers: Tensor, side: int, background: Tensor) -> Tensor:
+    """Paints a square of `side` pixels, whose centre may be anywhere in the image, with the background."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device)[None, :, None] + 0.5
     columns = torch.arange(width, device=images.device)[None, None, :] + 0.5

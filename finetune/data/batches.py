@@ -1,15 +1,23 @@
-"""Batches of resident data whose order and augmentation are a function of (seed, epoch, image), and of nothing else."""
+"""Batches whose order and augmentation are a function of (seed, epoch, image), and of nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from finetune.data.ahead import read_ahead
 from finetune.data.augment import Augment, augmented
+from finetune.data.mixing import drawn as mix_drawn
+from finetune.data.mixing import mixed
+from finetune.data.photo import photographed
 
 
 def generator(*key: object) -> torch.Generator:
@@ -19,37 +27,97 @@ def generator(*key: object) -> torch.Generator:
 
 
 class Normaliser:
-    """Turns uint8 images (N×C×H×W) into a network's input: float, scaled to 0..1, less `mean`, over `std`."""
+    """Turns uint8 images (N×C×H×W) into a network's input: float, scaled to 0..1, less `mean`, over `std`.
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        self.scale = (1 / (255 * torch.tensor(std, dtype=torch.float32))).reshape(-1, 1, 1).to(device)
-        self.offset = (-torch.tensor(mean) / torch.tensor(std)).reshape(-1, 1, 1).to(device)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self.offset, images.float(), self.scale)
-
-
-class Batches:
-    """One epoch after another of (inputs, labels) from tensors that stay in memory.
-
-    `inputs` are uint8 images to be normalised and augmented, or, with `normalise=None`, activations that are passed on
-    as they are. The last batch of an epoch may be smaller; every image comes exactly once an epoch.
+    With `size`, images of another size are brought to size×size first: of stored pictures of `working`×`working` the
+    size×size centre is cut out, all others are resized (bilinear, antialiased). One channel serves for all where there
+    are several means.
     """
 
     def __init__(
         self,
-        inputs: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        *,
+        size: int | None = None,
+        working: int | None = None,
+    ) -> None:
+        assert working is None or (size is not None and working >= size), "working is what size is cut out of"
+        self.scale = (1 / (255 * torch.tensor(std, dtype=torch.float32))).reshape(-1, 1, 1).to(device)
+        self.offset = (-torch.tensor(mean) / torch.tensor(std)).reshape(-1, 1, 1).to(device)
+        self.size, self.working = size, working
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, self.view(images).float(), self.scale)
+
+    def view(self, images: Tensor) -> Tensor:
+        """What of the images (N×C×H×W) a network is shown when it is judged: values of 0..255, not normalised."""
+        height, width = images.shape[-2:]
+        if self.size is None or height == width == self.size:
+            return images
+        if height == width == self.working:
+            first = (self.working - self.size) // 2
+            return images[..., first : first + self.size, first : first + self.size]
+        size = (self.size, self.size)
+        return F.interpolate(images.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+
+    def source(self, images: Tensor) -> Tensor:
+        """What a random crop is taken from: all that is stored, but the view of what is larger than meant to be.
+
+        The crop is read without antialiasing, so it must not come from pixels much finer than its own.
+        """
+        height, width = images.shape[-2:]
+        stored = self.size is None or height == width == self.working or max(height, width) <= self.size
+        return images if stored else self.view(images)
+
+    def restored(self, images: Tensor) -> Tensor:
+        """The reverse of normalising: uint8 images, N×C'×H×W."""
+        return ((images - self.offset) / self.scale).round().clamp(0, 255).to(torch.uint8)
+
+
+class Stored(Protocol):
+    """Images that are read when they are asked for: uint8, N×C×H×W."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What chance decided for one epoch. Tensors are by image, except `order`: which image comes when."""
+
+    order: Tensor
+    numbers: Tensor | None
+    mix: Tensor | None
+
+
+class Batches:
+    """One epoch after another of (inputs, labels) from tensors that stay in memory, or from images that are read.
+
+    `inputs` are uint8 images to be normalised and augmented, or, with `normalise=None`, activations that are passed on
+    as they are. Images that are not a tensor are read a few batches ahead. Batches come on the device of `labels`. The
+    last batch of an epoch may be smaller; every image comes exactly once an epoch. Labels are int64, N; where `augment`
+    mixes images they are float32, N×classes, the share of each class, and `classes` has to be given.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor | Stored,
         labels: Tensor,
         *,
         batch_size: int,
         seed: int,
         normalise: Normaliser | None = None,
         augment: Augment | None = None,
+        classes: int | None = None,
     ) -> None:
         assert len(inputs) == len(labels) > 0
         assert augment is None or normalise is not None, "activations cannot be augmented"
+        assert augment is None or not augment.mixes or classes is not None, "mixed targets need the number of classes"
         self.inputs, self.labels = inputs, labels
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.classes = batch_size, seed, classes
         self.normalise, self.augment = normalise, augment
 
     @property
@@ -62,23 +130,64 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch, in an order of its own. `epoch` counts over the whole run, phases included."""
-        count, device = len(self.labels), self.inputs.device
-        order = torch.randperm(count, generator=generator(self.seed, epoch, "order")).to(device)
-        numbers = None
+        draw, count = self._draw(epoch), len(self.labels)
+        starts = range(0, count, self.batch_size)
+        rows = (self._rows(draw, start, min(start + self.batch_size, count)) for start in starts)
+        if isinstance(self.inputs, Tensor):
+            for row in rows:
+                yield self._batch(self.inputs[row], row, draw)
+            return
+        with closing(read_ahead(lambda row: (self._read(row), row), rows)) as batches:
+            for inputs, row in batches:
+                yield self._batch(inputs, row, draw)
+
+    def at(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """One image (1×...) and its label as `epoch` has them."""
+        draw = self._draw(epoch)
+        place = int((draw.order == index).nonzero())
+        row = self._rows(draw, place, place + 1)
+        return self._batch(self._read(row), row, draw)
+
+    def _draw(self, epoch: int) -> Draw:
+        count, device = len(self.labels), self.labels.device
+        order = torch.randperm(count, generator=generator(self.seed, epoch, "order"))
+        numbers = mix = None
         if self.augment is not None and self.augment.numbers:
             drawn = torch.rand(count, self.augment.numbers, generator=generator(self.seed, epoch, "augment"))
             numbers = drawn.to(device)
-        for start in range(0, count, self.batch_size):
-            index = order[start : start + self.batch_size]
-            yield (
-                self._prepared(self.inputs[index], numbers[index] if numbers is not None else None),
-                self.labels[index],
-            )
+        if self.augment is not None and self.augment.mixes:
+            mix = mix_drawn(count, self.augment, generator(self.seed, epoch, "mix")).to(device)
+        return Draw(order.to(device) if isinstance(self.inputs, Tensor) else order, numbers, mix)
+
+    def _rows(self, draw: Draw, start: int, stop: int) -> Tensor:
+        """The images at these places of the order; where images are mixed, also the one after them."""
+        rows = draw.order[start:stop]
+        return rows if draw.mix is None else torch.cat([rows, draw.order[[stop % len(draw.order)]]])
+
+    def _read(self, rows: Tensor) -> Tensor:
+        found = self.inputs[rows]
+        return found.pin_memory() if self.labels.is_cuda and not found.is_cuda else found
+
+    def _batch(self, inputs: Tensor, rows: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        device = self.labels.device
+        rows = rows.to(device)
+        images = self._prepared(
+            inputs.to(device, non_blocking=True), None if draw.numbers is None else draw.numbers[rows]
+        )
+        labels = self.labels[rows]
+        if draw.mix is None:
+            return images, labels
+        assert self.classes is not None
+        return mixed(images[:-1], images[1:], (labels[:-1], labels[1:]), draw.mix[rows[:-1]], self.classes)
 
     def _prepared(self, inputs: Tensor, numbers: Tensor | None) -> Tensor:
-        if self.normalise is None:
+        normalise, augment = self.normalise, self.augment
+        if normalise is None:
             return inputs
-        images = self.normalise(inputs)
-        if numbers is None or self.augment is None:
-            return images
-        return augmented(images, numbers, self.augment, self.normalise.offset)
+        if numbers is None or augment is None:
+            return normalise(inputs)
+        if not augment.of_photographs:
+            return augmented(normalise(inputs), numbers, augment, normalise.offset)
+        pixels = normalise.source(inputs) if augment.crop else normalise.view(inputs)
+        height, width = pixels.shape[-2:] if normalise.size is None else (normalise.size, normalise.size)
+        return photographed(pixels, numbers, augment, (height, width), normalise.scale, normalise.offset)

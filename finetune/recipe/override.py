@@ -56,6 +56,9 @@ def _put(document: Document, place: Place, value: Document, label: str) -> None:
         elif here == () and part == "model" and isinstance(inner[part], str):
             inner[part] = {"name": inner[part]}
             document.lines[("model", "name")] = document.lines.get(("model",), label)
+        elif here == ("data",) and part == "augment" and isinstance(inner[part], str):
+            inner[part] = {"preset": inner[part]}
+            document.lines[("data", "augment", "preset")] = document.lines.get(("data", "augment"), label)
         node = inner.get(part) if isinstance(part, str) else inner[part]
 
 

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from finetune.errors import listed
 from finetune.recipe.faults import Fault, Place, found, unknown, unknown_key
 from finetune.recipe.optimizer import OPTIMIZERS, SCHEDULES
+from finetune.recipe.presets import PRESETS, expanded
 from finetune.recipe.rules import trainings_of
 from finetune.recipe.schema import KINDS
 from finetune.recipe.settings import Settings
@@ -29,8 +30,26 @@ def settled(data: Mapping[str, object]) -> tuple[dict[str, object], str | None, 
             mapping = training.get(part)
             if isinstance(mapping, dict):
                 faults += _settle(mapping, "name", (*place, part), part, variants)
+    faults += _settle_preset(result)
     kind = result.get("kind")
     return result, kind if isinstance(kind, str) and kind in KINDS else None, faults
+
+
+def _settle_preset(data: dict[str, object]) -> list[Fault]:
+    """Puts the fields of a preset of `data.augment` in its place; an unknown name gives way to a near one or none."""
+    settings = data.get("data")
+    if not isinstance(settings, dict) or "augment" not in settings:
+        return []
+    augment, place = settings["augment"], ("data", "augment")
+    name = augment.get("preset") if isinstance(augment, dict) else augment
+    faults: list[Fault] = []
+    if isinstance(name, str) and name not in PRESETS:
+        where = (*place, "preset") if isinstance(augment, dict) else place
+        faults = [Fault(where, unknown("preset", name, list(PRESETS), "presets"))]
+        guess = _near(name, PRESETS) or "none"
+        augment = {**augment, "preset": guess} if isinstance(augment, dict) else guess
+    settings["augment"] = expanded(augment)
+    return faults
 
 
 def near_keys(key: str, allowed: list[str]) -> list[str]:
@@ -74,7 +93,7 @@ def _settle(
     return faults
 
 
-def _near(value: object, variants: Mapping[str, type[Settings]]) -> str | None:
+def _near(value: object, variants: Mapping[str, object]) -> str | None:
     if not isinstance(value, str) or len(value) > _LONGEST_KEY:
         return None
     return next(iter(get_close_matches(value.lower(), variants, n=1, cutoff=0.55)), None)

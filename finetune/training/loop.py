@@ -139,6 +139,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     meter: Meter,
 ) -> None:
+    """One step. `labels` are classes (int64, N), or shares of the classes where images are mixed (float, N×classes)."""
     with runtime.autocast():
         logits = network.run(inputs, start=phase.start)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
@@ -165,8 +166,9 @@ class Meter:
         self.started = time.perf_counter()
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """`labels`: int64, N, or the shares of the classes, float N×classes, of which the largest counts."""
         self.loss += loss * len(labels)
-        self.right += (logits.argmax(1) == labels).sum()
+        self.right += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
         self.images += len(labels)
         self.steps += 1
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) through peft: put in for a phase, merged into the weights after."""
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) through peft: in for a phase, then merged."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def low_rank_adapters(
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
     except ImportError:
-        raise SettingError(
-            "lora: needs the package peft; `pip install 'finetune[lora]'` or `pip install peft`"
-        ) from None
+        raise SettingError("lora: needs the package peft: `pip install peft`") from None
     places = _adaptable(network, stages)
     if not places:
         raise SettingError(
