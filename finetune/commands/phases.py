@@ -194,7 +194,6 @@ def phase_batches(network: StagedNetwork, phase: Phase, setting: Setting, start:
         labels,
         batch_size=phase.batch_size,
         seed=setting.seed,
-        classes=len(setting.material.class_names),
         normalise=setting.normalise,
         augment=setting.augment if phase.augment else None,
         classes=len(train.class_names),

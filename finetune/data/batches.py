@@ -71,6 +71,11 @@ class Normaliser:
         stored = self.size is None or height == width == self.working or max(height, width) <= self.size
         return images if stored else self.view(images)
 
+    def pixels(self, images: Tensor | Stored) -> int:
+        """How many pixels an image has when it goes into the network."""
+        height, width = images.shape[-2:]
+        return self.size**2 if self.size is not None else height * width
+
     def restored(self, images: Tensor) -> Tensor:
         """The reverse of normalising: uint8 images, N×C'×H×W."""
         return ((images - self.offset) / self.scale).round().clamp(0, 255).to(torch.uint8)
@@ -78,6 +83,9 @@ class Normaliser:
 
 class Stored(Protocol):
     """Images that are read when they are asked for: uint8, N×C×H×W."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
 
     def __len__(self) -> int: ...
 

@@ -29,7 +29,8 @@ class Phase:
     """One phase in plain values. `stages` train; `start` is the first stage that runs (those before are cached).
 
     `optimizer` and its `arguments` are torch's own; `schedule` multiplies the learning rate by a function of the part
-    done. `steps` is the phase's length; `clip_norm` bounds the gradient's 2-norm; `ema` is the average's decay.
+    done. `steps` is the phase's length; `clip_norm` bounds the gradient's 2-norm; `ema` is the average's decay. With
+    `adapters` only low-rank adapters and the head train.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Phase:
     norms: str = "hold"
     keep: str = "last"
     start: int = 0
+    adapters: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def train(
     `validate` gives the validation accuracy of the network as it stands. TrainingError when the loss or a weight is not
     finite.
     """
-    set_trainable(network, phase.stages)
+    set_trainable(network, phase.stages, adapters=phase.adapters)
     groups = stage_groups(network, phase.arguments["lr"], phase.layer_decay)
     optimizer = build_optimizer(groups, phase.optimizer, phase.arguments)
     average = Average(trainable(network), phase.ema) if phase.ema else None
@@ -96,7 +98,7 @@ def train(
     meter = Meter(runtime.device)
     step = epoch = 0
     while step < phase.steps:
-        training_mode(network, phase.stages, phase.norms)
+        training_mode(network, phase.stages, phase.norms, adapters=phase.adapters)
         for inputs, labels in batches.epoch(first_epoch + epoch):
             set_rate(optimizer, phase.schedule(step / phase.steps))
             _step(network, inputs, labels, phase, runtime, optimizer, meter)
