@@ -18,7 +18,7 @@ from finetune.checkpoint import (
     write_checkpoint,
 )
 from finetune.errors import CheckpointError, SettingError
-from finetune.models.registry import MODELS, InputSpec, build_model, model_row
+from finetune.models.registry import InputSpec, build_model, check_size, find_model, is_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ class Source:
 def peek(source: str | Path) -> Metadata:
     """What a source says of itself, without loading torch. CheckpointError when it cannot be read."""
     metadata = read_metadata(Path(source))
-    if metadata.model not in MODELS:
+    if not is_model(metadata.model):
         raise CheckpointError(f"{source}: made with model {metadata.model!r}, which this version does not have")
     return metadata
 
@@ -146,17 +146,21 @@ def _classifier(checkpoint: Checkpoint) -> Classifier:
 
     metadata = checkpoint.metadata
     try:
+        row = find_model(metadata.model, metadata.arguments)
         network = build_model(metadata.model, len(metadata.classes), metadata.arguments)
     except SettingError as error:
         raise CheckpointError(f"{checkpoint.path}: its metadata does not hold: {error}") from None
     load_tensors(network, checkpoint.tensors, str(checkpoint.path))
-    given, takes = metadata.input, model_row(metadata.model).input
-    if (given.channels, given.size) != (takes.channels, takes.size):
+    given, takes = metadata.input, row.input
+    try:
+        if given.channels != takes.channels:
+            raise SettingError(f"model {metadata.model!r} takes {takes.channels}×{takes.size}×{takes.size}")
+        check_size(metadata.model, metadata.arguments, given.size)
+    except SettingError as error:
         raise CheckpointError(
-            f"{checkpoint.path}: its metadata says images of {given.channels}×{given.size}×{given.size}, but model "
-            f"{metadata.model!r} takes {takes.channels}×{takes.size}×{takes.size}"
-        )
-    spec = InputSpec(given.channels, given.size, tuple(given.mean), tuple(given.std), given.interpolation)
+            f"{checkpoint.path}: its metadata says images of {given.channels}×{given.size}×{given.size}, but {error}"
+        ) from None
+    spec = InputSpec(**{**given.model_dump(), "mean": tuple(given.mean), "std": tuple(given.std)})
     classifier = Classifier(network, metadata.model, metadata.arguments, metadata.classes, spec)
     classifier.eval()
     return classifier

@@ -22,7 +22,7 @@ from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
-from finetune.models.registry import model_row
+from finetune.models.registry import find_model
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.reader import dump_recipe, resolved
 from finetune.recipe.schema import AdaptRecipe
@@ -65,7 +65,8 @@ def adapt(
     """
     started = time.perf_counter()
     console = console or Console(quiet=True, results=False)
-    plan = open_recipe(recipe, overrides, source_stages=model_row(peek(source).model).stages)
+    said = peek(source)
+    plan = open_recipe(recipe, overrides, source_stages=find_model(said.model, said.arguments).stages)
     check_kind(plan, "adapt", recipe)
     assert isinstance(plan, AdaptRecipe)
     plan = plan if compare else plan.model_copy(update={"compare": ()})
@@ -136,7 +137,7 @@ def _swap_head(network: StagedNetwork, plan: AdaptRecipe, frozen: Frozen, settin
         means=None if plan.head == "random" else frozen.means,
         keep_rows=plan.head == "auto",
     )
-    network.head = head
+    network.set_head(head)
     setting.runtime.place(network)
     tensors = list(network.state_dict())
     new = [] if len(reused) == len(wanted) else [name for name in tensors if name.startswith("head.")]

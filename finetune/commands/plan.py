@@ -24,7 +24,7 @@ from finetune.commands.recipes import RecipeLike, open_recipe
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
 from finetune.errors import SettingError
-from finetune.models.registry import build_model, model_row
+from finetune.models.registry import build_model, find_model
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase import Phase
 from finetune.recipe.schema import AdaptRecipe
@@ -86,7 +86,8 @@ def plan(
 
     Seconds are measured on a few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
     """
-    stages = model_row(peek(source).model).stages if source is not None else None
+    said = peek(source) if source is not None else None
+    stages = find_model(said.model, said.arguments).stages if said is not None else None
     read = open_recipe(recipe, overrides, source_stages=stages)
     if isinstance(read, AdaptRecipe) and source is None:
         raise SettingError(
@@ -103,7 +104,11 @@ def plan(
         assert classifier is not None
         model, arguments, spec = classifier.model, classifier.arguments, classifier.input
     else:
-        model, arguments, spec = read.model.name, read.model.arguments, model_row(read.model.name).input
+        model, arguments, spec = (
+            read.model.name,
+            read.model.arguments,
+            find_model(read.model.name, read.model.arguments).input,
+        )
     material = open_material(read.data, data_root(root), read.seed, spec)
     normalise = Normaliser(spec.mean, spec.std, runtime.device)
     setting = Setting(material, normalise, augmentation(read.data.augment), runtime, read.seed)

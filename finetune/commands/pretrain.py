@@ -18,7 +18,7 @@ from finetune.commands.results import measure, run_report, save_run
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
-from finetune.models.registry import build_model, model_row
+from finetune.models.registry import build_model, find_model
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.reader import dump_recipe, resolved
 from finetune.recipe.schema import PretrainRecipe
@@ -48,7 +48,7 @@ def pretrain(
     plan = open_recipe(recipe, overrides)
     check_kind(plan, "pretrain", recipe)
     assert isinstance(plan, PretrainRecipe)
-    spec = model_row(plan.model.name).input
+    spec = find_model(plan.model.name, plan.model.arguments).input
     runtime = choose_runtime(device, plan.precision)
     material = open_material(plan.data, data_root(root), plan.seed, spec)
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else material.name
