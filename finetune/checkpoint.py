@@ -29,7 +29,10 @@ HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
 class InputMetadata(BaseModel):
-    """How an image becomes the model's input: channels, side in pixels, and per channel mean and deviation of 0..1."""
+    """How an image becomes the model's input: channels, side in pixels, and per channel mean and deviation of 0..1.
+
+    `crop` and `resize` are those of the registry's InputSpec; files without them squash the whole picture.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -38,6 +41,8 @@ class InputMetadata(BaseModel):
     mean: list[FiniteFloat]
     std: list[FiniteFloat]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    crop: float = Field(default=1.0, gt=0, le=1)
+    resize: Literal["squash", "shorter_side"] = "squash"
 
     @model_validator(mode="after")
     def _one_number_per_channel(self) -> InputMetadata:
@@ -214,7 +219,9 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _text(metadata: Metadata) -> str:
-    return json.dumps(metadata.model_dump(), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    plain = metadata.model_dump()
+    plain["input"] = metadata.input.model_dump(exclude_unset=True)  # an older file, saved again, keeps its bytes
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 def _unreadable(path: Path, error: OSError) -> str:

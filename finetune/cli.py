@@ -268,10 +268,14 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @click.argument("name", required=False)
 @shared("json")
 def models(name: str | None, as_json: bool) -> None:
-    """The models; with a name, its stages and parameter counts."""
+    """The models; with a name, its stages and parameter counts; with a pattern like 'timm/*net*', the names it fits."""
     from finetune.commands import listing
 
-    _print_listing(listing.models() if name is None else listing.model_details(name), as_json)
+    if name is not None and set(name) & set("*?"):
+        found = listing.matching_models(name)
+        _print_json(found) if as_json else _print_lines(found)
+    else:
+        _print_listing(listing.models() if name is None else listing.model_details(name), as_json)
 
 
 @cli.command()

@@ -17,7 +17,7 @@ from finetune.checkpoint import (
     read_weights,
 )
 from finetune.errors import CheckpointError, SettingError
-from finetune.models.registry import InputSpec, build_model, check_size, find_model
+from finetune.models.registry import InputSpec, build_model, check_size, find_model, is_model
 
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
@@ -80,10 +80,8 @@ class Architecture:
 def peek(source: str | Path) -> Metadata:
     """What a checkpoint says of itself, without loading torch. CheckpointError when it cannot be read."""
     metadata = read_metadata(Path(source))
-    try:
-        find_model(metadata.model, metadata.arguments)
-    except SettingError as error:
-        raise CheckpointError(f"{source}: made with a model that this version does not have: {error}") from None
+    if not is_model(metadata.model):
+        raise CheckpointError(f"{source}: made with model {metadata.model!r}, which this version does not have")
     return metadata
 
 

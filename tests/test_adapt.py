@@ -32,7 +32,7 @@ from finetune.commands.compare import scratch_phase
 from finetune.commands.material import open_material
 from finetune.data.batches import Batches
 from finetune.data.catalog import DATASETS, open_dataset
-from finetune.models.registry import model_row
+from finetune.models.registry import find_model
 from finetune.recipe.schema import AdaptRecipe, DataSettings
 
 FULL = adapt_recipe(phase("head", "steps: 20") + phase(length="epochs: 1"), compare="[linear_probe, scratch]")
@@ -295,7 +295,7 @@ def test_classes_without_a_name_in_common_start_from_class_means(folder: Path, p
     # A reference of one's own: the nearest mean of the features of the images to learn from.
     classifier = toolkit.load(pretrained)
     recipe = AdaptRecipe.model_validate(report["recipe"])
-    material = open_material(recipe.data, data, recipe.seed, model_row("cnn").input)
+    material = open_material(recipe.data, data, recipe.seed, find_model("cnn").input)
 
     def features(images: Any) -> torch.Tensor:
         inputs = torch.stack([classifier.preprocess(image) for image in images.images])
@@ -381,7 +381,7 @@ def test_shots_are_all_the_images_there_are(folder: Path, pretrained: Path, data
         assert (report["target"]["train"], report["target"]["validation"], report["target"]["test"]) == (40, 20, 100)
         assert report["recipe"]["data"]["shots"] == 6
         settings = AdaptRecipe.model_validate(report["recipe"]).data
-        material = open_material(settings, data, seed, model_row("cnn").input)
+        material = open_material(settings, data, seed, find_model("cnn").input)
         assert [
             a + b for a, b in zip(material.train.counts().values(), material.validation.counts().values(), strict=True)
         ] == [6] * 10
@@ -490,7 +490,7 @@ def test_every_setting_of_a_phase_counts(more: str, folder: Path, pretrained: Pa
 def validation_accuracy(checkpoint: str, report: Any, data: Path) -> float:
     """The accuracy of a checkpoint on its validation images, by its own `predict`."""
     settings = AdaptRecipe.model_validate(report["recipe"]).data
-    held = open_material(settings, data, report["seed"], model_row("cnn").input).validation
+    held = open_material(settings, data, report["seed"], find_model("cnn").input).validation
     labels = [p.label for p in toolkit.load(checkpoint).predict(list(held.images))]
     return sum(label == held.class_names[int(i)] for label, i in zip(labels, held.labels, strict=True)) / len(held)
 
@@ -665,7 +665,7 @@ def test_the_test_images_have_no_part_in_training(folder: Path, pretrained: Path
 
 
 def test_validation_images_are_not_trained_on(folder: Path, pretrained: Path, data: Path) -> None:
-    material = open_material(DataSettings(name="kmnist", validation=0.1), data, 0, model_row("cnn").input)
+    material = open_material(DataSettings(name="kmnist", validation=0.1), data, 0, find_model("cnn").input)
     held = {bytes(image.numpy()) for image in material.validation.images}
     assert len(held) == 30 and not held & {bytes(image.numpy()) for image in material.train.images}
     assert not held & {bytes(image) for image in drawn("kmnist", 100, "test")[0]}

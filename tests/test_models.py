@@ -69,9 +69,9 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def test_unknown_names_and_arguments_are_refused_with_what_there_is():
-    with pytest.raises(SettingError, match=r"unknown model 'cnm'; did you mean 'cnn'\? Models are cnn$"):
+    with pytest.raises(SettingError, match=r"unknown model 'cnm'; did you mean 'cnn'\? Models are cnn, and timm/NAME"):
         build_model("cnm", 10, {})
-    with pytest.raises(SettingError, match=r"unknown model 'zzz'; models are cnn$"):
+    with pytest.raises(SettingError, match=r"unknown model 'zzz'; models are cnn, and timm/NAME"):
         build_model("zzz", 10, {})
     with pytest.raises(SettingError, match="unknown argument 'drop_rate'"):
         build_model("cnn", 10, {"drop_rate": 0.1})

@@ -12,7 +12,7 @@ from finetune.data.batches import Normaliser
 from finetune.data.photographs import Frame
 from finetune.errors import SettingError
 from finetune.models.classifier import Classifier
-from finetune.models.registry import InputSpec, adapt_channels, build_model, check_size, takes_channels
+from finetune.models.registry import InputSpec, build_model, check_size, find_model
 from finetune.recipe.schema import InputSettings
 
 
@@ -31,7 +31,7 @@ def fitted_input(
 
 def follows_images(model: str, arguments: Mapping[str, Any]) -> bool:
     """Whether the network may be given as many channels as the images have: it can, and nobody chose a number."""
-    return takes_channels(model) and "in_chans" not in arguments
+    return "in_chans" in find_model(model, arguments).arguments and "in_chans" not in arguments
 
 
 def with_channels(spec: InputSpec, channels: int) -> InputSpec:
@@ -44,7 +44,7 @@ def with_channels(spec: InputSpec, channels: int) -> InputSpec:
 
 def classifier_for(classifier: Classifier, channels: int) -> Classifier:
     """The classifier itself, or one whose first convolution is changed to so many channels, as timm changes it."""
-    if channels == classifier.input.channels or not takes_channels(classifier.model):
+    if channels == classifier.input.channels:
         return classifier
     arguments = {**classifier.arguments, "in_chans": channels}
     state = adapt_channels(classifier.model, arguments, classifier.network.state_dict())

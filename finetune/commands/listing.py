@@ -8,18 +8,30 @@ from typing import Any
 from finetune.commands.recipes import first_comment, shipped_recipes
 from finetune.data.catalog import DATASETS, find_dataset, is_present
 from finetune.errors import SettingError, name_hint
-from finetune.models.registry import MODELS, build_model, model_row
+from finetune.models.registry import MODELS, build_model, find_model, list_models
 
 
 def models() -> dict[str, str]:
     """Each model's name and what it is."""
-    return {name: row.title for name, row in MODELS.items()}
+    known = {name: row.title for name, row in MODELS.items()}
+    return {**known, "timm/NAME": "any of timm's classifiers; `finetune models 'timm/*net*'` lists names"}
+
+
+def matching_models(pattern: str) -> list[str]:
+    """The names of the models that a pattern with * or ? matches. SettingError when there are none."""
+    found = list_models(pattern)
+    if not found:
+        raise SettingError(f"no model is called {pattern!r}; names of timm's models start with timm/")
+    return found
 
 
 def model_details(name: str, classes: int = 10) -> dict[str, Any]:
     """A model's input, its stages with their parameter counts, and the total, for so many classes."""
-    row = model_row(name)
-    network = build_model(name, classes, {})
+    import torch
+
+    row = find_model(name)
+    with torch.device("meta"):  # shapes alone; some of timm's models fill a machine
+        network = build_model(name, classes, {})
     stages = {stage: sum(p.numel() for p in network.stage_parameters(stage)) for stage in network.stages}
     return {
         "name": name,
@@ -27,6 +39,7 @@ def model_details(name: str, classes: int = 10) -> dict[str, Any]:
         "source": row.source,
         "input": row.input.as_dict(),
         "classes": classes,
+        "arguments": list(row.arguments),
         "stages": stages,
         "parameters": sum(stages.values()),
     }

@@ -1,15 +1,17 @@
-"""What models there are: one row each, readable without importing torch."""
+"""What models there are: one row each, readable without importing torch; timm's are looked up when one is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.errors import SettingError, name_hint
 
 if TYPE_CHECKING:
     from finetune.models.staged import StagedNetwork
+
+TIMM = "timm/"
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class InputSpec:
     """How an image becomes a network's input.
 
     `size` is the side of the square input in pixels; `mean` and `std` are per channel, for values scaled to 0..1.
+    `resize` says how a picture becomes square: "squash" its two sides, or keep its shape and bring the "shorter_side"
+    to `working` pixels. `crop` is the part of `working` that the network then sees, the centre.
     """
 
     channels: int
@@ -24,6 +28,13 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
+    crop: float = 1.0
+    resize: Literal["squash", "shorter_side"] = "squash"
+
+    @property
+    def working(self) -> int:
+        """The side in pixels to which a picture is brought before its centre is cut out, as timm rounds it."""
+        return int(self.size / self.crop)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values, for a checkpoint."""
@@ -32,7 +43,10 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One kind of network. `build(classes, arguments)` makes it with random weights from torch's current generator."""
+    """One kind of network. `build(classes, arguments)` makes it with random weights from torch's current generator.
+
+    `check_size(size)` raises SettingError when images of size×size pixels do not fit. `arguments` are the names taken.
+    """
 
     title: str
     source: str
@@ -40,6 +54,7 @@ class ModelRow:
     input: InputSpec
     build: Callable[[int, Mapping[str, Any]], StagedNetwork]
     arguments: tuple[str, ...] = ()
+    check_size: Callable[[int], None] | None = None
 
 
 def _build_cnn(classes: int, arguments: Mapping[str, Any]) -> StagedNetwork:
@@ -60,22 +75,60 @@ MODELS: dict[str, ModelRow] = {
 
 
 def stage_names() -> dict[str, tuple[str, ...]]:
-    """Each model's stages, input to output; the last is always `head`."""
+    """The stages of each model that has a row here, input to output; the last is always `head`."""
     return {name: row.stages for name, row in MODELS.items()}
 
 
-def model_row(name: str) -> ModelRow:
-    """The row called `name`; SettingError with the near names when there is none."""
+def is_model(name: str) -> bool:
+    """Whether `name` may be a model: a row here, or timm/NAME, which is not looked up."""
+    return name in MODELS or name.startswith(TIMM)
+
+
+def find_model(name: str, arguments: Mapping[str, Any] | None = None) -> ModelRow:
+    """The row of model `name`, "cnn" or "timm/ARCH[.TAG]", as it is with `arguments`.
+
+    SettingError, with the near names, for one that there is not; for an argument that the model does not take; and for
+    a timm model that cannot work here. timm and torch are imported for a timm name only.
+    """
+    arguments = arguments or {}
+    if name.startswith(TIMM):
+        from finetune.models.timm_backbone import timm_row
+
+        return timm_row(name, arguments)
     if name not in MODELS:
-        raise SettingError(f"unknown model {name!r}{name_hint(name, MODELS, 'models')}")
-    return MODELS[name]
-
-
-def build_model(name: str, classes: int, arguments: Mapping[str, Any]) -> StagedNetwork:
-    """A network with random weights. SettingError for an unknown name or an argument that the model does not take."""
-    row = model_row(name)
+        near = name_hint(name, MODELS, "models")
+        raise SettingError(f"unknown model {name!r}{near}, and timm/NAME: see `finetune models 'timm/*net*'`")
+    row = MODELS[name]
     unknown = [key for key in arguments if key not in row.arguments]
     if unknown:
         takes = ", ".join(row.arguments) or "no arguments"
         raise SettingError(f"model {name!r}: unknown argument {', '.join(map(repr, unknown))}; it takes {takes}")
-    return row.build(classes, arguments)
+    return row
+
+
+def build_model(name: str, classes: int, arguments: Mapping[str, Any]) -> StagedNetwork:
+    """A network with random weights from torch's current generator. SettingError as in `find_model`."""
+    return find_model(name, arguments).build(classes, arguments)
+
+
+def check_size(name: str, arguments: Mapping[str, Any], size: int) -> None:
+    """SettingError, saying what it takes, when images of size×size pixels do not fit the model."""
+    row = find_model(name, arguments)
+    if row.check_size is not None:
+        row.check_size(size)
+    elif size != row.input.size:
+        raise SettingError(
+            f"model {name!r} takes images of {row.input.size}×{row.input.size} pixels, not {size}×{size}"
+        )
+
+
+def list_models(pattern: str) -> list[str]:
+    """The names that `pattern` (with * and ?) matches, timm's with their `timm/`; empty when there are none."""
+    from fnmatch import fnmatchcase
+
+    found = [name for name in MODELS if fnmatchcase(name, pattern)]
+    if pattern.startswith(TIMM):
+        from finetune.models.timm_names import timm_names
+
+        found += timm_names(pattern.removeprefix(TIMM))
+    return found

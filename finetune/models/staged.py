@@ -13,10 +13,26 @@ class StagedNetwork(nn.Module, ABC):
 
     A family of networks says its `stages`, runs a single one of them in `run_stage`, and names the submodules of each
     in `stage_modules`. Freezing, layer-wise learning rates and the cache of a frozen prefix are built on these three.
+    The last stage is the submodule `head` and nothing else.
     """
 
     stages: tuple[str, ...]
     head: nn.Linear
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The stage indices at which `run` may start or stop, rising; by default every one from 0 to len(stages)."""
+        return tuple(range(len(self.stages) + 1))
+
+    def set_head(self, linear: nn.Linear) -> None:
+        """Puts another head in place of the one there is."""
+        self.head = linear
+
+    def head_tensors(self) -> tuple[str, ...]:
+        """The names that the head's tensors have in `state_dict`, weight first."""
+        own = [self.head.weight, self.head.bias]
+        state = self.state_dict(keep_vars=True).items()
+        return tuple(name for tensor in own for name, found in state if found is tensor)
 
     @abstractmethod
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
@@ -27,7 +43,10 @@ class StagedNetwork(nn.Module, ABC):
         return [self.get_submodule(stage)]
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Runs `stages[start:stop]`; `x` is what stage `start` takes (for 0: images, float, N×C×H×W)."""
+        """Runs `stages[start:stop]`; `x` is what stage `start` takes (for 0: images, float, N×C×H×W).
+
+        Both ends are among `cuts` (negative ones count from the end, as in a slice).
+        """
         for stage in self.stages[start:stop]:
             x = self.run_stage(stage, x)
         return x

@@ -26,26 +26,36 @@ def training_mode(network: StagedNetwork, stages: Collection[str], norms: str) -
 
     With `norms="update"` the normalisation layers of frozen stages go on tracking the statistics of the data.
     """
-    network.train()
     for stage in network.stages:
-        if stage in stages:
-            continue
         for module in network.stage_modules(stage):
-            module.eval()
-            if norms == "update":
+            module.train(stage in stages)
+            if norms == "update" and stage not in stages:
                 for layer in module.modules():
                     if isinstance(layer, _NormBase):
                         layer.train()
+    _follow_what_is_beneath(network, stages)
+
+
+def _follow_what_is_beneath(network: StagedNetwork, stages: Collection[str]) -> None:
+    """Modules spread over several stages train only when all of what is beneath them does.
+
+    Such a module may drop out by its own mode (timm's ResNet does, before its head).
+    """
+    owned = {id(m) for stage in network.stages for root in network.stage_modules(stage) for m in root.modules()}
+    frozen = {id(p) for stage in network.stages if stage not in stages for p in network.stage_parameters(stage)}
+    for module in network.modules():
+        if id(module) not in owned:
+            module.training = not any(id(p) in frozen for p in module.parameters())
 
 
 def frozen_prefix(network: StagedNetwork, stages: Collection[str]) -> int:
-    """How many stages, counted from the input, are frozen without a gap."""
+    """How many stages, counted from the input, are frozen without a gap, up to the last place that can be cut."""
     count = 0
     for stage in network.stages:
         if stage in stages:
             break
         count += 1
-    return count
+    return max(cut for cut in network.cuts if cut <= count)
 
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
