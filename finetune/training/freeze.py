@@ -10,22 +10,35 @@ from torch.nn.modules.batchnorm import _NormBase
 from finetune.models.staged import StagedNetwork
 
 
-def set_trainable(network: StagedNetwork, stages: Collection[str]) -> int:
-    """Lets exactly the parameters of `stages` train, freezes all others, and returns how many numbers train."""
+ADAPTER = "lora_"  # in the name of every parameter of a low-rank adapter, as peft puts it in
+
+
+def set_trainable(network: StagedNetwork, stages: Collection[str], *, adapters: bool = False) -> int:
+    """Lets exactly the parameters of `stages` train, freezes all others, and returns how many numbers train.
+
+    With `adapters`, of the stages before the head only the low-rank adapters train.
+    """
     assert stages and set(stages) <= set(network.stages), f"{stages} are not stages of {network.stages}"
+    added = {id(p) for name, p in network.named_parameters() if ADAPTER in name}
     count = 0
     for stage in network.stages:
+        whole = stage in stages and (not adapters or stage == network.stages[-1])
         for parameter in network.stage_parameters(stage):
-            parameter.requires_grad_(stage in stages)
-            count += parameter.numel() if stage in stages else 0
+            trains = whole or (stage in stages and id(parameter) in added)
+            parameter.requires_grad_(trains)
+            count += parameter.numel() if trains else 0
     return count
 
 
-def training_mode(network: StagedNetwork, stages: Collection[str], norms: str) -> None:
+def training_mode(network: StagedNetwork, stages: Collection[str], norms: str, *, adapters: bool = False) -> None:
     """Training mode for the stages that train, evaluation mode for the frozen ones: no dropout, no moving buffers.
 
-    With `norms="update"` the normalisation layers of frozen stages go on tracking the statistics of the data.
+    With `norms="update"` the normalisation layers of frozen stages go on tracking the statistics of the data. With
+    `adapters` everything but the adapters and the head counts as frozen.
     """
+    if adapters:
+        _adapters_mode(network, stages)
+        return
     for stage in network.stages:
         for module in network.stage_modules(stage):
             module.train(stage in stages)
@@ -46,6 +59,15 @@ def _follow_what_is_beneath(network: StagedNetwork, stages: Collection[str]) -> 
     for module in network.modules():
         if id(module) not in owned:
             module.training = not any(id(p) in frozen for p in module.parameters())
+
+
+def _adapters_mode(network: StagedNetwork, stages: Collection[str]) -> None:
+    network.eval()
+    for name, module in network.named_modules():
+        if ADAPTER in name:
+            module.train()
+    for module in network.stage_modules(network.stages[-1]):
+        module.train(network.stages[-1] in stages)
 
 
 def frozen_prefix(network: StagedNetwork, stages: Collection[str]) -> int:

@@ -10,8 +10,6 @@ from torch import nn
 from finetune.errors import SettingError
 from finetune.models.staged import StagedNetwork
 
-MARK = "lora_"  # how peft begins the names of an adapter's own modules
-
 
 @contextmanager
 def low_rank_adapters(
