@@ -37,6 +37,8 @@ class InputMetadata(BaseModel):
     mean: list[FiniteFloat]
     std: list[FiniteFloat]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    crop: float = Field(default=1.0, ge=0.1, le=1)
+    resize: Literal["squash", "shorter_side"] = "squash"
 
     @model_validator(mode="after")
     def _one_number_per_channel(self) -> InputMetadata:

@@ -156,7 +156,9 @@ def _classifier(checkpoint: Checkpoint) -> Classifier:
             f"{checkpoint.path}: its metadata says images of {given.channels}×{given.size}×{given.size}, but model "
             f"{metadata.model!r} takes {takes.channels}×{takes.size}×{takes.size}"
         )
-    spec = InputSpec(given.channels, given.size, tuple(given.mean), tuple(given.std), given.interpolation)
+    spec = InputSpec(
+        given.channels, given.size, tuple(given.mean), tuple(given.std), given.interpolation, given.crop, given.resize
+    )
     classifier = Classifier(network, metadata.model, metadata.arguments, metadata.classes, spec)
     classifier.eval()
     return classifier

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finetune.errors import SettingError, name_hint
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 class InputSpec:
     """How an image becomes a network's input.
 
-    `size` is the side of the square input in pixels; `mean` and `std` are per channel, for values scaled to 0..1.
+    `size` is the side of the square input in pixels; `mean` and `std` are per channel, for values scaled to 0..1. A
+    picture is first resized to `working` pixels, both sides of it ("squash") or the shorter one ("shorter_side"), and
+    its centre of `size` pixels is taken; `crop` is the one over the other.
     """
 
     channels: int
@@ -24,6 +27,13 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
+    crop: float = 1.0
+    resize: Literal["squash", "shorter_side"] = "squash"
+
+    @property
+    def working(self) -> int:
+        """The side to which a picture is resized, in pixels."""
+        return math.floor(self.size / self.crop)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values, for a checkpoint."""
