@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finetune.data.augment import Augment, augmented
+from finetune.data.mapped import Images
 
 
 def generator(*key: object) -> torch.Generator:
@@ -38,7 +39,7 @@ class Batches:
 
     def __init__(
         self,
-        inputs: Tensor,
+        inputs: Images,
         labels: Tensor,
         *,
         batch_size: int,
