@@ -41,7 +41,7 @@ class InputMetadata(BaseModel):
     mean: list[FiniteFloat]
     std: list[FiniteFloat]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
-    crop: float = Field(default=1.0, gt=0, le=1)
+    crop: float = Field(default=1.0, ge=0.1, le=1)
     resize: Literal["squash", "shorter_side"] = "squash"
 
     @model_validator(mode="after")

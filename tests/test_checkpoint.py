@@ -32,12 +32,13 @@ from finetune.checkpoint import (
 )
 from finetune.errors import CheckpointError, OutputError
 from finetune.models.classifier import Classifier
-from finetune.models.registry import MODELS, build_model
+from finetune.models.registry import MODELS, InputSpec, build_model
 
 FEW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-INPUT = {"channels": 1, "size": 28, "mean": [0.1307], "std": [0.3081], "interpolation": "bilinear"}
+OLD_INPUT = {"channels": 1, "size": 28, "mean": [0.1307], "std": [0.3081], "interpolation": "bilinear"}
+INPUT = {**OLD_INPUT, "crop": 1.0, "resize": "squash"}
 PLAIN = {
     "model": "cnn",
     "arguments": {},
@@ -537,3 +538,14 @@ def test_models_and_arguments_that_are_not_there_are_refused(path):
 def test_input_metadata_is_per_channel():
     colour = InputMetadata(channels=3, size=8, mean=[0.1, 0.2, 0.3], std=[1.0, 1.0, 1.0], interpolation="nearest")
     assert colour.channels == 3
+    assert InputMetadata.model_validate(OLD_INPUT).model_dump() == INPUT, "files written before are read as they were"
+    for wrong in ({"crop": 0.0}, {"crop": 1e-9}, {"crop": 1.5}, {"crop": float("nan")}, {"resize": "stretch"}):
+        with pytest.raises(ValidationError):
+            InputMetadata.model_validate({**INPUT, **wrong})
+
+
+def test_how_a_picture_is_framed_comes_back_from_a_file(path):
+    spec = InputSpec(1, 28, (0.5,), (0.25,), "bicubic", 0.875, "shorter_side")
+    write_checkpoint(path, build_model("cnn", 3, {}).state_dict(), metadata(input=spec.as_dict()))
+    found = source_module.load(path).input
+    assert found == spec and found.working == 32

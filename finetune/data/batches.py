@@ -18,6 +18,7 @@ from finetune.data.augment import Augment, augmented
 from finetune.data.mixing import drawn as mix_drawn
 from finetune.data.mixing import mixed
 from finetune.data.photo import photographed
+from finetune.pictures import centre
 
 
 def generator(*key: object) -> torch.Generator:
@@ -57,8 +58,7 @@ class Normaliser:
         if self.size is None or height == width == self.size:
             return images
         if height == width == self.working:
-            first = (self.working - self.size) // 2
-            return images[..., first : first + self.size, first : first + self.size]
+            return centre(images, self.size)
         size = (self.size, self.size)
         return F.interpolate(images.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
 

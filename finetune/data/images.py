@@ -1,4 +1,4 @@
-"""Images held in memory: uint8 pixels, a label each, the names of the classes, and where they came from."""
+"""Labelled images: uint8 pixels, a label each, the names of the classes, and where they came from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.data.mapped import Images, chunks, take
 from finetune.errors import DataError, name_hint
 
 
@@ -23,12 +24,15 @@ class ImageSet:
     class_names. origin: where the images came from, for messages and reports, such as "mnist train". N may be 0, and a
     class may have no image. Raises DataError where any of this does not hold. Two sets are the same when their
     fingerprints are; == asks only whether they are one object.
+
+    Sets too large for memory have `MappedImages` instead of a tensor. files: for photographs, each image's file name.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     class_names: tuple[str, ...]
     origin: str
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -38,6 +42,8 @@ class ImageSet:
             self._refuse(f"expected labels int64 N, found {_describe(labels)}")
         if len(images) != len(labels):
             self._refuse(f"expected one label an image, found {len(images):,} images and {len(labels):,} labels")
+        if self.files and len(self.files) != len(labels):
+            self._refuse(f"expected one file name an image, found {len(self.files):,} for {len(images):,} images")
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             self._refuse(f"expected class names, each once, found {', '.join(self.class_names) or 'none'}")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
@@ -61,7 +67,8 @@ class ImageSet:
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
             found = f"{int(chosen.min())} to {int(chosen.max())}"
             self._refuse(f"expected indices from 0 to {len(self) - 1}, found {found}")
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        files = tuple(self.files[i] for i in chosen.tolist()) if self.files else ()
+        return replace(self, images=take(self.images, chosen), labels=self.labels[chosen], files=files)
 
     def with_classes(self, names: Sequence[str]) -> ImageSet:
         """Only the images of the classes named, in their present order, labels renumbered in the order of `names`.
@@ -80,9 +87,8 @@ class ImageSet:
         new_label = torch.full((len(self.class_names),), -1, dtype=torch.int64, device=self.labels.device)
         for place, name in enumerate(names):
             new_label[self.class_names.index(name)] = place
-        labels = new_label[self.labels]
-        kept = labels >= 0
-        return replace(self, images=self.images[kept], labels=labels[kept], class_names=tuple(names))
+        kept = self.subset(torch.nonzero(new_label[self.labels] >= 0).flatten())
+        return replace(kept, labels=new_label[kept.labels], class_names=tuple(names))
 
     def counts(self) -> dict[str, int]:
         """How many images each class has, in the order of class_names; 0 for a class without one."""
@@ -90,10 +96,11 @@ class ImageSet:
         return dict(zip(self.class_names, tally, strict=True))
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; `origin` has no part in it."""
+        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; origin and files have no part."""
         head = json.dumps({"shape": list(self.images.shape), "class_names": self.class_names}, sort_keys=True)
         digest = hashlib.sha256(head.encode() + b"\n")
-        digest.update(np.ascontiguousarray(self.images.cpu().numpy()).data if self.images.numel() else b"")
+        for pixels in chunks(self.images):
+            digest.update(pixels.data if pixels.size else b"")
         digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -113,5 +120,5 @@ class DataSplits:
             raise DataError(f"{self.train.origin} and {self.test.origin} do not name the same classes in one order")
 
 
-def _describe(tensor: Tensor) -> str:
+def _describe(tensor: Images) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {'×'.join(map(str, tensor.shape)) or 'one number'}"

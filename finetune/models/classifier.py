@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from finetune.errors import DataError, SettingError
 from finetune.models.registry import InputSpec
 from finetune.models.staged import StagedNetwork
+from finetune.pictures import centre, eight_bits, framed, read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,17 +66,20 @@ class Classifier(nn.Module):
         """One image as the network takes it: float, C×size×size, normalised.
 
         `image` is a file's path, a PIL image, or uint8 pixels (H×W or H×W×C array; H×W or C×H×W tensor). Pictures of
-        another size are resized, colour is turned grey where the network is grey, 16 bits to 8. DataError when it is no
-        picture.
+        another size are resized as the input says, colour is turned grey where the network is grey, 16 bits to 8, and
+        what is transparent lies over white. DataError when it is no picture.
         """
-        from PIL import Image
-
-        picture = _eight_bits(_open_picture(image)).convert("L" if self.input.channels == 1 else "RGB")
-        side = self.input.size
-        if picture.size != (side, side):
-            picture = picture.resize((side, side), Image.Resampling[self.input.interpolation.upper()])
-        pixels = torch.from_numpy(np.array(picture)).reshape(side, side, self.input.channels).permute(2, 0, 1)
-        mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (self.input.mean, self.input.std))
+        spec = self.input
+        square = framed(
+            _open_picture(image),
+            channels=spec.channels,
+            size=spec.size,
+            crop=spec.crop,
+            resize=spec.resize,
+            interpolation=spec.interpolation,
+        )
+        pixels = centre(torch.from_numpy(square).permute(2, 0, 1), spec.size)
+        mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (spec.mean, spec.std))
         return (pixels.float() / 255 - mean) / std
 
     @torch.no_grad()
@@ -100,20 +104,12 @@ class Classifier(nn.Module):
 
 
 def _open_picture(image: ImageLike) -> Image:
-    """The picture the right way up, as the camera's EXIF note says."""
-    from PIL import Image, ImageOps
+    """The picture the right way up, of mode L or RGB."""
+    from PIL import Image
 
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image)
     if isinstance(image, (str, Path)):
-        try:
-            with Image.open(image) as picture:
-                return ImageOps.exif_transpose(picture)
-        except FileNotFoundError:
-            raise DataError(f"{image}: there is no such image file") from None
-        except Exception as error:  # what Pillow's decoders raise on damaged files has no common base
-            raise DataError(f"{image}: cannot be read as an image ({error})") from None
-    return Image.fromarray(_pixels(image))
+        return read_picture(image)
+    return eight_bits(image if isinstance(image, Image.Image) else Image.fromarray(_pixels(image)))
 
 
 def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
@@ -128,14 +124,3 @@ def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
     if pixels.dtype != np.uint8 or not shaped or pixels.size == 0:
         raise DataError(f"expected uint8 pixels of shape H×W or with a channel axis, found {image.dtype} {image.shape}")
     return pixels
-
-
-def _eight_bits(picture: Image) -> Image:
-    """The high byte of 16-bit grey, which Pillow's own conversion would cut off at 255."""
-    from PIL import Image
-
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise DataError(f"expected pixels of 8 or 16 bits, found a picture of mode {picture.mode}, which has no white")
-    return picture

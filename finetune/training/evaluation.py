@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from finetune.data.batches import Normaliser
+from finetune.data.mapped import Images
 from finetune.models.staged import StagedNetwork
 
 BATCH = 500  # images, of few pixels; of larger ones fewer
@@ -20,24 +21,24 @@ def most_images(pixels: int) -> int:
 
 
 @torch.no_grad()
-def outputs(network: StagedNetwork, images: Tensor, normalise: Normaliser, *, stop: int | None = None) -> Tensor:
+def outputs(network: StagedNetwork, images: Images, normalise: Normaliser, *, stop: int | None = None) -> Tensor:
     """What `stages[:stop]` give for uint8 images (N×C×H×W), in evaluation mode; on the network's device."""
     return in_batches(lambda x: network.run(x, stop=stop), network, images, normalise)
 
 
-def features(network: StagedNetwork, images: Tensor, normalise: Normaliser) -> Tensor:
+def features(network: StagedNetwork, images: Images, normalise: Normaliser) -> Tensor:
     """What the head sees: float, N×F."""
     return outputs(network, images, normalise, stop=-1)
 
 
-def predictions(network: StagedNetwork, images: Tensor, normalise: Normaliser) -> Tensor:
+def predictions(network: StagedNetwork, images: Images, normalise: Normaliser) -> Tensor:
     """The most probable class's index for each image: int64, N, on the CPU."""
     return outputs(network, images, normalise).argmax(1).cpu()
 
 
 @torch.no_grad()
 def in_batches(
-    run: Callable[[Tensor], Tensor], network: StagedNetwork, images: Tensor, normalise: Normaliser
+    run: Callable[[Tensor], Tensor], network: StagedNetwork, images: Images, normalise: Normaliser
 ) -> Tensor:
     """`run` over normalised batches of `images` with the network in evaluation mode, put together again."""
     was_training = {name: module.training for name, module in network.named_modules()}

@@ -9,7 +9,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from finetune.models.staged import StagedNetwork
 
-
 ADAPTER = "lora_"  # in the name of every parameter of a low-rank adapter, as peft puts it in
 
 

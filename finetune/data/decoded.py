@@ -1,0 +1,188 @@
+"""Picture files are decoded once: by many threads, into a pack that is found again by the files' bytes.
+
+Every file is read and hashed each time, so that a changed picture is never served stale, whatever its size and date say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from finetune.data.pack import FORMAT, SALT, Pack, PackWriter, read_packs, tidy
+from finetune.data.split import array_hashes
+from finetune.errors import DataError
+from finetune.pictures import decode_picture, framed, is_grey, read_bytes, working_side
+
+if TYPE_CHECKING:
+    from finetune.data.photographs import Frame
+
+Progress: TypeAlias = Callable[[int, int], None]
+_Row: TypeAlias = tuple[npt.NDArray[np.uint8], int]  # C×R×R, and its hash
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of the files, in their order.
+
+    rows: each file's row of pack.pixels, -1 for a bad one. digests: of their bytes, "" where they could not be read.
+    bad: (place of the file, reason). fault: why the pack could not be kept, if so.
+    """
+
+    pack: Pack
+    rows: npt.NDArray[np.int64]
+    digests: tuple[str, ...]
+    bad: tuple[tuple[int, str], ...]
+    fault: str | None
+
+
+def decode_files(files: Sequence[Path], frame: Frame, folder: Path, progress: Progress | None = None) -> Decoded:
+    """Decodes what no pack under `folder` has, and keeps it there. `progress` is told (done, all) of those alone.
+
+    With frame.channels None, the pixels have one channel if every picture is grey, else 3.
+    """
+    with _threads() as pool:
+        named = list(pool.map(lambda file: _named(file, look=frame.channels is None), files))
+        reasons = {place: reason for place, (_, reason, _) in enumerate(named) if reason}
+        channels = frame.channels or (1 if all(grey in (True, None) for _, _, grey in named) else 3)
+        first: dict[str, int] = {}  # the first file with each content
+        for place, (digest, _, _) in enumerate(named):
+            if place not in reasons:
+                first.setdefault(digest, place)
+        side = working_side(frame.size, frame.crop)
+        shape, folder = (channels, side, side), folder / _frame_key(frame, channels)
+        pack, fault = _pack_of(first, files, frame, shape, folder, pool, progress, reasons)
+    rows = np.array([pack.row_of.get(digest, -1) for digest, _, _ in named], dtype=np.int64)
+    for place in np.flatnonzero(rows < 0).tolist():
+        reasons.setdefault(place, reasons.get(first.get(named[place][0], -1), ""))
+    bad = tuple(sorted(reasons.items()))
+    return Decoded(pack, rows, tuple(digest for digest, _, _ in named), bad, fault)
+
+
+def _pack_of(
+    first: dict[str, int],
+    files: Sequence[Path],
+    frame: Frame,
+    shape: tuple[int, int, int],
+    folder: Path,
+    pool: ThreadPoolExecutor,
+    progress: Progress | None,
+    reasons: dict[int, str],
+) -> tuple[Pack, str | None]:
+    """A pack with a row for each content in `first` that is a picture; `reasons` gets why the others are none."""
+    found = _kept(read_packs(folder, shape, first), list(first), pool)
+    missing = [digest for digest in first if digest not in found]
+    sources = {id(pack): pack for pack, _ in found.values()}
+    if not missing and len(sources) == 1:
+        return next(iter(sources.values())), None
+    with PackWriter(folder, shape, len(first)) as writer:
+        work = [(files[first[digest]], digest, frame, shape[0]) for digest in missing]
+        for done, (digest, result) in enumerate(zip(missing, _in_order(pool, work), strict=True), 1):
+            if isinstance(result, str):
+                reasons[first[digest]] = result
+            else:
+                writer.add(digest, *result)
+            if progress is not None:
+                progress(done, len(missing))
+        if not writer.digests and len(sources) == 1:
+            return next(iter(sources.values())), None
+        for digest, (pack, row) in found.items():
+            writer.add(digest, pack.pixels[row], int(pack.hashes[row]))
+        made = writer.finish()
+        tidy(folder, made)
+        return made, None if writer.fault is None else f"{folder} ({writer.fault.strerror or writer.fault})"
+
+
+def _kept(packs: list[Pack], wanted: list[str], pool: ThreadPoolExecutor) -> dict[str, tuple[Pack, int]]:
+    """Where each content wanted lies, from one pack if one has them all. Packs with damaged rows are deleted."""
+    found: dict[str, tuple[Pack, int]] = {}
+    for pack in packs:
+        there = [digest for digest in wanted if digest in pack.row_of]
+        if len(there) < len(wanted):
+            there = [digest for digest in there if digest not in found]
+        good = pack.intact([pack.row_of[digest] for digest in there], pool)
+        if not good.all():
+            pack.forget()
+        elif len(there) == len(wanted):
+            return {digest: (pack, pack.row_of[digest]) for digest in wanted}
+        found.update({d: (pack, pack.row_of[d]) for d, whole in zip(there, good, strict=True) if whole})
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _named(file: Path, *, look: bool) -> tuple[str, str, bool | None]:
+    """A file's digest, or the reason why it cannot be read; and, if one is to look, whether it is grey."""
+    try:
+        content = read_bytes(file)
+    except DataError as error:
+        return "", _reason(error, file), None
+    return _digest(content), "", is_grey(content) if look else None
+
+
+def _decoded(file: Path, digest: str, frame: Frame, channels: int) -> _Row | str:
+    """The pixels kept of a file, or why there are none."""
+    try:
+        content = read_bytes(file)
+        if _digest(content) != digest:
+            return "changed while it was being read; try again"
+        picture = decode_picture(content, file)
+    except DataError as error:
+        return _reason(error, file)
+    square = framed(
+        picture,
+        channels=channels,
+        size=frame.size,
+        crop=frame.crop,
+        resize=frame.resize,
+        interpolation=frame.interpolation,
+    )
+    pixels = np.ascontiguousarray(square.transpose(2, 0, 1))
+    return pixels, int(array_hashes(pixels[None], SALT)[0])
+
+
+def _reason(error: DataError, file: Path) -> str:
+    return str(error).removeprefix(f"{file}: ")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=20).hexdigest()
+
+
+def _frame_key(frame: Frame, channels: int) -> str:
+    """The folder for pixels made this very way. Another Pillow may decode or resize otherwise."""
+    what = {**asdict(frame), "channels": channels, "pillow": PIL.__version__, "format": FORMAT}
+    key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return f"photographs/{channels}x{working_side(frame.size, frame.crop)}-{key}"
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """One thread a core; Pillow and hashlib let the others run meanwhile. Ctrl-C waits for no more than is begun."""
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Sequence[tuple[Path, str, Frame, int]]) -> Iterator[_Row | str]:
+    """What `_decoded` gives for each, in order; only a few wait in memory at a time."""
+    waiting: deque[Future[_Row | str]] = deque()
+    ahead = 4 * (os.cpu_count() or 1)
+    for place in range(len(work) + ahead):
+        if place < len(work):
+            waiting.append(pool.submit(_decoded, *work[place]))
+        if place >= ahead and waiting:
+            yield waiting.popleft().result()

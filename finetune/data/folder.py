@@ -1,0 +1,180 @@
+"""A folder of pictures: DIR/CLASS/picture.jpg, or DIR/train/CLASS/picture.jpg and the same under val and/or test.
+
+Only what lies in the folder is opened: a link that leads out of it is a bad file, and linked folders are not entered.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune.data.listing import (
+    PART_NAMES,
+    Listing,
+    Part,
+    PictureFile,
+    class_name,
+    one_test_part,
+    shown,
+    shown_list,
+)
+from finetune.errors import DataError, name_hint
+from finetune.pictures import PICTURE_ENDINGS
+
+LAYOUT = "expected {0}/CLASS/picture.jpg, or {0}/train/CLASS/picture.jpg and the same under val or test"
+
+
+def list_folder(name: str | Path) -> Listing:
+    """The pictures of a folder by class and part, in the order of their names; nothing is opened.
+
+    Class folders are walked to any depth, hidden names skipped. With train/ and only one of val/ (or valid,
+    validation) and test/, that one is the test part. Without either, or without train/, no file is of the test part.
+    Raises DataError for a folder that is not there or has not at least two classes.
+    """
+    root = Path(name)
+    if not root.is_dir():
+        raise DataError(_not_there(root))
+    found = _Found(root)
+    folders = _folders(root, found)
+    parts = {folder: PART_NAMES[folder.name.lower()] for folder in folders if folder.name.lower() in PART_NAMES}
+    if "train" in parts.values():
+        _read_parts(root, folders, parts, found)
+    elif folders and len(parts) == len(folders):
+        raise DataError(f"{root}: found {', '.join(sorted(f.name for f in parts))} but no train; {LAYOUT.format(root)}")
+    else:
+        for folder in folders:
+            found.read_class(folder, "train")
+    return found.listing()
+
+
+def _read_parts(root: Path, folders: list[Path], parts: dict[Path, Part], found: _Found) -> None:
+    taken: dict[Part, Path] = {}
+    for folder, part in parts.items():
+        if part in taken:
+            raise DataError(
+                f"{root}: found both {taken[part].name} and {folder.name}, two names of one part; keep one of them"
+            )
+        taken[part] = folder
+        for inner in _folders(folder, found):
+            found.read_class(inner, part)
+    if beside := [folder.name for folder in folders if folder not in parts]:
+        found.notes.append(f"{root}: not read, as they lie beside train: {shown_list(beside)}")
+
+
+class _Found:
+    """What a walk has met so far."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.inside = root, root.resolve()
+        self.files: list[PictureFile] = []
+        self.classes: set[str] = set()
+        self.bad: list[tuple[str, str]] = []
+        self.ignored: list[str] = []
+        self.notes: list[str] = []
+
+    def name_of(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def read_class(self, folder: Path, part: Part) -> None:
+        label = class_name(folder.name)
+        if label is None:
+            raise DataError(
+                f"{self.root}: the class folder {shown(folder.name)!r} has a name that cannot be shown; rename it"
+            )
+        self.classes.add(label)
+        for path in self._walk(folder):
+            if path.suffix.lower() not in PICTURE_ENDINGS:
+                self.ignored.append(self.name_of(path))
+            elif reason := self.leaves(path):
+                self.bad.append((self.name_of(path), reason))
+            else:
+                self.files.append(PictureFile(path, self.name_of(path), label, part))
+
+    def _walk(self, folder: Path) -> Iterator[Path]:
+        """Every file in a class folder that is not hidden, to any depth, in the order of their names."""
+
+        def note(error: OSError) -> None:
+            self.bad.append((self.name_of(Path(os.fsdecode(error.filename))), error.strerror or str(error)))
+
+        for place, folders, files in os.walk(folder, onerror=note):
+            folders[:] = sorted(f for f in folders if not _hidden(f))
+            for linked in [f for f in folders if (Path(place) / f).is_symlink()]:
+                folders.remove(linked)
+                self.linked(Path(place) / linked)
+            yield from (Path(place) / file for file in sorted(files) if not _hidden(file))
+
+    def linked(self, folder: Path) -> None:
+        """A linked folder is never entered: it leads out, or its pictures are met where they lie."""
+        reason = self.leaves(folder)
+        if reason:
+            self.bad.append((self.name_of(folder), reason))
+        else:
+            self.notes.append(f"{self.root}: {shown(self.name_of(folder))} is a link to a folder and was not entered")
+
+    def leaves(self, path: Path) -> str | None:
+        """Why a link is not followed; None for what is no link, or one to a file inside the folder."""
+        if not path.is_symlink():
+            return None
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # RuntimeError: links in a ring, before Python 3.13
+            return "a link that leads nowhere"
+        if target.is_relative_to(self.inside):
+            return None
+        return f"a link that leads out of the folder, to {shown(target)}; put the picture there or name it in a CSV"
+
+    def listing(self) -> Listing:
+        if not self.classes:
+            raise DataError(f"{self.root}: found no class folder{self._instead()}; {LAYOUT.format(self.root)}")
+        if len(self.classes) == 1:
+            raise DataError(
+                f"{self.root}: found one class only, {next(iter(self.classes))!r}; a classifier needs at least two "
+                f"class folders; {LAYOUT.format(self.root)}"
+            )
+        if self.ignored:
+            self.notes.append(
+                f"{self.root}: {len(self.ignored):,} files whose names do not end like a picture's were left out: "
+                + shown_list(sorted(self.ignored))
+            )
+        files = one_test_part(sorted(self.files, key=lambda file: file.name))
+        return Listing(str(self.root), files, tuple(sorted(self.classes)), tuple(sorted(self.bad)), tuple(self.notes))
+
+    def _instead(self) -> str:
+        if self.bad:
+            return " that may be read (" + "; ".join(f"{shown(name)}: {why}" for name, why in self.bad[:3]) + ")"
+        pictures = [n for n in self.ignored if Path(n).suffix.lower() in PICTURE_ENDINGS]
+        return f", but {len(pictures):,} pictures outside of one" if pictures else ""
+
+
+def _folders(place: Path, found: _Found) -> list[Path]:
+    """The folders directly in `place`, by name; files beside them are noted as left out."""
+    try:
+        inside = sorted(path for path in place.iterdir() if not _hidden(path.name))
+    except OSError as error:
+        raise DataError(f"{place}: the folder cannot be read ({error.strerror})") from None
+    folders = []
+    for path in inside:
+        if path.is_dir() and path.is_symlink():
+            found.linked(path)
+        elif path.is_dir():
+            folders.append(path)
+        elif path.is_symlink() and not path.exists():
+            found.bad.append((found.name_of(path), "a link that leads nowhere"))
+        else:
+            found.ignored.append(found.name_of(path))
+    return folders
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # what macOS puts beside the files of a zip
+
+
+def _not_there(root: Path) -> str:
+    if root.exists():
+        return f"{root}: expected a folder of pictures or a file that ends with .csv"
+    try:
+        near = [path.name for path in sorted(root.parent.iterdir()) if path.is_dir() and not _hidden(path.name)]
+    except OSError:
+        return f"{root}: there is no such folder, and no {root.parent} either"
+    return f"{root}: there is no such folder{name_hint(root.name, near, f'folders in {root.parent}')}"
