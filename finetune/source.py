@@ -219,9 +219,8 @@ def _numbers(count: int) -> tuple[str, ...]:
 
 def _network_for(model: str, arguments: Mapping[str, Any], classes: int) -> StagedNetwork:
     """A network with so many classes; none gives a head without rows, for weights that came without one."""
-    from torch import nn
-
     network = build_model(model, max(1, classes), arguments)
     if not classes:
-        network.set_head(nn.utils.skip_init(nn.Linear, network.head.in_features, 0))
+        head = network.head  # torch warns when a layer without rows is made, and not when one loses them
+        head.weight.data, head.bias.data, head.out_features = head.weight.data[:0], head.bias.data[:0], 0
     return network

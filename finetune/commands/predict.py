@@ -100,7 +100,7 @@ def _sights(
 
 @torch.no_grad()
 def _probabilities(classifier: Classifier, inputs: Tensor, flip: bool) -> Tensor:
-    found = classifier(inputs).softmax(1)
+    found: Tensor = classifier(inputs).softmax(1)
     if flip:
         found = (found + classifier(inputs.flip(-1)).softmax(1)) / 2
     return found.cpu()

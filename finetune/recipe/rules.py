@@ -88,7 +88,7 @@ def _last_phase_has_an_optimizer(data: Data) -> Iterator[Fault]:
     wanted = data.get("kind") == "adapt" and isinstance(compare, Sequence) and "scratch" in compare
     scratch = data.get("scratch")
     given = isinstance(scratch, Mapping) and scratch.get("optimizer") is not None
-    if wanted and not given and isinstance(last, Mapping) and last.get("solver") is not None:
+    if wanted and not given and isinstance(phases, list) and isinstance(last, Mapping) and last.get("solver"):
         message = "the run from scratch is trained as the last phase is, and a solver cannot train a network: give "
         yield Fault(
             ("phases", len(phases) - 1, "solver"), f"{message}scratch an optimizer, or leave scratch out of compare"

@@ -31,14 +31,19 @@ def low_rank_adapters(
             f"lora: {', '.join(stages)} have no linear layer or plain convolution to put adapters beside; "
             "train more stages, or drop lora"
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=places)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=places,
+    )
     inject_adapter_in_model(config, network)
     try:
         yield
     finally:
         for name, module in list(network.named_modules()):
             if isinstance(module, LoraLayer):
-                module.merge()  # type: ignore[operator]
+                module.merge()
                 parent, _, last = name.rpartition(".")
                 setattr(network.get_submodule(parent), last, module.get_base_layer())
 
