@@ -92,7 +92,7 @@ def find_model(name: str, arguments: Mapping[str, Any] | None = None) -> ModelRo
     """
     arguments = arguments or {}
     if name.startswith(TIMM):
-        from finetune.models.timm_backbone import timm_row
+        from finetune.models.timm_build import timm_row
 
         return timm_row(name, arguments)
     if name not in MODELS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -48,8 +49,8 @@ def parse_name(name: str) -> tuple[str, str]:
     architecture, _, tag = wanted.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        near = _near(architecture, known)
-        raise SettingError(f"unknown model {name!r}{near}; `finetune models 'timm/*net*'` lists those with such a name")
+        near = _near(name, [PREFIX + there for there in known])
+        raise SettingError(f"unknown model {name!r}{near or ';'} `finetune models 'timm/*net*'` lists those like *net*")
     tags = timm_tags(architecture)
     if tag and tag not in tags:
         there = f"{name_hint(tag, tags, 'tags')}" if tags else f"; {PREFIX}{architecture} has none"
@@ -66,9 +67,9 @@ def timm_tags(architecture: str) -> list[str]:
     return sorted(tags, key=lambda tag: tag != first)
 
 
-def _near(architecture: str, known: list[str]) -> str:
-    hint = name_hint(architecture, known, "")
-    return hint.partition("?")[0] + "?" if "did you mean" in hint else ""
+def _near(name: str, known: list[str]) -> str:
+    near = get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def check_values(name: str, arguments: Mapping[str, Any]) -> None:
@@ -109,4 +110,4 @@ def check_taken(name: str, body: nn.Module, arguments: Mapping[str, Any]) -> Non
         if key not in takes:
             every = f"it takes {listed(takes)}"
             near = _near(key, list(takes))
-            raise SettingError(f"model {name!r}: unknown argument {key!r}{near}{' ' if near else '; '}{every}")
+            raise SettingError(f"model {name!r}: unknown argument {key!r}{near or ';'} {every}")

@@ -1,0 +1,140 @@
+"""Pretrained tensors for timm networks: turned into ours, adapted to other channels, and their class names."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from finetune.errors import CheckpointError, SettingError
+from finetune.models.registry import build_model, find_model
+from finetune.models.timm_build import PROBE, bare_body
+from finetune.models.timm_names import PREFIX, check_values, parse_name
+from finetune.models.timm_stages import head_path
+
+# What a tag says of the images, by the number of classes: only where both agree are the class names known.
+_TAG_OF_CLASSES = {1000: "in1k", 11821: "in12k", 21841: "in22k", 21842: "in22k", 21843: "in21k", 11221: "in21k"}
+
+
+def timm_state(
+    name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: int
+) -> dict[str, Tensor]:
+    """The state of our network timm/ARCH[.TAG] with these arguments, from the tensors of a file of that tag.
+
+    timm's own conversions apply: names of older files, position embeddings for another `img_size`; channels are
+    adapted where `in_chans` asks for it. The file's head is kept where it has `classes` rows; else the head is random,
+    from torch's current generator. CheckpointError when the tensors are not that network's.
+    """
+    row = find_model(name, arguments)
+    rows = _rows(name, tensors)
+    loaded = _loaded(name, {k: v for k, v in arguments.items() if k != "in_chans"}, tensors, rows)
+    if row.input.channels != _config(name).input_size[0]:
+        loaded = adapt_channels(name, arguments, loaded, row.input.channels)
+    state: dict[str, Tensor] = build_model(name, classes, arguments).state_dict()
+    head = head_path(bare_body(name, PROBE, arguments), PROBE)
+    ours = {key: t for key, t in loaded.items() if rows == classes or not key.startswith(f"{head}.")}
+    wrong = sorted(key for key, t in ours.items() if key not in state or state[key].shape != t.shape)
+    missing = sorted(key for key in state.keys() - ours.keys() if not key.startswith(f"{head}."))
+    if wrong or missing:
+        raise CheckpointError(f"the tensors do not fit model {name!r}: {', '.join([*wrong, *missing][:10])}")
+    return {**state, **ours}
+
+
+def _loaded(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """The state of timm's own network with the head of the file, after timm's own way of loading it, strictly."""
+    if arguments:
+        find_model(name, arguments)
+    overlay = {"state_dict": dict(tensors), "num_classes": rows, "source": None, "file": None}
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            body: nn.Module = timm.create_model(
+                name.removeprefix(PREFIX),
+                pretrained=True,
+                pretrained_cfg_overlay=overlay,
+                num_classes=rows,
+                **arguments,
+            )
+    except Exception as error:  # timm's conversions index what they expect; what they raise has no common base
+        said = " ".join((str(error).strip() or type(error).__name__).split())[:500]
+        raise CheckpointError(f"the tensors do not fit model {name!r}: {said}") from None
+    state: dict[str, Tensor] = body.state_dict()
+    return state
+
+
+def adapt_channels(
+    name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor], channels: int
+) -> dict[str, Tensor]:
+    """The state of a network of 3 channels for 1 channel, or of 1 for 3; `state` itself where it has `channels`.
+
+    As timm does it: the weights of the first convolution are summed over the colours, so that a grey picture gives
+    what it gave as three equal channels; and from 1 to 3 each colour gets a third. SettingError where the first layer
+    is no convolution. `arguments` are the network's; their `in_chans` is not looked at.
+    """
+    check_values(name, {**arguments, "in_chans": channels})
+    body = bare_body(name, PROBE, {**arguments, "in_chans": channels})
+    wanted = body.state_dict()
+    adapted = dict(state)
+    for layer in _first_layers(body):
+        key = f"{layer}.weight"
+        if key not in adapted or key not in wanted:
+            raise SettingError(f"model {name!r}: no tensor {key} to adapt to {channels} channels")
+        if adapted[key].shape != wanted[key].shape:
+            adapted[key] = _adapted(name, key, adapted[key], channels)
+        if adapted[key].shape != wanted[key].shape:
+            raise SettingError(f"model {name!r}: {key} cannot be adapted to {channels} channels; leave in_chans out")
+    return adapted
+
+
+def _adapted(name: str, key: str, weight: Tensor, channels: int) -> Tensor:
+    try:
+        if channels == 1:
+            return adapt_input_conv(1, weight)
+        if weight.dim() == 4:
+            return weight.repeat_interleave(3, dim=1) / 3
+        raise NotImplementedError
+    except (NotImplementedError, AssertionError, RuntimeError):
+        raise SettingError(f"model {name!r}: {key} is no convolution that can be adapted; leave in_chans out") from None
+
+
+def _first_layers(body: nn.Module) -> tuple[str, ...]:
+    config: Any = body.pretrained_cfg
+    first = config.get("first_conv") or ()
+    return (first,) if isinstance(first, str) else tuple(first)
+
+
+def _config(name: str) -> Any:
+    architecture, tag = parse_name(name)
+    return timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+
+
+def _rows(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """The classes that the classifier in a file of this tag tells apart; 0 when there is none."""
+    config = _config(name)
+    first = config.classifier if isinstance(config.classifier, str) else next(iter(config.classifier or ()), "")
+    weight = tensors.get(f"{first}.weight")
+    return len(weight) - (config.label_offset or 0) if weight is not None and weight.dim() else 0
+
+
+def source_classes(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The class names of the classifier in a file of timm/ARCH[.TAG]: ImageNet's words where the tag says ImageNet.
+
+    Words that two classes share get their WordNet number behind. "0" to "N-1" where the names are not known; () when
+    the file has no classifier.
+    """
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    rows, tag = _rows(name, tensors), _config(name).tag or ""
+    subset = infer_imagenet_subset({"num_classes": rows})
+    if subset is None or _TAG_OF_CLASSES.get(rows, "?") not in tag:
+        return tuple(map(str, range(rows)))
+    info: Any = ImageNetInfo(subset)
+    words = [info.index_to_description(index) for index in range(rows)]
+    count = Counter(words)
+    return tuple(w if count[w] == 1 else f"{w} ({info.index_to_label_name(i)})" for i, w in enumerate(words))
