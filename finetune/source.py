@@ -156,7 +156,8 @@ def _timm_name(source: str) -> str:
 
 def _open_timm(source: str, model: str | None, arguments: dict[str, Any]) -> Source:
     """Pretrained weights through timm: from the Hub, or from its cache."""
-    from finetune.models.timm_weights import pretrained_file, source_classes, timm_state
+    from finetune.models.timm_files import pretrained_file
+    from finetune.models.timm_weights import source_classes, timm_state
 
     name = _timm_name(source)
     if model not in (None, name):
@@ -165,8 +166,10 @@ def _open_timm(source: str, model: str | None, arguments: dict[str, Any]) -> Sou
     path = pretrained_file(name)
     weights = read_weights(path)
     classes = source_classes(name, weights.tensors)
-    network = _network_for(name, arguments, len(classes))
-    load_tensors(network, timm_state(name, arguments, weights.tensors, len(classes)), source)
+    network = build_model(name, max(1, len(classes)), arguments)
+    load_tensors(network, timm_state(name, arguments, weights.tensors, max(1, len(classes))), source)
+    if not classes:
+        _behead(network)
     spec = find_model(name, arguments).input
     return Source(None, source, weights.sha256, None, _ready(network, name, arguments, classes, spec))
 
@@ -181,14 +184,18 @@ def _open_bare(path: Path, model: str | None, arguments: dict[str, Any]) -> Sour
         )
     weights = read_weights(path)
     spec = find_model(model, arguments).input
-    head = build_model(model, 1, arguments).head_tensors()
+    network = build_model(model, 1, arguments)
+    head = network.head_tensors()
     rows = len(weights.tensors[head[0]]) if head[0] in weights.tensors else 0
-    network = _network_for(model, arguments, rows)
+    if rows > 1:
+        network = build_model(model, rows, arguments)
     state = network.state_dict()
     without_head = {} if rows else {name: state[name] for name in head}
     load_tensors(network, {**without_head, **weights.tensors}, str(path))
-    spec = _as_told(spec, weights.texts)
-    return Source(path, None, weights.sha256, None, _ready(network, model, arguments, _numbers(rows), spec))
+    if not rows:
+        _behead(network)
+    classes, spec = tuple(map(str, range(rows))), _as_told(spec, weights.texts)
+    return Source(path, None, weights.sha256, None, _ready(network, model, arguments, classes, spec))
 
 
 def _as_told(spec: InputSpec, texts: Mapping[str, str]) -> InputSpec:
@@ -213,14 +220,7 @@ def _decimals(text: str) -> tuple[float, ...]:
     return found if all(-10 < value < 10 for value in found) else ()
 
 
-def _numbers(count: int) -> tuple[str, ...]:
-    return tuple(str(number) for number in range(count))
-
-
-def _network_for(model: str, arguments: Mapping[str, Any], classes: int) -> StagedNetwork:
-    """A network with so many classes; none gives a head without rows, for weights that came without one."""
-    network = build_model(model, max(1, classes), arguments)
-    if not classes:
-        head = network.head  # torch warns when a layer without rows is made, and not when one loses them
-        head.weight.data, head.bias.data, head.out_features = head.weight.data[:0], head.bias.data[:0], 0
-    return network
+def _behead(network: StagedNetwork) -> None:
+    """Takes all rows off the head: these weights name no class."""
+    head = network.head  # torch warns when a layer without rows is made, and not when one loses them
+    head.weight.data, head.bias.data, head.out_features = head.weight.data[:0], head.bias.data[:0], 0

@@ -46,8 +46,10 @@ def classifier_for(classifier: Classifier, channels: int) -> Classifier:
     """The classifier itself, or one whose first convolution is changed to so many channels, as timm changes it."""
     if channels == classifier.input.channels:
         return classifier
+    from finetune.models.timm_weights import adapt_channels
+
     arguments = {**classifier.arguments, "in_chans": channels}
-    state = adapt_channels(classifier.model, arguments, classifier.network.state_dict())
+    state = adapt_channels(classifier.model, classifier.arguments, classifier.network.state_dict(), channels)
     network = build_model(classifier.model, max(1, len(classifier.class_names)), arguments)
     network.set_head(classifier.network.head)
     network.load_state_dict(state)
