@@ -51,7 +51,13 @@ class Material:
 
 
 def open_material(
-    data: DataSettings, root: Path, seed: int, spec: InputSpec, console: Console, *, any_channels: bool = False
+    data: DataSettings,
+    root: Path,
+    seed: int,
+    spec: InputSpec,
+    console: Console | None = None,
+    *,
+    any_channels: bool = False,
 ) -> Material:
     """Opens the data set, takes classes and shots, and holds out validation images from what is left to learn from.
 
@@ -62,6 +68,7 @@ def open_material(
         raise SettingError(
             "no target: name a data set, a folder of pictures or a CSV file with --target, for example --target kmnist"
         )
+    console = console or Console(quiet=True, results=False)
     name, found = _opened(data, data.name, root, spec, console, None if any_channels else spec.channels)
     train = found.train
     if data.shots is not None:
