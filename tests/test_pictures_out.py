@@ -1,4 +1,4 @@
-"""The pictures that are written: readable PNGs of the size meant, the same bytes each time, whatever classes are called."""
+"""The pictures that are written: readable PNGs of the size meant, the same bytes each time, whatever the names."""
 
 import subprocess
 import sys
@@ -97,10 +97,10 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
 def test_drawing_touches_no_setting_of_the_program():
     code = (
         "import sys, tempfile, matplotlib\n"
-        "before = dict(matplotlib.rcParams)\n"
+        "before = matplotlib.rcParams.copy()\n"
         "from finetune.reporting.pictures import confusion_picture\n"
         "confusion_picture([[1]], ['a'], tempfile.mkdtemp() + '/c.png')\n"
-        "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
+        "assert matplotlib.rcParams.copy() == before and 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -137,7 +137,7 @@ def test_the_grid_is_what_training_sees(channels, augment, tmp_path):
     first = (tmp_path / "g.png").read_bytes()
     grid_picture(grid, labels, tmp_path / "g.png")
     assert (tmp_path / "g.png").read_bytes() == first
-    assert read(tmp_path / "g.png").shape[1] > 3 * 1.1 * DOTS * 0.6
+    assert read(tmp_path / "g.png").shape[1] > 3 * DOTS
 
 
 def test_a_grid_of_few_images_has_few_rows():
@@ -154,7 +154,6 @@ def test_the_images_of_a_grid_stand_in_rows(tmp_path):
     grid_picture(np.tile(colours[:, :, None, None], (1, 1, 8, 8, 1)), ["a", "b"], tmp_path / "g.png")
     picture = read(tmp_path / "g.png")
     centres = np.array([[np.argwhere((picture == colour).all(2)).mean(0) for colour in row] for row in colours])
-    assert np.allclose(centres[:, :, 0], centres[:, :1, 0], atol=2) and np.allclose(
-        centres[:, :, 1], centres[:1, :, 1], atol=2
-    )
-    assert (np.diff(centres[:, :, 0], axis=0) > 50).all() and (np.diff(centres[:, :, 1], axis=1) > 50).all()
+    down, along = centres[:, :, 0], centres[:, :, 1]
+    assert np.allclose(down, down[:, :1], atol=2) and np.allclose(along, along[:1], atol=2)
+    assert (np.diff(down, axis=0) > 50).all() and (np.diff(along, axis=1) > 50).all()
