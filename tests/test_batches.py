@@ -252,6 +252,22 @@ def test_a_few_batches_are_read_ahead_and_no_more_when_the_caller_stops():
     assert not any(thread.is_alive() for thread in read.threads)
 
 
+def test_what_waits_is_not_begun_when_the_caller_stops():
+    gate, begun = threading.Event(), []
+
+    def read(key):
+        begun.append(key)
+        if key:
+            gate.wait(5)
+        return key
+
+    results = read_ahead(read, range(100))
+    assert next(results) == 0
+    threading.Timer(0.2, gate.set).start()
+    results.close()
+    assert set(begun) <= {0, 1, 2}, "two threads were at work, the third key waited"
+
+
 def test_reading_ahead_keeps_the_order_and_brings_an_error_in_its_place():
     gate = threading.Event()
 

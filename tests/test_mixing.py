@@ -82,11 +82,11 @@ def test_a_box_is_of_the_images_shape_and_cut_at_the_border():
     how = torch.zeros(2, 4)
     how[:, CUT], how[:, STAYS] = 1.0, 0.75  # half of each side
     how[0, [BOX_X, BOX_Y]] = 0.5
-    images, others = torch.zeros(2, 1, 8, 16), torch.ones(2, 1, 8, 16)
+    images, others = torch.zeros(2, 1, 40, 80), torch.ones(2, 1, 40, 80)
     found, targets = mixed(images, others, (torch.tensor([0, 0]), torch.tensor([1, 1])), how, 2)
-    expected = torch.zeros(2, 1, 8, 16)
-    expected[0, :, 2:6, 4:12] = 1
-    expected[1, :, :2, :4] = 1
+    expected = torch.zeros(2, 1, 40, 80)
+    expected[0, :, 10:30, 20:60] = 1
+    expected[1, :, :10, :20] = 1
     assert torch.equal(found, expected)
     torch.testing.assert_close(targets, torch.tensor([[0.75, 0.25], [1 - 1 / 16, 1 / 16]]))
 

@@ -187,6 +187,17 @@ def test_what_a_shift_brings_into_a_crop_is_the_mirror_image_not_black():
     torch.testing.assert_close(changed(bright, draws(augment, 9), augment), bright.float(), rtol=0, atol=1e-2)
 
 
+def test_within_a_crop_the_elastic_field_is_in_pixels_of_the_result():
+    """All nodes pull two pixels to the right: a ramp read at half its extent rises by half a step per pixel."""
+    augment = Augment(crop=0.1, elastic=2.0)
+    ramp = torch.arange(0, 128, 4).expand(1, 1, 32, 32).to(torch.uint8)
+    still = middle(augment, 1, AREA=(1 - 0.25) / 0.9, ASPECT=0.5)
+    pulled = still.clone()
+    pulled[:, 8 : 8 + 16] = 1.0
+    by = changed(ramp, pulled, augment, (32, 32)) - changed(ramp, still, augment, (32, 32))
+    torch.testing.assert_close(by, torch.full_like(by, 2 * 4 * 0.5), rtol=0, atol=1e-2)
+
+
 # --- colour -----------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +211,16 @@ def test_brightness_contrast_and_saturation_are_torchvisions(number, value, chan
     adjust = getattr(reference, f"adjust_{names[number]}")
     expected = adjust(pixels / 255, 1 + (2 * value - 1) * 0.6) * 255
     torch.testing.assert_close(recoloured(pixels, own, 0.6), expected, rtol=0, atol=0.05)
+
+
+def test_the_three_follow_each_other():
+    pixels, own = 100 + pictures().float() / 8, torch.rand(9, 13, generator=torch.Generator().manual_seed(0))
+    found = recoloured(pixels, own, 0.3)
+    for image, numbers, got in zip(pixels / 255, own, found / 255, strict=True):
+        bright, contrast, saturation = (1 + (2 * numbers[[BRIGHTNESS, CONTRAST, SATURATION]] - 1) * 0.3).tolist()
+        expected = reference.adjust_contrast(reference.adjust_brightness(image, bright), contrast)
+        expected = reference.adjust_saturation(expected, saturation)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
 
 
 def test_no_colour_change_is_none_and_grey_stays_grey():
