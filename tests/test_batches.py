@@ -1,9 +1,13 @@
 """Order and augmentation are a function of (seed, epoch, image), and of nothing else."""
 
+import threading
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import Normalize
 
+from finetune.data.ahead import AHEAD, read_ahead
 from finetune.data.augment import Augment, augmented
 from finetune.data.batches import Batches, Normaliser, generator
 
@@ -139,3 +143,144 @@ def test_the_data_are_left_as_they_were():
 def test_activations_pass_through_bit_by_bit():
     kept = torch.randn(COUNT, 4, 3, 3).to(torch.bfloat16)
     assert torch.equal(by_index(batches(kept, normalise=False)), kept)
+
+
+# --- the evaluation view ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("working", "size"), [(16, 12), (17, 12), (12, 12)])
+def test_the_view_is_the_centre_of_what_is_stored(working, size):
+    given = Normaliser((0.4,), (0.2,), CPU, size=size, working=working)
+    stored, first = pixels(side=working), (working - size) // 2
+    expected = Normaliser((0.4,), (0.2,), CPU)(stored[:, :, first : first + size, first : first + size])
+    assert torch.equal(given(stored), expected)
+
+
+@pytest.mark.parametrize("side", [10, 20, 33])
+def test_other_sizes_are_resized_with_antialiasing(side):
+    given = Normaliser((0.4,), (0.2,), CPU, size=14, working=16)
+    stored = pixels(side=side, count=5)
+    resized = F.interpolate(stored.float(), size=(14, 14), mode="bilinear", antialias=True)
+    torch.testing.assert_close(given(stored), (resized / 255 - 0.4) / 0.2, rtol=0, atol=1e-5)
+    wide = stored[:, :, : side // 2]
+    assert given(wide).shape == (5, 1, 14, 14)
+
+
+def test_images_of_the_size_are_taken_as_they_are():
+    for given in (Normaliser((0.4,), (0.2,), CPU, size=12), Normaliser((0.4,), (0.2,), CPU, size=12, working=14)):
+        assert torch.equal(given(pixels()), Normaliser((0.4,), (0.2,), CPU)(pixels()))
+
+
+def test_one_channel_serves_for_three():
+    given = Normaliser((0.1, 0.2, 0.3), (0.5, 0.4, 0.3), CPU, size=10, working=12)
+    assert torch.equal(given(pixels()), given(pixels().expand(-1, 3, -1, -1)))
+    assert torch.equal(given.restored(given(pixels())), given.view(pixels()).expand(-1, 3, -1, -1))
+
+
+PHOTO = Augment(crop=0.4, flip=True, colour=0.3, erasing=0.3, rotate=5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [12, 14, 16, 30])
+@pytest.mark.parametrize("augment", [PHOTO, Augment(flip=True), Augment(shift=2), Augment(flip=True, mixup=0.3)])
+def test_augmented_images_have_the_size_and_do_not_depend_on_the_batch(side, channels, augment):
+    given = Normaliser((0.1, 0.2, 0.3), (0.5, 0.4, 0.3), CPU, size=14, working=16)
+    found = []
+    for batch_size in (7, 30):
+        made = Batches(
+            pixels(channels, side, 30),
+            torch.arange(30),
+            batch_size=batch_size,
+            seed=1,
+            normalise=given,
+            augment=augment,
+            classes=30,
+        )
+        found.append(torch.cat([inputs for inputs, _ in made.epoch(2)]))
+        place = next(iter(torch.randperm(30, generator=generator(1, 2, "order")).tolist()))
+        assert torch.equal(made.at(2, place)[0][0], found[-1][0])
+    assert found[0].shape == (30, 3, 14, 14) and torch.equal(*found)
+
+
+def test_a_crop_reads_beyond_the_view_but_not_from_what_is_far_larger():
+    given = Normaliser((0.5,), (0.5,), CPU, size=12, working=16)
+    assert given.source(pixels(side=16)).shape[-1] == 16 and given.source(pixels(side=9)).shape[-1] == 9
+    assert given.source(pixels(side=40)).shape[-1] == 12
+    stored = torch.zeros(50, 1, 16, 16, dtype=torch.uint8)
+    stored[:, :, :2] = 255  # seen only by a crop that goes beyond the view
+    made = Batches(stored, torch.arange(50), batch_size=50, seed=0, normalise=given, augment=Augment(crop=0.5))
+    assert next(iter(made.epoch(0)))[0].max() > 0.9 and given(stored).max() == -1
+
+
+# --- images that are read ---------------------------------------------------------------------------------------------
+
+
+class Read:
+    """Images of a file, in the place of one: pixels come when rows are asked for."""
+
+    def __init__(self, held):
+        self.held, self.asked, self.threads = held, [], set()
+
+    def __len__(self):
+        return len(self.held)
+
+    def __getitem__(self, index):
+        self.asked.append(index.tolist())
+        self.threads.add(threading.current_thread())
+        return self.held[index]
+
+
+@pytest.mark.parametrize("augment", [None, ALL, PHOTO, Augment(flip=True, cutmix=1.0)])
+@pytest.mark.parametrize("batch_size", [1, 32, 150])
+def test_images_that_are_read_give_what_resident_ones_give(augment, batch_size):
+    read = Read(pixels(3))
+    options = {"batch_size": batch_size, "seed": 3, "normalise": normaliser(3), "augment": augment, "classes": COUNT}
+    lazy = list(Batches(read, torch.arange(COUNT), **options).epoch(4))
+    resident = list(Batches(read.held, torch.arange(COUNT), **options).epoch(4))
+    assert all(
+        torch.equal(a, b) for one, two in zip(lazy, resident, strict=True) for a, b in zip(one, two, strict=True)
+    )
+    assert len(read.asked) == len(lazy) and threading.main_thread() not in read.threads
+
+
+def test_a_few_batches_are_read_ahead_and_no_more_when_the_caller_stops():
+    read = Read(pixels())
+    epoch = Batches(read, torch.arange(COUNT), batch_size=5, seed=0, normalise=normaliser()).epoch(0)
+    next(epoch)
+    epoch.close()
+    assert 1 <= len(read.asked) <= AHEAD + 1
+    assert not any(thread.is_alive() for thread in read.threads)
+
+
+def test_what_waits_is_not_begun_when_the_caller_stops():
+    gate, begun = threading.Event(), []
+
+    def read(key):
+        begun.append(key)
+        if key:
+            gate.wait(5)
+        return key
+
+    results = read_ahead(read, range(100))
+    assert next(results) == 0
+    threading.Timer(0.2, gate.set).start()
+    results.close()
+    assert set(begun) <= {0, 1, 2}, "two threads were at work, the third key waited"
+
+
+def test_reading_ahead_keeps_the_order_and_brings_an_error_in_its_place():
+    gate = threading.Event()
+
+    def slow_first(key):
+        if key == 0:
+            gate.wait(5)
+        else:
+            gate.set()
+        return 10 // (4 - key)
+
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        for value in read_ahead(slow_first, range(9)):
+            found.append(value)
+    assert found == [2, 3, 5, 10]
+    assert list(read_ahead(str, [])) == []

@@ -92,8 +92,8 @@ def test_items_of_lists_can_be_set():
         ("phases[0].train=[nope]", '--set phases[0].train=[nope]: unknown stage "nope"; stages are conv1, head'),
         ("phases[0].steps=5", "--set phases[0].steps=5: both epochs and steps are given; a phase lasts one or the other: "
          "drop one, or set it to null"),
-        ("data.augment.shfit=2", "--set data.augment.shfit=2: unknown key; did you mean 'shift'? Allowed keys are shift, "
-         "rotate, scale, shear, elastic, elastic_grid, erase"),
+        ("data.augment.shfit=2", "--set data.augment.shfit=2: unknown key; did you mean 'shift'? Allowed keys are "
+         "preset, shift, rotate, scale, shear, elastic, elastic_grid, erase, crop, flip, colour, erasing, mixup, cutmix"),
         ("data.augment={shift: -1}", "--set data.augment={shift: -1}: data.augment.shift: must be at least 0, found -1"),
         ("model.x=[1]", "--set model.x=[1]: expected a number, text, true or false, found a list"),
     ],

@@ -1,12 +1,15 @@
 """The schema: every key is guarded, values are strict, and a recipe written out reads back the same."""
 
 import json
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from finetune.errors import RecipeError
 from finetune.recipe.faults import shown
+from finetune.recipe.image_data import PresetName
+from finetune.recipe.presets import PRESETS
 from finetune.recipe.reader import KnownNames, check_recipe, dump_recipe, parse_recipe, resolved
 from finetune.recipe.schema import (
     OPTIMIZERS,
@@ -235,3 +238,65 @@ def test_python_data_is_held_to_what_a_file_can_say():
     for data in (None, [], "kind: adapt", 3):
         with pytest.raises(RecipeError):
             check(data)
+
+
+# --- presets of augmentation ------------------------------------------------------------------------------------------
+
+
+def augmented(augment):
+    return check({"kind": "adapt", "data": {"augment": augment}, "phases": [ONE]}).data.augment
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_stands_for_its_fields_and_given_ones_win(name):
+    expected = AugmentSettings.model_validate(PRESETS[name])
+    assert augmented(name) == augmented({"preset": name}) == augmented(PRESETS[name]) == expected
+    assert augmented({"preset": name, "shift": 7, "flip": False}) == expected.model_copy(
+        update={"shift": 7, "flip": False}
+    )
+    assert DataSettings.model_validate({"augment": name}).augment == expected
+
+
+def test_a_resolved_recipe_has_the_fields_of_a_preset():
+    recipe = check({"kind": "adapt", "data": {"augment": {"preset": "photo", "flip": False}}, "phases": [ONE]})
+    written = resolved(recipe)["data"]["augment"]
+    assert written["crop"] == 0.35 and written["flip"] is False and "preset" not in written
+    assert parse_recipe(dump_recipe(recipe), where="dump", names=NAMES) == recipe
+
+
+@pytest.mark.parametrize(
+    ("augment", "problems"),
+    [
+        ("phot", ["r: data.augment: unknown preset \"phot\"; did you mean 'photo'? Presets are none, digits, photo"]),
+        ("", ['r: data.augment: unknown preset ""; presets are none, digits, photo']),
+        (
+            {"preset": "fotos", "flip": 1, "colour": 2},
+            [
+                "r: data.augment.preset: unknown preset \"fotos\"; did you mean 'photo'? "
+                "Presets are none, digits, photo",
+                "r: data.augment.colour: must be at most 1, found 2",
+                "r: data.augment.flip: expected true or false, found the whole number 1",
+            ],
+        ),
+        ({"preset": 3}, ["r: data.augment.preset: expected none, digits or photo, found the whole number 3"]),
+        ({"prest": "photo"}, None),
+        (3, ["r: data.augment: expected a mapping, found the whole number 3; for example augment: {shift: 2}"]),
+    ],
+)
+def test_a_preset_that_is_none_is_told(augment, problems):
+    with pytest.raises(RecipeError) as caught:
+        augmented(augment)
+    if problems is None:
+        assert "did you mean 'preset'?" in caught.value.problems[0] and len(caught.value.problems) == 1
+    else:
+        assert sorted(caught.value.problems) == sorted(problems)
+
+
+def test_a_single_field_of_a_preset_can_be_set():
+    text = "kind: adapt\ndata: {augment: photo}\nphases: [{train: all, epochs: 1, optimizer: {name: sgd, lr: 0.1}}]\n"
+    recipe = parse_recipe(text, where="r", overrides=["data.augment.flip=false"], names=NAMES)
+    assert recipe.data.augment == augmented({"preset": "photo", "flip": False})
+
+
+def test_the_json_schema_lists_the_presets():
+    assert set(PRESETS) == set(get_args(PresetName))

@@ -27,9 +27,9 @@ def test_the_checkpoint_and_its_report_say_the_same():
 
 def test_the_checkpoint_is_made_by_the_shipped_recipe():
     from finetune.commands.recipes import open_recipe
-    from finetune.recipe.reader import resolved
 
-    assert peek(CHECKPOINT).recipe == resolved(open_recipe(ROOT / "recipes" / "mnist.yaml", []))
+    # Read again, so that keys which came later have the default that leaves the run as it was.
+    assert open_recipe(peek(CHECKPOINT).recipe, []) == open_recipe(ROOT / "recipes" / "mnist.yaml", [])
 
 
 def test_the_checkpoint_reaches_the_accuracy_it_claims():

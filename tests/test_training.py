@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from networks import NormNet
 from torch import nn
 
+from finetune.data.augment import Augment
 from finetune.data.batches import Batches, Normaliser
 from finetune.errors import SettingError, TrainingError
 from finetune.models.cnn import ArticleCNN
@@ -252,6 +253,39 @@ def test_label_smoothing_changes_the_loss_as_torch_defines_it():
         expected = F.cross_entropy(plain(NORMALISE(pixels)), labels, label_smoothing=0.2)
     row = list(train(network, batches, phase(steps=1, label_smoothing=0.2), FLOAT32))[-1]
     assert row.train_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_mixed_images_train_and_the_largest_share_counts_as_right():
+    pixels, labels = images()
+    network = net()
+    options = {"batch_size": 16, "seed": 0, "normalise": NORMALISE}
+    batches = Batches(pixels, labels, **options, augment=Augment(mixup=0.2, cutmix=1.0), classes=3)
+    with seeded(0):
+        rows = list(train(network, batches, phase(steps=200, label_smoothing=0.1), FLOAT32))
+    assert rows[-1].train_accuracy > 0.6
+    held, expected = images(seed=1)
+    assert (predictions(network, held, NORMALISE) == expected).double().mean() > 0.9
+
+
+def test_whole_shares_are_the_same_as_labels():
+    """Targets of 0 and 1 and their labels: the same loss, smoothed or not, the same weights and accuracy."""
+    pixels, labels = images()
+
+    class Shared(Batches):
+        def epoch(self, epoch):
+            for inputs, labels in super().epoch(epoch):
+                yield inputs, F.one_hot(labels, 3).float()
+
+    ends = []
+    for kind in (Batches, Shared):
+        network = net()
+        batches = kind(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE)
+        with seeded(0):
+            ends.append((network, list(train(network, batches, phase(label_smoothing=0.1), FLOAT32))[-1]))
+    (one, first), (other, second) = ends
+    assert first.train_accuracy == second.train_accuracy and first.train_loss == pytest.approx(second.train_loss)
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_keep_best_restores_the_best_row():

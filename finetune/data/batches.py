@@ -165,7 +165,7 @@ class Batches:
             numbers = drawn.to(device)
         if self.augment is not None and self.augment.mixes:
             mix = mix_drawn(count, self.augment, generator(self.seed, epoch, "mix")).to(device)
-        return Draw(order.to(device) if isinstance(self.inputs, Tensor) else order, numbers, mix)
+        return Draw(order.to(self.inputs.device) if isinstance(self.inputs, Tensor) else order, numbers, mix)
 
     def _rows(self, draw: Draw, start: int, stop: int) -> Tensor:
         """The images at these places of the order; where images are mixed, also the one after them."""

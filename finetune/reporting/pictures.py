@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DOTS = 120  # per inch
 LONGEST_NAME = 24  # characters of a class name
 MOST_COUNTS = 30  # classes; above, the counts would not be readable
+SMALLEST = 1.0  # inches an image of a grid is wide, at least
 GAP = 2  # pixels between the images of a grid, at the size the images have
 
 
@@ -38,9 +39,9 @@ def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]
     if not len(classes) or counts.shape != (len(classes), len(classes)):
         raise ValueError(f"expected {len(classes)}×{len(classes)} counts for as many classes, found {counts.shape}")
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    cell = min(0.55, max(0.17, 12 / len(classes)))  # inches
-    figure = _figure(cell * len(classes) + 2.5, cell * len(classes) + 2)
-    axes = figure.subplots()
+    cell = min(0.8, max(0.17, 8 / len(classes)))  # inches
+    figure = _figure(cell * len(classes), cell * len(classes))
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     letters = min(9.0, cell * 72 * 0.75)
     names, numbered = drawable(classes)
@@ -74,9 +75,9 @@ def grid_picture(images: npt.NDArray[np.uint8], labels: Sequence[str], path: str
     for row, column in np.ndindex(count, versions):
         top, left = row * (height + GAP), column * (width + GAP)
         sheet[top : top + height, left : left + width] = images[row, column]
-    across = max(1.1, math.ceil(width / DOTS * 10) / 10)  # inches, so that no pixel is lost
-    figure = _figure(across * versions + 1.5, across * height / width * count + 1)
-    axes = figure.subplots()
+    scale = max(1, math.ceil(SMALLEST * DOTS / width)) / DOTS  # inches a pixel; a whole number of dots
+    figure = _figure(scale * sheet.shape[1], scale * sheet.shape[0])
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(sheet, interpolation="nearest")
     middles = [row * (height + GAP) + height / 2 for row in range(count)]
     axes.set_yticks(middles, drawable(labels)[0], parse_math=False)
@@ -106,7 +107,7 @@ def drawable(names: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure with a surface of its own; `width` and `height` are in inches."""
+    """An empty figure with a surface of its own, of `width` by `height` inches; what stands outside widens it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
