@@ -149,10 +149,11 @@ class Phase(Settings):
         le=1,
         description="Learning rate of a stage as a fraction of that of the next one towards the head.",
     )
-    norms: Literal["hold", "update"] = Field(
+    norms: Literal["hold", "hold_all", "update"] = Field(
         default="hold",
-        description="Frozen normalisation layers: hold keeps their running mean and variance and uses them, "
-        "update lets them follow the images seen.",
+        description="Batch normalisation: hold keeps the running mean and variance of frozen layers and uses them, "
+        "hold_all does so in the stages that train too (good for few images), update lets even those of frozen layers "
+        "follow the images seen.",
     )
     augment: bool = Field(default=True, description="Whether data.augment applies in this phase.")
     keep: Literal["last", "best"] = Field(

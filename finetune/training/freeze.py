@@ -32,7 +32,8 @@ def set_trainable(network: StagedNetwork, stages: Collection[str], *, adapters: 
 def training_mode(network: StagedNetwork, stages: Collection[str], norms: str, *, adapters: bool = False) -> None:
     """Training mode for the stages that train, evaluation mode for the frozen ones: no dropout, no moving buffers.
 
-    With `norms="update"` the normalisation layers of frozen stages go on tracking the statistics of the data. With
+    With `norms="update"` the normalisation layers of frozen stages go on tracking the statistics of the data; with
+    "hold_all" not even those of the stages that train do. With
     `adapters` everything but the adapters and the head counts as frozen.
     """
     if adapters:
@@ -46,6 +47,10 @@ def training_mode(network: StagedNetwork, stages: Collection[str], norms: str, *
                     if isinstance(layer, _NormBase):
                         layer.train()
     _follow_what_is_beneath(network, stages)
+    if norms == "hold_all":
+        for layer in network.modules():
+            if isinstance(layer, _NormBase):
+                layer.eval()
 
 
 def _follow_what_is_beneath(network: StagedNetwork, stages: Collection[str]) -> None:
