@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from finetune.data.batches import Normaliser
+from finetune.data.mapped import Images
 from finetune.models.staged import StagedNetwork
 from finetune.training.evaluation import in_batches
 from finetune.training.runtime import Runtime
@@ -18,7 +19,7 @@ def cached_bytes(network: StagedNetwork, image: Tensor, normalise: Normaliser, s
     return one.numel() * one.element_size()
 
 
-def activations(network: StagedNetwork, images: Tensor, normalise: Normaliser, stop: int, runtime: Runtime) -> Tensor:
+def activations(network: StagedNetwork, images: Images, normalise: Normaliser, stop: int, runtime: Runtime) -> Tensor:
     """What `stages[:stop]` give for each image in the precision of training: N×..., on the network's device."""
 
     def run(x: Tensor) -> Tensor:
