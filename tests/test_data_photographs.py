@@ -158,7 +158,8 @@ def test_without_a_test_part_a_fifth_of_each_class_is_kept_for_it(tmp_path):
     assert not set(found.train.files) & set(found.test.files)
     assert any("no test part of its own, so 7 of 33" in note for note in found.notes)
     chosen = set(found.test.files)
-    assert set(opened(root, WIDE)[0].test.files) == chosen, "the same for every size of input"
+    smaller = Frame(3, 5, 1.0, "squash", "bilinear")
+    assert set(opened(root, smaller)[0].test.files) == chosen, "the same for every size of input"
     some = opened(root, classes=["b", "a"])[0]
     assert set(some.test.files) == {name for name in chosen if name[0] in "ab"}, "and whatever classes are picked"
     (root / "a" / "0.png").rename(root / "a" / "zzz.png")
@@ -233,11 +234,12 @@ def test_of_very_many_bad_images_the_first_are_named(pets):
     assert str(caught.value).count("\n  train/cat/bad") == 20 and "and 5 more" in str(caught.value)
 
 
-def test_bad_images_can_be_left_out(pets):
-    before = prints(opened(pets)[0])
-    bad = spoil(pets)
+def test_bad_images_can_be_left_out(pets, cache):
+    before, bad = prints(opened(pets)[0]), spoil(pets)
+    packs = [path.stat().st_ino for path in files_of(cache)]
     found, _ = opened(pets, on_bad_image="skip")
     assert prints(found) == before
+    assert [path.stat().st_ino for path in files_of(cache)] == packs, "nothing new to keep, so nothing is written"
     (note,) = (note for note in found.notes if "left out" in note)
     assert "4 bad images left out" in note and all(name in note for name in bad)
 
@@ -340,6 +342,25 @@ def flip(path):
     path.write_bytes(content)
 
 
+def test_another_pillow_decodes_anew(pets, monkeypatch):
+    opened(pets)
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    assert opened(pets)[1] == 15
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(tmp_path):
+    root = album(tmp_path / "x", a=40, b=80)
+
+    def change(done, all):
+        if done == 1:
+            put(root / "b" / "79.png", "another")
+            assert all == 120
+
+    with pytest.raises(DataError, match=r"1 bad image\n  b/79\.png: changed while it was being read; try again"):
+        open_photographs(str(root), FRAME, progress=change)
+    assert opened(root)[1] == 1
+
+
 DAMAGES = {
     "a bit flipped": (".npy", flip),
     "cut": (".npy", lambda p: p.write_bytes(p.read_bytes()[:-100])),
@@ -365,6 +386,14 @@ def test_a_damaged_pack_is_made_again(pets, cache, damage):
     assert decoded == (1 if damage == "a bit flipped" else 15)
     assert prints(found) == prints(first) and found.notes == first.notes
     assert opened(pets)[1] == 0 and len(files_of(cache)) == 2
+
+
+def test_a_damaged_pack_is_deleted_by_whoever_finds_it(tmp_path, cache):
+    root = album(tmp_path / "x", a=2, b=2, c=2)
+    opened(root)
+    flip(next(path for path in files_of(cache) if path.suffix == ".npy"))  # its last row, of c
+    assert opened(root, classes=["b", "c"])[1] == 1 and len(files_of(cache)) == 2
+    assert opened(root)[1] == 2
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(pets, tmp_path, cache):
@@ -394,16 +423,19 @@ def test_a_disk_that_gets_full_loses_nothing(pets, cache, room):
 
 def test_two_processes_at_once_do_no_harm(pets, cache):
     code = (
-        "import sys; from finetune.data.photographs import *\n"
-        "for _ in range(4):\n"
+        "import os; from finetune.data.photographs import *; import finetune.data.photograph_sets\n"
+        "child = os.fork()\n"
+        "for _ in range(6):\n"
         f"    p = open_photographs({str(pets)!r}, Frame(3, 8, 1.0, 'squash', 'bilinear'))\n"
-        "    print(p.train.fingerprint(), p.test.fingerprint(), len(p.notes))"
+        "    os.write(1, f'{p.train.fingerprint()} {p.test.fingerprint()} {len(p.notes)}\\n'.encode())\n"
+        "sys = __import__('sys'); sys.exit(os.waitpid(child, 0)[1] if child else 0)"
     )
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = {line for process in both for line in process.communicate()[0].splitlines()}
+    both = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    lines = both.stdout.splitlines()
+    said = set(lines)
     found, decoded = opened(pets)
     assert said == {f"{found.train.fingerprint()} {found.test.fingerprint()} 0"}
-    assert decoded == 0 and len(files_of(cache)) == 2 and all(process.returncode == 0 for process in both)
+    assert decoded == 0 and len(files_of(cache)) == 2 and len(lines) == 12
 
 
 def test_what_a_process_that_died_left_is_tidied_when_old(pets, cache):
