@@ -85,6 +85,7 @@ def test_the_allowed_directions_have_no_cycle():
         "import finetune.recipe.reader",
         "import finetune.recipe.reference",
         "import finetune.data.catalog",
+        "from finetune.data.photographs import is_photographs; is_photographs('mnist')",
         "import finetune.models.registry",
         "import finetune.commands.recipes",
         "import finetune.commands.inspect",

@@ -1,6 +1,6 @@
 """Picture files are decoded once: by many threads, into a pack that is found again by the files' bytes.
 
-Every file is read and hashed each time, so that a changed picture is never served stale, whatever its size and date say.
+Every file is read and hashed each time, so that a changed picture is never served stale, whatever its date says.
 """
 
 from __future__ import annotations

@@ -83,26 +83,28 @@ class _Found:
                 f"{self.root}: the class folder {shown(folder.name)!r} has a name that cannot be shown; rename it"
             )
         self.classes.add(label)
-        for path in self._walk(folder):
+        for path, name in self._walk(folder):
             if path.suffix.lower() not in PICTURE_ENDINGS:
-                self.ignored.append(self.name_of(path))
+                self.ignored.append(name)
             elif reason := self.leaves(path):
-                self.bad.append((self.name_of(path), reason))
+                self.bad.append((name, reason))
             else:
-                self.files.append(PictureFile(path, self.name_of(path), label, part))
+                self.files.append(PictureFile(path, name, label, part))
 
-    def _walk(self, folder: Path) -> Iterator[Path]:
-        """Every file in a class folder that is not hidden, to any depth, in the order of their names."""
+    def _walk(self, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Every file in a class folder that is not hidden, to any depth, and its name, in the order of their names."""
 
         def note(error: OSError) -> None:
             self.bad.append((self.name_of(Path(os.fsdecode(error.filename))), error.strerror or str(error)))
 
-        for place, folders, files in os.walk(folder, onerror=note):
+        for name, folders, files in os.walk(folder, onerror=note):
+            place = Path(name)
             folders[:] = sorted(f for f in folders if not _hidden(f))
-            for linked in [f for f in folders if (Path(place) / f).is_symlink()]:
+            for linked in [f for f in folders if (place / f).is_symlink()]:
                 folders.remove(linked)
-                self.linked(Path(place) / linked)
-            yield from (Path(place) / file for file in sorted(files) if not _hidden(file))
+                self.linked(place / linked)
+            before = self.name_of(place)
+            yield from ((place / file, f"{before}/{file}") for file in sorted(files) if not _hidden(file))
 
     def linked(self, folder: Path) -> None:
         """A linked folder is never entered: it leads out, or its pictures are met where they lie."""

@@ -15,7 +15,7 @@ import torch
 from finetune.data.images import ImageSet
 from finetune.data.listing import Listing, PictureFile
 from finetune.data.mapped import Images, MappedImages
-from finetune.data.split import test_part
+from finetune.data.split import choose_test
 from finetune.errors import DataError
 
 Hashes = npt.NDArray[np.uint64]
@@ -43,7 +43,7 @@ def as_sets(listing: Listing, pixels: npt.NDArray[np.uint8], rows: Rows) -> tupl
     def part(which: str) -> ImageSet:
         places = [place for place, file in enumerate(listing.files) if file.part == which]
         own = rows[places]
-        images: Images = MappedImages(pixels, own) if mapped else torch.from_numpy(np.array(pixels[own]))
+        images: Images = MappedImages(pixels, own) if mapped else torch.from_numpy(np.asarray(pixels)[own])
         files = [listing.files[place] for place in places]
         labels = torch.tensor([label_of[file.label] for file in files], dtype=torch.int64)
         return ImageSet(images, labels, listing.class_names, f"{short} {which}", tuple(file.name for file in files))
@@ -65,7 +65,7 @@ def split_off_test(listing: Listing, digests: Sequence[str], hashes: Hashes, fra
     np.minimum.at(keys, group, first)
     label_of = {name: label for label, name in enumerate(listing.class_names)}
     labels = np.array([label_of[listing.files[place].label] for place in train], dtype=np.int64)
-    held = set(train[test_part(keys[group], labels, len(label_of), fraction)].tolist())
+    held = set(train[choose_test(keys[group], labels, len(label_of), fraction)].tolist())
     if not held:
         raise DataError(
             f"{listing.name}: no class has two pictures that differ, so none can be kept for the test; add pictures"

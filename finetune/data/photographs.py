@@ -1,4 +1,4 @@
-"""A person's own photographs, from a folder or a CSV, as image sets: decoded once, checked, and with what to know of them.
+"""A person's own photographs, from a folder or a CSV, as image sets: decoded once, checked, with what to know of them.
 
 Importing this needs no torch.
 """
@@ -51,8 +51,12 @@ class Photographs:
 
 def is_photographs(name: str) -> bool:
     """Whether a name means a folder or a CSV rather than a registered data set."""
-    separators = {os.sep, os.altsep or os.sep, "/"}
-    return name.lower().endswith(".csv") or any(s in name for s in separators) or Path(name).is_dir()
+    if name.lower().endswith(".csv") or any(separator in name for separator in {os.sep, os.altsep or os.sep, "/"}):
+        return True
+    try:
+        return bool(name) and Path(name).is_dir()
+    except OSError:  # a name longer than a file's may be
+        return False
 
 
 def short_name(name: str) -> str:
@@ -153,7 +157,8 @@ def _parts(listing: Listing, decoded: Decoded, notes: list[str]) -> Photographs:
         pairs = [f"{a} = {b}" for a, b in shared]
         tested = len({b for _, b in shared})
         notes.append(
-            f"{listing.name}: {tested:,} test pictures are also in train: {shown_list(pairs)}; accuracy on them flatters"
+            f"{listing.name}: {tested:,} test {'picture is' if tested == 1 else 'pictures are'} also in train: "
+            f"{shown_list(pairs)}; accuracy on them flatters"
         )
     notes.extend(_small_classes(listing))
     train, validation, test = as_sets(listing, decoded.pack.pixels, rows)

@@ -15,7 +15,7 @@ def data_root(given: str | Path | None) -> Path:
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
-    """`given`, else $FINETUNE_CACHE, else $XDG_CACHE_HOME/finetune, else ~/.cache/finetune. All of it can be deleted."""
+    """`given`, else $FINETUNE_CACHE, else $XDG_CACHE_HOME/finetune, else ~/.cache/finetune. It can be deleted."""
     if own := given or os.environ.get(CACHE_VARIABLE):
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")

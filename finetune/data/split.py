@@ -75,7 +75,7 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
     return data.subset(np.flatnonzero(~out)), data.subset(np.flatnonzero(out))
 
 
-def test_part(keys: npt.NDArray[np.uint64], labels: Integers, classes: int, fraction: float) -> npt.NDArray[np.bool_]:
+def choose_test(keys: npt.NDArray[np.uint64], labels: Integers, classes: int, fraction: float) -> npt.NDArray[np.bool_]:
     """Which images to be judged on, where a data set has no such part: of each class those of the smallest keys.
 
     keys: one number an image, a hash of what it is; equal keys stay on one side, that of the lowest label among them.
