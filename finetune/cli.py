@@ -268,7 +268,10 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 @click.argument("name", required=False)
 @shared("json")
 def models(name: str | None, as_json: bool) -> None:
-    """The models; with a name, its stages and parameter counts; with a pattern like 'timm/*net*', the names it fits."""
+    """The models; with a name, its stages and parameter counts.
+
+    A pattern lists the names that it matches: 'timm/mobilenet*'.
+    """
     from finetune.commands import listing
 
     if name is not None and set(name) & set("*?"):

@@ -35,7 +35,6 @@ def _row(name: str, given: tuple[tuple[str, Any], ...], types: tuple[type, ...])
     # `types` tells 1 from True and 1.0, which are equal as keys.
     architecture, _ = parse_name(name)
     arguments = dict(given)
-    takes = _arguments_of(name)
     body = bare_body(name, PROBE, arguments)
     count = sum(p.numel() for p in body.parameters())
     if count > MOST_PARAMETERS:
@@ -53,7 +52,7 @@ def _row(name: str, given: tuple[tuple[str, Any], ...], types: tuple[type, ...])
         stages=layout.stages,
         input=spec,
         build=partial(_build, name, layout),
-        arguments=takes,
+        arguments=taken_arguments(body),
         check_size=partial(_check_size, name, given, types),
     )
 

@@ -65,8 +65,13 @@ def _place(name: str) -> tuple[str, str | None, str]:
 
 def _other_tags(name: str) -> str:
     architecture, tag = parse_name(name)
-    others = [t for t in timm_tags(architecture) if t != tag and timm.is_model_pretrained(f"{architecture}.{t}")]
+    others = [other for other in timm_tags(architecture) if other != tag and _on_the_hub(f"{architecture}.{other}")]
     return f"tags with weights are {', '.join(others)}" if others else "no other tag of it has weights"
+
+
+def _on_the_hub(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and bool(config.hf_hub_id)
 
 
 def _check_hash(name: str, path: Path) -> None:

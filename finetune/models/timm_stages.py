@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +45,11 @@ def layout_of(body: nn.Module, classes: int) -> Layout:
     head = head_path(body, classes)
     groups = _groups(body, head)
     names = [*_stage_names(groups, head), HEAD]
-    stage_of = {name: stage for stage, group in zip(names, [*groups, []], strict=True) for name in group}
-    stage_of |= {f"{head}.{leaf}": HEAD for leaf, _ in body.get_submodule(head).named_parameters()}
-    modules: dict[str, str] = {}
-    parameters: dict[str, str] = {}
-    _place(body, "", stage_of, names, modules, parameters)
-    return Layout(tuple(names), modules, parameters, head)
+    by_name = {name: stage for stage, group in zip(names, [*groups, []], strict=True) for name in group}
+    stage_of = {id(p): by_name.get(name, HEAD) for name, p in body.named_parameters()}
+    layout = Layout(tuple(names), {}, {}, head)
+    _place(body, "", stage_of, layout, set())
+    return layout
 
 
 def head_path(body: nn.Module, classes: int) -> str:
@@ -135,41 +134,31 @@ def _largest_part(names: Sequence[str], path: str) -> tuple[str, list[str]]:
     return max(parts.items(), key=lambda item: len(item[1]))
 
 
-def _place(
-    module: nn.Module,
-    path: str,
-    stage_of: dict[str, str],
-    order: Sequence[str],
-    modules: dict[str, str],
-    parameters: dict[str, str],
-) -> None:
-    """Fills `modules` and `parameters` for a module that is spread over several stages.
+def _place(module: nn.Module, path: str, stage_of: Mapping[int, str], layout: Layout, done: set[int]) -> None:
+    """Fills the layout's `modules` and `parameters` for a module that is spread over several stages.
 
-    What has no parameters, dropout for example, goes with the sibling before it: that is where its input comes from.
-    It never joins the head, so that the head is its linear layer and nothing else.
+    `stage_of` is by a parameter's id. What has no parameters, dropout for example, goes with the sibling before it:
+    that is where its input comes from. It never joins the head, so that the head is its linear layer and nothing else.
+    What two modules share (`done` has the ids of what has its place) stays where it is met first.
     """
-    before: str | None = None
-    for name, _ in module.named_parameters(recurse=False):
-        full = _joined(path, name)
-        if full in stage_of:  # a parameter shared with another module is listed once
-            parameters[full] = stage_of[full]
+    order, before = layout.stages, ""
+    for name, parameter in module.named_parameters(recurse=False):
+        if id(parameter) not in done:
+            layout.parameters[_joined(path, name)] = stage_of[id(parameter)]
     for name, child in module.named_children():
+        if id(child) in done:
+            continue
         full = _joined(path, name)
-        under = {stage_of[_joined(full, p)] for p, _ in child.named_parameters() if _joined(full, p) in stage_of}
-        if len(under) > 1:
-            _place(child, full, stage_of, order, modules, parameters)
-            before = max(under - {HEAD}, key=order.index)
-        elif under:
-            (modules[full],) = under
-            before = modules[full] if modules[full] != HEAD else order[-2]
-        else:
-            modules[full] = before or _first_below(module, path, stage_of, order)
-
-
-def _first_below(module: nn.Module, path: str, stage_of: dict[str, str], order: Sequence[str]) -> str:
-    """The first stage with a parameter in `module`, but never the head."""
-    names = (_joined(path, name) for name, _ in module.named_parameters())
-    return order[min(min(order.index(stage_of[name]) for name in names if name in stage_of), len(order) - 2)]
+        under = {stage_of[id(p)] for p in child.parameters()}
+        if len(under) > 1 or (under == {HEAD} and full != layout.head):
+            _place(child, full, stage_of, layout, done)
+            before = max(under - {HEAD}, key=order.index, default=order[-2])
+            continue
+        beneath = {stage_of[id(p)] for p in module.parameters()}  # of the first that has any, but never the head
+        stage = under.pop() if under else before or order[min(*map(order.index, beneath), len(order) - 2)]
+        layout.modules[full] = stage
+        before = stage if stage != HEAD else order[-2]
+        done |= {id(part) for part in (*child.modules(), *child.parameters())}
 
 
 def _joined(path: str, name: Any) -> str:

@@ -50,7 +50,10 @@ def _loaded(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tenso
     """The state of timm's own network with the head of the file, after timm's own way of loading it, strictly."""
     if arguments:
         find_model(name, arguments)
-    overlay = {"state_dict": dict(tensors), "num_classes": rows, "source": None, "file": None}
+    if not tensors:
+        raise CheckpointError(f"no tensors for model {name!r}; timm would go and fetch some")
+    nowhere = dict.fromkeys(("source", "file", "url", "hf_hub_id"))
+    overlay = {"state_dict": dict(tensors), "num_classes": rows, **nowhere}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
