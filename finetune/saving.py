@@ -56,7 +56,7 @@ def describe(
             data=data or {},
             results=results or {},
             lineage=lineage or [],
-            versions=versions(),
+            versions=versions(classifier.model),
         )
     except ValidationError as error:
         raise CheckpointError(f"this classifier cannot be saved: {error.errors()[0]['msg'].lower()}") from None

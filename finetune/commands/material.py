@@ -66,7 +66,8 @@ def open_material(
     """
     if data.name is None:
         raise SettingError(
-            "no target: name a data set, a folder of pictures or a CSV file with --target, for example --target kmnist"
+            "no target: name a data set with --target, for example --target kmnist, or a folder of pictures, or a CSV "
+            "file of path,label[,split]"
         )
     console = console or Console(quiet=True, results=False)
     name, found = _opened(data, data.name, root, spec, console, None if any_channels else spec.channels)

@@ -82,9 +82,10 @@ def environment(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """The libraries that a checkpoint's bytes depend on."""
-    return {name: version(name) for name in ("finetune", "torch", "torchvision", "safetensors")}
+def versions(model: str = "") -> dict[str, str]:
+    """The libraries that the bytes of a checkpoint of `model` depend on."""
+    backbones = ("timm",) if model.startswith("timm/") else ()
+    return {name: version(name) for name in ("finetune", "torch", "torchvision", "safetensors", *backbones)}
 
 
 def _processor() -> str:
