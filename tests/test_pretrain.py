@@ -110,6 +110,8 @@ def test_metadata_says_all_that_is_needed(pretrained: Path, data: Path) -> None:
         "mean": [0.1307],
         "std": [0.3081],
         "interpolation": "bilinear",
+        "crop": 1.0,
+        "resize": "squash",
     }
     assert found["recipe"] == report["recipe"] and found["recipe"]["data"]["validation"] == 60
     test = {k: v for k, v in report["results"]["test"].items() if k not in ("per_class", "confusion")}
