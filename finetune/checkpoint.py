@@ -197,6 +197,12 @@ def _refuse_nonsense(tensors: Mapping[str, Tensor], where: str) -> None:
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copies tensors into a network. CheckpointError listing both sides unless names, shapes and types agree."""
+    check_tensors(network, tensors, where)
+    network.load_state_dict(dict(tensors))
+
+
+def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """CheckpointError unless `load_tensors` would do; the network's own numbers do not matter."""
     wanted = {name: _kind(t) for name, t in network.state_dict().items()}
     found = {name: _kind(t) for name, t in tensors.items()}
     if wanted != found:
@@ -211,7 +217,6 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) 
         if len(unlike) > MOST_LISTED:
             lines.append(f"  and {len(unlike) - MOST_LISTED} more")
         raise CheckpointError("\n".join(lines))
-    network.load_state_dict(dict(tensors))
 
 
 def _kind(tensor: Tensor) -> str:

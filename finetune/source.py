@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.checkpoint import (
     Checkpoint,
     Metadata,
+    check_tensors,
     has_metadata,
     load_tensors,
     read_checkpoint,
@@ -121,9 +122,14 @@ def load(source: str | Path) -> Classifier:
 
 
 def _classifier(checkpoint: Checkpoint) -> Classifier:
+    import torch
+
     metadata = checkpoint.metadata
     given = metadata.input
     try:
+        with torch.device("meta"):  # a file that names a huge network has to have the tensors for it
+            outline = build_model(metadata.model, len(metadata.classes), metadata.arguments)
+        check_tensors(outline, checkpoint.tensors, str(checkpoint.path))
         network = build_model(metadata.model, len(metadata.classes), metadata.arguments)
         takes = find_model(metadata.model, metadata.arguments).input
         if given.size != takes.size:
