@@ -18,6 +18,8 @@ from finetune.checkpoint import (
     write_checkpoint,
 )
 from finetune.errors import CheckpointError, SettingError
+from finetune.hub.fetching import HubFile, fetch
+from finetune.hub.names import is_hub_source
 from finetune.models.registry import MODELS, InputSpec, build_model, model_row
 
 if TYPE_CHECKING:
@@ -28,12 +30,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded source: where it came from, what it says of itself, and the classifier."""
+    """A loaded source: where it came from, what it says of itself, and the classifier.
+
+    `hub` is hub:OWNER/NAME@COMMIT for one from the Hub, whose `path` is in the Hub's cache.
+    """
 
     path: Path
     sha256: str
     metadata: Metadata
     classifier: Classifier
+    hub: str | None = None
+
+    @property
+    def id(self) -> str:
+        """What lineage calls it: its place on the Hub, or its file's name."""
+        return self.hub or self.path.name
+
+    @property
+    def stem(self) -> str:
+        """A short name, for the names of what is made from it."""
+        return self.path.stem if self.hub is None else self.hub.partition("/")[2].partition("@")[0]
 
     @property
     def dataset(self) -> str | None:
@@ -52,25 +68,37 @@ class Source:
 
     def lineage_of_child(self) -> list[dict[str, Any]]:
         """The lineage of what is made from this source: the source itself, then its own parents."""
-        return [{"id": self.path.name, "sha256": self.sha256, "task": self.dataset}, *self.metadata.lineage]
+        return [{"id": self.id, "sha256": self.sha256, "task": self.dataset}, *self.metadata.lineage]
 
 
 def peek(source: str | Path) -> Metadata:
     """What a source says of itself, without loading torch. CheckpointError when it cannot be read."""
-    metadata = read_metadata(Path(source))
+    path, _ = _located(source)
+    metadata = read_metadata(path)
     if metadata.model not in MODELS:
         raise CheckpointError(f"{source}: made with model {metadata.model!r}, which this version does not have")
     return metadata
 
 
 def open_source(source: str | Path) -> Source:
-    """Loads and checks a checkpoint. CheckpointError when it is not one, or when its tensors do not fit its model."""
-    path = Path(source)
+    """Loads and checks a checkpoint: a file, or hub:OWNER/NAME[@REVISION], which is downloaded unless it is here.
+
+    CheckpointError when it is not one, or when its tensors do not fit its model; HubError and HubRefusal from the Hub.
+    """
+    path, hub = _located(source)
     peek(path)
     checkpoint = read_checkpoint(path)
-    opened = Source(path, checkpoint.sha256, checkpoint.metadata, _classifier(checkpoint))
+    opened = Source(path, checkpoint.sha256, checkpoint.metadata, _classifier(checkpoint), hub.id if hub else None)
     opened.classifier.origin = opened
     return opened
+
+
+def _located(source: str | Path) -> tuple[Path, HubFile | None]:
+    """The file of a source, and what the Hub said of it if it is from there."""
+    if isinstance(source, str) and is_hub_source(source):
+        found = fetch(source)
+        return found.path, found
+    return Path(source), None
 
 
 def load(source: str | Path) -> Classifier:

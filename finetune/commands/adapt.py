@@ -73,7 +73,7 @@ def adapt(
     classifier = origin.classifier
     runtime = choose_runtime(device, plan.precision)
     material = open_material(plan.data, data_root(root), plan.seed, classifier.input)
-    outputs = prepare_outputs(out, f"{origin.path.stem}-{material.name}", dump_recipe(plan), console)
+    outputs = prepare_outputs(out, f"{origin.stem}-{material.name}", dump_recipe(plan), console)
     described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
     described["lineage"] = origin.lineage_of_child()
     adapted = classifier.with_classes(material.class_names)
@@ -108,8 +108,8 @@ def adapt(
 
 def _source_summary(source: Source) -> SourceSummary:
     return SourceSummary(
-        path=str(source.path),
-        id=None,
+        path=None if source.hub else str(source.path),
+        id=source.hub,
         sha256=source.sha256,
         model=source.classifier.model,
         dataset=source.dataset,
