@@ -14,14 +14,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.api import adapt, evaluate, pretrain
+    from finetune.api import adapt, evaluate, pretrain, pull, push
     from finetune.models.classifier import Classifier, Prediction
     from finetune.reporting.report import Report
     from finetune.source import load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["Classifier", "Prediction", "Report", "adapt", "evaluate", "load", "pretrain", "save"]
+__all__ = ["Classifier", "Prediction", "Report", "adapt", "evaluate", "load", "pretrain", "pull", "push", "save"]
 
 _HOMES = {
     "Classifier": "finetune.models.classifier",
@@ -31,6 +31,8 @@ _HOMES = {
     "evaluate": "finetune.api",
     "load": "finetune.source",
     "pretrain": "finetune.api",
+    "pull": "finetune.api",
+    "push": "finetune.api",
     "save": "finetune.source",
 }
 

@@ -187,10 +187,10 @@ class Connection(BaseHTTPRequestHandler):
             raise Refused(401, "Invalid credentials in Authorization header")
         return found
 
-    def opened(self, repo: str, *, write: bool = False, content: bool = False) -> dict[str, Any]:
+    def opened(self, repo: str, *, write: bool = False, known: bool = False, content: bool = False) -> dict[str, Any]:
         """The state of a repository, if whoever asks may have it."""
         account = self.account
-        if write and account is None:
+        if (write or known) and account is None:
             raise Refused(401, "Invalid username or password.")
         mine = account is not None and repo.split("/")[0] in (account["name"], *account.get("orgs", []))
         if not self.hub.store.exists(repo) or (self.hub.store.load(repo)["private"] and not mine):
@@ -245,7 +245,7 @@ class Connection(BaseHTTPRequestHandler):
     # pushing
 
     def on_preupload(self, repo: str, rev: str) -> None:
-        state = self.opened(repo, write="create_pr" not in self.query)
+        state = self.opened(repo, write="create_pr" not in self.query, known=True)
         tree = state["commits"][self.hub.store.resolve(state, rev)]["files"]
         answers = []
         for file in json.loads(self.body)["files"]:
@@ -259,7 +259,7 @@ class Connection(BaseHTTPRequestHandler):
         self.send_json({"files": answers})
 
     def on_batch(self, repo: str) -> None:
-        self.opened(repo, write=True)
+        self.opened(repo, known=True)
         asked, objects = json.loads(self.body), []
         for item in asked["objects"]:
             answer = {"oid": item["oid"], "size": item["size"]}
@@ -271,14 +271,14 @@ class Connection(BaseHTTPRequestHandler):
         self.send_json({"transfer": "basic", "objects": objects})
 
     def on_verify(self, repo: str) -> None:
-        self.opened(repo, write=True)
+        self.opened(repo, known=True)
         asked = json.loads(self.body)
         self.hub.store.object_file(asked["oid"], asked["size"])
         self.send_json({})
 
     def on_commit(self, repo: str, rev: str) -> None:
         pull_request = "create_pr" in self.query
-        self.opened(repo, write=not pull_request)
+        self.opened(repo, write=not pull_request, known=True)
         header: dict[str, Any] = {}
         files, deleted = {}, []
         for line in self.body.splitlines():

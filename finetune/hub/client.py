@@ -27,6 +27,7 @@ STALLED = 120.0  # seconds without a byte in either direction before a connectio
 PATIENCE = 20.0  # seconds after which no further try is begun
 WAITS = (1.0, 2.0, 4.0)  # seconds before each further try
 _TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{16,}")
+_SIGNATURE = re.compile(r"(https?://[^\s?]+)\?[^\s)]+")
 _LOGIN_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -74,17 +75,24 @@ def token_origin() -> str:
 
 
 def redact(text: str) -> str:
-    """The text without the token, anything that looks like one, or a login within an address."""
-    secret = token()
+    """The text without the token, anything that looks like one, and logins and signatures within addresses."""
+    secret = _secret()
     if secret:
         text = text.replace(secret, "(token)")
-    return _LOGIN_IN_ADDRESS.sub("", _TOKEN_LIKE.sub("(token)", text))
+    text = _LOGIN_IN_ADDRESS.sub("", _TOKEN_LIKE.sub("(token)", text))
+    return _SIGNATURE.sub(r"\1", text)
 
 
 def holds_token(content: bytes) -> bool:
     """Whether bytes that are about to leave hold the token."""
-    secret = token()
-    return bool(secret) and str(secret).encode() in content
+    secret = _secret()
+    return secret is not None and secret.encode() in content
+
+
+def _secret() -> str | None:
+    """The token, unless it is too short to be one: such a text would be found by chance."""
+    found = token()
+    return found if found and len(found) >= 8 else None
 
 
 def asked(what: str, call: Callable[[], T], note: Note = silent) -> T:
@@ -93,7 +101,7 @@ def asked(what: str, call: Callable[[], T], note: Note = silent) -> T:
     `what` completes 'could not ...'. The client itself retries some requests for about 20 s; together with that no new
     try begins later than PATIENCE after the first. `call` must do no harm when it is done twice.
     """
-    from finetune.hub.faults import passing, translated
+    from finetune.hub.faults import passing, reason, translated
 
     started = time.monotonic()
     for wait in (*WAITS, None):
@@ -106,7 +114,7 @@ def asked(what: str, call: Callable[[], T], note: Note = silent) -> T:
             pause = passing(error, wait)
             if pause is None or time.monotonic() - started > PATIENCE:
                 raise translated(error, what) from None
-            note(f"could not {what} yet; trying again in {pause:.0f} s")
+            note(f"could not {what} yet ({reason(error)}); trying again in {pause:.0f} s")
         time.sleep(pause)
     raise AssertionError("the last try either returns or raises")
 
@@ -123,7 +131,7 @@ def transferred(what: str, call: Callable[[], T], note: Note = silent) -> T:
     except TransferBroken as error:
         if not _without_xet():
             raise
-        note(f"{error}; now without hf-xet")
+        note(f"{error}; now over plain HTTP, without hf-xet")
     return asked(what, call, note)
 
 

@@ -35,7 +35,17 @@ def passing(error: Exception, wait: float | None) -> float | None:
         return _asked_to_wait(error, wait) if status in PASSING_STATUS else None
     if _no_room(error) is not None:
         return None
-    return wait if _name(error) in _CUT or "Consistency check failed" in str(error) else None
+    return wait if _name(error) in _CUT or _wrong_size(error) else None
+
+
+def reason(error: Exception) -> str:
+    """Why a try failed, in a word or two."""
+    status = status_of(error)
+    return str(status) if status is not None else "a wrong size" if _wrong_size(error) else "cut off"
+
+
+def _wrong_size(error: Exception) -> bool:
+    return "Consistency check failed" in str(error)
 
 
 def translated(error: Exception, what: str) -> HubError | OutputError:
@@ -50,16 +60,18 @@ def _translated(error: Exception, failed: str) -> HubError | OutputError:
         return OutputError(f"{failed}: no room on the disk{place} ({full.strerror}); make room, or move HF_HOME")
     kind, status = _name(error), status_of(error)
     if kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError") and status is None:
-        return HubRefusal(f"{failed}: HF_HUB_OFFLINE is set, and it was not pulled before; unset it to go online")
+        return HubRefusal(f"{failed}: HF_HUB_OFFLINE is set; unset it to go online")
     if status is not None:
         return _answered(error, status, failed)
+    if _wrong_size(error):
+        return TransferBroken(f"{failed}: it arrived with another size than the Hub says; run it again")
     said = redact(str(_root(error))).strip() or kind
     if kind in _UNREACHABLE:
         return HubError(
             f"{failed}: no connection to {endpoint()} ({_first_line(said)}); check the network, HF_ENDPOINT and "
             "proxy settings. What was pulled before works with HF_HUB_OFFLINE=1"
         )
-    if kind in _CUT or "Consistency check failed" in said:
+    if kind in _CUT:
         return TransferBroken(f"{failed}: the connection to {endpoint()} broke off ({_first_line(said)}); run it again")
     return TransferBroken(f"{failed}: {kind}: {_first_line(said)}; run it again")
 
@@ -87,7 +99,8 @@ def _answered(error: Exception, status: int, failed: str) -> HubError:
         return HubRefusal(f"{failed}: {endpoint()} {who} (401){said}; {cure}")
     if status == 403:
         needed = "it needs write access to that owner's repositories"
-        return HubRefusal(f"{failed}: {token_origin()} does not permit it (403){said}; {needed}")
+        who = token_origin() if token() else "being logged out"
+        return HubRefusal(f"{failed}: {who} does not permit it (403){said}; {needed}")
     if status == 412:
         return HubError(f"{failed}: somebody changed the repository meanwhile (412); look at it and push again")
     if status == 409:

@@ -103,7 +103,8 @@ def _file(api: HfApi, remote: Remote, name: str, note: Note) -> Path:
         _discard(path)
         if is_offline():
             break
-        note(f"{name} does not have the hash that the Hub says; fetching it again")
+        if download is _download:
+            note(f"{name} does not have the hash that the Hub says; fetching it again")
     raise HubError(f"could not {what}: {_wrong_hash(mark)}; nothing was kept. {_cure()}")
 
 

@@ -53,23 +53,27 @@ def check_card(api: HfApi, card: str, note: Note = silent) -> None:
         hf_raise_for_status,
     )
 
-    def call() -> dict[str, Any]:
+    def call() -> tuple[bool, dict[str, Any]]:
         answer = get_session().post(
             f"{constants.ENDPOINT}/api/validate-yaml",
             json={"content": card, "repoType": "model"},
             headers=build_hf_headers(token=api.token),
         )
-        if answer.status_code != 400:
+        refused = answer.status_code == 400
+        if not refused:
             hf_raise_for_status(answer)
-        found: dict[str, Any] = answer.json()
-        return found
+        values = answer.json()
+        return refused, values if isinstance(values, dict) else {}
 
-    found = asked("have the model card checked", call, note)
+    refused, found = asked("have the model card checked", call, note)
     errors, warnings = ([str(e.get("message")) for e in found.get(k) or []] for k in ("errors", "warnings"))
     for text in warnings:
         note(f"the Hub on the model card: {redact(text)}")
+    if refused and not errors:
+        errors = [str(found.get("error") or "it does not say why")]
     if errors:
-        raise HubRefusal("the Hub does not accept the model card; nothing was uploaded\n  " + "\n  ".join(errors))
+        said = redact("\n  ".join(errors))
+        raise HubRefusal(f"the Hub does not accept the model card; nothing was uploaded\n  {said}")
 
 
 def check_tag(api: HfApi, remote: Remote | None, files: Files, tag: str, note: Note = silent) -> None:
