@@ -7,7 +7,7 @@ with the port and the authorization that came with it. Accounts are in DIR/accou
 DIR/faults.json is a list of planted faults, looked at on every request; the first that fits is used:
 {"method": "GET", "path": regex, "skip": 0, "times": 1, and one of
  "status": 500 (with "code", "message", "headers"), "cut": bytes sent before the connection ends, "cut_after": true
- (the request is carried out, then the connection ends without an answer), "flip": true (one byte), "short": true,
+ (the request is carried out, then the connection ends without an answer), "flip": true (one byte), "replace": [[old, new], ...], "short": true,
  "sleep": seconds}. DIR/options.json: {"preupload_oid": false} leaves out what that answer need not have.
 """
 
@@ -144,6 +144,8 @@ class Connection(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         sent = content
+        for old, new in self.fault.get("replace", []):
+            sent = content = sent.replace(old.encode(), new.encode())
         if self.fault.get("flip"):
             middle = len(sent) // 2
             sent = sent[:middle] + bytes([sent[middle] ^ 1]) + sent[middle + 1 :]

@@ -1,9 +1,12 @@
-"""Everything that can go wrong on the way to the Hub ends in one clear message, and never in half a file or two commits."""
+"""What goes wrong on the way to the Hub ends in one clear message, and never in half a file or in two commits."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -35,6 +38,15 @@ def no_faults(hub):
     hub.plant()
 
 
+SEEDS = itertools.count(100)
+
+
+def unseen(hub):
+    """A checkpoint whose weights the Hub does not have yet, so that they have to be sent."""
+    seed = next(SEEDS)
+    return make_checkpoint(hub.work / f"unseen{seed}.safetensors", seed=seed)
+
+
 def blobs(home):
     """What the cache holds under its name: finished files only may be there."""
     return [p for p in home.rglob("*") if p.is_file() and "blobs" in p.parts]
@@ -53,10 +65,10 @@ PULL_FAULTS = {
     "one byte wrong, always": ({"path": "/get/", "flip": True, "times": 9}, "does not have the sha256"),
     "a wrong config, always": ({"path": "/config.json", "method": "GET", "flip": True, "times": 9}, "git sha1"),
     "the storage refuses": ({"path": "/get/", "status": 403, "times": 9}, "403"),
-    "the storage lost it": ({"path": "/get/", "status": 404, "times": 9}, "404"),
+    "the storage lost it": ({"path": "/get/", "status": 404, "times": 9}, "not found (404)"),
     "not allowed": ({"path": "/api/models/ada/cnn", "status": 403, "times": 9}, "does not permit it (403)"),
     "a status nobody expects": ({"path": "/api/models/ada/cnn", "status": 418, "times": 9}, "418"),
-    "not the Hub at all": ({"path": "/api/models/ada/cnn", "status": 404, "times": 9}, "no such repository"),
+    "not the Hub at all": ({"path": "/api/models/ada/cnn", "status": 404, "times": 9}, "check OWNER/NAME"),
 }
 
 
@@ -121,10 +133,12 @@ PUSH_FAULTS = {
 
 
 @pytest.mark.parametrize("case", PUSH_FAULTS)
-def test_a_fault_that_passes_ends_in_one_commit(hub: Loopback, checkpoint, case):
+def test_a_fault_that_passes_ends_in_one_commit(hub: Loopback, case):
+    checkpoint = unseen(hub)
     repo = "ada/once-" + hashlib.sha256(case.encode()).hexdigest()[:6]
     hub.plant({"times": 1, **PUSH_FAULTS[case]})
     hub.worked("push", checkpoint, repo, "--tag", "v1")
+    assert json.loads((hub.store.root / "faults.json").read_text())[0]["times"] == 0, "the fault was met"
     assert [c["title"] for c in hub.commits(repo)[1:]] == ["initial commit"]
     assert hub.files(repo)["model.safetensors"] == checkpoint.read_bytes()
     assert hub.store.load(repo)["tags"] == {"v1": hub.commits(repo)[0]["id"]}
@@ -140,7 +154,8 @@ STOPPED = {
 
 
 @pytest.mark.parametrize("case", STOPPED)
-def test_a_push_that_stopped_ends_in_one_commit_when_run_again(hub: Loopback, checkpoint, case):
+def test_a_push_that_stopped_ends_in_one_commit_when_run_again(hub: Loopback, case):
+    checkpoint = unseen(hub)
     fault, code, says = STOPPED[case]
     repo = "ada/stop-" + hashlib.sha256(case.encode()).hexdigest()[:6]
     hub.plant(fault)
@@ -151,7 +166,9 @@ def test_a_push_that_stopped_ends_in_one_commit_when_run_again(hub: Loopback, ch
 
 
 @pytest.mark.parametrize("moment", ["/put/", "/commit/main"])
-def test_a_push_that_is_killed_ends_in_one_commit_when_run_again(hub: Loopback, checkpoint, moment):
+def test_a_push_that_is_killed_ends_in_one_commit_when_run_again(hub: Loopback, moment):
+    checkpoint = unseen(hub)
+    before = len(hub.log())
     repo = "ada/killed-" + moment.strip("/").replace("/", "-")
     hub.plant({"path": moment, "sleep": 60})
     process = subprocess.Popen(
@@ -161,7 +178,7 @@ def test_a_push_that_is_killed_ends_in_one_commit_when_run_again(hub: Loopback, 
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 30
-    while not any(moment in row["path"] and repo in hub_repo(row, repo) for row in hub.log()):
+    while not any(moment in row["path"] for row in hub.log()[before:]):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -169,11 +186,6 @@ def test_a_push_that_is_killed_ends_in_one_commit_when_run_again(hub: Loopback, 
     hub.plant()
     hub.worked("push", checkpoint, repo)
     assert len(hub.commits(repo)) == 2 and hub.files(repo)["model.safetensors"] == checkpoint.read_bytes()
-
-
-def hub_repo(row, repo):
-    """A row's path, with the repository for those that do not name it: an object is put for the newest push only."""
-    return row["path"] + (repo if "/put/" in row["path"] else "")
 
 
 def test_somebody_elses_push_in_between_is_not_replaced(hub: Loopback, checkpoint):
@@ -198,19 +210,21 @@ def test_somebody_elses_push_in_between_is_not_replaced(hub: Loopback, checkpoin
     assert [c["title"] for c in hub.commits("ada/raced")] == ["by hand", "by hand", "initial commit"]
 
 
-def test_an_upload_that_is_damaged_on_the_way_is_noticed(hub: Loopback, checkpoint):
-    """The Hub tells another hash afterwards than what is here, so the push does not end well."""
-    hub.worked("push", checkpoint, "ada/damaged")
-    head = hub.commits("ada/damaged")[0]["id"]
-    hub.plant({"path": f"/revision/{head}", "times": 0})
-    other = make_checkpoint(hub.work / "other.safetensors", seed=3)
-    state = json.dumps([{"path": "/api/models/ada/damaged/revision/", "times": 9, "status": 500}])
-    (hub.store.root / "faults.json").write_text(state)
-    done = hub.run("push", other, "ada/damaged", "--yes", "--quiet")
-    assert done.code == 1 and "500" in done.err
+def test_what_the_hub_has_after_the_commit_is_looked_at(hub: Loopback):
+    checkpoint = unseen(hub)
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    hub.plant({"path": "/api/models/ada/damaged/revision/", "replace": [[digest, "0" * 64]], "times": 9})
+    said = hub.refused("push", checkpoint, "ada/damaged", code=1)
+    assert "model.safetensors arrived damaged" in said and "push again" in said
+
+
+def test_a_push_that_cannot_be_looked_at_afterwards_is_found_again(hub: Loopback):
+    checkpoint = unseen(hub)
+    hub.plant({"path": "/api/models/ada/unseen/revision/", "times": 9, "status": 403})
+    hub.refused("push", checkpoint, "ada/unseen")
     hub.plant()
-    assert "no new commit" in hub.worked("push", other, "ada/damaged").out
-    assert len(hub.commits("ada/damaged")) == 3
+    assert "no new commit" in hub.worked("push", checkpoint, "ada/unseen").out
+    assert len(hub.commits("ada/unseen")) == 2
 
 
 @pytest.mark.skipif(__import__("importlib.util").util.find_spec("hf_xet") is None, reason="hf-xet is not installed")
@@ -222,8 +236,30 @@ def test_with_hf_xet_present_a_hub_without_it_is_served_over_http(hub: Loopback,
     assert out.read_bytes() == checkpoint.read_bytes()
 
 
-def test_quiet_is_quiet_and_progress_is_for_terminals(hub: Loopback, pushed, tmp_path):
+def test_quiet_is_quiet_and_bars_are_for_terminals(hub: Loopback, pushed, tmp_path):
     done = hub.worked("pull", pushed, "--out", tmp_path / "x.safetensors", "--quiet")
     assert done.err == ""
-    done = hub.worked("pull", pushed, "--out", tmp_path / "y.safetensors")
-    assert "%" not in done.err.replace("90.00 %", "")
+    done = hub.worked("pull", pushed, "--out", tmp_path / "x.safetensors")
+    assert "%" not in done.err
+    assert "%|" in on_terminal(hub, "pull", pushed, "--out", tmp_path / "y.safetensors")
+    assert on_terminal(hub, "pull", pushed, "--quiet", "--out", tmp_path / "z.safetensors") == ""
+
+
+def on_terminal(hub, *words):
+    """What a command that works says on standard error, when that is a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune", *map(str, words)],
+        stderr=theirs,
+        stdout=subprocess.DEVNULL,
+        env=hub.environment(hub.new_home()),
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while piece := os.read(ours, 4096):
+            said += piece
+    except OSError:  # a terminal whose other end is closed
+        pass
+    assert process.wait(timeout=30) == 0, said
+    return said.decode()

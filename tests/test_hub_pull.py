@@ -1,4 +1,4 @@
-"""`finetune pull` and `hub:` sources against a loopback Hub: the same bytes, the right commit, and offline afterwards."""
+"""`finetune pull` and `hub:` sources against a loopback Hub: the same bytes, the right commit, offline afterwards."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_gated_repositories_say_how_to_ask(hub: Loopback, checkpoint, tmp_path):
         ({"pytorch_model.bin": b"PK\x03\x04 pickle"}, "only pickles (pytorch_model.bin)"),
         ({"README.md": b"# hello"}, "no weights"),
         ({"a.safetensors": b"1", "b.safetensors": b"2"}, "weights in parts"),
-        ({"model.safetensors": b"\x80\x04pickle under a good name"}, "not a safetensors file"),
+        ({"model.safetensors": b"\x80\x04pickle under a good name"}, "this is a pickle"),
         ({"model.safetensors": b""}, "empty"),
     ],
 )
@@ -218,11 +218,17 @@ def timm_checkpoint(path):
         "arguments": {"in_chans": 1},
         "classes": ["ash", "oak", "yew"],
         "input": {"channels": 1, "size": 64, "mean": [0.4], "std": [0.3], "interpolation": "bilinear"},
-        **{"recipe": {}, "data": {}, "results": {}, "lineage": [{"id": "timm:test_resnet.r160_in1k"}], "versions": {}},
-    }
+        "lineage": [{"id": "timm:test_resnet.r160_in1k"}],
+    } | {key: {} for key in ("recipe", "data", "results", "versions")}
     write_checkpoint(path, model.state_dict(), Metadata.model_validate(values))
     images = torch.rand(2, 1, 64, 64)
     return images, model(images).detach()
+
+
+def timm_features():
+    import timm
+
+    return timm.create_model("test_resnet", num_classes=3).num_features
 
 
 @pytest.mark.skipif(not TIMM_WORKS, reason="timm and transformers are not both installed")
@@ -233,7 +239,7 @@ def test_stock_timm_and_transformers_load_what_was_pushed(hub: Loopback, tmp_pat
     images, logits = timm_checkpoint(path)
     hub.worked("push", path, "ada/trees")
     config = json.loads(hub.files("ada/trees")["config.json"])
-    assert config["num_features"] == 256 or config["num_features"] > 0
+    assert config["num_features"] == timm_features()
     card = hub.files("ada/trees")["README.md"].decode()
     assert 'timm.create_model("hf_hub:ada/trees"' in card and "base_model: timm/test_resnet.r160_in1k" in card
     torch.save((images, logits), tmp_path / "wanted.pt")
@@ -253,7 +259,8 @@ assert (theirs(pixel_values=images).logits - logits).abs().max() < 1e-5
 assert theirs.config.id2label == {{0: "ash", 1: "oak", 2: "yew"}}, theirs.config.id2label
 from finetune.hub.fetching import fetch
 config = fetch("hub:ada/trees").config
-assert (config.model, config.label_names, config.model_args) == ("timm/test_resnet", ("ash", "oak", "yew"), {{"in_chans": 1}})
+assert (config.model, config.label_names) == ("timm/test_resnet", ("ash", "oak", "yew"))
+assert config.model_args == {{"in_chans": 1}}
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env=hub.environment(hub.new_home()), capture_output=True, text=True, check=False
@@ -268,6 +275,8 @@ def test_other_peoples_timm_repositories_are_read(hub: Loopback, tmp_path):
     config = {"architecture": "resnet18", "num_classes": 2, "label_names": ["a", "b"], "model_args": {"in_chans": 1}}
     weights = save({"fc.weight": torch.zeros(2, 512)})
     hub.add("ada/foreign", {"model.safetensors": weights, "config.json": json.dumps(config).encode()})
+    hub.add("ada/pickled", {"model.safetensors": b"\x80\x04pickle", "config.json": json.dumps(config).encode()})
+    assert "this is a pickle" in hub.refused("pull", "ada/pickled", "--out", tmp_path / "z.safetensors")
     done = hub.worked("pull", "ada/foreign", "--out", tmp_path / "x.safetensors")
     assert "timm's resnet18" in done.out and (tmp_path / "x.safetensors").read_bytes() == weights
     hub.add("ada/wrong", {"model.safetensors": weights, "config.json": json.dumps(config | {"model_args": 3}).encode()})
@@ -300,7 +309,7 @@ def test_config_json_in_all_its_forms(values, expected):
     [{"num_classes": -1}, {"num_classes": "many"}, {"label_names": [1]}, {"num_classes": 3, "label_names": ["a"]}],
 )
 def test_a_config_that_cannot_be_is_refused(values):
-    with pytest.raises(HubRefusal, match="config.json"):
+    with pytest.raises(HubRefusal, match=r"config\.json"):
         parse_config({"architecture": "resnet18", **values}, "ada/x")
 
 

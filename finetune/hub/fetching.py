@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.checkpoint import read_shapes
 from finetune.errors import HubError, HubRefusal, listed
 from finetune.hub.client import Note, is_offline, open_api, silent, transferred
 from finetune.hub.config import HubConfig, parse_config
@@ -56,7 +57,8 @@ def fetch(spec: str | HubName, *, note: Note = silent, bars: bool = False) -> Hu
     """The weights of OWNER/NAME[@REVISION], with or without `hub:`, downloaded unless the cache has them.
 
     HubRefusal for what the Hub does not have or give, or for a repository without safetensors; HubError when a
-    transfer fails; OutputError for a full disk; SettingError for a name that is none.
+    transfer fails; CheckpointError for what is no safetensors file; OutputError for a full disk; SettingError for a
+    name that is none.
     """
     name = spec if isinstance(spec, HubName) else parse_name(spec)
     api = open_api(bars=bars)
@@ -65,6 +67,7 @@ def fetch(spec: str | HubName, *, note: Note = silent, bars: bool = False) -> Hu
         raise HubRefusal(f"{name}: the repository is empty")
     weights = _weights_of(remote, name)
     path = _file(api, remote, weights, note)
+    read_shapes(path)  # CheckpointError for a pickle under a good name
     digest = remote.files[weights].sha256 or sha256_of(path)
     config, report = (_file(api, remote, n, note) if n in remote.files else None for n in (CONFIG, REPORT))
     if not is_offline():

@@ -180,6 +180,8 @@ def _tag(api: HfApi, found: Published, tag: str, note: Note) -> None:
             api.create_tag(found.repo, tag=tag, revision=found.commit)
         except HfHubHTTPError as error:
             if error.response.status_code == 409:
+                if _tags(api, found.repo, note).get(tag) == found.commit:
+                    return  # made by a try whose answer was lost
                 raise HubRefusal(
                     f"{found.repo}: pushed as {found.commit[:12]}, but the tag {tag} is taken; choose another name"
                 ) from None
