@@ -7,7 +7,8 @@ with the port and the authorization that came with it. Accounts are in DIR/accou
 DIR/faults.json is a list of planted faults, looked at on every request; the first that fits is used:
 {"method": "GET", "path": regex, "skip": 0, "times": 1, and one of
  "status": 500 (with "code", "message", "headers"), "cut": bytes sent before the connection ends, "cut_after": true
- (the request is carried out, then the connection ends without an answer), "flip": true (one byte), "replace": [[old, new], ...], "short": true,
+ (the request is carried out, then the connection ends without an answer), "flip": true (one byte), "short": true,
+ "replace": [[old, new], ...] in the answer,
  "sleep": seconds}. DIR/options.json: {"preupload_oid": false} leaves out what that answer need not have.
 """
 

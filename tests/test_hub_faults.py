@@ -10,6 +10,7 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -248,6 +249,7 @@ def test_quiet_is_quiet_and_bars_are_for_terminals(hub: Loopback, pushed, tmp_pa
 def on_terminal(hub, *words):
     """What a command that works says on standard error, when that is a terminal."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
     process = subprocess.Popen(
         [sys.executable, "-m", "finetune", *map(str, words)],
         stderr=theirs,

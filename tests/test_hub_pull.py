@@ -241,6 +241,7 @@ def test_stock_timm_and_transformers_load_what_was_pushed(hub: Loopback, tmp_pat
     config = json.loads(hub.files("ada/trees")["config.json"])
     assert config["num_features"] == timm_features()
     card = hub.files("ada/trees")["README.md"].decode()
+    assert "\nlicense: apache-2.0\n" in card and config["pretrained_cfg"]["license"] == "apache-2.0"
     assert 'timm.create_model("hf_hub:ada/trees"' in card and "base_model: timm/test_resnet.r160_in1k" in card
     torch.save((images, logits), tmp_path / "wanted.pt")
     code = f"""

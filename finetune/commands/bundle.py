@@ -14,9 +14,9 @@ from finetune.commands.recipes import open_recipe
 from finetune.data.catalog import ALIASES, DATASETS
 from finetune.errors import CheckpointError, RecipeError
 from finetune.hub.card import CardFacts, DataFacts, data_title, is_result, licence_of, model_card, text_of_json
-from finetune.hub.config import config_of
+from finetune.hub.config import TIMM, config_of
 from finetune.hub.fetching import CARD, CONFIG, RECIPE, REPORT, WEIGHTS
-from finetune.hub.metadata import base_of, check_card_here
+from finetune.hub.metadata import LICENCES, BaseModel, base_of, check_card_here
 from finetune.hub.names import HubName
 from finetune.recipe.reader import dump_recipe
 from finetune.reporting.tables import percent
@@ -49,11 +49,12 @@ def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
     metadata = read_metadata(checkpoint)
     config = config_of(metadata, read_shapes(checkpoint))
     report, remarks = _report(checkpoint, metadata)
-    licence = licence or licence_of(config.get("pretrained_cfg", {})) or "unknown"
+    base = base_of(metadata.lineage)
+    licence = _licence(licence, base, config)
     if licence == "unknown":
         remarks.append("no licence is named, so the card says unknown; name one with --license, for example mit")
     verdicts = _verdicts(report)
-    card = model_card(CardFacts(name.repo, metadata, _data(metadata), base_of(metadata.lineage), licence, verdicts))
+    card = model_card(CardFacts(name.repo, metadata, _data(metadata), base, licence, verdicts))
     check_card_here(card)
     files: dict[str, bytes | Path] = {
         WEIGHTS: checkpoint,
@@ -63,6 +64,16 @@ def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
         CARD: card.encode(),
     }
     return Bundle(metadata, files, headline(metadata), tuple(remarks))
+
+
+def _licence(given: str | None, base: BaseModel | None, config: dict[str, Any]) -> str:
+    """The licence that was named, else that of the timm weights it started from; written into timm's settings too."""
+    settings = config.get("pretrained_cfg", {})
+    timms = licence_of(settings) if base is not None and base.id.startswith(TIMM) else None
+    found = given or (timms if timms is None or timms in LICENCES else "other") or "unknown"
+    if settings:
+        settings["license"] = found
+    return found
 
 
 def headline(metadata: Metadata) -> str:
