@@ -9,7 +9,7 @@ DIR/faults.json is a list of planted faults, looked at on every request; the fir
  "status": 500 (with "code", "message", "headers"), "cut": bytes sent before the connection ends, "cut_after": true
  (the request is carried out, then the connection ends without an answer), "flip": true (one byte), "short": true,
  "replace": [[old, new], ...] in the answer,
- "sleep": seconds}. DIR/options.json: {"preupload_oid": false} leaves out what that answer need not have.
+ "sleep": seconds}. DIR/options.json: {"preupload_oid": false, "blobs": false, "refs": false} makes a poorer Hub.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ class Connection(BaseHTTPRequestHandler):
         state = self.opened(repo)
         oid = self.hub.store.resolve(state, rev)
         files = state["commits"][oid]["files"]
-        blobs = "blobs" in self.query
+        blobs = "blobs" in self.query and self.hub.read("options.json", {}).get("blobs", True)
         siblings = []
         for path, entry in files.items():
             row: dict[str, Any] = {"rfilename": path}
@@ -358,6 +358,8 @@ class Connection(BaseHTTPRequestHandler):
 
     def on_refs(self, repo: str) -> None:
         state = self.opened(repo)
+        if not self.hub.read("options.json", {}).get("refs", True):
+            raise Refused(404, "no such page")
 
         def listed(refs: str, prefix: str) -> list[dict[str, str]]:
             return [{"name": n, "ref": prefix + n, "targetCommit": oid} for n, oid in state[refs].items()]

@@ -67,6 +67,21 @@ def test_nothing_new_is_committed_for_a_hub_that_does_not_tell_hashes_beforehand
     assert len(hub.commits("ada/same")) == 2
 
 
+def test_a_poorer_hub_does_too(hub: Loopback, checkpoint, tmp_path):
+    """Without hashes in the list of files, and without a list of refs."""
+    hub.options(blobs=False, refs=False)
+    for _ in range(2):
+        hub.worked("push", checkpoint, "ada/poor", "--tag", "v1", "--license", "mit")
+        assert len(hub.commits("ada/poor")) == 2
+        assert hub.store.load("ada/poor")["tags"] == {"v1": hub.commits("ada/poor")[0]["id"]}
+    hub.worked("pull", "ada/poor@v1", "--out", tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").read_bytes() == checkpoint.read_bytes()
+    other = make_checkpoint(tmp_path / "other.safetensors", seed=9)
+    assert "holds another model" in hub.refused("push", other, "ada/poor")
+    hub.plant({"path": "/get/", "flip": True, "times": 9})
+    assert "sha256" in hub.refused("pull", "ada/poor", "--out", tmp_path / "y.safetensors", code=1)
+
+
 def test_a_changed_card_changes_one_file_and_needs_no_yes(hub: Loopback, checkpoint):
     hub.worked("push", checkpoint, "ada/licensed")
     done = hub.worked("push", checkpoint, "ada/licensed", "--license", "mit")
@@ -177,7 +192,7 @@ def test_a_dry_run_sends_nothing_and_shows_what_would_go(hub: Loopback, checkpoi
         (["ada/x--y"], "OWNER/NAME"),
         (["ada/../x"], "OWNER/NAME"),
         (["ada/x", "--license", "apache"], "did you mean 'apache-2.0'"),
-        (["ada/x", "--tag", "a b"], "after @ expected"),
+        (["ada/x", "--tag", "a b"], "--tag: expected"),
     ],
 )
 def test_what_is_typed_wrongly_is_said_before_any_request(hub: Loopback, checkpoint, words, says):

@@ -15,9 +15,8 @@ from finetune.data.catalog import ALIASES, DATASETS
 from finetune.errors import CheckpointError, RecipeError
 from finetune.hub.card import CardFacts, DataFacts, data_title, is_result, licence_of, model_card, text_of_json
 from finetune.hub.config import TIMM, config_of
-from finetune.hub.fetching import CARD, CONFIG, RECIPE, REPORT, WEIGHTS
 from finetune.hub.metadata import LICENCES, BaseModel, base_of, check_card_here
-from finetune.hub.names import HubName
+from finetune.hub.names import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
 from finetune.recipe.reader import dump_recipe
 from finetune.reporting.tables import percent
 from finetune.reporting.verdict import Comparison, sentence

@@ -12,9 +12,8 @@ from finetune.checkpoint import write_whole
 from finetune.commands.bundle import Bundle, make_bundle
 from finetune.errors import OutputError, SettingError
 from finetune.hub.client import endpoint, logged_in, open_api, redact
-from finetune.hub.fetching import CARD, CONFIG, WEIGHTS
 from finetune.hub.metadata import check_licence
-from finetune.hub.names import HubName, parse_name
+from finetune.hub.names import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name
 from finetune.hub.publishing import Published, check_card, check_private, check_tag, publish
 from finetune.hub.remote import Remote, look_if_there, sha256_of
 from finetune.hub.standing import describe_remote
@@ -68,7 +67,7 @@ def push(
     name = parse_name(repository, revision_allowed=False)
     path = _file_of(checkpoint)
     if tag is not None:
-        parse_name(f"{name}@{tag}")
+        check_revision(tag, "--tag:")
     if tag is not None and create_pr:
         raise SettingError("--tag with --create-pr: a tag names what is on main, and a pull request is not; drop one")
     bundle = make_bundle(path, name, check_licence(licence) if licence else None)
@@ -80,7 +79,7 @@ def push(
     api = open_api(bars=not console.quiet)
     console.note(f"pushing to {name} on {endpoint()} as {logged_in(api, console.note)}")
     there = look_if_there(api, name, console.note)
-    if private and there is not None and not there.private:
+    if private and there is not None and there.private is False:
         raise SettingError(f"--private: {name} is there and public; make it private in its settings, or drop --private")
     if not create_pr:
         _ask(api, there, bundle, yes, confirm, console)

@@ -11,8 +11,8 @@ from typing import Any
 
 from finetune.checkpoint import Metadata
 from finetune.hub.config import TIMM
-from finetune.hub.fetching import CARD, CONFIG, RECIPE, REPORT, WEIGHTS
 from finetune.hub.metadata import BaseModel, card_header
+from finetune.hub.names import CARD, CONFIG, RECIPE, REPORT, WEIGHTS
 
 ROWS = {
     "before": "before: the source as it is",

@@ -11,17 +11,11 @@ from finetune.checkpoint import read_shapes
 from finetune.errors import HubError, HubRefusal, listed
 from finetune.hub.client import Note, is_offline, open_api, silent, transferred
 from finetune.hub.config import HubConfig, parse_config
-from finetune.hub.names import PREFIX, HubName, parse_name
-from finetune.hub.remote import Mark, Remote, look, read_json, remember, sha256_of
+from finetune.hub.names import CONFIG, PREFIX, REPORT, WEIGHTS, HubName, parse_name
+from finetune.hub.remote import Mark, Remote, cached_mark, look, read_json, remember, sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-RECIPE = "recipe.yaml"
-REPORT = "report.json"
-CARD = "README.md"
 
 SAFE = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".joblib")
@@ -101,6 +95,7 @@ def _file(api: HfApi, remote: Remote, name: str, note: Note) -> Path:
     for download in (_download, _download_again):
         # Plain HTTP compares sizes only, and what is in the cache is not looked at at all.
         path = Path(transferred(what, partial(download, api, remote, name), note))
+        mark = mark if mark.is_known else cached_mark(path)  # the client names a blob by what the Hub said of it
         if mark.fits(path):
             return path
         _discard(path)

@@ -1,4 +1,4 @@
-"""Names of repositories on the Hub as a person types them: OWNER/NAME[@REVISION], with `hub:` before it in a source."""
+"""Names on the Hub: of repositories as a person types them, OWNER/NAME[@REVISION], and of the files of a push."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from finetune.errors import SettingError
 
 PREFIX = "hub:"
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+RECIPE = "recipe.yaml"
+REPORT = "report.json"
+CARD = "README.md"
+OUR_FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, CARD)
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _REPO = re.compile(rf"{_PART}/[A-Za-z0-9._](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
@@ -56,6 +63,12 @@ def parse_name(text: str, *, revision_allowed: bool = True) -> HubName:
         )
     if at and not revision_allowed:
         raise SettingError(f"{text!r}: a push goes to the branch main; name its result with --tag instead of @")
-    if at and (not revision or _BAD_REVISION.search(revision)):
-        raise SettingError(f"{text!r}: after @ expected a branch, a tag or a commit, for example @v1")
+    if at:
+        check_revision(revision, f"{text!r}: after @")
     return HubName(repo, revision or None)
+
+
+def check_revision(text: str, where: str) -> None:
+    """SettingError, beginning with `where`, unless the text can be the name of a branch, tag or commit."""
+    if not text or _BAD_REVISION.search(text):
+        raise SettingError(f"{where} expected the name of a branch, tag or commit, for example v1; found {text!r}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError, HubError, HubRefusal
 from finetune.hub.client import Note, asked, endpoint, holds_token, redact, silent, transferred
+from finetune.hub.faults import RepositoryMissing
 from finetune.hub.names import HubName
 from finetune.hub.remote import Remote, look, look_if_there
 
@@ -80,8 +81,8 @@ def check_tag(api: HfApi, remote: Remote | None, files: Files, tag: str, note: N
     """HubRefusal when the tag is taken by other content, before anything is uploaded."""
     if remote is None:
         return
-    taken = _tags(api, remote.repo, note).get(tag)
-    if taken is not None and not (taken == remote.commit and remote.holds(files)):
+    taken = _commit_of_tag(api, remote.repo, tag, note)
+    if taken is not None and not (taken == remote.commit and not remote.contradicts(files)):
         raise HubRefusal(
             f"{remote.repo}: the tag {tag} is taken by commit {taken[:12]}; choose another name for this one"
         )
@@ -137,7 +138,7 @@ def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: b
             parent_commit=before.commit,
             create_pr=create_pr,
         )
-        return Published(name.repo, made.oid, True, (), redact(made.commit_url), made.pr_url)
+        return Published(name.repo, made.oid, made.oid != before.commit, (), redact(made.commit_url), made.pr_url)
 
     found = transferred(f"push to {name}", once, note)
     _check_arrived(api, found, files, note)
@@ -147,7 +148,7 @@ def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: b
 def _check_arrived(api: HfApi, found: Published, files: Files, note: Note) -> None:
     """HubError unless the new commit has the files as they are here."""
     arrived = look(api, HubName(found.repo, found.commit), note)
-    wrong = arrived.changed(files)
+    wrong = arrived.contradicts(files)
     if wrong:
         raise HubError(f"{found.repo}: {', '.join(wrong)} arrived damaged in commit {found.commit[:12]}; push again")
 
@@ -172,7 +173,7 @@ def _proposed(api: HfApi, remote: Remote, files: Files, note: Note) -> Published
 def _tag(api: HfApi, found: Published, tag: str, note: Note) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
-    if _tags(api, found.repo, note).get(tag) == found.commit:
+    if _commit_of_tag(api, found.repo, tag, note) == found.commit:
         return
 
     def call() -> None:
@@ -180,7 +181,7 @@ def _tag(api: HfApi, found: Published, tag: str, note: Note) -> None:
             api.create_tag(found.repo, tag=tag, revision=found.commit)
         except HfHubHTTPError as error:
             if error.response.status_code == 409:
-                if _tags(api, found.repo, note).get(tag) == found.commit:
+                if _commit_of_tag(api, found.repo, tag, note) == found.commit:
                     return  # made by a try whose answer was lost
                 raise HubRefusal(
                     f"{found.repo}: pushed as {found.commit[:12]}, but the tag {tag} is taken; choose another name"
@@ -190,6 +191,12 @@ def _tag(api: HfApi, found: Published, tag: str, note: Note) -> None:
     asked(f"tag {found.repo} as {tag}", call, note)
 
 
-def _tags(api: HfApi, repo: str, note: Note) -> dict[str, str]:
-    refs = asked(f"read the tags of {repo}", lambda: api.list_repo_refs(repo), note)
-    return {ref.name: ref.target_commit for ref in refs.tags}
+def _commit_of_tag(api: HfApi, repo: str, tag: str, note: Note) -> str | None:
+    """The commit that a tag names, None for one that is free; a Hub without a list of refs is asked for the tag."""
+    try:
+        refs = asked(f"read the tags of {repo}", lambda: api.list_repo_refs(repo), note)
+    except RepositoryMissing:
+        with contextlib.suppress(HubRefusal):
+            return look(api, HubName(repo, tag), note).commit
+        return None
+    return {ref.name: ref.target_commit for ref in refs.tags}.get(tag)

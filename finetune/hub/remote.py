@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from finetune.checkpoint import write_whole
 from finetune.errors import HubRefusal, OutputError
 from finetune.hub.client import Note, asked, is_offline, silent
 from finetune.hub.faults import RepositoryMissing
-from finetune.hub.names import HubName
+from finetune.hub.names import OUR_FILES, HubName
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -49,7 +50,7 @@ class Remote:
     repo: str
     commit: str | None
     files: Mapping[str, Mark]
-    private: bool = False
+    private: bool | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def holds(self, files: Mapping[str, bytes | Path]) -> bool:
@@ -61,6 +62,10 @@ class Remote:
         unknown = Mark(None, None)
         marks = {name: self.files.get(name, unknown) for name in files}
         return [name for name, content in files.items() if not (marks[name].is_known and marks[name].fits(content))]
+
+    def contradicts(self, files: Mapping[str, bytes | Path]) -> list[str]:
+        """The names of those files that are missing, or are known to have another content."""
+        return [n for n, content in files.items() if n not in self.files or not self.files[n].fits(content)]
 
 
 def sha256_of(content: bytes | Path) -> str:
@@ -95,9 +100,14 @@ def look(api: HfApi, name: HubName, note: Note = silent) -> Remote:
         f"look at {name}", lambda: api.model_info(name.repo, revision=name.revision, files_metadata=True), note
     )
     files = {file.rfilename: _mark(file) for file in info.siblings or []}
+    for file in OUR_FILES:
+        if file in files and info.sha and not files[file].is_known:
+            files[file] = asked(
+                f"look at {file} of {name}", partial(_mark_of_head, api, name.repo, info.sha, file), note
+            )
     # The client's own card object drops what it does not know, so the plain mapping is kept.
     card = info.card_data.to_dict() if info.card_data is not None else {}  # type: ignore[no-untyped-call]
-    return Remote(name.repo, info.sha, files, bool(info.private), card)
+    return Remote(name.repo, info.sha, files, info.private, card)
 
 
 def look_if_there(api: HfApi, name: HubName, note: Note = silent) -> Remote | None:
@@ -113,6 +123,17 @@ def _mark(file: Any) -> Mark:
         return Mark(str(file.lfs.sha256), None)
     blob = file.blob_id
     return Mark(None, blob if isinstance(blob, str) and _SHA1.fullmatch(blob) else None)
+
+
+def _mark_of_head(api: HfApi, repo: str, commit: str, file: str) -> Mark:
+    """How a file is known where the list of files does not tell: from the head of its download."""
+    from huggingface_hub import hf_hub_url
+
+    found = api.get_hf_file_metadata(url=hf_hub_url(repo, file, revision=commit, endpoint=api.endpoint)).etag or ""
+    return Mark(
+        found if _SHA256.fullmatch(found) else None,
+        found if _SHA1.fullmatch(found) else None,
+    )
 
 
 # The cache's layout is documented: models--OWNER--NAME/{blobs/HASH, refs/REVISION, snapshots/COMMIT/FILE -> blob}.
@@ -152,7 +173,7 @@ def _cached(name: HubName) -> Remote:
             f"could not look at {name}: HF_HUB_OFFLINE is set, and the cache at {folder.parent} does not have it{has}; "
             "pull it once without HF_HUB_OFFLINE"
         )
-    files = {p.relative_to(snapshot).as_posix(): _cached_mark(p) for p in sorted(snapshot.rglob("*")) if p.is_file()}
+    files = {p.relative_to(snapshot).as_posix(): cached_mark(p) for p in sorted(snapshot.rglob("*")) if p.is_file()}
     return Remote(name.repo, commit, files)
 
 
@@ -161,7 +182,7 @@ def _only_start(snapshots: Path, start: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _cached_mark(path: Path) -> Mark:
+def cached_mark(path: Path) -> Mark:
     """The cache keeps a blob under the name of its hash, where the file system has symbolic links."""
     blob = path.resolve().name
     if _SHA256.fullmatch(blob):

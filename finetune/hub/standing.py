@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import HubError, OutputError
 from finetune.hub.client import Note, asked, silent
 from finetune.hub.config import OURS
-from finetune.hub.fetching import CONFIG, WEIGHTS
+from finetune.hub.names import CONFIG, WEIGHTS
 from finetune.hub.remote import Remote, read_json
 
 if TYPE_CHECKING:
