@@ -19,12 +19,12 @@ from finetune.checkpoint import Metadata, write_checkpoint
 
 TESTS = Path(__file__).parent
 TOKEN = "hf_" + "aDaLovElAcE" * 3
-ORG_TOKEN = "hf_" + "bObbYtAbLeS" * 3
+OTHER_TOKEN = "bobs-token-of-another-form-0123456789"
 READ_TOKEN = "hf_" + "rEaDoNlY" * 4
 STRANGE_TOKEN = "hf_" + "nObOdYs" * 5
 ACCOUNTS = {
     TOKEN: {"name": "ada", "orgs": ["lab"]},
-    ORG_TOKEN: {"name": "bob"},
+    OTHER_TOKEN: {"name": "bob"},
     READ_TOKEN: {"name": "ada", "orgs": ["lab"], "write": False},
 }
 

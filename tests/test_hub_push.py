@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_home import ORG_TOKEN, READ_TOKEN, STRANGE_TOKEN, TOKEN, Loopback, loopback, make_checkpoint, write_report
+from hub_home import OTHER_TOKEN, READ_TOKEN, STRANGE_TOKEN, TOKEN, Loopback, loopback, make_checkpoint, write_report
 from hub_rules import card_data, card_faults
 
 from finetune.cli import cli
@@ -148,8 +148,8 @@ def test_a_pull_request_proposes_once_and_leaves_main(hub: Loopback, checkpoint,
 
 def test_somebody_without_write_access_may_still_propose(hub: Loopback, checkpoint, other):
     hub.worked("push", checkpoint, "ada/open")
-    assert "403" in hub.refused("push", other, "ada/open", "--yes", HF_TOKEN=ORG_TOKEN)
-    assert "/discussions/1" in hub.worked("push", other, "ada/open", "--create-pr", HF_TOKEN=ORG_TOKEN).out
+    assert "403" in hub.refused("push", other, "ada/open", "--yes", HF_TOKEN=OTHER_TOKEN)
+    assert "/discussions/1" in hub.worked("push", other, "ada/open", "--create-pr", HF_TOKEN=OTHER_TOKEN).out
 
 
 def test_private_is_for_new_repositories(hub: Loopback, checkpoint):
