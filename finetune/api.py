@@ -12,6 +12,10 @@ from finetune.commands.adapt import adapt as _adapt
 from finetune.commands.evaluate import Evaluation
 from finetune.commands.evaluate import evaluate as _evaluate
 from finetune.commands.pretrain import pretrain as _pretrain
+from finetune.commands.pull import Pulled
+from finetune.commands.pull import pull as _pull
+from finetune.commands.push import Pushed
+from finetune.commands.push import push as _push
 from finetune.commands.recipes import RecipeLike
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report
@@ -76,6 +80,41 @@ def evaluate(
 ) -> Evaluation:
     """Measures a checkpoint on the test images of the data set `data`, for the classes they share by name."""
     return _evaluate(checkpoint, data, root=data_root, device=device)
+
+
+def push(
+    checkpoint: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    message: str | None = None,
+    create_pr: bool = False,
+    licence: str | None = None,
+    replace: bool = False,
+    quiet: bool = True,
+) -> Pushed:
+    """Puts a checkpoint, its configuration, recipe, report and model card into OWNER/NAME on the Hub, in one commit.
+
+    Nothing is sent that is there already. Another model there is replaced only with `replace`. `licence` is one of the
+    Hub's identifiers, such as "mit". The token is HF_TOKEN's or the one that `hf auth login` stored.
+    """
+    return _push(
+        checkpoint,
+        repository,
+        private=private,
+        tag=tag,
+        message=message,
+        create_pr=create_pr,
+        licence=licence,
+        yes=replace,
+        console=_console(quiet),
+    )
+
+
+def pull(repository: str, *, out: str | Path | None = None, quiet: bool = True) -> Pulled:
+    """Writes the weights of OWNER/NAME[@REVISION] to `out`, by default checkpoints/NAME.safetensors, hash compared."""
+    return _pull(repository, out=out, console=_console(quiet))
 
 
 def _console(quiet: bool) -> Console:

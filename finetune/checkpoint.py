@@ -139,6 +139,16 @@ def has_metadata(path: Path) -> bool:
     return isinstance(extra, dict) and KEY in extra
 
 
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of every tensor in a safetensors file, without loading them or torch. CheckpointError as above."""
+    try:
+        with path.open("rb") as file:
+            header = _header(path, file.read(8), file.read, path.stat().st_size)
+    except OSError as error:
+        raise CheckpointError(_unreadable(path, error)) from None
+    return {name: list(entry.get("shape", [])) for name, entry in header.items() if name != "__metadata__"}
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """The whole file, checked: readable, ours, and every number finite. CheckpointError names the fault."""
     content = _content(path)

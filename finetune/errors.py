@@ -8,6 +8,8 @@
     │   ├── SettingError           an option or an argument of a command or function
     │   └── OutputError            a place that cannot be written
     ├── DownloadError              no mirror gave the files
+    ├── HubError                   the Hub or the way to it failed; the same command may work later
+    │   └── HubRefusal             (also a UserError) the Hub says no: a name, a token, a permission
     ├── TrainingError              the training itself cannot go on
     └── Interrupted                exit code 130: stopped by Ctrl-C; says what was kept
 
@@ -61,6 +63,16 @@ class OutputError(UserError):
 
 class DownloadError(FinetuneError):
     """No mirror gave the files of a data set."""
+
+
+class HubError(FinetuneError):
+    """The Hub, or the way to it, failed: no network, a fault of the server, a transfer cut short or damaged."""
+
+
+class HubRefusal(HubError, UserError):
+    """The Hub answered no, and the person can put it right: a name, a token, a permission, a choice."""
+
+    exit_code = 2
 
 
 class TrainingError(FinetuneError):

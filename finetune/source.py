@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,15 @@ from finetune.checkpoint import (
     load_tensors,
     read_checkpoint,
     read_metadata,
-    read_weights,
 )
 from finetune.errors import CheckpointError, SettingError
+from finetune.foreign import Opened, classifier_of, from_bare, from_repository, from_timm
+from finetune.hub.fetching import HubFile, fetch
+from finetune.hub.names import is_hub_source
 from finetune.models.registry import InputSpec, build_model, check_size, find_model, is_model
 
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
-    from finetune.models.staged import StagedNetwork
 
 TIMM = "timm:"
 
@@ -31,8 +32,8 @@ TIMM = "timm:"
 class Source:
     """A loaded source: where it came from, what it says of itself, and the classifier.
 
-    `path` is the file a person named; `id` stands for it where there is none, such as "timm:resnet18.a1_in1k". Bare
-    weights have no metadata; a classifier whose weights came without a head has no classes.
+    `path` is the file a person named; `id` stands for it where there is none: "timm:resnet18.a1_in1k", or
+    "hub:OWNER/NAME@COMMIT". Foreign weights have no metadata; a classifier that came without a head has no classes.
     """
 
     path: Path | None
@@ -46,7 +47,7 @@ class Source:
         """A short name to call outputs by."""
         if self.path is not None:
             return self.path.stem
-        return str(self.id).removeprefix(TIMM)
+        return str(self.id).removeprefix(TIMM).rpartition("/")[2].partition("@")[0]
 
     @property
     def dataset(self) -> str | None:
@@ -78,47 +79,114 @@ class Architecture:
     fixed: bool
 
 
+@dataclass(frozen=True)
+class Located:
+    """A source that was found, and as far as needed fetched; `path` is None for timm's, fetched when it is opened."""
+
+    text: str
+    path: Path | None
+    hub: HubFile | None = None
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The architecture it names; None for a bare file of weights, whose architecture a recipe must name."""
+        if self.path is None:
+            return Architecture(f"timm/{self.text.removeprefix(TIMM)}", {}, fixed=False)
+        if has_metadata(self.path):
+            metadata = _metadata(self.path, self.text)
+            return Architecture(metadata.model, metadata.arguments, fixed=True)
+        if self.hub is not None and self.hub.config is not None:
+            return Architecture(self.hub.config.model, self.hub.config.model_args, fixed=True)
+        return None
+
+
+def locate(source: str | Path, *, note: Callable[[str], None] | None = None, bars: bool = False) -> Located:
+    """Finds a source: a file, `timm:NAME[.TAG]`, or `hub:OWNER/NAME[@REVISION]`, which is fetched unless it is here.
+
+    `note` hears of what takes time, and `bars` shows transfers. HubError and HubRefusal from the Hub.
+    """
+    text = str(source)
+    if text.startswith(TIMM):
+        return Located(text, None)
+    if is_hub_source(text):
+        found = fetch(text, bars=bars) if note is None else fetch(text, note=note, bars=bars)
+        return Located(found.id, found.path, found)
+    return Located(text, Path(source))
+
+
 def peek(source: str | Path) -> Metadata:
     """What a checkpoint says of itself, without loading torch. CheckpointError when it cannot be read."""
-    metadata = read_metadata(Path(source))
-    if not is_model(metadata.model):
-        raise CheckpointError(f"{source}: made with model {metadata.model!r}, which this version does not have")
-    return metadata
+    found = locate(source)
+    if found.path is None:
+        raise CheckpointError(
+            f"{source}: timm's weights say nothing of themselves; see `finetune models {_model(found)}`"
+        )
+    return _metadata(found.path, found.text)
 
 
-def architecture(source: str | Path) -> Architecture | None:
-    """The architecture a source names; None for a bare file of weights, whose architecture a recipe must name."""
-    if str(source).startswith(TIMM):
-        return Architecture(_timm_name(str(source)), {}, fixed=False)
-    if not has_metadata(Path(source)):
-        return None
-    metadata = peek(source)
-    return Architecture(metadata.model, metadata.arguments, fixed=True)
+def open_source(
+    source: str | Path | Located, model: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> Source:
+    """Loads and checks a source: a checkpoint of ours, or weights of `model` that say less of themselves.
 
-
-def open_source(source: str | Path, model: str | None = None, arguments: Mapping[str, Any] | None = None) -> Source:
-    """Loads and checks a source: a checkpoint, `timm:NAME[.TAG]`, or a bare file of weights of `model`.
-
-    `arguments` are the model's, for the last two. CheckpointError when a file is no such thing or its tensors do not
-    fit the model (both sides are listed); SettingError when a model is missing, unknown, or at odds with the source.
+    `arguments` are the model's, where the source does not say them. CheckpointError when a file is no such thing, or
+    its tensors do not fit the model (both sides are listed); SettingError when a model is missing or at odds with the
+    source.
     """
-    text, arguments = str(source), dict(arguments or {})
-    if text.startswith(TIMM):
-        opened = _open_timm(text, model, arguments)
-    elif architecture(source) is None:
-        opened = _open_bare(Path(source), model, arguments)
+    found = source if isinstance(source, Located) else locate(source)
+    arguments, said = dict(arguments or {}), found.architecture
+    _agree(found, said, model, arguments)
+    own_id = found.text if found.path is None or found.hub is not None else None
+    path = found.path if own_id is None else None
+    if found.path is not None and has_metadata(found.path):
+        checkpoint = read_checkpoint(found.path)
+        metadata, opened = checkpoint.metadata, Opened(_classifier(checkpoint), checkpoint.sha256)
     else:
-        if model is not None or arguments:
-            raise SettingError(f"{source}: the checkpoint says its own model and arguments; leave --model out")
-        checkpoint = read_checkpoint(Path(source))
-        opened = Source(checkpoint.path, None, checkpoint.sha256, checkpoint.metadata, _classifier(checkpoint))
-    opened.classifier.origin = opened
-    return opened
+        metadata, opened = None, _foreign(found, model, arguments)
+    result = Source(path, own_id, opened.sha256, metadata, opened.classifier)
+    opened.classifier.origin = result
+    return result
 
 
 def load(source: str | Path) -> Classifier:
     """The classifier in a source, in evaluation mode: `finetune.load("checkpoints/mnist.safetensors")`."""
     return open_source(source).classifier
+
+
+def _agree(found: Located, said: Architecture | None, model: str | None, arguments: Mapping[str, Any]) -> None:
+    """SettingError unless what a person says of the architecture and what the source says go together."""
+    if said is None and model is None:
+        raise SettingError(
+            f"{found.text}: a safetensors file without finetune's metadata, so its model is not known; expected a file "
+            "written by `finetune pretrain` or `finetune adapt`, or the name of its model with --model, for example "
+            "--model timm/resnet18"
+        )
+    if said is not None and said.fixed and (model is not None or arguments):
+        raise SettingError(f"{found.text}: it says its own model, {said.model}; leave --model and model.* out")
+    if said is not None and model not in (None, said.model):
+        raise SettingError(f"{found.text}: is a {said.model}, and --model says {model}; leave --model out")
+
+
+def _foreign(found: Located, model: str | None, arguments: Mapping[str, Any]) -> Opened:
+    if found.path is None:
+        return from_timm(found.text, _model(found), arguments)
+    if found.hub is not None and found.hub.config is not None:
+        return from_repository(found.path, found.text, found.hub.config)
+    assert model is not None
+    return from_bare(found.path, model, arguments)
+
+
+def _model(found: Located) -> str:
+    said = found.architecture
+    assert said is not None
+    return said.model
+
+
+def _metadata(path: Path, text: str) -> Metadata:
+    metadata = read_metadata(path)
+    if not is_model(metadata.model):
+        raise CheckpointError(f"{text}: made with model {metadata.model!r}, which this version does not have")
+    return metadata
 
 
 def _classifier(checkpoint: Checkpoint) -> Classifier:
@@ -143,90 +211,4 @@ def _classifier(checkpoint: Checkpoint) -> Classifier:
         )
     load_tensors(network, checkpoint.tensors, str(checkpoint.path))
     spec = InputSpec(**given.model_dump(exclude={"mean", "std"}), mean=tuple(given.mean), std=tuple(given.std))
-    return _ready(network, metadata.model, metadata.arguments, metadata.classes, spec)
-
-
-def _ready(
-    network: StagedNetwork, model: str, arguments: Mapping[str, Any], classes: Sequence[str], spec: InputSpec
-) -> Classifier:
-    from finetune.models.classifier import Classifier
-
-    classifier = Classifier(network, model, arguments, classes, spec)
-    classifier.eval()
-    return classifier
-
-
-def _timm_name(source: str) -> str:
-    return f"timm/{source.removeprefix(TIMM)}"
-
-
-def _open_timm(source: str, model: str | None, arguments: dict[str, Any]) -> Source:
-    """Pretrained weights through timm: from the Hub, or from its cache."""
-    from finetune.models.timm_files import pretrained_file
-    from finetune.models.timm_weights import source_classes, timm_state
-
-    name = _timm_name(source)
-    if model not in (None, name):
-        raise SettingError(f"{source}: is a {name}, and --model says {model}; leave out --model")
-    find_model(name, arguments)
-    path = pretrained_file(name)
-    weights = read_weights(path)
-    classes = source_classes(name, weights.tensors)
-    network = build_model(name, max(1, len(classes)), arguments)
-    load_tensors(network, timm_state(name, arguments, weights.tensors, max(1, len(classes))), source)
-    if not classes:
-        _behead(network)
-    spec = find_model(name, arguments).input
-    return Source(None, source, weights.sha256, None, _ready(network, name, arguments, classes, spec))
-
-
-def _open_bare(path: Path, model: str | None, arguments: dict[str, Any]) -> Source:
-    """A file of weights that is not ours, as a model that the person named."""
-    if model is None:
-        raise SettingError(
-            f"{path}: a safetensors file without finetune's metadata, so its model is not known; expected a file "
-            "written by `finetune pretrain` or `finetune adapt`, or the name of its model with --model, for example "
-            "--model timm/resnet18"
-        )
-    weights = read_weights(path)
-    spec = find_model(model, arguments).input
-    network = build_model(model, 1, arguments)
-    head = network.head_tensors()
-    rows = len(weights.tensors[head[0]]) if head[0] in weights.tensors else 0
-    if rows > 1:
-        network = build_model(model, rows, arguments)
-    state = network.state_dict()
-    without_head = {} if rows else {name: state[name] for name in head}
-    load_tensors(network, {**without_head, **weights.tensors}, str(path))
-    if not rows:
-        _behead(network)
-    classes, spec = tuple(map(str, range(rows))), _as_told(spec, weights.texts)
-    return Source(path, None, weights.sha256, None, _ready(network, model, arguments, classes, spec))
-
-
-def _as_told(spec: InputSpec, texts: Mapping[str, str]) -> InputSpec:
-    """The input as the file's own metadata has it, where it has: texts such as mean 0.5, std 0.5, input 224."""
-    told: dict[str, Any] = {}
-    for key in ("mean", "std"):
-        values = _decimals(texts.get(key, ""))
-        if len(values) in (1, spec.channels) and (key == "mean" or min(values) > 0):
-            told[key] = values * spec.channels if len(values) == 1 else values
-    size = texts.get("input", "")
-    if size.isascii() and size.isdecimal() and 1 <= int(size) <= 4096:
-        told["size"] = int(size)
-    return replace(spec, **told)
-
-
-def _decimals(text: str) -> tuple[float, ...]:
-    """The numbers of a text such as "0.5" or "0.485, 0.456, 0.406"; none where it is something else."""
-    try:
-        found = tuple(float(part) for part in text.strip("()[] ").split(","))
-    except ValueError:
-        return ()
-    return found if all(-10 < value < 10 for value in found) else ()
-
-
-def _behead(network: StagedNetwork) -> None:
-    """Takes all rows off the head: these weights name no class."""
-    head = network.head  # torch warns when a layer without rows is made, and not when one loses them
-    head.weight.data, head.bias.data, head.out_features = head.weight.data[:0], head.bias.data[:0], 0
+    return classifier_of(network, metadata.model, metadata.arguments, metadata.classes, spec)

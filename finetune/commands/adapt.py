@@ -30,7 +30,7 @@ from finetune.reporting import verdict
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report, Result, SourceSummary, Transplant
 from finetune.saving import describe
-from finetune.source import Source, architecture
+from finetune.source import Source, locate
 from finetune.training.evaluation import predictions
 from finetune.training.runtime import choose_runtime, seeded
 from finetune.training.solver import solve_head
@@ -66,12 +66,13 @@ def adapt(
     """
     started = time.perf_counter()
     console = console or Console(quiet=True, results=False)
-    plan = open_recipe(recipe, overrides, source=architecture(source))
+    found = locate(source, note=console.note, bars=not console.quiet)
+    plan = open_recipe(recipe, overrides, source=found.architecture)
     check_kind(plan, "adapt", recipe)
     assert isinstance(plan, AdaptRecipe)
     plan = plan if compare else plan.model_copy(update={"compare": ()})
     runtime = choose_runtime(device, plan.precision)
-    origin, classifier, material = open_both(source, plan, data_root(root), console)
+    origin, classifier, material = open_both(found, plan, data_root(root), console)
     outputs = prepare_outputs(out, f"{origin.name}-{material.name}", dump_recipe(plan), console)
     described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
     described["lineage"] = origin.lineage_of_child()

@@ -11,12 +11,10 @@ from finetune.models.classifier import Classifier
 from finetune.models.registry import InputSpec, find_model
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.reporting.console import Console
-from finetune.source import Source, open_source
+from finetune.source import Located, Source, open_source
 
 
-def open_both(
-    source: str | Path, plan: AdaptRecipe, root: Path, console: Console
-) -> tuple[Source, Classifier, Material]:
+def open_both(source: Located, plan: AdaptRecipe, root: Path, console: Console) -> tuple[Source, Classifier, Material]:
     """The source, its classifier as the recipe's `input` and the images want it, and the images.
 
     Grey images make a backbone of timm's grey and colour ones make it colourful, unless the recipe gives in_chans; any

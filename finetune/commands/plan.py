@@ -31,7 +31,7 @@ from finetune.recipe.phase import Phase
 from finetune.recipe.schema import AdaptRecipe
 from finetune.reporting.console import Console
 from finetune.reporting.pictures import grid_picture
-from finetune.source import architecture
+from finetune.source import locate
 from finetune.training.freeze import set_trainable
 from finetune.training.loop import train
 from finetune.training.optim import stage_groups
@@ -92,7 +92,9 @@ def plan(
     `show_augment` names a picture to be made of training images as the phases would see them. Seconds are measured on a
     few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
     """
-    read = open_recipe(recipe, overrides, source=architecture(source) if source is not None else None)
+    console = console or Console(quiet=True, results=False)
+    found = locate(source, note=console.note, bars=not console.quiet) if source is not None else None
+    read = open_recipe(recipe, overrides, source=found.architecture if found is not None else None)
     if isinstance(read, AdaptRecipe) and source is None:
         raise SettingError(
             "an adapt recipe depends on its source: name one, for example --from checkpoints/mnist.safetensors"
@@ -102,11 +104,10 @@ def plan(
             "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
         )
     runtime = choose_runtime(device, read.precision)
-    console = console or Console(quiet=True, results=False)
     arguments: Mapping[str, Any]
     if isinstance(read, AdaptRecipe):
-        assert source is not None
-        _, classifier, material = open_both(source, read, data_root(root), console)
+        assert found is not None
+        _, classifier, material = open_both(found, read, data_root(root), console)
         model, arguments, spec = classifier.model, classifier.arguments, classifier.input
     else:
         spec, arguments, material = open_images(read, data_root(root), console)

@@ -1,0 +1,158 @@
+"""The files of a push, made from a checkpoint: weights, configuration, recipe, report, model card. No network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.checkpoint import Metadata, read_metadata, read_shapes
+from finetune.commands.recipes import open_recipe
+from finetune.data.catalog import ALIASES, DATASETS
+from finetune.errors import CheckpointError, RecipeError
+from finetune.hub.card import CardFacts, DataFacts, data_title, is_result, licence_of, model_card, text_of_json
+from finetune.hub.config import TIMM, config_of
+from finetune.hub.metadata import LICENCES, BaseModel, base_of, check_card_here
+from finetune.hub.names import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
+from finetune.recipe.reader import dump_recipe
+from finetune.reporting.tables import percent
+from finetune.reporting.verdict import Comparison, sentence
+
+NO_RECIPE = "# These weights were saved without a recipe.\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What goes up: names in the repository and contents. `remarks` are for the person who pushes."""
+
+    metadata: Metadata
+    files: dict[str, bytes | Path]
+    headline: str
+    remarks: tuple[str, ...]
+
+    @property
+    def card(self) -> str:
+        content = self.files[CARD]
+        assert isinstance(content, bytes)
+        return content.decode()
+
+
+def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
+    """All files of a push, the card checked against the rules that are known here. The same input, the same bytes.
+
+    CheckpointError when the checkpoint cannot be read, HubRefusal when the card does not hold.
+    """
+    metadata = read_metadata(checkpoint)
+    config = config_of(metadata, read_shapes(checkpoint))
+    report, remarks = _report(checkpoint, metadata)
+    base = base_of(metadata.lineage)
+    licence = _licence(licence, base, config)
+    if licence == "unknown":
+        remarks.append("no licence is named, so the card says unknown; name one with --license, for example mit")
+    verdicts = _verdicts(report)
+    card = model_card(CardFacts(name.repo, metadata, _data(metadata), base, licence, verdicts))
+    check_card_here(card)
+    files: dict[str, bytes | Path] = {
+        WEIGHTS: checkpoint,
+        CONFIG: text_of_json(config).encode(),
+        RECIPE: _recipe(metadata).encode(),
+        REPORT: text_of_json(report).encode(),
+        CARD: card.encode(),
+    }
+    return Bundle(metadata, files, headline(metadata), tuple(remarks))
+
+
+def _licence(given: str | None, base: BaseModel | None, config: dict[str, Any]) -> str:
+    """The licence that was named, else that of the timm weights it started from; written into timm's settings too."""
+    settings = config.get("pretrained_cfg", {})
+    timms = licence_of(settings) if base is not None and base.id.startswith(TIMM) else None
+    found = given or (timms if timms is None or timms in LICENCES else "other") or "unknown"
+    if settings:
+        settings["license"] = found
+    return found
+
+
+def headline(metadata: Metadata) -> str:
+    """A model in a few words: 'cnn, 10 classes of kmnist, accuracy 93.15 %'."""
+    text = f"{metadata.model}, {len(metadata.classes)} classes"
+    if isinstance(metadata.data.get("name"), str):
+        text += f" of {data_title(metadata.data['name'])}"
+    for key in ("after", "test"):
+        if is_result(metadata.results.get(key)):
+            return f"{text}, accuracy {percent(metadata.results[key]['accuracy'])}"
+    return text
+
+
+def _recipe(metadata: Metadata) -> str:
+    """The resolved recipe as YAML; JSON, which is YAML too, where this version does not know all of it."""
+    if not metadata.recipe:
+        return NO_RECIPE
+    try:
+        return dump_recipe(open_recipe(metadata.recipe, ()))
+    except RecipeError:
+        return text_of_json(metadata.recipe)
+
+
+def _report(checkpoint: Path, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
+    """The report that lies beside the checkpoint if it is of the same run; else what the checkpoint itself says."""
+    path = checkpoint.with_suffix(".report.json")
+    own = {"kind": metadata.recipe.get("kind"), "recipe": metadata.recipe, "results": metadata.results}
+    own |= {"data": metadata.data, "lineage": metadata.lineage}
+    if not path.exists():
+        return own, [f"{path} is not there; report.json has what the checkpoint says"]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same = isinstance(found, dict) and found.get("recipe") == metadata.recipe and _same_results(found, metadata)
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+        raise CheckpointError(f"{path}: not the JSON of a report; move it away, and report.json is made anew") from None
+    if not same:
+        return own, [f"{path} is of another run than {checkpoint}; report.json has what the checkpoint says"]
+    source = found.get("source")
+    if isinstance(source, dict) and isinstance(source.get("path"), str):
+        found["source"] = source | {
+            "path": re.split(r"[\\/]", source["path"])[-1]
+        }  # folders here are nobody's business
+    return found, []
+
+
+def _same_results(report: Mapping[str, Any], metadata: Metadata) -> bool:
+    results = report.get("results") or {}
+    for key, ours in metadata.results.items():
+        theirs = results.get(key)
+        if ours is None or theirs is None:
+            if ours is not theirs:
+                return False
+        elif any(theirs.get(k) != v for k, v in ours.items()):
+            return False
+    return True
+
+
+def _verdicts(report: Mapping[str, Any]) -> list[str]:
+    """The report's comparisons in words, and what was forgotten."""
+    found = []
+    for key, values in (report.get("comparisons") or {}).items():
+        of, _, against = key.partition("_vs_")
+        if values is not None and against:
+            try:
+                comparison = Comparison(**{**values, "ci95": tuple(values["ci95"])})
+                found.append(sentence(comparison, of, against))
+            except (TypeError, KeyError, ValueError):
+                continue
+    kept = report.get("retention")
+    if isinstance(kept, Mapping):
+        before, after = percent(kept["before"]), percent(kept["after"])
+        found.append(f"on {data_title(str(kept['dataset']))} itself: {before} before, {after} after")
+    return found
+
+
+def _data(metadata: Metadata) -> DataFacts:
+    name = metadata.data.get("name")
+    if not isinstance(name, str):
+        return DataFacts("unknown", "data that the checkpoint does not name")
+    row = DATASETS.get(ALIASES.get(name, name))
+    if row is None:
+        return DataFacts(data_title(name), data_title(name))
+    return DataFacts(row.name, row.title, row.licence, row.source, is_public=True)

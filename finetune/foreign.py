@@ -1,0 +1,138 @@
+"""Weights that are not ours made into classifiers: timm's, a bare file's, and those of other people's repositories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.checkpoint import Weights, load_tensors, read_weights
+from finetune.errors import CheckpointError, SettingError
+from finetune.models.registry import InputSpec, build_model, check_size, find_model
+
+if TYPE_CHECKING:
+    from finetune.hub.config import HubConfig
+    from finetune.models.classifier import Classifier
+    from finetune.models.staged import StagedNetwork
+
+_RESIZES = {"center": "shorter_side", "border": "shorter_side", "squash": "squash"}  # timm's crop_mode, and ours
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A classifier from weights that are not ours, and the sha256 of their file."""
+
+    classifier: Classifier
+    sha256: str
+
+
+def from_timm(source: str, name: str, arguments: Mapping[str, Any]) -> Opened:
+    """Pretrained weights of timm/ARCH[.TAG] through timm: from the Hub, or from its cache."""
+    from finetune.models.timm_files import pretrained_file
+    from finetune.models.timm_weights import source_classes, timm_state
+
+    spec = find_model(name, arguments).input
+    weights = read_weights(pretrained_file(name))
+    classes = source_classes(name, weights.tensors)
+    network = build_model(name, max(1, len(classes)), arguments)
+    load_tensors(network, timm_state(name, arguments, weights.tensors, max(1, len(classes))), source)
+    return Opened(classifier_of(network, name, arguments, classes, spec), weights.sha256)
+
+
+def from_bare(path: Path, model: str, arguments: Mapping[str, Any]) -> Opened:
+    """A bare file of weights of a model that the person named; its head, if it has one, knows classes "0", "1", ..."""
+    weights = read_weights(path)
+    spec = _as_told(find_model(model, arguments).input, weights.texts)
+    return _loaded(weights, str(path), model, arguments, spec, None)
+
+
+def from_repository(path: Path, where: str, config: HubConfig) -> Opened:
+    """The weights of somebody else's timm repository, as its config.json describes them."""
+    weights = read_weights(path)
+    arguments = dict(config.model_args)
+    try:
+        spec = _configured(find_model(config.model, arguments).input, config, where)
+        if spec.size != find_model(config.model, arguments).input.size:
+            check_size(config.model, arguments, spec.size)
+        return _loaded(weights, where, config.model, arguments, spec, config.label_names)
+    except SettingError as error:
+        raise CheckpointError(f"{where}: its config.json does not hold: {error}") from None
+
+
+def classifier_of(
+    network: StagedNetwork, model: str, arguments: Mapping[str, Any], classes: Sequence[str], spec: InputSpec
+) -> Classifier:
+    """A classifier in evaluation mode. Without classes the head, which is random then, loses its rows."""
+    from finetune.models.classifier import Classifier
+
+    if not classes:
+        head = network.head  # torch warns when a layer without rows is made, and not when one loses them
+        head.weight.data, head.bias.data, head.out_features = head.weight.data[:0], head.bias.data[:0], 0
+    classifier = Classifier(network, model, arguments, classes, spec)
+    classifier.eval()
+    return classifier
+
+
+def _loaded(
+    weights: Weights, where: str, model: str, arguments: Mapping[str, Any], spec: InputSpec, names: Sequence[str] | None
+) -> Opened:
+    """Tensors that have the network's own names and shapes, but for the head, which may be missing."""
+    network = build_model(model, 1, arguments)
+    head = network.head_tensors()
+    rows = len(weights.tensors[head[0]]) if head[0] in weights.tensors else 0
+    if rows > 1:
+        network = build_model(model, rows, arguments)
+    state = network.state_dict()
+    without_head = {} if rows else {name: state[name] for name in head}
+    load_tensors(network, {**without_head, **weights.tensors}, where)
+    if names is not None and len(names) != rows:
+        raise CheckpointError(f"{where}: {len(names)} class names, and {rows} rows in the head")
+    classes = tuple(names) if names is not None else tuple(map(str, range(rows)))
+    return Opened(classifier_of(network, model, arguments, classes, spec), weights.sha256)
+
+
+def _as_told(spec: InputSpec, texts: Mapping[str, str]) -> InputSpec:
+    """The input as the file's own metadata has it, where it has: texts such as mean 0.5, std 0.5, input 224."""
+    told: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        values = _decimals(texts.get(key, ""))
+        if len(values) in (1, spec.channels) and (key == "mean" or min(values) > 0):
+            told[key] = values * spec.channels if len(values) == 1 else values
+    size = texts.get("input", "")
+    if size.isascii() and size.isdecimal() and len(size) < 5 and int(size) > 0:
+        told["size"] = int(size)
+    return replace(spec, **told)
+
+
+def _decimals(text: str) -> tuple[float, ...]:
+    """The numbers of a text such as "0.5" or "0.485, 0.456, 0.406"; none where it is something else."""
+    try:
+        found = tuple(float(part) for part in text.strip("()[] ").split(","))
+    except ValueError:
+        return ()
+    return found if all(-10 < value < 10 for value in found) else ()
+
+
+def _configured(spec: InputSpec, config: HubConfig, where: str) -> InputSpec:
+    """The input as a config.json has it. CheckpointError for a value that is of no use."""
+    from pydantic import ValidationError
+
+    from finetune.checkpoint import InputMetadata
+
+    said = config.pretrained_cfg
+    values = spec.as_dict()
+    try:
+        if "input_size" in said:
+            channels, height, width = said["input_size"]
+            if height != width or channels != spec.channels:
+                raise CheckpointError(f"{where}: its input_size is {said['input_size']}, which is not made here")
+            values["size"] = height
+        renamed = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "crop"}
+        values |= {ours: said[theirs] for theirs, ours in renamed.items() if said.get(theirs) is not None}
+        values |= {key: list(map(float, values[key])) for key in ("mean", "std")}
+        values["resize"] = _RESIZES.get(said.get("crop_mode") or "center", "shorter_side")
+        checked = InputMetadata.model_validate(values | {"crop": float(values["crop"])})
+    except (ValidationError, TypeError, ValueError):
+        raise CheckpointError(f"{where}: pretrained_cfg in its config.json does not describe an input") from None
+    return InputSpec(**checked.model_dump() | {"mean": tuple(checked.mean), "std": tuple(checked.std)})

@@ -1,0 +1,211 @@
+"""The model card, README.md: words for people, and the metadata that the Hub indexes. The same facts, the same text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from finetune.checkpoint import Metadata
+from finetune.hub.config import TIMM
+from finetune.hub.metadata import BaseModel, card_header
+from finetune.hub.names import CARD, CONFIG, RECIPE, REPORT, WEIGHTS
+
+ROWS = {
+    "before": "before: the source as it is",
+    "linear_probe": "linear probe: frozen features, best linear head",
+    "after": "after: fine-tuned",
+    "scratch": "scratch: the same network from random weights",
+    "test": "test: trained from scratch",
+}
+_MOST_CLASSES = 60  # named in the text; config.json has them all
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a card says of the data. `name` is the registered name or a folder's; `licence` and `source` free text."""
+
+    name: str
+    title: str
+    licence: str | None = None
+    source: str | None = None
+    is_public: bool = False
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that goes into a card. `verdicts` are sentences on the results; `licence` is an identifier of the Hub."""
+
+    repo: str
+    metadata: Metadata
+    data: DataFacts
+    base: BaseModel | None
+    licence: str
+    verdicts: Sequence[str] = ()
+
+
+def model_card(facts: CardFacts) -> str:
+    """README.md as text."""
+    blocks = [
+        f"# {plain(facts.repo.partition('/')[2])}",
+        _what(facts),
+        "## Results",
+        _results(facts),
+        "## How to load it",
+        _loading(facts),
+        "## Data",
+        _data(facts),
+        "## Licence",
+        _licence(facts),
+        "## Limits",
+        _limits(facts),
+        "## Files",
+        _files(),
+    ]
+    return card_header(facts) + "\n" + "\n\n".join(blocks) + "\n"
+
+
+def _what(facts: CardFacts) -> str:
+    m = facts.metadata
+    name = m.model.removeprefix(TIMM)
+    network = f"timm's {code(name)}" if m.model.startswith(TIMM) else f"the network {code(name)} of finetune"
+    text = f"An image classifier: {network}, trained on {plain(facts.data.title)}, with {len(m.classes)} classes"
+    if facts.base is not None:
+        text += f", starting from the weights of {code(facts.base.id)}"
+        text += f" at commit {code(facts.base.commit)}" if facts.base.commit else ""
+    shown = ", ".join(code(c) for c in m.classes[:_MOST_CLASSES])
+    more = f" and {len(m.classes) - _MOST_CLASSES} more" if len(m.classes) > _MOST_CLASSES else ""
+    shape = f"{m.input.channels}×{m.input.size}×{m.input.size}"
+    colour = "grey" if m.input.channels == 1 else "colour"
+    return f"{text}.\n\nIt takes {colour} images of {shape} (channels, height, width). Classes: {shown}{more}."
+
+
+def _results(facts: CardFacts) -> str:
+    rows = [(ROWS.get(k, k), r) for k, r in facts.metadata.results.items() if is_result(r)]
+    if not rows:
+        return "None are recorded: the weights were saved without a test."
+    lines = ["| | right / total | accuracy | 95 % interval |", "|---|---:|---:|---:|"]
+    for title, r in rows:
+        low, high = (f"{100 * end:.2f}" for end in r["ci95"])
+        method = f" ({plain(str(r['method']))})" if r.get("method") else ""
+        right, accuracy = f"{r['correct']:,} / {r['total']:,}", f"{100 * r['accuracy']:.2f} %"
+        lines.append(f"| {plain(title)}{method} | {right} | {accuracy} | {low} to {high} |")
+    about = (
+        f"On {rows[0][1]['total']:,} test images of {plain(facts.data.title)} that training never saw; Wilson "
+        "intervals, which cover the choice of test images and not the randomness of training."
+    )
+    said = "\n".join(f"- {plain(sentence)}" for sentence in facts.verdicts)
+    return "\n".join(lines) + f"\n\n{about}" + (f"\n\n{said}" if said else "")
+
+
+def _loading(facts: CardFacts) -> str:
+    repo = facts.repo
+    blocks = [
+        "On the command line, with [finetune](https://pypi.org/project/finetune/) installed:",
+        f"```\nfinetune pull {repo}\nfinetune inspect hub:{repo}\nfinetune adapt --from hub:{repo} --target DATA\n```",
+        "From Python:",
+        f'```python\nimport finetune\n\nclassifier = finetune.load("hub:{repo}")\n'
+        'print(classifier.predict(["image.png"])[0].label)\n```',
+    ]
+    if facts.metadata.model.startswith(TIMM):
+        blocks += [
+            "With timm alone, or with transformers:",
+            f'```python\nimport timm\n\nmodel = timm.create_model("hf_hub:{repo}", pretrained=True).eval()\n'
+            "transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))\n```",
+            "```python\nfrom transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+            f'processor = AutoImageProcessor.from_pretrained("{repo}")\n'
+            f'model = AutoModelForImageClassification.from_pretrained("{repo}")\n```',
+        ]
+    else:
+        blocks += [
+            "The tensors alone, without finetune:",
+            "```python\nfrom huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n\n"
+            f'tensors = load_file(hf_hub_download("{repo}", "{WEIGHTS}"))\n```',
+        ]
+    return "\n\n".join(blocks)
+
+
+def _data(facts: CardFacts) -> str:
+    data, parts = facts.data, []
+    for part in ("train", "validation", "test"):
+        there = facts.metadata.data.get(part)
+        if isinstance(there, dict) and isinstance(there.get("images"), int) and there["images"]:
+            parts.append(f"{there['images']:,} images to {_USE[part]}")
+    text = plain(data.title) + (f" ({', '.join(parts)})" if parts else "") + "."
+    text += f" From {data.source}." if data.source else ""
+    text += f" Its licence: {plain(data.licence)}." if data.licence else " Its licence is not known to finetune."
+    return text
+
+
+_USE = {"train": "learn from", "validation": "validate", "test": "test"}
+
+
+def _licence(facts: CardFacts) -> str:
+    if facts.licence == "unknown":
+        return "None is stated. Ask the owner before you use the weights; those of the data and of the source hold too."
+    return f"`{facts.licence}`. The licences of the data and of the source hold beside it."
+
+
+def _limits(facts: CardFacts) -> str:
+    m = facts.metadata
+    return (
+        f"- It answers with one of its {len(m.classes)} classes whatever the image shows; none is for anything else.\n"
+        "- The accuracy above is for images like the test images. On other cameras, sizes, crops or populations it can "
+        "be much worse; measure on your own with `finetune evaluate`.\n"
+        "- One training run with one seed: another seed gives slightly different weights and results.\n"
+        "- The data may hold biases of those who gathered and labelled it, and the weights then hold them too."
+    )
+
+
+def _files() -> str:
+    rows = {
+        WEIGHTS: "the weights, and under the metadata key `finetune` all that is known of them",
+        CONFIG: "architecture, classes and input, for programs",
+        RECIPE: "the recipe that made them, with every default filled in",
+        REPORT: "results per class, confusion, history of the training",
+        CARD: "this page",
+    }
+    return "\n".join(f"- `{name}`: {what}" for name, what in rows.items())
+
+
+def is_result(value: Any) -> bool:
+    """Whether a value of a checkpoint's results has what a row of the table needs."""
+    if not isinstance(value, Mapping):
+        return False
+    ends = value.get("ci95")
+    numbers = [value.get("accuracy"), *(ends if isinstance(ends, list | tuple) and len(ends) == 2 else [None])]
+    counts = [value.get("correct"), value.get("total")]
+    return all(isinstance(n, int | float) for n in numbers) and all(isinstance(n, int) for n in counts)
+
+
+def plain(text: str) -> str:
+    """Text from a checkpoint as Markdown that shows just that: no table, link, heading or HTML of its own."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _one_line(text))
+
+
+def code(text: str) -> str:
+    """The same as code, where backslashes would show."""
+    return f"`{_one_line(text).replace('`', chr(39))}`"
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def data_title(name: str) -> str:
+    """A folder's or file's own name, for data that is no registered set: where it lay is nobody's business."""
+    return PurePath(name).name or name
+
+
+def licence_of(values: Mapping[str, Any]) -> str | None:
+    """The licence that timm's pretrained_cfg states, as an identifier of the Hub."""
+    found = values.get("license")
+    return found.lower() if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9.-]{2,40}", found) else None
+
+
+def text_of_json(values: Mapping[str, Any]) -> str:
+    """JSON as it is written into the repository: the same values, the same bytes."""
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
