@@ -1,0 +1,70 @@
+"""The command line: parses, calls one command, prints. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from finetune import __version__
+from finetune.cli import listing, looking, sharing, training
+from finetune.errors import FinetuneError
+
+EXIT_CODES = """\b
+Exit codes:
+    0  done
+    1  the run failed
+    2  something given is wrong: a file, a name, a value
+  130  stopped by Ctrl-C"""
+
+
+class Story(click.Group):
+    """Lists the commands in the order in which a person meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=Story, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="finetune")
+def cli() -> None:
+    """Pretrains and fine-tunes image classifiers, and tells whether the pretrained weights helped."""
+
+
+for command in (
+    *(training.pretrain, training.adapt, looking.evaluate, looking.predict, training.plan, looking.inspect),
+    *(sharing.push, sharing.pull, listing.models, listing.datasets, listing.recipes),
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Runs the command line. Every error that is raised on purpose ends as one message and an exit code."""
+    # Threads that go on spinning while they wait take most of the speed on a machine with other work (docs/log.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except FinetuneError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped by Ctrl-C", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory; a smaller batch_size in the recipe needs less", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    first, _, rest = message.partition("\n")
+    click.echo(f"finetune: {first}" + (f"\n{rest}" if rest else ""), err=True)
+    sys.exit(code)
