@@ -188,7 +188,7 @@ def make_checkpoint(path: Path, seed: int = 0, **changes: Any) -> Path:
     """A cnn with random weights that says it was adapted to kmnist; `changes` are of its metadata."""
     import torch
 
-    from finetune.models.registry import build_model, model_row
+    from finetune.models.registry import build_model, find_model
 
     classes = changes.pop("classes", ["o", "ki", "su"])
     torch.manual_seed(seed)
@@ -197,7 +197,7 @@ def make_checkpoint(path: Path, seed: int = 0, **changes: Any) -> Path:
         "model": "cnn",
         "arguments": {},
         "classes": classes,
-        "input": model_row("cnn").input.as_dict(),
+        "input": find_model("cnn").input.as_dict(),
         "recipe": RECIPE,
         "data": {"name": "kmnist", "train": {"images": 900}, "test": {"images": 100}},
         "results": RESULTS,

@@ -162,7 +162,7 @@ here, there = finetune.load({str(checkpoint)!r}), open_source("hub:ada/cnn@v1")
 images = torch.rand(4, 1, 28, 28)
 assert torch.equal(here.network(images), there.classifier.network(images))
 assert there.lineage_of_child()[0]["id"] == "hub:ada/cnn@{pushed["old"]}", there.lineage_of_child()
-assert there.stem == "cnn"
+assert there.name == "cnn"
 child = there.classifier.with_classes(["x", "y"])
 finetune.save(there.classifier, "copy.safetensors")
 """
