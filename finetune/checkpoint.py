@@ -1,6 +1,7 @@
 """One file holds a trained model: its tensors as safetensors, and what they mean as JSON under one metadata key.
 
-Anyone can read the tensors with `safetensors.torch.load_file` alone. Reading the metadata needs no torch.
+Anyone can read the tensors with `safetensors.torch.load_file` alone. Reading the metadata needs no torch. There is one
+key more, `format`: without it transformers 4 refuses a file that has metadata.
 """
 
 from __future__ import annotations
@@ -99,7 +100,16 @@ def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
     from safetensors.torch import save
 
     _refuse_nonsense(tensors, "not written")
-    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={KEY: _text(metadata)})
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    return _with_texts(content, {KEY: _text(metadata), "format": "pt"})
+
+
+def _with_texts(content: bytes, texts: Mapping[str, str]) -> bytes:
+    """The same tensors under a header with these texts, in this order: `save` shuffles them when there are several."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.dumps({"__metadata__": texts, **json.loads(content[8:end])}, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # the format wants the tensors aligned to 8 bytes
+    return b"".join([struct.pack("<Q", len(header)), header, memoryview(content)[end:]])
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> str:
