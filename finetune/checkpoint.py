@@ -140,23 +140,27 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def read_metadata(path: Path) -> Metadata:
     """The metadata alone, without loading tensors or torch. CheckpointError when the file is not one of ours."""
-    return _metadata(path, _header_of(path))
+    return _metadata(path, read_header(path))
 
 
 def has_metadata(path: Path) -> bool:
     """Whether a safetensors file is one of ours. CheckpointError when it is no safetensors file at all."""
-    extra = _header_of(path).get("__metadata__")
+    extra = read_header(path).get("__metadata__")
     return isinstance(extra, dict) and KEY in extra
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
     """The shape of every tensor in a safetensors file, without loading them or torch. CheckpointError as above."""
+    return {name: list(entry.get("shape", [])) for name, entry in read_header(path).items() if name != "__metadata__"}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A safetensors file's header: by tensor dtype, shape and data_offsets, and `__metadata__`, whose texts it has."""
     try:
         with path.open("rb") as file:
-            header = _header(path, file.read(8), file.read, path.stat().st_size)
+            return _header(path, file.read(8), file.read, path.stat().st_size)
     except OSError as error:
         raise CheckpointError(_unreadable(path, error)) from None
-    return {name: list(entry.get("shape", [])) for name, entry in header.items() if name != "__metadata__"}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -173,14 +177,6 @@ def read_weights(path: Path) -> Weights:
     said = header.get("__metadata__")
     texts = {k: v for k, v in said.items() if isinstance(v, str)} if isinstance(said, dict) else {}
     return Weights(_tensors(path, content), hashlib.sha256(content).hexdigest(), texts)
-
-
-def _header_of(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return _header(path, file.read(8), file.read, path.stat().st_size)
-    except OSError as error:
-        raise CheckpointError(_unreadable(path, error)) from None
 
 
 def _content(path: Path) -> bytes:

@@ -160,7 +160,8 @@ def test_the_header_has_one_order_and_the_tensors_are_aligned(path):
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
-    assert length % 8 == 0 and list(header)[0] == "__metadata__" and list(header["__metadata__"]) == [KEY, "format"]
+    assert length % 8 == 0 and next(iter(header)) == "__metadata__"
+    assert list(header["__metadata__"]) == [KEY, "format"]
     assert read_metadata(path).classes == ["ä", "日本"]
 
 
@@ -410,7 +411,7 @@ def test_tensors_that_do_not_fit_are_listed_on_both_sides_and_nothing_is_loaded(
     with pytest.raises(CheckpointError) as caught:
         load_tensors(network, given, "file.safetensors")
     assert str(caught.value).splitlines() == [
-        "file.safetensors: the tensors do not fit the model",
+        "file.safetensors: the tensors do not fit the model: 4 differ of 7 in the model and 7 in the file",
         "  0.bias: the model has float32 2, the file has float64 2",
         "  0.weight: the model has float32 2×3, the file has float32 3×2",
         "  1.bias: the model has float32 2, the file has no such tensor",

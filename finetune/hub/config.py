@@ -37,6 +37,11 @@ class HubConfig:
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def label_offset(self) -> int:
+        """How many rows of the head come before the first class, and are left out."""
+        return int(self.pretrained_cfg.get("label_offset") or 0)
+
+    @property
     def model(self) -> str:
         """The model's name as a checkpoint has it: timm/ARCH."""
         return TIMM + self.architecture
@@ -61,6 +66,7 @@ def parse_config(values: Mapping[str, Any], where: str) -> HubConfig | None:
         "model_args": not (isinstance(args, dict) and all(isinstance(key, str) for key in args)),
         "num_classes": not (count is None or (type(count) is int and 0 <= count < 10**6)),
         "label_names": isinstance(names, list) and not all(isinstance(n, str) for n in names),
+        "label_offset": inner.get("label_offset") not in (None, *range(100)),
     }
     wrong = [key for key, is_wrong in problems.items() if is_wrong]
     if wrong:
