@@ -94,7 +94,7 @@ def _answered(error: Exception, status: int, failed: str) -> HubError:
         private = "log in with `hf auth login` if it is private" if token() is None else "or the token may not see it"
         return RepositoryMissing(f"{failed}: {endpoint()} has no such repository{said}; check OWNER/NAME, {private}")
     if status == 404:
-        return RepositoryMissing(f"{failed}: not found (404){said}; check OWNER/NAME and HF_ENDPOINT")
+        return RepositoryMissing(f"{failed}: not found (404){said}; check OWNER/NAME, what is after @, and HF_ENDPOINT")
     if status == 401:
         cure = "set a valid one, or log in again with `hf auth login`"
         who = f"does not accept {token_origin()}" if token() else "wants a token"
