@@ -100,7 +100,7 @@ def _answered(error: Exception, status: int, failed: str) -> HubError:
         who = f"does not accept {token_origin()}" if token() else "wants a token"
         return HubRefusal(f"{failed}: {endpoint()} {who} (401){said}; {cure}")
     if status == 403:
-        needed = "it needs write access to that owner's repositories"
+        needed = f"a push needs write access, and its owner may have to give leave to read: see {endpoint()}"
         who = token_origin() if token() else "being logged out"
         return HubRefusal(f"{failed}: {who} does not permit it (403){said}; {needed}")
     if status == 412:
