@@ -117,7 +117,7 @@ def test_registered_images_are_predicted_as_they_were_measured(folder: Path, dat
     torch.testing.assert_close(seen, shown, rtol=0, atol=1.01 / 255)
     labels = [p.label for p in classifier.predict(list(test.images))]
     right = sum(label == test.class_names[int(i)] for label, i in zip(labels, test.labels, strict=True))
-    assert abs(right - report_of(NEW)["results"]["test"]["correct"]) <= 2 and right > 50
+    assert abs(right - report_of(NEW)["results"]["test"]["correct"]) <= 2 and right > 25
 
 
 def test_colour_pictures_make_a_grey_backbone_colourful(folder: Path, backbone: Path, orchard: Path) -> None:

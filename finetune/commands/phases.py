@@ -23,7 +23,7 @@ from finetune.training import loop
 from finetune.training.cache import BUDGET, activations, cached_bytes
 from finetune.training.evaluation import predictions
 from finetune.training.freeze import frozen_prefix, set_trainable
-from finetune.training.lora import low_rank_adapters, merged
+from finetune.training.lora import adaptable, low_rank_adapters, merged
 from finetune.training.runtime import Runtime, memory_told
 from finetune.training.schedule import schedule
 
@@ -130,6 +130,13 @@ def _run_phase(
         return _solve_phase(network, phase, setting, watch, title), 0
     with adapters_of(phase, network):
         return _train_phase(network, phase, setting, watch, title, first_epoch)
+
+
+def check_adapters(network: StagedNetwork, phases: Sequence[Phase]) -> None:
+    """SettingError, before any work, for a phase whose adapters could not be made."""
+    for phase in phases:
+        if phase.lora is not None:
+            adaptable(network, trained_stages(network.stages, phase.train))
 
 
 def adapters_of(phase: Phase, network: StagedNetwork) -> AbstractContextManager[None]:

@@ -28,17 +28,10 @@ def low_rank_adapters(
     When the block ends, however it ends, they are added to the weights and the network is what it was before, with
     other numbers. SettingError where peft is not installed or the stages have no layer that can have an adapter.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.lora import LoraLayer
-    except ImportError:
-        raise SettingError("lora: needs the package peft: `pip install peft`") from None
-    places = _adaptable(network, stages)
-    if not places:
-        raise SettingError(
-            f"lora: {', '.join(stages)} have no linear layer or plain convolution to put adapters beside; "
-            "train more stages, or drop lora"
-        )
+    places = adaptable(network, stages)
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -80,7 +73,12 @@ def _stand_in(adapted: nn.Module, layer: nn.Module) -> None:
             setattr(adapted, name, value)
 
 
-def _adaptable(network: StagedNetwork, stages: Collection[str]) -> list[str]:
+def adaptable(network: StagedNetwork, stages: Collection[str]) -> list[str]:
+    """The layers of `stages` that get an adapter, by name. SettingError where there are none, or peft is missing."""
+    try:
+        import peft.tuners.lora  # noqa: F401
+    except ImportError:
+        raise SettingError("lora: needs the package peft: `pip install peft`") from None
     inside = {
         module
         for stage in stages
@@ -88,7 +86,13 @@ def _adaptable(network: StagedNetwork, stages: Collection[str]) -> list[str]:
         for part in network.stage_modules(stage)
         for module in part.modules()
     }
-    return [name for name, module in network.named_modules() if module in inside and _is_plain(module)]
+    places = [name for name, module in network.named_modules() if module in inside and _is_plain(module)]
+    if not places:
+        raise SettingError(
+            f"lora: no linear layer or plain convolution to put an adapter beside in {', '.join(stages)}; "
+            "train more stages, or drop lora"
+        )
+    return places
 
 
 def _is_plain(module: nn.Module) -> bool:
