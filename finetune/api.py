@@ -58,16 +58,14 @@ def adapt(
 ) -> Report:
     """Fine-tunes `source` on `target` and compares; returns the report.
 
-    `source` is a checkpoint, `timm:NAME[.TAG]`, `hub:OWNER/NAME[@REVISION]`, or a bare file of weights of `model`; `target`
-    a data set's name, a folder of pictures, or a CSV file. `recipe` is by default the shipped recipes/adapt.yaml. `shots` is the number of labelled images per class to learn
-    from; `compare=False` leaves out the linear probe and the run from scratch. The rest is as for `pretrain`.
+    `source` is a checkpoint, `timm:NAME[.TAG]`, `hub:OWNER/NAME[@REVISION]`, or a bare file of weights of `model`;
+    `target` a data set's name, a folder of pictures, or a CSV file. `recipe` is by default the shipped
+    recipes/adapt.yaml. `shots` is the number of labelled images per class to learn from; `compare=False` leaves out the
+    linear probe and the run from scratch. The rest is as for `pretrain`.
     """
-    named = {
-        key: value
-        for key, value in (("model.name", model), ("data.name", target), ("data.shots", shots))
-        if value is not None
-    }
-    overrides = [*_overrides(named), *_overrides(settings)]
+    named = {"model.name": model, "data.name": target, "data.shots": shots}
+    given = {key: value for key, value in named.items() if value is not None}
+    overrides = [*_overrides(given), *_overrides(settings)]
     chosen = DEFAULT_RECIPE if recipe is None else recipe
     return _adapt(
         source,
@@ -91,8 +89,8 @@ def evaluate(
 ) -> Evaluation:
     """Measures a checkpoint on the test images of `data`, for the classes they share by name.
 
-    `data` is a data set's name, a folder of pictures or a CSV file; pictures that cannot be read stop it ("fail") or are
-    left out ("skip").
+    `data` is a data set's name, a folder of pictures or a CSV file; pictures that cannot be read stop it ("fail") or
+    are left out ("skip").
     """
     return _evaluate(checkpoint, data, root=data_root, device=device, on_bad_image=on_bad_image)
 
