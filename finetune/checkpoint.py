@@ -1,6 +1,7 @@
 """One file holds a trained model: its tensors as safetensors, and what they mean as JSON under one metadata key.
 
-Anyone can read the tensors with `safetensors.torch.load_file` alone. Reading the metadata needs no torch.
+Anyone can read the tensors with `safetensors.torch.load_file` alone. Reading the metadata needs no torch. There is one
+key more, `format`: without it transformers 4 refuses a file that has metadata.
 """
 
 from __future__ import annotations
@@ -99,7 +100,16 @@ def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
     from safetensors.torch import save
 
     _refuse_nonsense(tensors, "not written")
-    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={KEY: _text(metadata)})
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    return _with_texts(content, {KEY: _text(metadata), "format": "pt"})
+
+
+def _with_texts(content: bytes, texts: Mapping[str, str]) -> bytes:
+    """The same tensors under a header with these texts, in this order: `save` shuffles them when there are several."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.dumps({"__metadata__": texts, **json.loads(content[8:end])}, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # the format wants the tensors aligned to 8 bytes
+    return b"".join([struct.pack("<Q", len(header)), header, memoryview(content)[end:]])
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> str:
@@ -130,23 +140,27 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def read_metadata(path: Path) -> Metadata:
     """The metadata alone, without loading tensors or torch. CheckpointError when the file is not one of ours."""
-    return _metadata(path, _header_of(path))
+    return _metadata(path, read_header(path))
 
 
 def has_metadata(path: Path) -> bool:
     """Whether a safetensors file is one of ours. CheckpointError when it is no safetensors file at all."""
-    extra = _header_of(path).get("__metadata__")
+    extra = read_header(path).get("__metadata__")
     return isinstance(extra, dict) and KEY in extra
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
     """The shape of every tensor in a safetensors file, without loading them or torch. CheckpointError as above."""
+    return {name: list(entry.get("shape", [])) for name, entry in read_header(path).items() if name != "__metadata__"}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A safetensors file's header: by tensor dtype, shape and data_offsets, and `__metadata__`, whose texts it has."""
     try:
         with path.open("rb") as file:
-            header = _header(path, file.read(8), file.read, path.stat().st_size)
+            return _header(path, file.read(8), file.read, path.stat().st_size)
     except OSError as error:
         raise CheckpointError(_unreadable(path, error)) from None
-    return {name: list(entry.get("shape", [])) for name, entry in header.items() if name != "__metadata__"}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -163,14 +177,6 @@ def read_weights(path: Path) -> Weights:
     said = header.get("__metadata__")
     texts = {k: v for k, v in said.items() if isinstance(v, str)} if isinstance(said, dict) else {}
     return Weights(_tensors(path, content), hashlib.sha256(content).hexdigest(), texts)
-
-
-def _header_of(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return _header(path, file.read(8), file.read, path.stat().st_size)
-    except OSError as error:
-        raise CheckpointError(_unreadable(path, error)) from None
 
 
 def _content(path: Path) -> bytes:

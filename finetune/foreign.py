@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.checkpoint import Weights, load_tensors, read_weights
+from finetune.checkpoint import Weights, check_tensors, load_tensors, read_weights
 from finetune.errors import CheckpointError, SettingError
 from finetune.models.registry import InputSpec, build_model, check_size, find_model
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from finetune.hub.config import HubConfig
     from finetune.models.classifier import Classifier
     from finetune.models.staged import StagedNetwork
@@ -50,14 +53,66 @@ def from_bare(path: Path, model: str, arguments: Mapping[str, Any]) -> Opened:
 def from_repository(path: Path, where: str, config: HubConfig) -> Opened:
     """The weights of somebody else's timm repository, as its config.json describes them."""
     weights = read_weights(path)
-    arguments = dict(config.model_args)
+    model, arguments = config.model, config.model_args
     try:
-        spec = _configured(find_model(config.model, arguments).input, config, where)
-        if spec.size != find_model(config.model, arguments).input.size:
-            check_size(config.model, arguments, spec.size)
-        return _loaded(weights, where, config.model, arguments, spec, config.label_names)
+        spec = _configured(find_model(model, arguments).input, config, where)
+        spec = replace(spec, size=_size_that_fits(config, spec.size))
+        state = _state_of(weights, where, config)
+        return _loaded(
+            replace(weights, tensors=state), where, model, arguments, spec, _class_names(state, where, config)
+        )
     except SettingError as error:
         raise CheckpointError(f"{where}: its config.json does not hold: {error}") from None
+
+
+def _size_that_fits(config: HubConfig, size: int) -> int:
+    """The side of the input. timm's export leaves that of the source there when a network was built for another."""
+    built = config.model_args.get("img_size")
+    try:
+        if size != find_model(config.model, config.model_args).input.size:
+            check_size(config.model, config.model_args, size)
+    except SettingError:
+        if built is None:
+            raise
+        return int(built)
+    return size
+
+
+def _state_of(weights: Weights, where: str, config: HubConfig) -> dict[str, Tensor]:
+    """The tensors in float32, under the names of today's timm where the file has older ones."""
+    from finetune.models.timm_weights import converted
+
+    model, arguments = config.model, config.model_args
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in weights.tensors.items()}
+    misfit = None
+    if not config.label_offset:
+        try:
+            _check(model, arguments, tensors, where)
+            return tensors
+        except CheckpointError as error:
+            misfit = error
+    channels = find_model(model, arguments).input.channels
+    classes = 1000 if config.num_classes is None else config.num_classes  # timm's default
+    try:
+        return converted(model, arguments, tensors, classes, channels, config.label_offset)
+    except CheckpointError as error:
+        raise misfit or error from None  # ours lists the tensors
+
+
+def _class_names(state: Mapping[str, Tensor], where: str, config: HubConfig) -> Sequence[str] | None:
+    """The names of the head's rows. CheckpointError when config.json speaks of another number of classes."""
+    from finetune.models.timm_weights import imagenet_words
+
+    rows = _rows(_outline(config.model, 1, config.model_args), state)
+    if config.num_classes not in (None, rows):
+        raise CheckpointError(
+            f"{where}: config.json says num_classes {config.num_classes}, and the head in the file has {rows} rows; "
+            "ask the owner of the repository which is right"
+        )
+    if config.label_names is None:
+        return imagenet_words(rows, str(config.pretrained_cfg.get("tag") or "")) or None
+    count = Counter(config.label_names)
+    return [name if count[name] == 1 else f"{name} ({row})" for row, name in enumerate(config.label_names)]
 
 
 def classifier_of(
@@ -74,17 +129,40 @@ def classifier_of(
     return classifier
 
 
+def _outline(model: str, classes: int, arguments: Mapping[str, Any]) -> StagedNetwork:
+    """The network without numbers: a file that names a huge one has to have the tensors for it."""
+    import torch
+
+    with torch.device("meta"):
+        return build_model(model, classes, arguments)
+
+
+def _rows(outline: StagedNetwork, tensors: Mapping[str, Tensor]) -> int:
+    """The classes that the head in a file tells apart, 0 where there is none."""
+    weight = tensors.get(outline.head_tensors()[0])
+    return len(weight) if weight is not None and weight.dim() else 0
+
+
+def _check(model: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> int:
+    """The rows of the head. CheckpointError unless all else has the network's own names, shapes and types."""
+    outline = _outline(model, 1, arguments)
+    rows = _rows(outline, tensors)
+    if rows > 1:
+        outline = _outline(model, rows, arguments)
+    state = outline.state_dict()
+    missing = {} if rows else {name: state[name] for name in outline.head_tensors()}
+    check_tensors(outline, {**missing, **tensors}, where)
+    return rows
+
+
 def _loaded(
     weights: Weights, where: str, model: str, arguments: Mapping[str, Any], spec: InputSpec, names: Sequence[str] | None
 ) -> Opened:
     """Tensors that have the network's own names and shapes, but for the head, which may be missing."""
-    network = build_model(model, 1, arguments)
-    head = network.head_tensors()
-    rows = len(weights.tensors[head[0]]) if head[0] in weights.tensors else 0
-    if rows > 1:
-        network = build_model(model, rows, arguments)
+    rows = _check(model, arguments, weights.tensors, where)
+    network = build_model(model, max(1, rows), arguments)
     state = network.state_dict()
-    without_head = {} if rows else {name: state[name] for name in head}
+    without_head = {} if rows else {name: state[name] for name in network.head_tensors()}
     load_tensors(network, {**without_head, **weights.tensors}, where)
     if names is not None and len(names) != rows:
         raise CheckpointError(f"{where}: {len(names)} class names, and {rows} rows in the head")

@@ -64,13 +64,13 @@ def describe(
 
 def _unchanged(classifier: Classifier, origin: Source) -> bool:
     """Whether the file that it came from is still there and says the same: weights, model, classes and input."""
-    now, then = describe(classifier), origin.metadata
-    if then is None or origin.path is None:
+    now, then, path = describe(classifier), origin.metadata, origin.path or origin.cached
+    if then is None or path is None:
         return False
     if (now.model, now.arguments, now.classes, now.input) != (then.model, then.arguments, then.classes, then.input):
         return False
     try:
-        loaded = read_checkpoint(origin.path)
+        loaded = read_checkpoint(path)
     except CheckpointError:
         return False
     return loaded.sha256 == origin.sha256 and _same(loaded.tensors, classifier.network.state_dict())

@@ -33,7 +33,8 @@ class Source:
     """A loaded source: where it came from, what it says of itself, and the classifier.
 
     `path` is the file a person named; `id` stands for it where there is none: "timm:resnet18.a1_in1k", or
-    "hub:OWNER/NAME@COMMIT". Foreign weights have no metadata; a classifier that came without a head has no classes.
+    "hub:OWNER/NAME@COMMIT", and `cached` is then where the Hub's cache has it. Foreign weights have no metadata; a
+    classifier that came without a head has no classes.
     """
 
     path: Path | None
@@ -41,6 +42,7 @@ class Source:
     sha256: str
     metadata: Metadata | None
     classifier: Classifier
+    cached: Path | None = None
 
     @property
     def name(self) -> str:
@@ -114,12 +116,12 @@ def locate(source: str | Path, *, note: Callable[[str], None] | None = None, bar
     return Located(text, Path(source))
 
 
-def peek(source: str | Path) -> Metadata:
+def peek(source: str | Path | Located) -> Metadata:
     """What a checkpoint says of itself, without loading torch. CheckpointError when it cannot be read."""
-    found = locate(source)
+    found = source if isinstance(source, Located) else locate(source)
     if found.path is None:
         raise CheckpointError(
-            f"{source}: timm's weights say nothing of themselves; see `finetune models {_model(found)}`"
+            f"{found.text}: timm's weights say nothing of themselves; see `finetune models {_model(found)}`"
         )
     return _metadata(found.path, found.text)
 
@@ -143,7 +145,8 @@ def open_source(
         metadata, opened = checkpoint.metadata, Opened(_classifier(checkpoint), checkpoint.sha256)
     else:
         metadata, opened = None, _foreign(found, model, arguments)
-    result = Source(path, own_id, opened.sha256, metadata, opened.classifier)
+    cached = found.path if path is None else None
+    result = Source(path, own_id, opened.sha256, metadata, opened.classifier, cached)
     opened.classifier.origin = result
     return result
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+import finetune.saving as saving_module
 import finetune.source as source_module
 from finetune.checkpoint import (
     KEY,
@@ -122,14 +123,15 @@ def test_a_checkpoint_comes_back_as_it_was(path):
     assert found.sha256 == digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_anyone_can_read_it_and_there_is_one_metadata_key(path):
+def test_anyone_can_read_it_and_there_is_one_key_of_ours(path):
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     write_checkpoint(path, tensors(), metadata())
     assert load_file(path).keys() == tensors().keys()
     with safe_open(path, "pt") as file:
-        assert list(file.metadata()) == [KEY]
+        assert file.metadata().keys() == {KEY, "format"}
+        assert file.metadata()["format"] == "pt", "transformers 4 refuses texts without it"
         assert json.loads(file.metadata()[KEY]) == {"format": 1, **PLAIN}
 
 
@@ -152,6 +154,26 @@ def test_another_process_writes_the_same_bytes(path):
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment)
     assert path.read_bytes() == encode(tensors(), metadata())
+
+
+def test_the_header_has_one_order_and_the_tensors_are_aligned(path):
+    write_checkpoint(path, tensors(), metadata(classes=["ä", "日本"]))
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0 and next(iter(header)) == "__metadata__"
+    assert list(header["__metadata__"]) == [KEY, "format"]
+    assert read_metadata(path).classes == ["ä", "日本"]
+
+
+def test_files_from_before_there_was_a_format_still_load(path):
+    from safetensors.torch import save_file
+
+    write_checkpoint(path, tensors(), metadata())
+    before = read_checkpoint(path)
+    text = before.metadata.model_dump_json()
+    save_file(before.tensors, path, metadata={KEY: text})
+    assert read_checkpoint(path).metadata == before.metadata
 
 
 def test_metadata_is_read_without_torch(path):
@@ -390,7 +412,7 @@ def test_tensors_that_do_not_fit_are_listed_on_both_sides_and_nothing_is_loaded(
     with pytest.raises(CheckpointError) as caught:
         load_tensors(network, given, "file.safetensors")
     assert str(caught.value).splitlines() == [
-        "file.safetensors: the tensors do not fit the model",
+        "file.safetensors: the tensors do not fit the model: 4 differ of 7 in the model and 7 in the file",
         "  0.bias: the model has float32 2, the file has float64 2",
         "  0.weight: the model has float32 2×3, the file has float32 3×2",
         "  1.bias: the model has float32 2, the file has no such tensor",
@@ -477,7 +499,7 @@ def test_a_source_says_what_it_is(trained):
 
 
 def test_an_unchanged_classifier_is_saved_to_the_same_bytes(trained, tmp_path):
-    source_module.save(source_module.load(trained), tmp_path / "copy.safetensors")
+    saving_module.save(source_module.load(trained), tmp_path / "copy.safetensors")
     assert (tmp_path / "copy.safetensors").read_bytes() == trained.read_bytes()
 
 
@@ -499,7 +521,7 @@ def test_a_changed_classifier_is_a_child_without_its_parents_results(trained, tm
     classifier = source_module.load(trained)
     parent = classifier.origin
     change(classifier)
-    source_module.save(classifier, tmp_path / "child.safetensors")
+    saving_module.save(classifier, tmp_path / "child.safetensors")
     child = source_module.open_source(tmp_path / "child.safetensors")
     assert child.metadata.lineage == [*parent.lineage_of_child()[:1], *PLAIN["lineage"]]
     assert (child.metadata.recipe, child.metadata.data, child.metadata.results) == ({}, {}, {})
@@ -512,14 +534,14 @@ def test_saving_does_not_need_the_file_that_was_loaded(trained, tmp_path):
         classifier = source_module.load(trained)
         content = trained.read_bytes()
         damage()
-        source_module.save(classifier, tmp_path / "copy.safetensors")
+        saving_module.save(classifier, tmp_path / "copy.safetensors")
         assert source_module.peek(tmp_path / "copy.safetensors").lineage[0]["id"] == "net.safetensors"
         trained.write_bytes(content)
 
 
 def test_a_classifier_of_no_file_has_no_parents(tmp_path):
     classifier = Classifier(build_model("cnn", 2, {}), "cnn", {}, ["a", "b"], MODELS["cnn"].input)
-    source_module.save(classifier, tmp_path / "new.safetensors")
+    saving_module.save(classifier, tmp_path / "new.safetensors")
     assert source_module.peek(tmp_path / "new.safetensors").lineage == []
 
 

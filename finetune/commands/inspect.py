@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from finetune.source import peek
+from finetune.checkpoint import has_metadata, read_header
+from finetune.source import Located, locate, peek
 
 
 def inspect(checkpoint: str | Path) -> dict[str, Any]:
-    """A checkpoint's metadata as JSON values: model, classes, input, recipe, data, results, lineage, versions."""
-    return peek(checkpoint).model_dump()
+    """A checkpoint's metadata as JSON values: model, classes, input, recipe, data, results, lineage, versions.
+
+    Of weights that are not ours: where they lie, what config.json beside them on the Hub says, and what tensors they
+    are.
+    """
+    found = locate(checkpoint)
+    if found.path is None or has_metadata(found.path):
+        return peek(found).model_dump()
+    return _of_others(found, found.path)
+
+
+def _of_others(found: Located, path: Path) -> dict[str, Any]:
+    header = read_header(path)
+    texts = header.pop("__metadata__", None) or {}
+    values: dict[str, Any] = {"source": found.text, "made by": "others: there is no metadata of finetune"}
+    config = found.hub.config if found.hub is not None else None
+    if found.hub is not None:
+        values["sha256"] = found.hub.sha256
+    if config is not None:
+        names = list(config.label_names) if config.label_names is not None else None
+        values |= {"model": config.model, "arguments": config.model_args}
+        values |= {"number of classes": config.num_classes, "classes": names, "pretrained_cfg": config.pretrained_cfg}
+    kinds: Counter[str] = Counter()
+    for entry in header.values():
+        kinds[str(entry.get("dtype"))] += prod(entry.get("shape", []))
+    values |= {"texts in the file": texts, "tensors": len(header), "numbers by type": dict(kinds)}
+    named = "" if config is not None else " --model timm/NAME"
+    return values | {"use it with": f"finetune adapt --from {found.text}{named} --target DATA"}

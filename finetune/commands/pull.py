@@ -6,19 +6,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoint import read_metadata, write_whole
+from finetune.checkpoint import encode, has_metadata, read_metadata, write_whole
 from finetune.commands.bundle import headline
 from finetune.commands.outputs import SUFFIX, Outputs, set_aside
-from finetune.errors import CheckpointError, HubError, OutputError, SettingError
+from finetune.errors import HubError, OutputError, SettingError
 from finetune.hub.fetching import HubFile, fetch
 from finetune.hub.names import parse_name
 from finetune.hub.remote import sha256_of
 from finetune.reporting.console import Console
+from finetune.saving import describe
+from finetune.source import Located, open_source
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull wrote: the file, where it came from (hub:OWNER/NAME@COMMIT), and the sha256 of its bytes."""
+    """What a pull wrote: the file, where it came from (hub:OWNER/NAME@COMMIT), and the sha256 of its bytes.
+
+    `converted`: they are other people's weights, which the file has as a checkpoint of ours.
+    """
 
     path: str
     id: str
@@ -26,6 +31,7 @@ class Pulled:
     commit: str
     sha256: str
     report: str | None
+    converted: bool
 
     def to_dict(self) -> dict[str, Any]:
         """For programs: the same as JSON values."""
@@ -35,8 +41,9 @@ class Pulled:
 def pull(repository: str, *, out: str | Path | None = None, console: Console | None = None) -> Pulled:
     """Writes the weights of OWNER/NAME[@REVISION] to `out`, by default checkpoints/NAME.safetensors, and its report.
 
-    A different file there is moved aside. Errors are those of `finetune.errors`; after one, no file is there that was
-    not before.
+    A checkpoint of ours is written byte for byte; the weights of somebody else's timm repository become one, with
+    their lineage. A different file there is moved aside. Errors are those of `finetune.errors`; after one, no file is
+    there that was not before.
     """
     console = console or Console(quiet=True, results=False)
     name = parse_name(repository)
@@ -48,32 +55,45 @@ def pull(repository: str, *, out: str | Path | None = None, console: Console | N
         if place.is_dir():
             raise OutputError(f"--out {path}: {place} is a folder; expected a file name that is free or a file")
     found = fetch(name, note=console.note, bars=not console.quiet)
-    what = _what(found)
-    content = found.path.read_bytes()
-    if sha256_of(content) != found.sha256:
-        raise HubError(f"{found.id}: the file changed in the cache while it was read; pull it again")
-    if outputs.digest() != found.sha256:
+    content, what = _content(found)
+    converted = sha256_of(content) != found.sha256
+    if outputs.digest() != sha256_of(content):
         set_aside(outputs, console)
         write_whole(path, content)
-    report = _write_report(found, outputs)
-    console.say(f"wrote {path} (sha256 {found.sha256[:12]}): {what}")
+    report = _write_report(found, outputs) if has_metadata(found.path) else None
+    console.say(f"wrote {path} (sha256 {sha256_of(content)[:12]}): {what}")
     console.say(f"from {found.id}")
-    return Pulled(str(path), found.id, found.repo, found.commit, found.sha256, None if report is None else str(report))
+    beside = None if report is None else str(report)
+    return Pulled(str(path), found.id, found.repo, found.commit, sha256_of(content), beside, converted)
 
 
-def _what(found: HubFile) -> str:
-    """What the weights are, in a few words. CheckpointError for a file of ours that is damaged."""
-    if found.config is not None and not _is_ours(found):
-        return f"timm's {found.config.architecture}, of other people: use it as --from {found.id}"
-    return headline(read_metadata(found.path))
+def _content(found: HubFile) -> tuple[bytes, str]:
+    """The bytes to write, and what the weights are in a few words. CheckpointError for what cannot be used."""
+    if has_metadata(found.path):
+        return _as_it_is(found), headline(read_metadata(found.path))
+    if found.config is None:
+        use = "without finetune's metadata and timm's config.json; name their model where you use them, with --model"
+        return _as_it_is(found), f"weights {use}"
+    source = open_source(Located(found.id, found.path, found))
+    if source.sha256 != found.sha256:
+        raise _changed(found)
+    classifier = source.classifier
+    if not classifier.class_names:
+        use = f"--from {found.id} (or --from this file --model {found.config.model})"
+        return _as_it_is(found), f"{found.config.model} without a head, as it is; adapt gives it one: {use}"
+    metadata = describe(classifier, lineage=source.lineage_of_child())
+    return encode(classifier.network.state_dict(), metadata), f"{headline(metadata)}, made a checkpoint of finetune"
 
 
-def _is_ours(found: HubFile) -> bool:
-    try:
-        read_metadata(found.path)
-    except CheckpointError:
-        return False
-    return True
+def _as_it_is(found: HubFile) -> bytes:
+    content = found.path.read_bytes()
+    if sha256_of(content) != found.sha256:
+        raise _changed(found)
+    return content
+
+
+def _changed(found: HubFile) -> HubError:
+    return HubError(f"{found.id}: the file changed in the cache while it was read; pull it again")
 
 
 def _write_report(found: HubFile, outputs: Outputs) -> Path | None:

@@ -24,9 +24,10 @@ _KEPT = ("tag", "pool_size", "first_conv", "classifier", "license", "fixed_input
 class HubConfig:
     """The config.json of a timm repository, checked for type only: it comes from somebody else.
 
-    `architecture` is timm's name without a tag; `model_args` are further arguments of timm's create_model;
-    `num_classes` and `label_names` are None where it does not say (timm then takes 1000, or those of ImageNet);
-    `pretrained_cfg` has input_size, mean, std, interpolation, crop_pct, crop_mode and more, as written there.
+    `architecture` is timm's name without a tag; `model_args` are the arguments with which timm's create_model would
+    make the network, without the number of classes; `num_classes` and `label_names` are None where it does not say
+    (timm then takes 1000, or those of ImageNet); `pretrained_cfg` has input_size, mean, std, interpolation, crop_pct,
+    crop_mode and more, as written there.
     """
 
     architecture: str
@@ -34,6 +35,11 @@ class HubConfig:
     num_classes: int | None = None
     label_names: tuple[str, ...] | None = None
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label_offset(self) -> int:
+        """How many rows of the head come before the first class, and are left out."""
+        return int(self.pretrained_cfg.get("label_offset") or 0)
 
     @property
     def model(self) -> str:
@@ -58,8 +64,9 @@ def parse_config(values: Mapping[str, Any], where: str) -> HubConfig | None:
         names = [names[str(i)] for i in range(len(names))]
     problems = {
         "model_args": not (isinstance(args, dict) and all(isinstance(key, str) for key in args)),
-        "num_classes": not (count is None or (type(count) is int and 0 < count < 10**6)),
+        "num_classes": not (count is None or (type(count) is int and 0 <= count < 10**6)),
         "label_names": isinstance(names, list) and not all(isinstance(n, str) for n in names),
+        "label_offset": inner.get("label_offset") not in (None, *range(100)),
     }
     wrong = [key for key, is_wrong in problems.items() if is_wrong]
     if wrong:
@@ -69,7 +76,22 @@ def parse_config(values: Mapping[str, Any], where: str) -> HubConfig | None:
         raise HubRefusal(f"{where}: config.json has {len(labels)} label_names for num_classes {count}")
     name, _, tag = architecture.partition(".")
     kept = dict(inner) | ({"tag": tag} if tag and "tag" not in inner else {})
-    return HubConfig(name, dict(args), count, labels, kept)
+    return HubConfig(name, _arguments(args, inner), count, labels, kept)
+
+
+def _arguments(given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that timm would use: what it repeats is left out, and what it takes from `settings` is put in."""
+    found = {key: value for key, value in given.items() if key != "num_classes" and value is not None}
+    size = found.get("img_size")
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        found["img_size"] = size[0]
+    shape = settings.get("input_size")
+    if isinstance(shape, list) and len(shape) == 3:
+        if shape[0] != 3:
+            found.setdefault("in_chans", shape[0])
+        if settings.get("fixed_input_size") is True and shape[1] == shape[2]:
+            found.setdefault("img_size", shape[1])
+    return found
 
 
 def config_of(metadata: Metadata, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
@@ -111,15 +133,14 @@ def _pretrained_cfg(metadata: Metadata) -> dict[str, Any]:
     found = get_pretrained_cfg(name, allow_unregistered=True) or get_pretrained_cfg(architecture)
     timms = found.to_dict() if found is not None else {}  # type: ignore[no-untyped-call]
     given = metadata.input
-    squash = getattr(given, "resize", "squash") == "squash"
     own = {
         "num_classes": len(metadata.classes),
         "input_size": [given.channels, given.size, given.size],
         "mean": list(given.mean),
         "std": list(given.std),
         "interpolation": given.interpolation,
-        "crop_pct": getattr(given, "crop", 1.0),
-        "crop_mode": "squash" if squash else "center",
+        "crop_pct": given.crop,
+        "crop_mode": "squash" if given.resize == "squash" else "center",
     }
     kept = {key: timms[key] for key in _KEPT if timms.get(key) is not None}
     return ({"tag": tag} if tag else {}) | kept | own

@@ -46,14 +46,31 @@ def timm_state(
     return {**state, **ours}
 
 
-def _loaded(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """The state of timm's own network with the head of the file, after timm's own way of loading it, strictly."""
+def converted(
+    name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: int, channels: int, offset: int
+) -> dict[str, Tensor]:
+    """The state of timm/ARCH with these arguments and `classes` from the tensors of anybody's file of that network.
+
+    timm's own conversions apply: names of older files, and the first `offset` rows of the head left out.
+    CheckpointError when the tensors are not that network's.
+    """
+    size = find_model(name, arguments).input.size
+    return _loaded(name, arguments, tensors, classes, label_offset=offset, input_size=(channels, size, size))
+
+
+def _loaded(
+    name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: int, **told: Any
+) -> dict[str, Tensor]:
+    """The state of timm's own network with the head of the file, after timm's own way of loading it, strictly.
+
+    `told` is what the file's owner says of it, in the words of timm's pretrained_cfg.
+    """
     if arguments:
         find_model(name, arguments)
     if not tensors:
         raise CheckpointError(f"no tensors for model {name!r}; timm would go and fetch some")
     nowhere = dict.fromkeys(("source", "file", "url", "hf_hub_id"))
-    overlay = {"state_dict": dict(tensors), "num_classes": rows, **nowhere}
+    overlay = {"state_dict": dict(tensors), "num_classes": rows, **told, **nowhere}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -131,12 +148,17 @@ def source_classes(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     Words that two classes share get their WordNet number behind. "0" to "N-1" where the names are not known; () when
     the file has no classifier.
     """
+    rows = _rows(name, tensors)
+    return imagenet_words(rows, _config(name).tag or "") or tuple(map(str, range(rows)))
+
+
+def imagenet_words(rows: int, tag: str) -> tuple[str, ...]:
+    """ImageNet's words for its classes where the tag of weights says ImageNet and the number of rows fits; or ()."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-    rows, tag = _rows(name, tensors), _config(name).tag or ""
     subset = infer_imagenet_subset({"num_classes": rows})
     if subset is None or _TAG_OF_CLASSES.get(rows, "?") not in tag:
-        return tuple(map(str, range(rows)))
+        return ()
     info: Any = ImageNetInfo(subset)
     words = [info.index_to_description(index) for index in range(rows)]
     count = Counter(words)
