@@ -155,7 +155,7 @@ def _phase_plan(network: StagedNetwork, phase: Phase, setting: Setting) -> Phase
         frozen=[stage for stage in network.stages if stage not in stages],
         trainable_parameters=parameters,
         learning_rates={group.stage: group.lr for group in groups},
-        norms=phase.norms,
+        norms=phase.norms if phase.lora is None else "hold_all",
         cached=solved or start > 0,
         augmented=setting.augment is not None and phase.augment and not solved,
         steps=steps,
