@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/finetune adapt --from checkpoints/mnist.safetensors --target digits --shots 10
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

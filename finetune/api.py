@@ -47,6 +47,7 @@ def adapt(
     target: str | None = None,
     recipe: RecipeLike | None = None,
     *,
+    model: str | None = None,
     shots: int | None = None,
     compare: bool = True,
     out: str | Path | None = None,
@@ -55,13 +56,16 @@ def adapt(
     settings: Settings | None = None,
     quiet: bool = True,
 ) -> Report:
-    """Fine-tunes the checkpoint `source` on the data set `target` and compares; returns the report.
+    """Fine-tunes `source` on `target` and compares; returns the report.
 
-    `recipe` is by default the shipped recipes/adapt.yaml. `shots` is the number of labelled images per class to learn
-    from; `compare=False` leaves out the linear probe and the run from scratch. The rest is as for `pretrain`.
+    `source` is a checkpoint, `timm:NAME[.TAG]`, `hub:OWNER/NAME[@REVISION]`, or a bare file of weights of `model`;
+    `target` a data set's name, a folder of pictures, or a CSV file. `recipe` is by default the shipped
+    recipes/adapt.yaml. `shots` is the number of labelled images per class to learn from; `compare=False` leaves out the
+    linear probe and the run from scratch. The rest is as for `pretrain`.
     """
-    named = {key: value for key, value in (("data.name", target), ("data.shots", shots)) if value is not None}
-    overrides = [*_overrides(named), *_overrides(settings)]
+    named = {"model.name": model, "data.name": target, "data.shots": shots}
+    given = {key: value for key, value in named.items() if value is not None}
+    overrides = [*_overrides(given), *_overrides(settings)]
     chosen = DEFAULT_RECIPE if recipe is None else recipe
     return _adapt(
         source,
@@ -76,10 +80,19 @@ def adapt(
 
 
 def evaluate(
-    checkpoint: str | Path, data: str, *, data_root: str | Path | None = None, device: str = "auto"
+    checkpoint: str | Path,
+    data: str,
+    *,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    on_bad_image: str = "fail",
 ) -> Evaluation:
-    """Measures a checkpoint on the test images of the data set `data`, for the classes they share by name."""
-    return _evaluate(checkpoint, data, root=data_root, device=device)
+    """Measures a checkpoint on the test images of `data`, for the classes they share by name.
+
+    `data` is a data set's name, a folder of pictures or a CSV file; pictures that cannot be read stop it ("fail") or
+    are left out ("skip").
+    """
+    return _evaluate(checkpoint, data, root=data_root, device=device, on_bad_image=on_bad_image)
 
 
 def push(

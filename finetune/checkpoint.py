@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[1] = 1
 KEY = "finetune"
-MOST_LISTED = 20  # tensors named in one message
+MOST_LISTED = 7  # tensors of each kind named in one message
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
@@ -223,15 +223,17 @@ def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str)
     found = {name: _kind(t) for name, t in tensors.items()}
     if wanted != found:
         unlike = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-        lines = [
-            f"{where}: the tensors do not fit the model: {len(unlike)} differ of {len(wanted)} in the model and "
-            f"{len(found)} in the file"
-        ]
-        for name in unlike[:MOST_LISTED]:
+        lines = [f"{where}: the tensors do not fit the model, which has {len(wanted)}; the file has {len(found)}"]
+        sides = (
+            [name for name in unlike if name in wanted and name in found],
+            [name for name in unlike if name not in found],
+            [name for name in unlike if name not in wanted],
+        )
+        for name in sorted(name for side in sides for name in side[:MOST_LISTED]):
             ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
             lines.append(f"  {name}: the model has {ours}, the file has {theirs}")
-        if len(unlike) > MOST_LISTED:
-            lines.append(f"  and {len(unlike) - MOST_LISTED} more")
+        if more := sum(len(side[MOST_LISTED:]) for side in sides):
+            lines.append(f"  and {more} more")
         raise CheckpointError("\n".join(lines))
 
 

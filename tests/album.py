@@ -32,3 +32,22 @@ def album(root: Path, **counts: int | dict[str, int]) -> Path:
             for index in range(number):
                 put(place / f"{index}.png", f"{name} {label} {index}")
     return root
+
+
+def scene(label: str, name: object, channels: int = 3, noise: int = 300) -> np.ndarray:
+    """A picture, 36 by 44, of a coarse pattern that is its class's, under noise that depends on the name."""
+    pattern = pixels(f"pattern of {label}", side=4, channels=channels).astype(int)
+    tall = np.kron(pattern, np.ones((9, 11, 1) if channels > 1 else (9, 11), int))
+    seed = int.from_bytes(hashlib.blake2b(f"{label} {name}".encode(), digest_size=8).digest(), "big")
+    return (tall + np.random.default_rng(seed).integers(-noise, noise, tall.shape)).clip(0, 255).astype(np.uint8)
+
+
+def scenes(root: Path, channels: int = 3, noise: int = 300, **parts: dict[str, int]) -> Path:
+    """ROOT/train/CLASS/0.png ... for `train={"cat": 3}`: pictures from which the classes can be learnt."""
+    for part, counts in parts.items():
+        for label, number in counts.items():
+            place = root / part / label
+            place.mkdir(parents=True, exist_ok=True)
+            for index in range(number):
+                Image.fromarray(scene(label, f"{part} {index}", channels, noise)).save(place / f"{index}.png")
+    return root

@@ -90,7 +90,7 @@ KEYS = {
     },
     "seconds": None,
     "source": {"path", "sha256", "model", "dataset", "accuracy"},
-    "target": {"name", "classes", "train", "validation", "test"},
+    "target": {"name", "classes", "train", "validation", "test", "notes"},
     "transplant": {"kept", "fresh", "head_rows_reused"},
     "phases": [
         {
@@ -152,6 +152,7 @@ def test_the_report_agrees_with_itself_and_with_the_files(full: Path, pretrained
         "train": 270,
         "validation": 30,
         "test": 100,
+        "notes": [],
     }
     for result in report["results"].values():
         low, high = result["ci95"]

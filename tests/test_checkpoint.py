@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+import finetune.saving as saving_module
 import finetune.source as source_module
 from finetune.checkpoint import (
     KEY,
@@ -411,7 +412,7 @@ def test_tensors_that_do_not_fit_are_listed_on_both_sides_and_nothing_is_loaded(
     with pytest.raises(CheckpointError) as caught:
         load_tensors(network, given, "file.safetensors")
     assert str(caught.value).splitlines() == [
-        "file.safetensors: the tensors do not fit the model: 4 differ of 7 in the model and 7 in the file",
+        "file.safetensors: the tensors do not fit the model, which has 7; the file has 7",
         "  0.bias: the model has float32 2, the file has float64 2",
         "  0.weight: the model has float32 2×3, the file has float32 3×2",
         "  1.bias: the model has float32 2, the file has no such tensor",
@@ -498,7 +499,7 @@ def test_a_source_says_what_it_is(trained):
 
 
 def test_an_unchanged_classifier_is_saved_to_the_same_bytes(trained, tmp_path):
-    source_module.save(source_module.load(trained), tmp_path / "copy.safetensors")
+    saving_module.save(source_module.load(trained), tmp_path / "copy.safetensors")
     assert (tmp_path / "copy.safetensors").read_bytes() == trained.read_bytes()
 
 
@@ -520,7 +521,7 @@ def test_a_changed_classifier_is_a_child_without_its_parents_results(trained, tm
     classifier = source_module.load(trained)
     parent = classifier.origin
     change(classifier)
-    source_module.save(classifier, tmp_path / "child.safetensors")
+    saving_module.save(classifier, tmp_path / "child.safetensors")
     child = source_module.open_source(tmp_path / "child.safetensors")
     assert child.metadata.lineage == [*parent.lineage_of_child()[:1], *PLAIN["lineage"]]
     assert (child.metadata.recipe, child.metadata.data, child.metadata.results) == ({}, {}, {})
@@ -533,14 +534,14 @@ def test_saving_does_not_need_the_file_that_was_loaded(trained, tmp_path):
         classifier = source_module.load(trained)
         content = trained.read_bytes()
         damage()
-        source_module.save(classifier, tmp_path / "copy.safetensors")
+        saving_module.save(classifier, tmp_path / "copy.safetensors")
         assert source_module.peek(tmp_path / "copy.safetensors").lineage[0]["id"] == "net.safetensors"
         trained.write_bytes(content)
 
 
 def test_a_classifier_of_no_file_has_no_parents(tmp_path):
     classifier = Classifier(build_model("cnn", 2, {}), "cnn", {}, ["a", "b"], MODELS["cnn"].input)
-    source_module.save(classifier, tmp_path / "new.safetensors")
+    saving_module.save(classifier, tmp_path / "new.safetensors")
     assert source_module.peek(tmp_path / "new.safetensors").lineage == []
 
 

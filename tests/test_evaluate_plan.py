@@ -252,8 +252,8 @@ def every_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shortened(recipe: PretrainRecipe | AdaptRecipe) -> list[str]:
     """Settings that leave each phase two steps of at most 20 images."""
     words = [] if not recipe.data.validation else ["--set", "data.validation=0.2"]
-    for i, planned in enumerate(recipe.phases):
-        if planned.solver is not None:
+    for i, one in enumerate(recipe.phases):
+        if one.solver is not None:
             continue
         for change in ("epochs=null", "min_steps=null", "max_steps=null", "steps=2", "batch_size=20"):
             words += ["--set", f"phases[{i}].{change}"]

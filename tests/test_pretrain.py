@@ -145,6 +145,7 @@ def test_the_report_has_exactly_these_keys(pretrained: Path) -> None:
         "train": 240,
         "validation": 60,
         "test": 100,
+        "notes": [],
     }
     (phase_,) = report["phases"]
     assert set(phase_) == {"name", "trains", "trainable_parameters", "cached", "epochs"}

@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune.cli import main
 from finetune.data.catalog import DATASETS
+from finetune.reporting.console import Console
 
 SGD = "{name: sgd, lr: 0.01}"
 
@@ -122,3 +123,17 @@ def report_of(checkpoint: str | Path) -> Any:
 
 def files_under(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+class Impatient(Console):
+    """A person who presses Ctrl-C when a line comes that starts so; the `after` lines before it go by."""
+
+    def __init__(self, start: str, after: int = 0) -> None:
+        super().__init__(quiet=True, results=False)
+        self.start, self.after = start, after
+
+    def note(self, text: str) -> None:
+        if text.strip().startswith(self.start):
+            self.after -= 1
+            if self.after < 0:
+                raise KeyboardInterrupt

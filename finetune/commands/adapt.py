@@ -17,7 +17,7 @@ from finetune.commands.keeper import Keeper
 from finetune.commands.material import Material
 from finetune.commands.opening import open_both
 from finetune.commands.outputs import prepare_outputs
-from finetune.commands.phases import Setting, Watch, augmentation, run_phases
+from finetune.commands.phases import Setting, Watch, augmentation, check_adapters, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, right_answers, run_report, save_run
 from finetune.data.root import data_root
@@ -73,6 +73,7 @@ def adapt(
     plan = plan if compare else plan.model_copy(update={"compare": ()})
     runtime = choose_runtime(device, plan.precision)
     origin, classifier, material = open_both(found, plan, data_root(root), console)
+    check_adapters(classifier.network, plan.phases)
     outputs = prepare_outputs(out, f"{origin.name}-{material.name}", dump_recipe(plan), console)
     described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
     described["lineage"] = origin.lineage_of_child()

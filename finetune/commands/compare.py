@@ -81,6 +81,7 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
         "augment": True,
         "solver": None,
         "lora": None,
+        "norms": "hold",  # random weights have no statistics to hold on to
     }
     if recipe.scratch is not None:
         given = {"optimizer": recipe.scratch.optimizer, "schedule": recipe.scratch.schedule}

@@ -11,7 +11,7 @@ from finetune.commands.material import open_test
 from finetune.commands.results import measure
 from finetune.data.images import ImageSet
 from finetune.data.root import data_root
-from finetune.errors import DataError
+from finetune.errors import DataError, SettingError
 from finetune.reporting.console import Console
 from finetune.reporting.report import Result, result_values
 from finetune.source import Source, locate, open_source
@@ -65,17 +65,18 @@ def evaluate(
     console = console or Console(quiet=True, results=False)
     source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
     classifier = source.classifier
+    if not classifier.class_names:
+        raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
     runtime = choose_runtime(device, "float32")
     data, test = open_test(data, data_root(root), classifier.input, console, on_bad_image=on_bad_image)
-    there = test.counts()
-    shared = [name for name in classifier.class_names if there.get(name)]
-    if not shared:
+    shared = [name for name in classifier.class_names if name in test.class_names]
+    if not any(test.counts()[name] for name in shared):
         raise DataError(
             f"{checkpoint} and {data} have no class in common: the checkpoint knows "
             f"{', '.join(classifier.class_names)}; {data} has {', '.join(test.class_names)}. "
             f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
         )
-    whole, test = len(test), test.with_classes(shared)
+    whole, test = len(test), test.with_classes(shared, empty=True)
     runtime.place(classifier.network)
     normalise = view_of(classifier.input, runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalise)

@@ -17,16 +17,37 @@ from finetune.recipe.schema import InputSettings
 
 
 def fitted_input(
-    spec: InputSpec, settings: InputSettings | None, model: str, arguments: Mapping[str, Any]
+    spec: InputSpec, settings: InputSettings | None, model: str, arguments: Mapping[str, Any], *, fixed: bool = False
 ) -> InputSpec:
-    """What the model brings, changed as a recipe's `input` says. SettingError where the model cannot take that."""
+    """What the model brings, changed as a recipe's `input` says. SettingError where the model cannot take that.
+
+    `fixed`: the source says the model's arguments, so that no cure can be among them.
+    """
     given = settings.model_dump(exclude_none=True) if settings is not None else {}
     for key in ("mean", "std"):
         if key in given:
             given[key] = _per_channel(f"input.{key}", given[key], spec.channels)
     if "size" in given and given["size"] != spec.size:
-        check_size(model, arguments, given["size"])
+        _check_size(model, arguments, given["size"], fixed)
     return replace(spec, **given)
+
+
+def as_shown(spec: InputSpec, settings: InputSettings | None, side: int, name: str) -> InputSpec:
+    """The input for images stored as side×side pixels: what is not framed like a picture is shown whole.
+
+    So that a checkpoint says how its images were made an input. SettingError where the recipe wants it otherwise.
+    """
+    if side == spec.working:
+        return spec
+    whole: dict[str, Any] = {"crop": 1.0, "resize": "squash", "interpolation": "bilinear"}
+    given = settings.model_dump(exclude_none=True) if settings is not None else {}
+    for key, value in whole.items():
+        if given.get(key, value) != value:
+            raise SettingError(
+                f"input.{key}: expected {value}, found {given[key]}: the images of {name} are stored as {side}×{side} "
+                "pixels and shown whole; a folder's pictures are resized and cut as the recipe says"
+            )
+    return replace(spec, **whole)
 
 
 def follows_images(model: str, arguments: Mapping[str, Any]) -> bool:
@@ -38,7 +59,7 @@ def with_channels(spec: InputSpec, channels: int) -> InputSpec:
     """The same for grey (1) or colour (3): a mean and a deviation become three alike, or three become their average."""
     if channels == spec.channels:
         return spec
-    mean, std = ((sum(values) / len(values),) * channels for values in (spec.mean, spec.std))
+    mean, std = ((_average(values),) * channels for values in (spec.mean, spec.std))
     return replace(spec, channels=channels, mean=mean, std=std)
 
 
@@ -67,6 +88,27 @@ def frame_of(spec: InputSpec, channels: int | None) -> Frame:
 def view_of(spec: InputSpec, device: torch.device) -> Normaliser:
     """What turns images as they are kept into this input."""
     return Normaliser(spec.mean, spec.std, device, size=spec.size, working=spec.working)
+
+
+def _average(values: tuple[float, ...]) -> float:
+    return values[0] if len(set(values)) == 1 else sum(values) / len(values)
+
+
+def _check_size(model: str, arguments: Mapping[str, Any], size: int, fixed: bool) -> None:
+    try:
+        check_size(model, arguments, size)
+    except SettingError as error:
+        if fixed or not _is_built(model, {**arguments, "img_size": size}):
+            raise
+        raise SettingError(f"{error}; --set model.img_size={size} builds it for that size") from None
+
+
+def _is_built(model: str, arguments: Mapping[str, Any]) -> bool:
+    try:
+        find_model(model, arguments)
+    except SettingError:
+        return False
+    return True
 
 
 def _per_channel(key: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -21,14 +21,14 @@ from finetune.reporting.console import Console
 class Material:
     """The parts of one data set. `validation` may be empty; `test` is for the end of a run only.
 
-    `shared` are the pairs of a test picture and one to learn from that show the very same pixels.
+    `notes` are what a person should know of their pictures: what was left out, what is in two parts, what is scarce.
     """
 
     name: str
     train: ImageSet
     validation: ImageSet
     test: ImageSet
-    shared: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -38,6 +38,11 @@ class Material:
     def channels(self) -> int:
         """1 for grey images, 3 for colour."""
         return int(self.train.images.shape[1])
+
+    @property
+    def side(self) -> int:
+        """The side of the square images as they are stored, in pixels."""
+        return int(self.train.images.shape[-1])
 
     def describe(self) -> dict[str, object]:
         """For a checkpoint: name, classes, and fingerprints that change when an image or a label does."""
@@ -80,14 +85,14 @@ def open_material(
             f"{train.origin}: no image to learn from of {', '.join(empty)}; leave them out with data.classes"
         )
     if found.validation is not None and len(found.validation):
-        return Material(name, train, found.validation, found.test, found.shared)
+        return Material(name, train, found.validation, found.test, found.notes)
     train, validation = hold_out(train, data.validation)
     if data.validation and not len(validation):
         raise DataError(
             f"{train.origin}: data.validation is {data.validation}, which is no image of {len(train)}; "
             "ask for more, or for none with --set data.validation=0"
         )
-    return Material(name, train, validation, found.test, found.shared)
+    return Material(name, train, validation, found.test, found.notes)
 
 
 def open_test(

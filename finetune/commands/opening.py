@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.fitting import classifier_for, fitted_input, follows_images, with_channels
+from finetune.commands.fitting import as_shown, classifier_for, fitted_input, follows_images, with_channels
 from finetune.commands.material import Material, open_material
 from finetune.models.classifier import Classifier
 from finetune.models.registry import InputSpec, find_model
@@ -25,9 +25,10 @@ def open_both(source: Located, plan: AdaptRecipe, root: Path, console: Console) 
     origin = open_source(source, *chosen)
     classifier = origin.classifier
     free = follows_images(classifier.model, chosen[1])
-    spec = fitted_input(classifier.input, plan.input, classifier.model, classifier.arguments)
-    classifier.input = spec
+    fixed = origin.metadata is not None
+    spec = fitted_input(classifier.input, plan.input, classifier.model, classifier.arguments, fixed=fixed)
     material = open_material(plan.data, root, plan.seed, spec, console, any_channels=free)
+    classifier.input = as_shown(spec, plan.input, material.side, material.name)
     classifier = classifier_for(classifier, material.channels) if free else classifier
     return origin, classifier, material
 
@@ -38,6 +39,7 @@ def open_images(plan: PretrainRecipe, root: Path, console: Console) -> tuple[Inp
     free = follows_images(model, arguments)
     spec = fitted_input(find_model(model, arguments).input, plan.input, model, arguments)
     material = open_material(plan.data, root, plan.seed, spec, console, any_channels=free)
+    spec = as_shown(spec, plan.input, material.side, material.name)
     if free and material.channels != spec.channels:
         return with_channels(spec, material.channels), {**arguments, "in_chans": material.channels}, material
     return spec, arguments, material

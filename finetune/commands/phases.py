@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from finetune.training import loop
 from finetune.training.cache import BUDGET, activations, cached_bytes
 from finetune.training.evaluation import predictions
 from finetune.training.freeze import frozen_prefix, set_trainable
-from finetune.training.lora import low_rank_adapters
+from finetune.training.lora import adaptable, low_rank_adapters, merged
 from finetune.training.runtime import Runtime, memory_told
 from finetune.training.schedule import schedule
 
@@ -84,8 +85,7 @@ def cache_boundary(network: StagedNetwork, phase: Phase, setting: Setting) -> in
     """How many stages may be run once for the whole phase: the frozen prefix, or 0 when it has to be run each time."""
     images = setting.material.train.images[:1].to(setting.runtime.device)
     prefix = frozen_prefix(network, trained_stages(network.stages, phase.train))
-    moving = (setting.augment is not None and phase.augment) or phase.norms == "update"
-    if prefix == 0 or (moving and phase.solver is None):
+    if prefix == 0 or (setting.augment is not None and phase.augment) or phase.norms == "update":
         return 0
     size = cached_bytes(network, images, setting.normalise, prefix, setting.runtime)
     return prefix if size * len(setting.material.train) <= BUDGET else 0
@@ -128,11 +128,22 @@ def _run_phase(
 ) -> tuple[PhaseSummary, int]:
     if phase.solver is not None:
         return _solve_phase(network, phase, setting, watch, title), 0
-    if phase.lora is not None:
-        stages = trained_stages(network.stages, phase.train)
-        with low_rank_adapters(network, stages, **phase.lora.model_dump()):
-            return _train_phase(network, phase, setting, watch, title, first_epoch)
-    return _train_phase(network, phase, setting, watch, title, first_epoch)
+    with adapters_of(phase, network):
+        return _train_phase(network, phase, setting, watch, title, first_epoch)
+
+
+def check_adapters(network: StagedNetwork, phases: Sequence[Phase]) -> None:
+    """SettingError, before any work, for a phase whose adapters could not be made."""
+    for phase in phases:
+        if phase.lora is not None:
+            adaptable(network, trained_stages(network.stages, phase.train))
+
+
+def adapters_of(phase: Phase, network: StagedNetwork) -> AbstractContextManager[None]:
+    """The phase's adapters beside the weights while a block runs, added to them when it ends; for most phases none."""
+    if phase.lora is None:
+        return nullcontext()
+    return low_rank_adapters(network, trained_stages(network.stages, phase.train), **phase.lora.model_dump())
 
 
 def _solve_phase(network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str) -> PhaseSummary:
@@ -175,8 +186,9 @@ def _train_phase(
                 continue
             history.append(_epoch_row(event))
             _record(event, phase, epochs, watch, view)
-            if watch.keeper is not None and phase.lora is None:  # adapters are no part of a checkpoint
-                watch.keeper.keep(network, f"after epoch {event.epoch} of {epochs} of phase {phase.name}")
+            if watch.keeper is not None:
+                plain = network if phase.lora is None else merged(network)  # adapters are no part of a checkpoint
+                watch.keeper.keep(plain, f"after epoch {event.epoch} of {epochs} of phase {phase.name}")
             if watch.after_row is not None:
                 watch.after_row(network, event.epoch, epochs)
     return PhaseSummary(phase.name, list(stages), parameters, start > 0, history), epochs

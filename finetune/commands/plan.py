@@ -14,6 +14,7 @@ from finetune.commands.fitting import view_of
 from finetune.commands.opening import open_both, open_images
 from finetune.commands.phases import (
     Setting,
+    adapters_of,
     augmentation,
     cache_boundary,
     loop_phase,
@@ -32,19 +33,22 @@ from finetune.recipe.schema import AdaptRecipe
 from finetune.reporting.console import Console
 from finetune.reporting.pictures import grid_picture
 from finetune.source import locate
+from finetune.training.evaluation import features
 from finetune.training.freeze import set_trainable
 from finetune.training.loop import train
 from finetune.training.optim import stage_groups
 from finetune.training.runtime import choose_runtime, memory_told, seeded
 
 TRIAL_STEPS = 6
+TRIAL_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class PhasePlan:
     """One phase to come. `learning_rates` are each stage's at the schedule's top.
 
-    `seconds` estimates the phase's steps, without validation.
+    `seconds` estimates the phase's steps, without validation; of a solved head the pass over the images, without what
+    is then solved. `cached`: the frozen part is run once.
     """
 
     name: str
@@ -138,25 +142,35 @@ def plan(
 
 def _phase_plan(network: StagedNetwork, phase: Phase, setting: Setting) -> PhasePlan:
     stages = trained_stages(network.stages, phase.train)
-    parameters = set_trainable(network, stages)
-    rate = phase.optimizer.lr if phase.optimizer is not None else 0.0
-    groups = stage_groups(network, rate, phase.layer_decay) if rate else []
-    steps = phase_steps(phase, len(setting.material.train))
-    start = cache_boundary(network, phase, setting)
-    frozen = [stage for stage in network.stages if stage not in stages]
+    solved = phase.solver is not None
+    with adapters_of(phase, network):
+        parameters = set_trainable(network, stages, adapters=phase.lora is not None)
+        groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
+        steps = phase_steps(phase, len(setting.material.train))
+        start = 0 if solved else cache_boundary(network, phase, setting)
+        seconds = _of_a_pass(network, setting) if solved else _estimate(network, phase, stages, steps, start, setting)
     return PhasePlan(
         name=phase.name,
         trains=list(stages),
-        frozen=frozen,
+        frozen=[stage for stage in network.stages if stage not in stages],
         trainable_parameters=parameters,
         learning_rates={group.stage: group.lr for group in groups},
-        norms=phase.norms,
-        cached=start > 0,
-        augmented=setting.augment is not None and phase.augment,
+        norms=phase.norms if phase.lora is None else "hold_all",
+        cached=solved or start > 0,
+        augmented=setting.augment is not None and phase.augment and not solved,
         steps=steps,
         batch_size=phase.batch_size,
-        seconds=_estimate(network, phase, stages, steps, start, setting),
+        seconds=seconds,
     )
+
+
+def _of_a_pass(network: StagedNetwork, setting: Setting) -> float:
+    """Seconds for the features of all images to learn from, scaled up from those of a few."""
+    images = setting.material.train.images[:TRIAL_IMAGES].to(setting.runtime.device)
+    features(network, images[:1], setting.normalise)  # warms up
+    began = time.perf_counter()
+    features(network, images, setting.normalise)
+    return (time.perf_counter() - began) * len(setting.material.train) / len(images)
 
 
 def _estimate(

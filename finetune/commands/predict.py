@@ -68,14 +68,20 @@ def predict(
 def _files(images: Sequence[str | Path]) -> Iterator[str]:
     for image in images:
         if str(image) == STANDARD_INPUT:
-            yield from (line for line in sys.stdin.read().splitlines() if line.strip())
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif Path(image).is_dir():
-            inside = sorted(p for p in Path(image).rglob("*") if p.suffix.lower() in PICTURE_ENDINGS and p.is_file())
+            inside = sorted(p for p in Path(image).rglob("*") if _is_picture(p, Path(image)))
             if not inside:
                 raise DataError(f"{image}: no picture in this folder; known endings are {_endings()}")
             yield from map(str, inside)
         else:
             yield str(image)
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    """By its name, and not hidden, such as what macOS puts beside the files of a zip."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in PICTURE_ENDINGS and not hidden and path.is_file()
 
 
 def _endings() -> str:

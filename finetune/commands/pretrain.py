@@ -14,7 +14,7 @@ from finetune.commands.keeper import Keeper
 from finetune.commands.material import Material
 from finetune.commands.opening import open_images
 from finetune.commands.outputs import prepare_outputs
-from finetune.commands.phases import Setting, Watch, augmentation, run_phases
+from finetune.commands.phases import Setting, Watch, augmentation, check_adapters, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, run_report, save_run
 from finetune.data.batches import Normaliser
@@ -53,9 +53,10 @@ def pretrain(
     runtime = choose_runtime(device, plan.precision)
     spec, arguments, material = open_images(plan, data_root(root), console)
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else material.name
-    outputs = prepare_outputs(out, name, dump_recipe(plan), console)
     with seeded(plan.seed):
         network = build_model(plan.model.name, len(material.class_names), arguments)
+        check_adapters(network, plan.phases)
+        outputs = prepare_outputs(out, name, dump_recipe(plan), console)
         classifier = Classifier(network, plan.model.name, arguments, material.class_names, spec)
         described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
         with Keeper(outputs, lambda: describe(classifier, **described)) as keeper:

@@ -82,6 +82,7 @@ def run_report(
             train=len(material.train),
             validation=len(material.validation),
             test=len(material.test),
+            notes=list(material.notes),
         ),
         transplant=transplant,
         phases=phases,

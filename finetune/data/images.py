@@ -70,10 +70,11 @@ class ImageSet:
         files = tuple(self.files[i] for i in chosen.tolist()) if self.files else ()
         return replace(self, images=take(self.images, chosen), labels=self.labels[chosen], files=files)
 
-    def with_classes(self, names: Sequence[str]) -> ImageSet:
+    def with_classes(self, names: Sequence[str], *, empty: bool = False) -> ImageSet:
         """Only the images of the classes named, in their present order, labels renumbered in the order of `names`.
 
-        Raises DataError for a name that is unknown or given twice, for no name, and for a class without an image.
+        Raises DataError for a name that is unknown or given twice, for no name, and, but with `empty`, for a class
+        without an image.
         """
         known = ", ".join(self.class_names)
         for name in names:
@@ -82,8 +83,8 @@ class ImageSet:
         if not names or len(set(names)) < len(names):
             self._refuse(f"expected classes, each once, found {', '.join(names) or 'none'}; classes are {known}")
         counts = self.counts()
-        if empty := [name for name in names if counts[name] == 0]:
-            self._refuse(f"no image of class {', '.join(empty)}; leave it out of the classes asked for")
+        if (without := [name for name in names if counts[name] == 0]) and not empty:
+            self._refuse(f"no image of class {', '.join(without)}; leave it out of the classes asked for")
         new_label = torch.full((len(self.class_names),), -1, dtype=torch.int64, device=self.labels.device)
         for place, name in enumerate(names):
             new_label[self.class_names.index(name)] = place

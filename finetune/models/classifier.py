@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     ImageLike: TypeAlias = str | Path | Image | np.ndarray | Tensor
 
-PREDICT_BATCH = 256
+PREDICT_BATCH = 256  # images, of few pixels; of larger ones fewer
+MOST_PIXELS = 4_000_000  # in one batch
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Classifier(nn.Module):
         self.eval()
         try:
             found: list[Prediction] = []
-            waiting = iter(images)
-            while inputs := [self.preprocess(image) for image in islice(waiting, PREDICT_BATCH)]:
+            waiting, size = iter(images), max(8, min(PREDICT_BATCH, MOST_PIXELS // self.input.size**2))
+            while inputs := [self.preprocess(image) for image in islice(waiting, size)]:
                 logits = self(torch.stack(inputs).to(device))
                 for row in logits.float().softmax(1).cpu().tolist():
                     best = max(range(len(row)), key=row.__getitem__)

@@ -57,11 +57,6 @@ def _row(name: str, given: tuple[tuple[str, Any], ...], types: tuple[type, ...])
     )
 
 
-@lru_cache(maxsize=64)
-def _arguments_of(name: str) -> tuple[str, ...]:
-    return taken_arguments(bare_body(name, PROBE, {}))
-
-
 def _build(name: str, layout: Layout, classes: int, arguments: Mapping[str, Any]) -> TimmNetwork:
     check_values(name, arguments)
     return TimmNetwork(_create(name, classes, arguments), layout)
@@ -146,15 +141,4 @@ def _check_size(name: str, given: tuple[tuple[str, Any], ...], types: tuple[type
         _dry_run(bare_body(name, PROBE, dict(given)), row.input.channels, size)
     except SettingError as error:
         takes = f"model {name!r} takes images of {row.input.size}×{row.input.size} pixels, not {size}×{size}"
-        cure = f"; --set model.img_size={size} builds it for that size" if _resizes(name, given, size) else ""
-        raise SettingError(f"{takes}{cure}: {error}" if not cure else f"{takes}{cure}") from None
-
-
-def _resizes(name: str, given: tuple[tuple[str, Any], ...], size: int) -> bool:
-    if "img_size" not in _arguments_of(name):
-        return False
-    try:
-        timm_row(name, {**dict(given), "img_size": size})
-    except SettingError:
-        return False
-    return True
+        raise SettingError(f"{takes}: {error}") from None

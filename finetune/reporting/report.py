@@ -35,13 +35,17 @@ class SourceSummary:
 
 @dataclass(frozen=True)
 class TargetSummary:
-    """The images of the run: classes in the order of the head's rows, and how many images each part has."""
+    """The images of the run: classes in the order of the head's rows, and how many images each part has.
+
+    `notes` are what was said of a person's own pictures: left out, in two parts at once, few of a class.
+    """
 
     name: str
     classes: list[str]
     train: int
     validation: int
     test: int
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("parameters", *(f"{p['trainable_parameters']:,}" for p in phases))
     table.add_row("learning rate", *rates)
     table.add_row("frozen", *(", ".join(p["frozen"]) or "none" for p in phases))
-    table.add_row("norms", *(p["norms"] if p["frozen"] else "train" for p in phases))
+    table.add_row("norms", *(p["norms"] if p["frozen"] or p["norms"] == "hold_all" else "train" for p in phases))
     table.add_row("augmented", *("yes" if p["augmented"] else "no" for p in phases))
     table.add_row("cached", *("yes" if p["cached"] else "no" for p in phases))
     table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
