@@ -41,11 +41,6 @@ class HubFile:
         """For lineage: hub:OWNER/NAME@COMMIT, which is also a source that can be opened again."""
         return f"{PREFIX}{self.repo}@{self.commit}"
 
-    @property
-    def stem(self) -> str:
-        """NAME alone, for the names of what is made from it."""
-        return self.repo.partition("/")[2]
-
 
 def fetch(spec: str | HubName, *, note: Note = silent, bars: bool = False) -> HubFile:
     """The weights of OWNER/NAME[@REVISION], with or without `hub:`, downloaded unless the cache has them.
