@@ -193,6 +193,22 @@ def test_a_dry_run_sends_nothing_and_shows_what_would_go(hub: Loopback, checkpoi
     assert hub.files("ada/dry") == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def test_json_is_all_there_is_on_standard_output_and_quiet_is_quiet(hub: Loopback, checkpoint, tmp_path):
+    out = tmp_path / "x.safetensors"
+    for words in (
+        ("push", checkpoint, "ada/json", "--license", "mit"),
+        ("push", checkpoint, "ada/json", "--dry-run"),
+        ("pull", "ada/json", "--out", out),
+        ("inspect", "hub:ada/json"),
+    ):
+        done = hub.worked(*words, "--json", cwd=tmp_path)
+        assert isinstance(json.loads(done.out), dict), words
+        if words[0] != "inspect":
+            done = hub.worked(*words, "--json", "--quiet", cwd=tmp_path)
+            assert done.err == "" and isinstance(json.loads(done.out), dict), words
+    assert hub.refused("pull", "ada/nothing", "--json").startswith("could not look at")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
