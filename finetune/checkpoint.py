@@ -13,6 +13,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -227,12 +228,23 @@ def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str)
             f"{where}: the tensors do not fit the model: {len(unlike)} differ of {len(wanted)} in the model and "
             f"{len(found)} in the file"
         ]
-        for name in unlike[:MOST_LISTED]:
+        for name in _some_of_each(unlike, wanted, found):
             ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
             lines.append(f"  {name}: the model has {ours}, the file has {theirs}")
         if len(unlike) > MOST_LISTED:
             lines.append(f"  and {len(unlike) - MOST_LISTED} more")
         raise CheckpointError("\n".join(lines))
+
+
+def _some_of_each(unlike: list[str], wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """The first names, from what the model alone has, what the file alone has, and what both have in turn."""
+    sides = (
+        [name for name in unlike if name not in found],
+        [name for name in unlike if name not in wanted],
+        [name for name in unlike if name in wanted and name in found],
+    )
+    turns = [name for turn in zip_longest(*sides) for name in turn if name is not None]
+    return sorted(turns[:MOST_LISTED])
 
 
 def _kind(tensor: Tensor) -> str:
