@@ -13,7 +13,6 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[1] = 1
 KEY = "finetune"
-MOST_LISTED = 20  # tensors named in one message
+MOST_LISTED = 7  # tensors of each kind named in one message
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
@@ -224,27 +223,18 @@ def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str)
     found = {name: _kind(t) for name, t in tensors.items()}
     if wanted != found:
         unlike = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-        lines = [
-            f"{where}: the tensors do not fit the model: {len(unlike)} differ of {len(wanted)} in the model and "
-            f"{len(found)} in the file"
-        ]
-        for name in _some_of_each(unlike, wanted, found):
+        lines = [f"{where}: the tensors do not fit the model, which has {len(wanted)}; the file has {len(found)}"]
+        sides = (
+            [name for name in unlike if name in wanted and name in found],
+            [name for name in unlike if name not in found],
+            [name for name in unlike if name not in wanted],
+        )
+        for name in sorted(name for side in sides for name in side[:MOST_LISTED]):
             ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
             lines.append(f"  {name}: the model has {ours}, the file has {theirs}")
-        if len(unlike) > MOST_LISTED:
-            lines.append(f"  and {len(unlike) - MOST_LISTED} more")
+        if more := sum(len(side[MOST_LISTED:]) for side in sides):
+            lines.append(f"  and {more} more")
         raise CheckpointError("\n".join(lines))
-
-
-def _some_of_each(unlike: list[str], wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """The first names, from what the model alone has, what the file alone has, and what both have in turn."""
-    sides = (
-        [name for name in unlike if name not in found],
-        [name for name in unlike if name not in wanted],
-        [name for name in unlike if name in wanted and name in found],
-    )
-    turns = [name for turn in zip_longest(*sides) for name in turn if name is not None]
-    return sorted(turns[:MOST_LISTED])
 
 
 def _kind(tensor: Tensor) -> str:

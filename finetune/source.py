@@ -91,14 +91,22 @@ class Located:
 
     @property
     def architecture(self) -> Architecture | None:
-        """The architecture it names; None for a bare file of weights, whose architecture a recipe must name."""
+        """The architecture it names; None for a bare file of weights, whose architecture a recipe must name.
+
+        CheckpointError when a config.json names one that there is not, or that cannot be used here.
+        """
         if self.path is None:
             return Architecture(f"timm/{self.text.removeprefix(TIMM)}", {}, fixed=False)
         if has_metadata(self.path):
             metadata = _metadata(self.path, self.text)
             return Architecture(metadata.model, metadata.arguments, fixed=True)
         if self.hub is not None and self.hub.config is not None:
-            return Architecture(self.hub.config.model, self.hub.config.model_args, fixed=True)
+            model, arguments = self.hub.config.model, self.hub.config.model_args
+            try:
+                find_model(model, arguments)
+            except SettingError as error:
+                raise CheckpointError(f"{self.text}: its config.json does not hold: {error}") from None
+            return Architecture(model, arguments, fixed=True)
         return None
 
 

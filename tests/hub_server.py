@@ -9,13 +9,16 @@ DIR/faults.json is a list of planted faults, looked at on every request; the fir
  "status": 500 (with "code", "message", "headers"), "cut": bytes sent before the connection ends, "cut_after": true
  (the request is carried out, then the connection ends without an answer), "flip": true (one byte), "short": true,
  "replace": [[old, new], ...] in the answer,
- "sleep": seconds}. DIR/options.json: {"preupload_oid": false, "blobs": false, "refs": false} makes a poorer Hub.
+ "sleep": seconds}. DIR/options.json: {"preupload_oid": false, "blobs": false, "refs": false} makes a poorer Hub, and
+{"other": true} one that makes every other choice that the contract leaves: small files by a relative redirect, weak
+ETags, large files on another host, hashes of a commit in pages of the tree only, no error codes, 201 for uploads.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -45,6 +48,7 @@ ROUTES: list[tuple[str, str, str]] = [
     ("GET", rf"/api/models/{REPO}/commits/(?P<rev>[^/]+)", "commits"),
     ("GET", rf"/api/models/{REPO}/discussions", "discussions"),
     ("GET", rf"/api/models/{REPO}(?:/revision/(?P<rev>[^/]+))?", "info"),
+    ("GET", rf"/api/resolve-cache/models/{REPO}/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
     ("GET", rf"/{REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
 ]
 
@@ -55,6 +59,7 @@ class Hub:
     def __init__(self, root: Path) -> None:
         self.root, self.store, self.lock = root, Store(root), threading.RLock()
         self.main_port = self.storage_port = 0
+        self.other_host = "127.0.0.1"
 
     def read(self, name: str, otherwise: Any) -> Any:
         path = self.root / name
@@ -100,6 +105,10 @@ class Connection(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.answer("PUT")
 
+    @property
+    def other(self) -> bool:
+        return bool(self.hub.read("options.json", {}).get("other"))
+
     # the frame of every answer
 
     def answer(self, method: str) -> None:
@@ -124,7 +133,9 @@ class Connection(BaseHTTPRequestHandler):
                     self.route(method)
         except Refused as error:
             headers = {"X-Error-Message": error.message, **error.headers}
-            if error.code:
+            if self.other:
+                headers = {}
+            elif error.code:
                 headers["X-Error-Code"] = error.code
             self.send(error.status, json.dumps({"error": error.message}).encode(), headers)
         except (BrokenPipeError, ConnectionResetError):
@@ -222,6 +233,9 @@ class Connection(BaseHTTPRequestHandler):
             raise Refused(401, "Invalid username or password.")
         name, orgs = account["name"], [{"name": org} for org in account.get("orgs", [])]
         role = "write" if account.get("write", True) else "read"
+        if self.other:
+            self.send_json({"type": "user", "name": name})
+            return
         auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": role}}
         self.send_json({"type": "user", "name": name, "fullname": name, "orgs": orgs, "auth": auth})
 
@@ -255,6 +269,8 @@ class Connection(BaseHTTPRequestHandler):
             sample = base64.b64decode(file["sample"])
             answer = {"path": file["path"], "shouldIgnore": False}
             answer["uploadMode"] = self.hub.store.mode(file["path"], sample, file["size"])
+            if self.other and file["path"].endswith(".json"):
+                answer["uploadMode"] = "lfs"
             there = tree.get(file["path"])
             if there and self.hub.read("options.json", {}).get("preupload_oid", True):
                 answer["oid"] = there["lfs"]["sha256"] if "lfs" in there else there["oid"]
@@ -270,6 +286,9 @@ class Connection(BaseHTTPRequestHandler):
                 storage = f"http://127.0.0.1:{self.hub.storage_port}/put/{item['oid']}?signature=yes"
                 verify = f"http://127.0.0.1:{self.hub.main_port}/{repo}.git/info/lfs/objects/verify"
                 answer["actions"] = {"upload": {"href": storage, "header": {}}, "verify": {"href": verify}}
+                if self.other:
+                    storage = storage.replace("127.0.0.1", self.hub.other_host)
+                    answer["actions"] = {"upload": {"href": storage, "header": {"x-kind": "block"}, "expires_in": 60}}
             objects.append(answer)
         self.send_json({"transfer": "basic", "objects": objects})
 
@@ -307,6 +326,8 @@ class Connection(BaseHTTPRequestHandler):
         )
         base = f"http://127.0.0.1:{self.hub.main_port}/{repo}"
         answer = {"success": True, "commitOid": oid, "commitUrl": f"{base}/commit/{oid}", "hookOutput": ""}
+        if self.other:
+            answer |= {"commitMessage": "x", "warnings": [], "lfs": {"n": 1}}
         if number is not None:
             answer["pullRequestUrl"] = f"{base}/discussions/{number}"
         self.send_json(answer)
@@ -326,7 +347,7 @@ class Connection(BaseHTTPRequestHandler):
         state = self.opened(repo)
         oid = self.hub.store.resolve(state, rev)
         files = state["commits"][oid]["files"]
-        blobs = "blobs" in self.query and self.hub.read("options.json", {}).get("blobs", True)
+        blobs = "blobs" in self.query and self.hub.read("options.json", {}).get("blobs", not self.other)
         siblings = []
         for path, entry in files.items():
             row: dict[str, Any] = {"rfilename": path}
@@ -354,7 +375,13 @@ class Connection(BaseHTTPRequestHandler):
             if "lfs" in entry:
                 row["lfs"] = {**entry["lfs"], "oid": entry["lfs"]["sha256"]}
             rows.append(row)
-        self.send_json(rows)
+        if not self.other:
+            self.send_json(rows)
+            return
+        at = int(self.query.get("cursor", ["0"])[0])
+        where = f"http://127.0.0.1:{self.hub.main_port}/api/models/{repo}/tree/{rev}"
+        link = {"Link": f'<{where}?recursive=true&cursor={at + 2}>; rel="next"'} if at + 2 < len(rows) else {}
+        self.send_json(rows[at : at + 2], link)
 
     def on_refs(self, repo: str) -> None:
         state = self.opened(repo)
@@ -404,10 +431,18 @@ class Connection(BaseHTTPRequestHandler):
             sha256 = entry["lfs"]["sha256"]
             headers["Location"] = f"http://127.0.0.1:{self.hub.storage_port}/get/{sha256}?signature=yes"
             headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(entry["size"])}
+            if self.other:
+                headers["Location"] = headers["Location"].replace("127.0.0.1", self.hub.other_host)
+                headers["ETag"] = f"W/{headers.pop('X-Linked-Etag')}"
             self.send(302, b"Found. Redirecting", headers)
             return
         content = self.hub.store.content(entry)
-        self.send(200, content, {**headers, "ETag": f'"{git_sha1(content)}"'})
+        if self.other and "/api/resolve-cache/" not in self.path:
+            place = f"/api/resolve-cache/models/{repo}/{oid}/{path}"
+            self.send(307, b"", {"Location": place, "X-Repo-Commit": oid, "ETag": f'W/"{git_sha1(content)}"'})
+            return
+        weak = "W/" if self.other else ""
+        self.send(200, content, {**headers, "ETag": f'{weak}"{git_sha1(content)}"'})
 
     # the second origin
 
@@ -418,12 +453,13 @@ class Connection(BaseHTTPRequestHandler):
         kind, sha256 = match.groups()
         if kind == "put" and method == "PUT":
             self.hub.store.put_object(sha256, self.body)
-            self.send(200, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'})
+            status = 201 if self.other else 200
+            self.send(status, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'})
             return
         content = (self.hub.root / "objects" / sha256).read_bytes()
         headers = {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"}
         given = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if given and int(given[1]) < len(content):
+        if given and int(given[1]) < len(content) and not self.other:
             start = int(given[1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.send(206, content[start:], headers)
@@ -436,10 +472,12 @@ def serve(root: Path, port: int) -> None:
     hub = Hub(root)
     handler = type("BoundConnection", (Connection,), {"hub": hub})
     servers = [ThreadingHTTPServer(("127.0.0.1", number), handler) for number in (port, 0)]
+    hub.main_port, hub.storage_port = (server.server_address[1] for server in servers)
+    with contextlib.suppress(OSError):  # not every system has more than one loopback address
+        servers.append(ThreadingHTTPServer(("127.0.0.2", hub.storage_port), handler))
+        hub.other_host = "127.0.0.2"
     for server in servers:
         server.daemon_threads = True
-    hub.main_port, hub.storage_port = (server.server_address[1] for server in servers)
-    for server in servers:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     print(hub.main_port, hub.storage_port, flush=True)
     sys.stdin.read()

@@ -412,7 +412,7 @@ def test_tensors_that_do_not_fit_are_listed_on_both_sides_and_nothing_is_loaded(
     with pytest.raises(CheckpointError) as caught:
         load_tensors(network, given, "file.safetensors")
     assert str(caught.value).splitlines() == [
-        "file.safetensors: the tensors do not fit the model: 4 differ of 7 in the model and 7 in the file",
+        "file.safetensors: the tensors do not fit the model, which has 7; the file has 7",
         "  0.bias: the model has float32 2, the file has float64 2",
         "  0.weight: the model has float32 2×3, the file has float32 3×2",
         "  1.bias: the model has float32 2, the file has no such tensor",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from hub_home import OTHER_TOKEN, TOKEN, Loopback, loopback, make_checkpoint, wr
 
 from finetune.errors import HubRefusal
 from finetune.hub.config import HubConfig, parse_config
-
-TIMM_WORKS = all(importlib.util.find_spec(name) for name in ("timm", "transformers"))
 
 
 @pytest.fixture(scope="module")
@@ -201,95 +198,32 @@ except finetune.errors.HubRefusal as error:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def timm_checkpoint(path):
-    """A small timm network with random weights and statistics, as a checkpoint; its classes and its own logits."""
-    import timm
-    import torch
-
-    from finetune.checkpoint import Metadata, write_checkpoint
-
-    torch.manual_seed(0)
-    model = timm.create_model("test_resnet", num_classes=3, in_chans=1).eval()
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.uniform_(0.5, 1.5)
-    values = {
-        "model": "timm/test_resnet.r160_in1k",
-        "arguments": {"in_chans": 1},
-        "classes": ["ash", "oak", "yew"],
-        "input": {"channels": 1, "size": 64, "mean": [0.4], "std": [0.3], "interpolation": "bilinear"},
-        "lineage": [{"id": "timm:test_resnet.r160_in1k"}],
-    } | {key: {} for key in ("recipe", "data", "results", "versions")}
-    write_checkpoint(path, model.state_dict(), Metadata.model_validate(values))
-    images = torch.rand(2, 1, 64, 64)
-    return images, model(images).detach()
-
-
-def timm_features():
-    import timm
-
-    return timm.create_model("test_resnet", num_classes=3).num_features
-
-
-@pytest.mark.skipif(not TIMM_WORKS, reason="timm and transformers are not both installed")
-def test_stock_timm_and_transformers_load_what_was_pushed(hub: Loopback, tmp_path):
-    import torch
-
-    path = tmp_path / "trees.safetensors"
-    images, logits = timm_checkpoint(path)
-    hub.worked("push", path, "ada/trees")
-    config = json.loads(hub.files("ada/trees")["config.json"])
-    assert config["num_features"] == timm_features()
-    card = hub.files("ada/trees")["README.md"].decode()
-    assert "\nlicense: apache-2.0\n" in card and config["pretrained_cfg"]["license"] == "apache-2.0"
-    assert 'timm.create_model("hf_hub:ada/trees"' in card and "base_model: timm/test_resnet.r160_in1k" in card
-    torch.save((images, logits), tmp_path / "wanted.pt")
-    code = f"""
-import warnings; warnings.simplefilter("ignore")
-import torch, timm
-images, logits = torch.load({str(tmp_path / "wanted.pt")!r})
-model = timm.create_model("hf_hub:ada/trees", pretrained=True).eval()
-assert (model(images) - logits).abs().max() < 1e-5
-assert model.pretrained_cfg["label_names"] == ["ash", "oak", "yew"], model.pretrained_cfg
-settings = timm.data.resolve_data_config(model.pretrained_cfg)
-assert (settings["input_size"], settings["mean"], settings["std"]) == ((1, 64, 64), (0.4,), (0.3,)), settings
-assert (settings["crop_pct"], settings["crop_mode"], settings["interpolation"]) == (1.0, "squash", "bilinear")
-from transformers import AutoModelForImageClassification
-theirs = AutoModelForImageClassification.from_pretrained("ada/trees").eval()
-assert (theirs(pixel_values=images).logits - logits).abs().max() < 1e-5
-assert theirs.config.id2label == {{0: "ash", 1: "oak", 2: "yew"}}, theirs.config.id2label
-from finetune.hub.fetching import fetch
-config = fetch("hub:ada/trees").config
-assert (config.model, config.label_names) == ("timm/test_resnet", ("ash", "oak", "yew"))
-assert config.model_args == {{"in_chans": 1}}
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=hub.environment(hub.new_home()), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_other_peoples_timm_repositories_are_read(hub: Loopback, tmp_path):
-    import torch
-    from safetensors.torch import save
-
-    config = {"architecture": "resnet18", "num_classes": 2, "label_names": ["a", "b"], "model_args": {"in_chans": 1}}
-    weights = save({"fc.weight": torch.zeros(2, 512)})
-    hub.add("ada/foreign", {"model.safetensors": weights, "config.json": json.dumps(config).encode()})
-    hub.add("ada/pickled", {"model.safetensors": b"\x80\x04pickle", "config.json": json.dumps(config).encode()})
-    assert "this is a pickle" in hub.refused("pull", "ada/pickled", "--out", tmp_path / "z.safetensors")
-    done = hub.worked("pull", "ada/foreign", "--out", tmp_path / "x.safetensors")
-    assert "timm's resnet18" in done.out and (tmp_path / "x.safetensors").read_bytes() == weights
-    hub.add("ada/wrong", {"model.safetensors": weights, "config.json": json.dumps(config | {"model_args": 3}).encode()})
-    assert "model_args" in hub.refused("pull", "ada/wrong", "--out", tmp_path / "y.safetensors")
-
-
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
         ({}, None),
         ({"model_type": "vit"}, None),
         ({"architecture": 3}, None),
+        (
+            {"architecture": "v.a1", "model_args": {"num_classes": 3, "img_size": [64, 64], "x": None}},
+            HubConfig(
+                "v",
+                {"img_size": 64},
+                pretrained_cfg={
+                    "architecture": "v.a1",
+                    "model_args": {"num_classes": 3, "img_size": [64, 64], "x": None},
+                    "tag": "a1",
+                },
+            ),
+        ),
+        (
+            {"architecture": "v", "pretrained_cfg": {"input_size": [1, 96, 96], "fixed_input_size": True}},
+            HubConfig(
+                "v",
+                {"in_chans": 1, "img_size": 96},
+                pretrained_cfg={"input_size": [1, 96, 96], "fixed_input_size": True},
+            ),
+        ),
         ({"architecture": "resnet18"}, HubConfig("resnet18", pretrained_cfg={"architecture": "resnet18"})),
         (
             {"architecture": "resnet18", "pretrained_cfg": {"num_classes": 5, "tag": "a1"}},
@@ -307,7 +241,10 @@ def test_config_json_in_all_its_forms(values, expected):
 
 @pytest.mark.parametrize(
     "values",
-    [{"num_classes": -1}, {"num_classes": "many"}, {"label_names": [1]}, {"num_classes": 3, "label_names": ["a"]}],
+    [
+        *({"num_classes": -1}, {"num_classes": "many"}, {"label_names": [1]}, {"num_classes": 3, "label_names": ["a"]}),
+        *({"model_args": 3}, {"label_offset": "x"}, {"label_offset": -1}, {"pretrained_cfg": {"label_offset": [1]}}),
+    ],
 )
 def test_a_config_that_cannot_be_is_refused(values):
     with pytest.raises(HubRefusal, match=r"config\.json"):

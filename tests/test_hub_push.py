@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_home import OTHER_TOKEN, READ_TOKEN, STRANGE_TOKEN, TOKEN, Loopback, loopback, make_checkpoint, write_report
+from hub_home import (
+    OTHER_TOKEN,
+    READ_TOKEN,
+    RECIPE,
+    STRANGE_TOKEN,
+    TOKEN,
+    Loopback,
+    loopback,
+    make_checkpoint,
+    write_report,
+)
 from hub_rules import card_data, card_faults
 
 from finetune.cli import cli
@@ -183,6 +193,22 @@ def test_a_dry_run_sends_nothing_and_shows_what_would_go(hub: Loopback, checkpoi
     assert hub.files("ada/dry") == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def test_json_is_all_there_is_on_standard_output_and_quiet_is_quiet(hub: Loopback, checkpoint, tmp_path):
+    out = tmp_path / "x.safetensors"
+    for words in (
+        ("push", checkpoint, "ada/json", "--license", "mit"),
+        ("push", checkpoint, "ada/json", "--dry-run"),
+        ("pull", "ada/json", "--out", out),
+        ("inspect", "hub:ada/json"),
+    ):
+        done = hub.worked(*words, "--json", cwd=tmp_path)
+        assert isinstance(json.loads(done.out), dict), words
+        if words[0] != "inspect":
+            done = hub.worked(*words, "--json", "--quiet", cwd=tmp_path)
+            assert done.err == "" and isinstance(json.loads(done.out), dict), words
+    assert hub.refused("pull", "ada/nothing", "--json").startswith("could not look at")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -243,14 +269,14 @@ def test_the_card_says_what_the_checkpoint_says(hub: Loopback, checkpoint):
     text = make_bundle(checkpoint, parse_name("ada/kmnist-cnn"), "cc-by-4.0").card
     data = card_data(text)
     assert card_faults(text) == ([], [])
-    assert {k: data[k] for k in ("library_name", "pipeline_tag", "license", "datasets", "metrics")} == {
+    assert {k: data[k] for k in ("library_name", "pipeline_tag", "license", "metrics")} == {
         "library_name": "finetune",
         "pipeline_tag": "image-classification",
         "license": "cc-by-4.0",
-        "datasets": ["kmnist"],
         "metrics": ["accuracy"],
     }
     assert "base_model" not in data, "the source was a file"
+    assert "datasets" not in data, "the Hub's own people have no such data set there"
     assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.9
     assert "| 40 / 100 | 40.00 % | 30.90 to 49.80 |" in text and "| 90 / 100 | 90.00 % | 82.60 to 94.50 |" in text
     assert "after beats before by 50.00 points" in text and "on mnist itself: 99.00 % before, 66.00 % after" in text
@@ -266,6 +292,8 @@ def test_the_card_says_what_the_checkpoint_says(hub: Loopback, checkpoint):
     [
         (f"hub:lab/mnist@{'a' * 40}", "lab/mnist"),
         ("timm:resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        ("timm:resnet18", "timm/resnet18.a1_in1k"),
+        ("timm:eva02_tiny_patch14_224.mim_in22k", "timm/eva02_tiny_patch14_224.mim_in22k"),
     ],
 )
 def test_the_card_names_the_base_model(tmp_path, parent, base):
@@ -273,6 +301,26 @@ def test_the_card_names_the_base_model(tmp_path, parent, base):
     text = make_bundle(make_checkpoint(tmp_path / "x.safetensors", lineage=lineage), parse_name("ada/x"), None).card
     data = card_data(text)
     assert (data["base_model"], data["base_model_relation"]) == (base, "finetune")
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "datasets"),
+    [
+        ("mnist", "MNIST", ["ylecun/mnist"]),
+        ("fashion", "Fashion-MNIST", ["zalando-datasets/fashion_mnist"]),
+        ("qmnist", "QMNIST", None),
+        ("/home/ada/mnist", "mnist", None),
+        ("bees.csv", "bees", None),
+    ],
+)
+def test_the_card_links_data_sets_that_the_hub_has_and_no_folders(tmp_path, name, title, datasets):
+    short = Path(name).name.removesuffix(".csv")
+    changes = {"recipe": {**RECIPE, "data": {**RECIPE["data"], "name": name}}, "data": {"name": short}}
+    bundle = make_bundle(make_checkpoint(tmp_path / "x.safetensors", **changes), parse_name("ada/x"), None)
+    data = card_data(bundle.card)
+    assert data.get("datasets") == datasets and f"trained on {title}," in bundle.card
+    assert "/home/ada" not in bundle.card
+    assert any("/home/ada/mnist" in remark for remark in bundle.remarks) == name.startswith("/")
 
 
 def test_names_of_classes_cannot_break_the_card(tmp_path):

@@ -80,6 +80,8 @@ def test_from_one_folder_to_another(folder: Path, backbone: Path, orchard: Path)
     metadata = metadata_of(NEW)
     assert metadata["input"]["size"] == 32 and metadata["input"]["resize"] == "shorter_side"
     assert metadata["arguments"] == {} and metadata["lineage"][0]["task"] == "meadow"
+    assert metadata["recipe"]["data"]["name"] == report["recipe"]["data"]["name"] == "orchard", "not where it lies"
+    assert str(orchard) not in json.dumps([report, metadata]).replace(json.dumps(report["source"]), "")
     assert set(load_file(NEW)) == set(load_file(backbone)), "timm's own names"
 
 

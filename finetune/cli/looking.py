@@ -66,7 +66,7 @@ def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None,
     from finetune.reporting.tables import sight_line
 
     found = []
-    for sight in run(checkpoint, images, top=top, flip=tta == "flip", device=device):
+    for sight in run(checkpoint, images, top=top, flip=tta == "flip", device=device, bars=True):
         found.append(sight)
         if not as_json and sight.error is None:
             click.echo(sight_line(sight.file, sight.top))
@@ -85,7 +85,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
     from finetune.commands.inspect import inspect as run
     from finetune.reporting.tables import mapping_lines
 
-    found = run(checkpoint)
+    found = run(checkpoint, bars=True)
     if as_json:
         print_json(found)
     else:

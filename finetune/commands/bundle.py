@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from finetune.checkpoint import Metadata, read_metadata, read_shapes
@@ -14,7 +14,7 @@ from finetune.commands.recipes import open_recipe
 from finetune.data.catalog import ALIASES, DATASETS
 from finetune.errors import CheckpointError, RecipeError
 from finetune.hub.card import CardFacts, DataFacts, data_title, is_result, licence_of, model_card, text_of_json
-from finetune.hub.config import TIMM, config_of
+from finetune.hub.config import config_of
 from finetune.hub.metadata import LICENCES, BaseModel, base_of, check_card_here
 from finetune.hub.names import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
 from finetune.recipe.reader import dump_recipe
@@ -52,6 +52,9 @@ def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
     licence = _licence(licence, base, config)
     if licence == "unknown":
         remarks.append("no licence is named, so the card says unknown; name one with --license, for example mit")
+    folder = _folder(metadata)
+    if folder is not None and PurePath(folder).is_absolute():
+        remarks.append(f"the recipe names the folder {folder}, and goes up with the weights as it is")
     verdicts = _verdicts(report)
     card = model_card(CardFacts(name.repo, metadata, _data(metadata), base, licence, verdicts))
     check_card_here(card)
@@ -68,7 +71,7 @@ def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
 def _licence(given: str | None, base: BaseModel | None, config: dict[str, Any]) -> str:
     """The licence that was named, else that of the timm weights it started from; written into timm's settings too."""
     settings = config.get("pretrained_cfg", {})
-    timms = licence_of(settings) if base is not None and base.id.startswith(TIMM) else None
+    timms = licence_of(settings) if base is not None and base.through_timm else None
     found = given or (timms if timms is None or timms in LICENCES else "other") or "unknown"
     if settings:
         settings["license"] = found
@@ -148,11 +151,18 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _folder(metadata: Metadata) -> str | None:
+    """The folder or table that the recipe names, if its data is one: it may be called mnist and be no MNIST."""
+    data = metadata.recipe.get("data")
+    name = data.get("name") if isinstance(data, Mapping) else None
+    return name if isinstance(name, str) and re.search(r"[\\/]|\.csv$", name, re.IGNORECASE) else None
+
+
 def _data(metadata: Metadata) -> DataFacts:
     name = metadata.data.get("name")
     if not isinstance(name, str):
         return DataFacts("unknown", "data that the checkpoint does not name")
-    row = DATASETS.get(ALIASES.get(name, name))
+    row = DATASETS.get(ALIASES.get(name, name)) if _folder(metadata) is None else None
     if row is None:
         return DataFacts(data_title(name), data_title(name))
     return DataFacts(row.name, row.title, row.licence, row.source, is_public=True)

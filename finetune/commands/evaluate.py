@@ -14,7 +14,7 @@ from finetune.data.root import data_root
 from finetune.errors import DataError, SettingError
 from finetune.reporting.console import Console
 from finetune.reporting.report import Result, result_values
-from finetune.source import Source, open_source
+from finetune.source import Source, locate, open_source
 from finetune.training.evaluation import outputs
 from finetune.training.runtime import choose_runtime
 
@@ -62,12 +62,12 @@ def evaluate(
     `data` is a registered name, a folder of pictures or a CSV file; `on_bad_image` (fail or skip) is for pictures that
     cannot be read. DataError when there is no class in common; other errors are those of `finetune.errors`.
     """
-    source = open_source(checkpoint)
+    console = console or Console(quiet=True, results=False)
+    source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
     classifier = source.classifier
     if not classifier.class_names:
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
     runtime = choose_runtime(device, "float32")
-    console = console or Console(quiet=True, results=False)
     data, test = open_test(data, data_root(root), classifier.input, console, on_bad_image=on_bad_image)
     shared = [name for name in classifier.class_names if name in test.class_names]
     if not any(test.counts()[name] for name in shared):

@@ -11,13 +11,13 @@ from finetune.checkpoint import has_metadata, read_header
 from finetune.source import Located, locate, peek
 
 
-def inspect(checkpoint: str | Path) -> dict[str, Any]:
+def inspect(checkpoint: str | Path, *, bars: bool = False) -> dict[str, Any]:
     """A checkpoint's metadata as JSON values: model, classes, input, recipe, data, results, lineage, versions.
 
     Of weights that are not ours: where they lie, what config.json beside them on the Hub says, and what tensors they
-    are.
+    are. `bars` shows how a download goes.
     """
-    found = locate(checkpoint)
+    found = locate(checkpoint, bars=bars)
     if found.path is None or has_metadata(found.path):
         return peek(found).model_dump()
     return _of_others(found, found.path)

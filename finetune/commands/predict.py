@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.errors import DataError, SettingError
 from finetune.models.classifier import Classifier
 from finetune.pictures import PICTURE_ENDINGS
-from finetune.source import open_source
+from finetune.source import locate, open_source
 from finetune.training.evaluation import most_images
 from finetune.training.runtime import choose_runtime
 
@@ -41,16 +41,23 @@ class Sight:
 
 
 def predict(
-    checkpoint: str | Path, images: Sequence[str | Path], *, top: int = 1, flip: bool = False, device: str = "auto"
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    *,
+    top: int = 1,
+    flip: bool = False,
+    device: str = "auto",
+    bars: bool = False,
 ) -> Iterator[Sight]:
     """Looks at each picture and yields what it shows, in order, a batch at a time.
 
     `images` are files, folders (all pictures beneath them, by name), and "-" for paths on standard input. `top` is the
-    number of classes to name; `flip` averages the probabilities with those of the mirrored picture. A picture that
-    cannot be read is yielded with its error. SettingError, DataError and CheckpointError for everything else.
+    number of classes to name; `flip` averages the probabilities with those of the mirrored picture; `bars` shows how a
+    download goes. A picture that cannot be read is yielded with its error. SettingError, DataError and CheckpointError
+    for everything else.
     """
     files = list(_files(images))
-    classifier = open_source(checkpoint).classifier
+    classifier = open_source(locate(checkpoint, bars=bars)).classifier
     if not classifier.class_names:
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
     runtime = choose_runtime(device, "float32")

@@ -103,21 +103,30 @@ def _results(facts: CardFacts) -> str:
 
 def _loading(facts: CardFacts) -> str:
     repo = facts.repo
+    lines = ("pull {r}", "predict hub:{r} image.png", "inspect hub:{r}", "adapt --from hub:{r} --target DATA")
+    commands = "\n".join(f"finetune {line.format(r=repo)}" for line in lines)
     blocks = [
-        "On the command line, with [finetune](https://pypi.org/project/finetune/) installed:",
-        f"```\nfinetune pull {repo}\nfinetune inspect hub:{repo}\nfinetune adapt --from hub:{repo} --target DATA\n```",
+        "On the command line, with finetune installed; DATA is a data set's name or a folder of pictures:",
+        f"```\n{commands}\n```",
         "From Python:",
         f'```python\nimport finetune\n\nclassifier = finetune.load("hub:{repo}")\n'
         'print(classifier.predict(["image.png"])[0].label)\n```',
     ]
     if facts.metadata.model.startswith(TIMM):
+        opened = f'image = Image.open("image.png").convert("{"L" if facts.metadata.input.channels == 1 else "RGB"}")\n'
         blocks += [
             "With timm alone, or with transformers:",
-            f'```python\nimport timm\n\nmodel = timm.create_model("hf_hub:{repo}", pretrained=True).eval()\n'
-            "transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))\n```",
-            "```python\nfrom transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+            "```python\nimport timm\nfrom PIL import Image\n\n"
+            f'model = timm.create_model("hf_hub:{repo}", pretrained=True).eval()\n'
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+            f"{opened}logits = model(transform(image).unsqueeze(0))\n"
+            'print(model.pretrained_cfg["label_names"][int(logits.argmax())])\n```',
+            "```python\nfrom PIL import Image\nfrom transformers import AutoImageProcessor, "
+            "AutoModelForImageClassification\n\n"
             f'processor = AutoImageProcessor.from_pretrained("{repo}")\n'
-            f'model = AutoModelForImageClassification.from_pretrained("{repo}")\n```',
+            f'model = AutoModelForImageClassification.from_pretrained("{repo}")\n'
+            f"{opened}logits = model(**processor(image)).logits\n"
+            "print(model.config.id2label[int(logits.argmax())])\n```",
         ]
     else:
         blocks += [

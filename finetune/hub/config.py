@@ -110,20 +110,24 @@ def config_of(metadata: Metadata, shapes: Mapping[str, list[int]]) -> dict[str, 
     }
     if not metadata.model.startswith(TIMM):
         return {"library_name": "finetune", "num_classes": len(metadata.classes), OURS: ours}
-    pretrained = _pretrained_cfg(metadata)
+    pretrained, arguments = _pretrained_cfg(metadata)
     return {
         "architecture": metadata.model.removeprefix(TIMM).partition(".")[0],
         "num_classes": len(metadata.classes),
         "num_features": _features(pretrained.get("classifier"), shapes),
         "label_names": list(metadata.classes),
-        "model_args": metadata.arguments,
+        "model_args": arguments,
         "pretrained_cfg": pretrained,
         OURS: ours,
     }
 
 
-def _pretrained_cfg(metadata: Metadata) -> dict[str, Any]:
-    """timm's own settings of the architecture, with those that these weights were trained with in their place."""
+def _pretrained_cfg(metadata: Metadata) -> tuple[dict[str, Any], dict[str, Any]]:
+    """timm's own settings of the architecture, with those that these weights were trained with in their place.
+
+    And the network's arguments. A vision transformer that takes any size is built for one, and may see another: timm
+    takes the two for the same unless it is told.
+    """
     from timm.models import get_pretrained_cfg, is_model
 
     name = metadata.model.removeprefix(TIMM)
@@ -143,7 +147,12 @@ def _pretrained_cfg(metadata: Metadata) -> dict[str, Any]:
         "crop_mode": "squash" if given.resize == "squash" else "center",
     }
     kept = {key: timms[key] for key in _KEPT if timms.get(key) is not None}
-    return ({"tag": tag} if tag else {}) | kept | own
+    arguments = dict(metadata.arguments)
+    if kept.get("fixed_input_size"):
+        built = arguments.get("img_size", timms["input_size"][1])
+        if built != given.size:
+            kept["fixed_input_size"], arguments["img_size"] = False, built
+    return ({"tag": tag} if tag else {}) | kept | own, arguments
 
 
 def _features(classifier: object, shapes: Mapping[str, list[int]]) -> int:

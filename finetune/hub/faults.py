@@ -94,13 +94,13 @@ def _answered(error: Exception, status: int, failed: str) -> HubError:
         private = "log in with `hf auth login` if it is private" if token() is None else "or the token may not see it"
         return RepositoryMissing(f"{failed}: {endpoint()} has no such repository{said}; check OWNER/NAME, {private}")
     if status == 404:
-        return RepositoryMissing(f"{failed}: not found (404){said}; check OWNER/NAME and HF_ENDPOINT")
+        return RepositoryMissing(f"{failed}: not found (404){said}; check OWNER/NAME, what is after @, and HF_ENDPOINT")
     if status == 401:
         cure = "set a valid one, or log in again with `hf auth login`"
         who = f"does not accept {token_origin()}" if token() else "wants a token"
         return HubRefusal(f"{failed}: {endpoint()} {who} (401){said}; {cure}")
     if status == 403:
-        needed = "it needs write access to that owner's repositories"
+        needed = f"a push needs write access, and its owner may have to give leave to read: see {endpoint()}"
         who = token_origin() if token() else "being logged out"
         return HubRefusal(f"{failed}: {who} does not permit it (403){said}; {needed}")
     if status == 412:

@@ -24,7 +24,7 @@ LICENCES = (
 )
 """Identifiers that the Hub knows, without those of single companies' models."""
 
-# Where the Hub itself has a data set; others go by their plain name.
+# The data sets that the Hub itself has, under the names of their own people there; a card links no others.
 _DATASETS = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnist"}
 _RELATION = "finetune"
 _REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -32,10 +32,11 @@ _REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The model on the Hub that the weights were trained from, and its commit where that is known."""
+    """The model on the Hub that the weights were trained from, its commit where known, and whether timm named it."""
 
     id: str
     commit: str | None = None
+    through_timm: bool = False
 
 
 def base_of(lineage: Sequence[Mapping[str, Any]]) -> BaseModel | None:
@@ -48,8 +49,17 @@ def base_of(lineage: Sequence[Mapping[str, Any]]) -> BaseModel | None:
             repo, _, commit = named.removeprefix(PREFIX).partition("@")
             return BaseModel(repo, commit or None)
         if named.startswith("timm:"):
-            return BaseModel(TIMM + named.removeprefix("timm:"))
+            return BaseModel(_timm_repository(named.removeprefix("timm:")), through_timm=True)
     return None
+
+
+def _timm_repository(name: str) -> str:
+    """Where timm has the weights of ARCH[.TAG], without a tag those of its default one."""
+    from timm.models import get_pretrained_cfg
+
+    found = get_pretrained_cfg(name, allow_unregistered=True)
+    repository = getattr(found, "hf_hub_id", None) or TIMM + name
+    return str(repository).partition("@")[0]
 
 
 def check_licence(given: str) -> str:
@@ -75,7 +85,7 @@ def card_header(facts: CardFacts) -> str:
             {"image-classification", "finetune", "safetensors", *(("timm", "transformers") if is_timm else ())}
         ),
         license=facts.licence,
-        datasets=[_DATASETS.get(facts.data.name, facts.data.name)] if facts.data.is_public else None,
+        datasets=[_DATASETS[facts.data.name]] if facts.data.is_public and facts.data.name in _DATASETS else None,
         metrics=["accuracy"] if results else None,
         base_model=facts.base.id if facts.base else None,
         base_model_relation=_RELATION if facts.base else None,

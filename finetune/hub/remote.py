@@ -100,6 +100,9 @@ def look(api: HfApi, name: HubName, note: Note = silent) -> Remote:
         f"look at {name}", lambda: api.model_info(name.repo, revision=name.revision, files_metadata=True), note
     )
     files = {file.rfilename: _mark(file) for file in info.siblings or []}
+    untold = [file for file, mark in files.items() if not mark.is_known]
+    if untold and info.sha:
+        files |= _marks_of_tree(api, name.repo, info.sha, untold, note)
     for file in OUR_FILES:
         if file in files and info.sha and not files[file].is_known:
             files[file] = asked(
@@ -123,6 +126,17 @@ def _mark(file: Any) -> Mark:
         return Mark(str(file.lfs.sha256), None)
     blob = file.blob_id
     return Mark(None, blob if isinstance(blob, str) and _SHA1.fullmatch(blob) else None)
+
+
+def _marks_of_tree(api: HfApi, repo: str, commit: str, wanted: list[str], note: Note) -> dict[str, Mark]:
+    """How files are known where the repository's own description does not tell: from the list of its tree."""
+    try:
+        rows = asked(
+            f"list {repo}", lambda: list(api.list_repo_tree(repo, revision=commit, recursive=True, expand=False)), note
+        )
+    except (RepositoryMissing, TypeError, KeyError):
+        return {}  # a Hub without such a list
+    return {row.path: _mark(row) for row in rows if row.path in wanted and hasattr(row, "blob_id")}
 
 
 def _mark_of_head(api: HfApi, repo: str, commit: str, file: str) -> Mark:
