@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from finetune.checkpoint import encode, write_whole
+from finetune.checkpoint import encode
 from finetune.commands.material import Material
 from finetune.commands.outputs import Outputs, set_aside
 from finetune.data.images import ImageSet
 from finetune.data.photographs import is_photographs, short_name
+from finetune.files import write_whole
 from finetune.models.classifier import Classifier
 from finetune.recipe.reader import resolved
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
