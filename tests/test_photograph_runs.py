@@ -417,6 +417,21 @@ def test_names_of_any_kind_from_end_to_end(folder: Path, backbone: Path) -> None
     assert all(name in done.out for name in names)
 
 
+@pytest.mark.parametrize("name", ["adapt-timm", "adapt-lora"])
+def test_the_shipped_recipes_for_backbones(name: str, folder: Path, backbone: Path, orchard: Path) -> None:
+    words: list[object] = ["--from", backbone, "--recipe", f"recipes/{name}.yaml", "--target", orchard]
+    plan = worked("plan", *words, "--show-augment", "grid.png", "--json").json
+    assert Path("grid.png").read_bytes().startswith(b"\x89PNG") and plan["phases"][-1]["name"] == "scratch"
+    for index, one in enumerate(plan["phases"][:-1]):
+        if one["steps"]:
+            lengths = ("epochs=null", "min_steps=null", "max_steps=null", "steps=2", "batch_size=12")
+            words += [word for change in lengths for word in ("--set", f"phases[{index}].{change}")]
+    report = worked("adapt", *words, "--out", NEW, "--quiet", "--json").json
+    assert [one["name"] for one in report["phases"]] == [one["name"] for one in plan["phases"][:-1]]
+    assert all(report["results"].values()) and report["comparisons"]["after_vs_scratch"]
+    check_agreement(NEW, orchard, orchard / "test")
+
+
 def test_the_report_has_the_keys_of_every_report(folder: Path, backbone: Path, orchard: Path, pretrained: Path) -> None:
     def keys(value: Any) -> Any:
         if isinstance(value, dict):
