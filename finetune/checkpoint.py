@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from finetune.errors import CheckpointError, OutputError
+from finetune.errors import CheckpointError
+from finetune.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -117,25 +116,6 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metada
     content = encode(tensors, metadata)
     write_whole(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that its name never shows half of it: to a temporary one beside it, synced, then renamed."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); make room or name another place") from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)  # there only when something failed, Ctrl-C included
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
     from finetune.models.staged import StagedNetwork
 
+_RESHAPING = ("img_size", "in_chans")  # arguments for whose sake timm changes the shapes of pretrained tensors
 _RESIZES = {"center": "shorter_side", "border": "shorter_side", "squash": "squash"}  # timm's crop_mode, and ours
 
 
@@ -46,8 +47,26 @@ def from_timm(source: str, name: str, arguments: Mapping[str, Any]) -> Opened:
 def from_bare(path: Path, model: str, arguments: Mapping[str, Any]) -> Opened:
     """A bare file of weights of a model that the person named; its head, if it has one, knows classes "0", "1", ..."""
     weights = read_weights(path)
-    spec = _as_told(find_model(model, arguments).input, weights.texts)
+    spec = _as_told(model, arguments, weights.texts)
+    weights = replace(weights, tensors=_reshaped(weights.tensors, str(path), model, arguments))
     return _loaded(weights, str(path), model, arguments, spec, None)
+
+
+def _reshaped(tensors: dict[str, Tensor], where: str, model: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors as timm fits them to a network of another size or other channels, where arguments ask for one."""
+    plain = {key: value for key, value in arguments.items() if key not in _RESHAPING}
+    try:
+        _check(model, arguments, tensors, where)
+        return tensors
+    except CheckpointError:
+        if plain == arguments:
+            raise
+    from finetune.models.timm_weights import timm_state
+
+    rows = _check(model, plain, tensors, where)
+    state = timm_state(model, arguments, tensors, max(1, rows))
+    without = () if rows else _outline(model, 1, arguments).head_tensors()
+    return {name: t for name, t in state.items() if name not in without}
 
 
 def from_repository(path: Path, where: str, config: HubConfig) -> Opened:
@@ -170,17 +189,29 @@ def _loaded(
     return Opened(classifier_of(network, model, arguments, classes, spec), weights.sha256)
 
 
-def _as_told(spec: InputSpec, texts: Mapping[str, str]) -> InputSpec:
-    """The input as the file's own metadata has it, where it has: texts such as mean 0.5, std 0.5, input 224."""
+def _as_told(model: str, arguments: Mapping[str, Any], texts: Mapping[str, str]) -> InputSpec:
+    """The input as the file's own metadata has it, where it has: texts such as mean 0.5, std 0.5, input 224.
+
+    What is no such number, or a size that the model does not take, is as if it were not said.
+    """
+    spec = find_model(model, arguments).input
     told: dict[str, Any] = {}
     for key in ("mean", "std"):
         values = _decimals(texts.get(key, ""))
         if len(values) in (1, spec.channels) and (key == "mean" or min(values) > 0):
             told[key] = values * spec.channels if len(values) == 1 else values
     size = texts.get("input", "")
-    if size.isascii() and size.isdecimal() and len(size) < 5 and int(size) > 0:
+    if size.isascii() and size.isdecimal() and len(size) < 5 and _takes(model, arguments, int(size)):
         told["size"] = int(size)
     return replace(spec, **told)
+
+
+def _takes(model: str, arguments: Mapping[str, Any], size: int) -> bool:
+    try:
+        check_size(model, arguments, size)
+    except SettingError:
+        return False
+    return size > 0
 
 
 def _decimals(text: str) -> tuple[float, ...]:

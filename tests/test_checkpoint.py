@@ -29,9 +29,9 @@ from finetune.checkpoint import (
     read_checkpoint,
     read_metadata,
     write_checkpoint,
-    write_whole,
 )
 from finetune.errors import CheckpointError, OutputError
+from finetune.files import write_whole
 from finetune.models.classifier import Classifier
 from finetune.models.registry import MODELS, InputSpec, build_model
 
@@ -456,7 +456,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file.bin"
     write_whole(path, b"old")
     code = (
-        "import resource, signal, sys; from pathlib import Path; from finetune.checkpoint import write_whole\n"
+        "import resource, signal, sys; from pathlib import Path; from finetune.files import write_whole\n"
         "from finetune.errors import OutputError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write_whole(Path(sys.argv[1]), b'x' * 5000)\n"

@@ -80,6 +80,8 @@ def test_from_one_folder_to_another(folder: Path, backbone: Path, orchard: Path)
     metadata = metadata_of(NEW)
     assert metadata["input"]["size"] == 32 and metadata["input"]["resize"] == "shorter_side"
     assert metadata["arguments"] == {} and metadata["lineage"][0]["task"] == "meadow"
+    assert metadata["recipe"]["data"]["name"] == report["recipe"]["data"]["name"] == "orchard", "not where it lies"
+    assert str(orchard) not in json.dumps([report, metadata]).replace(json.dumps(report["source"]), "")
     assert set(load_file(NEW)) == set(load_file(backbone)), "timm's own names"
 
 
@@ -413,6 +415,21 @@ def test_names_of_any_kind_from_end_to_end(folder: Path, backbone: Path) -> None
     done = worked("evaluate", out, "--data", place, "--confusion", "混淆 1.png")
     assert "wrote 混淆 1.png" in done.err and Path("混淆 1.png").read_bytes().startswith(b"\x89PNG")
     assert all(name in done.out for name in names)
+
+
+@pytest.mark.parametrize("name", ["adapt-timm", "adapt-lora"])
+def test_the_shipped_recipes_for_backbones(name: str, folder: Path, backbone: Path, orchard: Path) -> None:
+    words: list[object] = ["--from", backbone, "--recipe", f"recipes/{name}.yaml", "--target", orchard]
+    plan = worked("plan", *words, "--show-augment", "grid.png", "--json").json
+    assert Path("grid.png").read_bytes().startswith(b"\x89PNG") and plan["phases"][-1]["name"] == "scratch"
+    for index, one in enumerate(plan["phases"][:-1]):
+        if one["steps"]:
+            lengths = ("epochs=null", "min_steps=null", "max_steps=null", "steps=2", "batch_size=12")
+            words += [word for change in lengths for word in ("--set", f"phases[{index}].{change}")]
+    report = worked("adapt", *words, "--out", NEW, "--quiet", "--json").json
+    assert [one["name"] for one in report["phases"]] == [one["name"] for one in plan["phases"][:-1]]
+    assert all(report["results"].values()) and report["comparisons"]["after_vs_scratch"]
+    check_agreement(NEW, orchard, orchard / "test")
 
 
 def test_the_report_has_the_keys_of_every_report(folder: Path, backbone: Path, orchard: Path, pretrained: Path) -> None:

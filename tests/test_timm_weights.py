@@ -1,17 +1,15 @@
 """Pretrained weights for timm's networks: fetched from a loopback Hub, fitted, adapted to grey, and refused."""
 
-import hashlib
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
+from timm_hub import served, settings
 
 from finetune.errors import CheckpointError, SettingError
 from finetune.models.registry import build_model
@@ -119,57 +117,10 @@ for line in sys.stdin:
 """
 
 
-class Hub(BaseHTTPRequestHandler):
-    """HEAD and GET of /{id}/resolve/{revision}/{file}, as the Hub answers them for a large file."""
-
-    def do_HEAD(self):
-        self.server.asked.append(("HEAD", self.path))
-        if self.server.fault:
-            status, code = self.server.fault
-            self.send_response(status)
-            self.send_header("X-Error-Code", code)
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        sha = hashlib.sha256(self.server.content).hexdigest()
-        self.send_response(302)
-        self.send_header("Location", f"{self.server.other}/blob")
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("X-Linked-Etag", f'"{sha}"')
-        self.send_header("X-Linked-Size", str(len(self.server.content)))
-        self.send_header("Content-Length", "0")
-        return self.end_headers()
-
-    def do_GET(self):
-        self.server.asked.append(("GET", self.path))
-        if self.path != "/blob":
-            self.send_response(302)
-            self.send_header("Location", f"{self.server.other}/blob")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        content = self.server.content[:-1] + b"?" if self.server.spoil else self.server.content
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-        return None
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def servers():
-    """A loopback Hub, and a second port where its large files lie."""
-    pair = [ThreadingHTTPServer(("127.0.0.1", 0), Hub) for _ in range(2)]
-    asked = []
-    for server in pair:
-        server.content, server.asked = to_bytes({"weight": torch.arange(4.0)}), asked
-        server.other = f"http://127.0.0.1:{pair[1].server_port}"
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield pair
-    for server in pair:
-        server.shutdown()
-        server.server_close()
+    with served(to_bytes({"weight": torch.arange(4.0)})) as pair:
+        yield pair
 
 
 @pytest.fixture
@@ -183,17 +134,11 @@ def hub(servers):
 @pytest.fixture(scope="module")
 def fetchers(servers, tmp_path_factory):
     """Two processes of their own, since huggingface_hub reads its settings at import: one online, one offline."""
-    settings = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{servers[0].server_port}",
-        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
+    home = tmp_path_factory.mktemp("hub")
     children = [
         subprocess.Popen(
             [sys.executable, "-c", FETCH],
-            env={**os.environ, **settings, "HF_HUB_OFFLINE": offline},
+            env={**os.environ, **settings(servers, home), "HF_HUB_OFFLINE": offline},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

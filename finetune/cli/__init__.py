@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -49,7 +50,8 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # file names need not be text; they go out as they came in
+            with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it
+                stream.reconfigure(errors="surrogateescape")  # file names need not be text; they go out as they came in
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

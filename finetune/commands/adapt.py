@@ -19,12 +19,12 @@ from finetune.commands.opening import open_both
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, check_adapters, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
-from finetune.commands.results import measure, right_answers, run_report, save_run
+from finetune.commands.results import measure, recorded, right_answers, run_report, save_run
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.reader import dump_recipe, resolved
+from finetune.recipe.reader import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.reporting import verdict
 from finetune.reporting.console import Console
@@ -75,7 +75,7 @@ def adapt(
     origin, classifier, material = open_both(found, plan, data_root(root), console)
     check_adapters(classifier.network, plan.phases)
     outputs = prepare_outputs(out, f"{origin.name}-{material.name}", dump_recipe(plan), console)
-    described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
+    described: dict[str, Any] = {"recipe": recorded(plan), "data": material.describe()}
     described["lineage"] = origin.lineage_of_child()
     adapted = classifier.with_classes(material.class_names)
     with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described)) as keeper:

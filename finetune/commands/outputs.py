@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoint import write_whole
 from finetune.errors import OutputError, SettingError
+from finetune.files import write_whole
 from finetune.reporting.console import Console
 
 SUFFIX = ".safetensors"

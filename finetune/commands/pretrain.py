@@ -16,13 +16,13 @@ from finetune.commands.opening import open_images
 from finetune.commands.outputs import prepare_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, check_adapters, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
-from finetune.commands.results import measure, run_report, save_run
+from finetune.commands.results import measure, recorded, run_report, save_run
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.reader import dump_recipe, resolved
+from finetune.recipe.reader import dump_recipe
 from finetune.recipe.schema import PretrainRecipe
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report
@@ -58,7 +58,7 @@ def pretrain(
         check_adapters(network, plan.phases)
         outputs = prepare_outputs(out, name, dump_recipe(plan), console)
         classifier = Classifier(network, plan.model.name, arguments, material.class_names, spec)
-        described: dict[str, Any] = {"recipe": resolved(plan), "data": material.describe()}
+        described: dict[str, Any] = {"recipe": recorded(plan), "data": material.describe()}
         with Keeper(outputs, lambda: describe(classifier, **described)) as keeper:
             runtime.place(network)
             normalise = view_of(spec, runtime.device)

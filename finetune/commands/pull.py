@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoint import encode, has_metadata, read_metadata, write_whole
+from finetune.checkpoint import encode, has_metadata, read_metadata
 from finetune.commands.bundle import headline
 from finetune.commands.outputs import SUFFIX, Outputs, set_aside
 from finetune.errors import HubError, OutputError, SettingError
+from finetune.files import write_whole
 from finetune.hub.fetching import HubFile, fetch
 from finetune.hub.names import parse_name
 from finetune.hub.remote import sha256_of

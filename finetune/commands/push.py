@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.checkpoint import write_whole
 from finetune.commands.bundle import Bundle, make_bundle
 from finetune.errors import OutputError, SettingError
+from finetune.files import write_whole
 from finetune.hub.client import endpoint, logged_in, open_api, redact
 from finetune.hub.metadata import check_licence
 from finetune.hub.names import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name

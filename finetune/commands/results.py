@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from finetune.checkpoint import encode, write_whole
+from finetune.checkpoint import encode
 from finetune.commands.material import Material
 from finetune.commands.outputs import Outputs, set_aside
 from finetune.data.images import ImageSet
+from finetune.data.photographs import is_photographs, short_name
+from finetune.files import write_whole
 from finetune.models.classifier import Classifier
 from finetune.recipe.reader import resolved
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
@@ -54,6 +56,15 @@ def measure(images: ImageSet, predicted: Tensor, *, method: str | None = None, d
     )
 
 
+def recorded(plan: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
+    """The resolved recipe for checkpoint and report, which others may see: of a folder its name, not where it lies."""
+    values: dict[str, Any] = resolved(plan)
+    name = values["data"].get("name")
+    if name is not None and is_photographs(name):
+        values["data"] = {**values["data"], "name": short_name(name)}
+    return values
+
+
 def run_report(
     plan: PretrainRecipe | AdaptRecipe,
     material: Material,
@@ -70,7 +81,7 @@ def run_report(
     """The report of a run; the last four are for an adapt."""
     return Report(
         kind=plan.kind,
-        recipe=resolved(plan),
+        recipe=recorded(plan),
         seed=plan.seed,
         device=str(runtime.device),
         environment=environment(runtime),

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.checkpoint import write_whole
 from finetune.errors import HubRefusal, OutputError
+from finetune.files import write_whole
 from finetune.hub.client import Note, asked, is_offline, silent
 from finetune.hub.faults import RepositoryMissing
 from finetune.hub.names import OUR_FILES, HubName

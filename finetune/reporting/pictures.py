@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from finetune.errors import OutputError
+from finetune.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,18 +118,4 @@ def _save(figure: Figure, path: Path) -> None:
     """Writes the whole picture or nothing: to a temporary file beside `path`, then renamed."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DOTS, bbox_inches="tight", metadata={"Software": None})
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); make room or name another place") from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    write_whole(path, content.getvalue())
