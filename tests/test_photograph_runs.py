@@ -385,7 +385,7 @@ def test_a_table_is_a_target(folder: Path, backbone: Path, orchard: Path) -> Non
     with Path("labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows])
     report = adapted(backbone, "labels.csv")
-    assert report["target"]["name"] == "labels" and report["recipe"]["data"]["name"] == "labels.csv"
+    assert report["target"]["name"] == "labels" and report["recipe"]["data"]["name"] == "labels"
     table = metadata_of(NEW)["data"]
     check_agreement(NEW, "labels.csv", orchard / "test")
     by_folder = adapted(backbone, orchard)
