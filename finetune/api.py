@@ -126,7 +126,10 @@ def push(
 
 
 def pull(repository: str, *, out: str | Path | None = None, quiet: bool = True) -> Pulled:
-    """Writes the weights of OWNER/NAME[@REVISION] to `out`, by default checkpoints/NAME.safetensors, hash compared."""
+    """Writes the weights of OWNER/NAME[@REVISION] to `out`, by default checkpoints/NAME.safetensors, hash compared.
+
+    Those of somebody else's timm repository become a checkpoint with their lineage.
+    """
     return _pull(repository, out=out, console=_console(quiet))
 
 

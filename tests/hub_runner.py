@@ -34,6 +34,7 @@ def child(asked: dict[str, Any]) -> None:
         os.dup2(opened, number)
     if asked.get("largest_file"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest_file"],) * 2)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as in a process of its own, where nothing was read yet
     sys.argv = ["finetune", *asked["words"]]
     code = 0
     try:

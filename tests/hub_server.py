@@ -88,6 +88,7 @@ class Connection(BaseHTTPRequestHandler):
     """One connection to either origin."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for the client to say that it got the headers
     hub: Hub
 
     def log_message(self, *_: Any) -> None:

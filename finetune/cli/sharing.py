@@ -39,7 +39,7 @@ def push(checkpoint: str, repository: str, as_json: bool, quiet: bool, **given: 
 @click.argument("repository", metavar="OWNER/NAME[@REVISION]")
 @shared("out", "json", "quiet")
 def pull(repository: str, out: Path | None, as_json: bool, quiet: bool) -> None:
-    """Downloads weights from the Hub, compares their hash, and writes them as a checkpoint."""
+    """Downloads weights from the Hub, other people's too, compares their hash, and writes them as a checkpoint."""
     from finetune.commands.pull import pull as run
 
     done = run(repository, out=out, console=console_for(quiet, results=not as_json))
