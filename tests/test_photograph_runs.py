@@ -178,6 +178,14 @@ def test_colour_pictures_are_turned_grey_for_a_network_that_is(folder: Path, pre
     check_agreement(NEW, orchard, orchard / "test")
 
 
+def test_a_folder_called_like_a_data_set_is_not_taken_for_it(folder: Path, orchard: Path) -> None:
+    names = dict.fromkeys(map(str, range(10)), 2)
+    scenes(Path("mnist"), channels=1, train=names, test=names)
+    worked("pretrain", "--recipe", write(BACKBONE.replace("drawn", "./mnist")), "--out", "own.safetensors", "--quiet")
+    report = adapted(Path("own.safetensors"), orchard)
+    assert report["source"]["dataset"] == "mnist" and report["retention"] is None
+
+
 # The input
 
 
