@@ -178,6 +178,14 @@ def test_colour_pictures_are_turned_grey_for_a_network_that_is(folder: Path, pre
     check_agreement(NEW, orchard, orchard / "test")
 
 
+def test_a_folder_called_like_a_data_set_is_not_taken_for_it(folder: Path, orchard: Path) -> None:
+    names = dict.fromkeys(map(str, range(10)), 2)
+    scenes(Path("mnist"), channels=1, train=names, test=names)
+    worked("pretrain", "--recipe", write(BACKBONE.replace("drawn", "./mnist")), "--out", "own.safetensors", "--quiet")
+    report = adapted(Path("own.safetensors"), orchard)
+    assert report["source"]["dataset"] == "mnist" and report["retention"] is None
+
+
 # The input
 
 
@@ -385,7 +393,7 @@ def test_a_table_is_a_target(folder: Path, backbone: Path, orchard: Path) -> Non
     with Path("labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows])
     report = adapted(backbone, "labels.csv")
-    assert report["target"]["name"] == "labels" and report["recipe"]["data"]["name"] == "labels.csv"
+    assert report["target"]["name"] == "labels" and report["recipe"]["data"]["name"] == "labels"
     table = metadata_of(NEW)["data"]
     check_agreement(NEW, "labels.csv", orchard / "test")
     by_folder = adapted(backbone, orchard)

@@ -15,8 +15,8 @@ import finetune as toolkit
 from finetune.commands.adapt import adapt
 from finetune.commands.fitting import view_of
 from finetune.commands.material import Material, open_material
+from finetune.commands.recipes import open_recipe
 from finetune.errors import Interrupted
-from finetune.recipe.schema import AdaptRecipe
 from finetune.training.evaluation import features
 from finetune.training.solver import solve_head
 
@@ -31,8 +31,9 @@ def adapted(source: Path, target: Path | str, recipe: str, *words: object) -> An
     return worked("adapt", "--from", source, *typed, *words).json
 
 
-def material_of(report: Any, source: Path, root: Path) -> Material:
-    recipe = AdaptRecipe.model_validate(report["recipe"])
+def material_of(source: Path, root: Path) -> Material:
+    """The images of the newest run."""
+    recipe = open_recipe("runs/new/recipe.yaml", [])
     return open_material(recipe.data, root, recipe.seed, toolkit.load(source).input)
 
 
@@ -63,7 +64,7 @@ def test_the_head_is_the_best_linear_one_and_so_the_probe(
         Path("plain.csv").write_text("\n".join(["path,label,split", *rows]))
         target = "plain.csv"
     report = adapted(backbone, target, adapt_recipe(SOLVED, "{augment: photo}", "[linear_probe]"))
-    material = material_of(report, backbone, data)
+    material = material_of(backbone, data)
     assert len(material.validation) == {"own": 18, "none": 0}[held]
     check_head(NEW, solved_on(backbone, material))
     results = report["results"]
@@ -98,9 +99,9 @@ def test_it_is_solved_on_the_features_as_they_are_by_then(
     folder: Path, backbone: Path, orchard: Path, data: Path
 ) -> None:
     moved = phase("{last: 3}", "steps: 6", optimizer="{name: adamw, lr: 1e-3}")
-    report = adapted(backbone, orchard, adapt_recipe(moved + SOLVED.replace("}", ", name: again}"), compare="[]"))
-    check_head(NEW, solved_on(NEW, material_of(report, backbone, data)))
-    head = solved_on(backbone, material_of(report, backbone, data))
+    adapted(backbone, orchard, adapt_recipe(moved + SOLVED.replace("}", ", name: again}"), compare="[]"))
+    check_head(NEW, solved_on(NEW, material_of(backbone, data)))
+    head = solved_on(backbone, material_of(backbone, data))
     assert not torch.allclose(load_file(NEW)["fc.weight"], head.weight.data, rtol=1e-2)
 
 
