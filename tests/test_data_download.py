@@ -210,8 +210,12 @@ def test_ctrl_c_leaves_nothing_behind(mirrors: Mirrors, tmp_path: Path) -> None:
         silent(request, body)
 
     row = mirrors.row("mnist", pressed_halfway, good)
-    with pytest.raises(KeyboardInterrupt):
-        fetch(row, tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist ignores Ctrl-C
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fetch(row, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert files_in(row.raw_folder(tmp_path)) == set()
 
 
