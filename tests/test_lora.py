@@ -207,6 +207,18 @@ def test_phases_before_between_and_after(folder: Path, backbone: Path, orchard: 
     assert list(load_file(NEW)) == list(load_file(backbone))
 
 
+def test_the_part_before_the_adapters_may_be_run_once(
+    folder: Path, backbone: Path, orchard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = adapt_recipe(low_rank("{last: 2}"))
+    assert adapted(backbone, orchard, recipe)["phases"][0]["cached"]
+    cached = load_file(NEW)
+    monkeypatch.setattr("finetune.commands.phases.BUDGET", 0)
+    assert not adapted(backbone, orchard, recipe)["phases"][0]["cached"]
+    plain = load_file(NEW)
+    assert all(torch.allclose(cached[name], plain[name], atol=1e-4) for name in plain)
+
+
 def test_rank_and_alpha_count(folder: Path, backbone: Path, orchard: Path) -> None:
     found = {}
     for change in (

@@ -215,6 +215,13 @@ def test_means_and_deviations_of_the_wrong_number(folder: Path, backbone: Path, 
     assert message.startswith("input.std: expected 1 number or 3, one per channel, found 2")
 
 
+def test_means_of_colours_become_their_average_for_grey_images(folder: Path, backbone: Path) -> None:
+    recipe = adapt_recipe(SOLVED, more="input: {mean: [0.2, 0.5, 0.8], std: [0.1, 0.2, 0.6]}\n")
+    adapted(backbone, "mnist", recipe=recipe)
+    found = metadata_of(NEW)["input"]
+    assert found["mean"] == [pytest.approx(0.5)] and found["std"] == [pytest.approx(0.3)]
+
+
 def test_one_mean_stays_that_number(folder: Path, backbone: Path) -> None:
     adapted(backbone, "mnist", recipe=adapt_recipe(SOLVED, more="input: {mean: [0.1], std: [0.7]}\n"))
     found = metadata_of(NEW)["input"]
@@ -323,6 +330,8 @@ def test_the_classes_asked_for_in_the_order_asked_for(folder: Path, backbone: Pa
     found = worked("evaluate", NEW, "--data", orchard, "--json").json
     assert found["classes"] == ["plum", "apple"] and found["left_out"] == 8
     assert found["claimed_accuracy"] == found["accuracy"] == report["results"]["after"]["accuracy"] > 0.6
+    right = [true == label for true, label in predicted(NEW, orchard / "test/plum", orchard / "test/apple")]
+    assert sum(right) == found["correct"]
     message = refused(*TYPED, "--from", backbone, "--target", orchard, "--set", "data.classes=[plum, aple]")
     assert "unknown class 'aple'; did you mean 'apple'?" in message
 
@@ -456,6 +465,22 @@ def test_the_report_has_the_keys_of_every_report(folder: Path, backbone: Path, o
 
 
 SCRATCH = "scratch: {optimizer: {name: sgd, lr: 0.01}}\n"
+
+
+def test_pictures_too_many_for_memory_give_the_same_bytes(
+    folder: Path, backbone: Path, orchard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay in the cache's file and are read as they are needed."""
+    photo = "{augment: {crop: 0.5, flip: true, colour: 0.2, mixup: 0.2, cutmix: 1.0}}"
+    recipe = adapt_recipe(SOLVED + phase("{last: 2}", "steps: 4") + phase("head", "steps: 2", more="name: b"), photo)
+    first = adapted(backbone, orchard, recipe=recipe)
+    content = Path(NEW).read_bytes()
+    Path("limit").write_text("0")
+    monkeypatch.setattr("finetune.data.photograph_sets.MEMORY_LIMIT", Path("limit"))
+    again = adapted(backbone, orchard, recipe=recipe)
+    assert Path(NEW).read_bytes() == content and again["results"] == first["results"]
+    worked("plan", "--recipe", "recipe.yaml", "--from", backbone, "--target", orchard, "--show-augment", "grid.png")
+    check_agreement(NEW, orchard, orchard / "test")
 
 
 def test_pictures_are_decoded_once(

@@ -88,6 +88,14 @@ def test_a_body_is_as_good_a_source_as_its_checkpoint(body: Path, backbone: Path
         adapted(body, orchard, *RESNET, "--set", f"head={head}")
 
 
+def test_a_body_has_no_head_and_may_become_grey(body: Path) -> None:
+    classifier = open_source(body, "timm/test_resnet").classifier
+    assert classifier.class_names == () and classifier.network.head.out_features == 0
+    assert adapted(body, "mnist", *RESNET)["results"]["after"]["total"] == 100
+    old, new = load_file(body)["conv1.0.weight"], load_file(NEW)["conv1.0.weight"]
+    torch.testing.assert_close(new, old.sum(1, keepdim=True))
+
+
 def test_a_classifier_in_the_file_is_kept_as_classes_by_number(folder: Path, backbone: Path) -> None:
     save_file(load_file(backbone), "whole.safetensors")
     names = {"2": "fly", "1": "bee", "0": "ant"}
