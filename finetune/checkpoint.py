@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from finetune.errors import CheckpointError
 from finetune.files import write_whole
+from finetune.header import parse_header, read_header, unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 FORMAT: Literal[1] = 1
 KEY = "finetune"
 MOST_LISTED = 7  # tensors of each kind named in one message
-HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
 class InputMetadata(BaseModel):
@@ -134,26 +134,17 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
     return {name: list(entry.get("shape", [])) for name, entry in read_header(path).items() if name != "__metadata__"}
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """A safetensors file's header: by tensor dtype, shape and data_offsets, and `__metadata__`, whose texts it has."""
-    try:
-        with path.open("rb") as file:
-            return _header(path, file.read(8), file.read, path.stat().st_size)
-    except OSError as error:
-        raise CheckpointError(_unreadable(path, error)) from None
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """The whole file, checked: readable, ours, and every number finite. CheckpointError names the fault."""
     content = _content(path)
-    metadata = _metadata(path, _header(path, content[:8], lambda size: content[8 : 8 + size], len(content)))
+    metadata = _metadata(path, parse_header(path, content[:8], lambda size: content[8 : 8 + size], len(content)))
     return Checkpoint(path, _tensors(path, content), metadata, hashlib.sha256(content).hexdigest())
 
 
 def read_weights(path: Path) -> Weights:
     """Any safetensors file, checked in the same way."""
     content = _content(path)
-    header = _header(path, content[:8], lambda size: content[8 : 8 + size], len(content))
+    header = parse_header(path, content[:8], lambda size: content[8 : 8 + size], len(content))
     said = header.get("__metadata__")
     texts = {k: v for k, v in said.items() if isinstance(v, str)} if isinstance(said, dict) else {}
     return Weights(_tensors(path, content), hashlib.sha256(content).hexdigest(), texts)
@@ -163,7 +154,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CheckpointError(_unreadable(path, error)) from None
+        raise CheckpointError(unreadable(path, error)) from None
 
 
 def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -225,45 +216,6 @@ def _text(metadata: Metadata) -> str:
     plain = metadata.model_dump()
     plain["input"] = metadata.input.model_dump(exclude_unset=True)  # an older file, saved again, keeps its bytes
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
-
-
-def _unreadable(path: Path, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        near = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
-        there = f"; {path.parent} has {', '.join(near)}" if near else ""
-        return f"{path}: there is no such checkpoint{there}; `finetune pretrain` makes one"
-    return f"{path}: expected a .safetensors file, but it cannot be read ({error.strerror})"
-
-
-def _header(path: Path, start: bytes, read: Any, size: int) -> dict[str, Any]:
-    """The safetensors header: 8 bytes with its length (little endian), then JSON."""
-    if size == 0:
-        raise CheckpointError(f"{path}: the file is empty; expected a .safetensors checkpoint")
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
-    # A safetensors header may well have a length that starts with a pickle's first byte: 128 and 640 bytes do.
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and (length is None or length > HEADER_LIMIT)):
-        raise CheckpointError(
-            f"{path}: this is a pickle or a zip of one (torch.save), which can run code when it is opened; "
-            "finetune reads safetensors only"
-        )
-    if length is None or length > HEADER_LIMIT:
-        raise CheckpointError(f"{path}: not a safetensors file: it starts with {start!r} instead of a header's length")
-    if length > size - 8:
-        raise CheckpointError(f"{path}: cut short: the header alone has {length:,} bytes, the file {size:,}")
-    try:
-        header = json.loads(read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        if not all(type(end) is int and 0 <= end < 2**63 for end in ends):
-            raise ValueError
-        expected = 8 + length + max(ends, default=0)
-    except (ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
-        raise CheckpointError(f"{path}: not a safetensors file: its header is not the JSON it should be") from None
-    if size != expected:
-        fault = "cut short" if size < expected else "has bytes too many"
-        raise CheckpointError(
-            f"{path}: {fault}: expected {expected:,} bytes, found {size:,}; get or make the file again"
-        )
-    return header  # type: ignore[no-any-return]
 
 
 def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:

@@ -7,7 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoint import has_metadata, read_header
+from finetune.checkpoint import has_metadata
+from finetune.header import read_header
 from finetune.source import Located, locate, peek
 
 
