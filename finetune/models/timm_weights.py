@@ -113,14 +113,9 @@ def adapt_channels(
 
 
 def _adapted(name: str, key: str, weight: Tensor, channels: int) -> Tensor:
-    try:
-        if channels == 1:
-            return adapt_input_conv(1, weight)
-        if weight.dim() == 4:
-            return weight.repeat_interleave(3, dim=1) / 3
-        raise NotImplementedError
-    except (NotImplementedError, AssertionError, RuntimeError):
-        raise SettingError(f"model {name!r}: {key} is no convolution that can be adapted; leave in_chans out") from None
+    if weight.dim() != 4 or (channels == 1 and weight.shape[1] % 3):
+        raise SettingError(f"model {name!r}: {key} is no convolution that can be adapted; leave in_chans out")
+    return adapt_input_conv(1, weight) if channels == 1 else weight.repeat_interleave(3, dim=1) / 3
 
 
 def _first_layers(body: nn.Module) -> tuple[str, ...]:
