@@ -11,10 +11,11 @@
     ├── HubError                   the Hub or the way to it failed; the same command may work later
     │   └── HubRefusal             (also a UserError) the Hub says no: a name, a token, a permission
     ├── TrainingError              the training itself cannot go on
-    └── Interrupted                exit code 130: stopped by Ctrl-C; says what was kept
+    │   └── NonFiniteError         a loss or a weight that is not a finite number
+    └── Interrupted                exit code 130: stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP); says what was kept
 
 The innermost raise names the fault; whoever knows the context adds it. A message says what was expected, what was
-found, where, and what to type next. `cli.py` is the one place that turns these into text and an exit code.
+found, where, and what to type next. `cli` is the one place that turns these into text and an exit code.
 """
 
 from __future__ import annotations
@@ -79,10 +80,20 @@ class TrainingError(FinetuneError):
     """Training cannot go on, for example because the loss is no longer a number."""
 
 
-class Interrupted(FinetuneError):
-    """The person pressed Ctrl-C; the message says what was kept."""
+class NonFiniteError(TrainingError):
+    """A loss or a weight is NaN or infinite. `images`: the places of the images of that step in the training set."""
 
-    exit_code = 130
+    def __init__(self, message: str, images: Sequence[int] = ()) -> None:
+        self.images = tuple(images)
+        super().__init__(message)
+
+
+class Interrupted(FinetuneError):
+    """The person pressed Ctrl-C, or a signal asked the run to end; the message says what was kept."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 def listed(names: Iterable[str]) -> str:

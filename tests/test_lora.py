@@ -20,8 +20,9 @@ from finetune.errors import Interrupted, SettingError
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
 from finetune.training.freeze import set_trainable
-from finetune.training.loop import Phase, Row, train
+from finetune.training.loop import Phase, Training
 from finetune.training.lora import adaptable, low_rank_adapters, merged
+from finetune.training.meter import Row
 from finetune.training.runtime import Runtime, seeded
 from finetune.training.schedule import schedule
 
@@ -129,7 +130,7 @@ def trained(name: str, network: StagedNetwork, stages: tuple[str, ...], **more: 
     settings = {"optimizer": "adamw", "arguments": {"lr": 0.01, "weight_decay": 0.1}, "schedule": schedule("constant")}
     one = Phase("p", stages, 6, **{**settings, **more})  # type: ignore[arg-type]
     with seeded(0):
-        return [row for row in train(network, batches, one, Runtime(CPU, "float32")) if isinstance(row, Row)]
+        return [row for row in Training(network, batches, one, Runtime(CPU, "float32")) if isinstance(row, Row)]
 
 
 @pytest.mark.parametrize("name", ["norm", "timm/test_resnet", "timm/test_vit"])
@@ -163,7 +164,7 @@ def test_the_best_row_can_be_kept() -> None:
         batches = Batches(inputs, labels, batch_size=4, seed=0, normalise=Normaliser((0.5,), (0.25,), CPU))
         one = Phase("p", network.stages, 6, "sgd", {"lr": 0.1}, schedule("constant"), keep="best", adapters=True)
         states = []
-        for row in train(network, batches, one, Runtime(CPU, "float32"), validate=lambda: next(accuracies)):
+        for row in Training(network, batches, one, Runtime(CPU, "float32"), validate=lambda: next(accuracies)):
             states.append((row, state_of(network)))
     best, last = states[1][1], states[2][1]
     assert all(torch.equal(best[key], last[key]) for key in best)

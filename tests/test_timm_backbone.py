@@ -15,7 +15,7 @@ from finetune.saving import save
 from finetune.source import load
 from finetune.training.cache import activations
 from finetune.training.freeze import frozen_prefix, set_trainable, training_mode
-from finetune.training.loop import Phase, train
+from finetune.training.loop import Phase, Training
 from finetune.training.optim import stage_groups
 from finetune.training.runtime import Runtime, seeded
 from finetune.training.schedule import schedule
@@ -182,7 +182,7 @@ def trained(net, stages, side, *, start=0, inputs=None):
     normalise = NORMALISE if inputs is None else None
     batches = Batches(pixels if inputs is None else inputs, labels, batch_size=6, seed=0, normalise=normalise)
     with seeded(0):
-        list(train(net, batches, phase, FLOAT32))
+        list(Training(net, batches, phase, FLOAT32))
 
 
 @pytest.mark.parametrize("name", TESTS)

@@ -15,7 +15,8 @@ from finetune.models.cnn import ArticleCNN
 from finetune.training.cache import activations
 from finetune.training.evaluation import outputs, predictions
 from finetune.training.freeze import frozen_prefix, set_trainable, training_mode
-from finetune.training.loop import Phase, Row, Tick, train
+from finetune.training.loop import Phase, Training
+from finetune.training.meter import Row, Tick
 from finetune.training.optim import Average, build_optimizer, stage_groups
 from finetune.training.runtime import Runtime, choose_runtime, memory_told, seeded
 from finetune.training.schedule import schedule
@@ -50,7 +51,7 @@ def run(network, given, batch_size=16, seed=0, **options):
     pixels, labels = images()
     batches = Batches(pixels, labels, batch_size=batch_size, seed=seed, normalise=NORMALISE)
     with seeded(0):
-        return list(train(network, batches, given, FLOAT32, **options))
+        return list(Training(network, batches, given, FLOAT32, **options))
 
 
 def test_training_learns_and_ends_with_a_row():
@@ -251,7 +252,7 @@ def test_label_smoothing_changes_the_loss_as_torch_defines_it():
     plain.train()
     with torch.no_grad():
         expected = F.cross_entropy(plain(NORMALISE(pixels)), labels, label_smoothing=0.2)
-    row = list(train(network, batches, phase(steps=1, label_smoothing=0.2), FLOAT32))[-1]
+    row = list(Training(network, batches, phase(steps=1, label_smoothing=0.2), FLOAT32))[-1]
     assert row.train_loss == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -261,7 +262,7 @@ def test_mixed_images_train_and_the_largest_share_counts_as_right():
     options = {"batch_size": 16, "seed": 0, "normalise": NORMALISE}
     batches = Batches(pixels, labels, **options, augment=Augment(mixup=0.2, cutmix=1.0), classes=3)
     with seeded(0):
-        rows = list(train(network, batches, phase(steps=200, label_smoothing=0.1), FLOAT32))
+        rows = list(Training(network, batches, phase(steps=200, label_smoothing=0.1), FLOAT32))
     assert rows[-1].train_accuracy > 0.6
     held, expected = images(seed=1)
     assert (predictions(network, held, NORMALISE) == expected).double().mean() > 0.9
@@ -281,7 +282,7 @@ def test_whole_shares_are_the_same_as_labels():
         network = net()
         batches = kind(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE)
         with seeded(0):
-            ends.append((network, list(train(network, batches, phase(label_smoothing=0.1), FLOAT32))[-1]))
+            ends.append((network, list(Training(network, batches, phase(label_smoothing=0.1), FLOAT32))[-1]))
     (one, first), (other, second) = ends
     assert first.train_accuracy == second.train_accuracy and first.train_loss == pytest.approx(second.train_loss)
     for name, value in one.state_dict().items():
@@ -311,7 +312,7 @@ def test_a_cached_run_ends_with_the_weights_of_the_uncached_one(trained, start):
     run(plain, phase(stages=trained))
     kept = activations(cached, pixels, NORMALISE, start, FLOAT32)
     batches = Batches(kept, labels, batch_size=16, seed=0)
-    list(train(cached, batches, phase(stages=trained, start=start), FLOAT32))
+    list(Training(cached, batches, phase(stages=trained, start=start), FLOAT32))
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(cached.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -406,6 +407,6 @@ def test_bfloat16_trains_as_well_as_float32():
         network = net()
         batches = Batches(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE)
         with seeded(0):
-            list(train(network, batches, phase(steps=120), Runtime(CPU, precision)))
+            list(Training(network, batches, phase(steps=120), Runtime(CPU, precision)))
         assert (predictions(network, held, NORMALISE) == expected).double().mean() > 0.95, precision
         assert all(p.dtype == torch.float32 for p in network.parameters())

@@ -24,6 +24,7 @@ from finetune.training.cache import BUDGET, activations, cached_bytes
 from finetune.training.evaluation import predictions
 from finetune.training.freeze import frozen_prefix, set_trainable
 from finetune.training.lora import adaptable, low_rank_adapters, merged
+from finetune.training.meter import Row, Tick
 from finetune.training.runtime import Runtime, memory_told
 from finetune.training.schedule import schedule
 
@@ -170,7 +171,7 @@ def _train_phase(
     epochs = -(-steps // batches.steps_per_epoch)
     how = "frozen part run once" if start else "nothing frozen" if len(stages) == len(network.stages) else "not cached"
     history: list[EpochRow] = []
-    events = loop.train(
+    training = loop.Training(
         network,
         batches,
         loop_phase(phase, stages, steps, start),
@@ -180,8 +181,8 @@ def _train_phase(
     )
     title = f"{title}: {', '.join(stages)} train ({parameters:,} parameters), {steps:,} steps, {how}"
     with watch.console.phase(title, steps) as view, memory_told(phase.batch_size):
-        for event in events:
-            if isinstance(event, loop.Tick):
+        for event in training:
+            if isinstance(event, Tick):
                 view.tick(event.epoch, event.step, event.loss, event.accuracy, event.images_per_second)
                 continue
             history.append(_epoch_row(event))
@@ -224,7 +225,7 @@ def _validation(network: StagedNetwork, setting: Setting) -> Callable[[], float]
     return validate
 
 
-def _epoch_row(row: loop.Row) -> EpochRow:
+def _epoch_row(row: Row) -> EpochRow:
     return EpochRow(
         epoch=row.epoch,
         train_loss=row.train_loss,
@@ -235,7 +236,7 @@ def _epoch_row(row: loop.Row) -> EpochRow:
     )
 
 
-def _record(row: loop.Row, phase: Phase, epochs: int, watch: Watch, view: PhaseView) -> None:
+def _record(row: Row, phase: Phase, epochs: int, watch: Watch, view: PhaseView) -> None:
     values: dict[str, Any] = {"phase": phase.name, **asdict(row)}
     append_metrics(watch.outputs, values)
     validation = "" if row.validation_accuracy is None else f", validation {percent(row.validation_accuracy)}"

@@ -35,7 +35,7 @@ from finetune.reporting.pictures import grid_picture
 from finetune.source import locate
 from finetune.training.evaluation import features
 from finetune.training.freeze import set_trainable
-from finetune.training.loop import train
+from finetune.training.loop import Training
 from finetune.training.optim import stage_groups
 from finetune.training.runtime import choose_runtime, memory_told, seeded
 
@@ -188,6 +188,6 @@ def _estimate(
             planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break
         with memory_told(phase.batch_size):
-            for _ in train(trial, batches, still, setting.runtime):
+            for _ in Training(trial, batches, still, setting.runtime):
                 pass
     return filling + (time.perf_counter() - began) * steps / min(steps, TRIAL_STEPS)

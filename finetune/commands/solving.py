@@ -11,7 +11,7 @@ from finetune.commands.material import Material
 from finetune.data.batches import Normaliser
 from finetune.models.staged import StagedNetwork
 from finetune.training.evaluation import features
-from finetune.training.loop import Row
+from finetune.training.meter import Row
 from finetune.training.runtime import Runtime
 from finetune.training.solver import solve_head
 

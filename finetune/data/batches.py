@@ -136,10 +136,13 @@ class Batches:
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch, in an order of its own. `epoch` counts over the whole run, phases included."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch from number `first` (0: all), in the epoch's own order.
+
+        `epoch` counts over the whole run, phases included.
+        """
         draw, count = self._draw(epoch), len(self.labels)
-        starts = range(0, count, self.batch_size)
+        starts = range(first * self.batch_size, count, self.batch_size)
         rows = (self._rows(draw, start, min(start + self.batch_size, count)) for start in starts)
         if isinstance(self.inputs, Tensor):
             for row in rows:
@@ -148,6 +151,11 @@ class Batches:
         with closing(read_ahead(lambda row: (self._read(row), row), rows)) as batches:
             for inputs, row in batches:
                 yield self._batch(inputs, row, draw)
+
+    def images_of(self, epoch: int, batch: int) -> list[int]:
+        """Which images a batch of an epoch has."""
+        start = batch * self.batch_size
+        return [int(image) for image in self._draw(epoch).order[start : start + self.batch_size]]
 
     def at(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """One image (1×...) and its label as `epoch` has them."""

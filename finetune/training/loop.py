@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.data.batches import Batches
-from finetune.errors import TrainingError
+from finetune.errors import NonFiniteError, listed
 from finetune.models.staged import StagedNetwork
 from finetune.training.freeze import set_trainable, trainable, training_mode
-from finetune.training.optim import Average, build_optimizer, set_rate, stage_groups
+from finetune.training.guard import build_guard
+from finetune.training.meter import Meter, Row, Tick
+from finetune.training.optim import (
+    Average,
+    build_optimizer,
+    load_optimizer,
+    optimizer_tensors,
+    set_rate,
+    stage_groups,
+)
 from finetune.training.runtime import Runtime
 from finetune.training.schedule import Schedule
 
-TICK = 0.2  # seconds between two signs of life
 CURE = "lower the learning rate, add warm-up or set clip_norm"
 SHORTEST_ROW = 100  # steps; an epoch of a few images does not deserve a row of its own
 
@@ -50,155 +57,173 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A sign of life within an epoch: loss and accuracy are of the training images since the last row."""
+class State:
+    """Where a phase stands between two steps: all that another process needs to go on to the same bytes, but chance.
 
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    images_per_second: float
+    network: its tensors by name, as they are trained (not the average). tensors: those of optimizer, average, best
+    weights and meter. numbers: plain JSON values. The tensors are copies, on the CPU.
+    """
 
-
-@dataclass(frozen=True)
-class Row:
-    """The end of an epoch, or of several very short ones. `learning_rate` is the head-most group's at its last step."""
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    validation_accuracy: float | None
-    learning_rate: float
-    images_per_second: float
-    seconds: float
+    network: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
 
 
-def train(
-    network: StagedNetwork,
-    batches: Batches,
-    phase: Phase,
-    runtime: Runtime,
-    *,
-    first_epoch: int = 0,
-    validate: Callable[[], float] | None = None,
-) -> Iterator[Tick | Row]:
-    """Trains in place for `phase.steps` steps. When a Row comes, the network holds the weights that the row speaks of;
-    at the last row of a phase with `keep="best"` it holds those of the best row.
+class Training:
+    """One phase under way; iterating trains `network` in place for `phase.steps` steps and yields Ticks and Rows.
+
+    When a Row comes, the network holds the weights that the row speaks of; at the last row of a phase with
+    `keep="best"` it holds those of the best row. Between two events, but not after the last one, `state` says where the
+    phase stands, and `restore` goes there, in another process too.
 
     `first_epoch` is the number of epochs that earlier phases used up; order and augmentation go on from there.
-    `validate` gives the validation accuracy of the network as it stands. TrainingError when the loss or a weight is not
-    finite.
+    `validate` gives the validation accuracy of the network as it stands. NonFiniteError when a loss or a weight is not a
+    finite number: of a loss before it changes a weight.
     """
-    set_trainable(network, phase.stages, adapters=phase.adapters)
-    groups = stage_groups(network, phase.arguments["lr"], phase.layer_decay)
-    optimizer = build_optimizer(groups, phase.optimizer, phase.arguments)
-    average = Average(trainable(network), phase.ema) if phase.ema else None
-    best = Best(network) if phase.keep == "best" else None
-    meter = Meter(runtime.device)
-    step = epoch = 0
-    while step < phase.steps:
-        training_mode(network, phase.stages, phase.norms, adapters=phase.adapters)
-        for inputs, labels in batches.epoch(first_epoch + epoch):
-            set_rate(optimizer, phase.schedule(step / phase.steps))
-            _step(network, inputs, labels, phase, runtime, optimizer, meter)
-            if average:
-                average.update()
-            step += 1
-            if meter.tick_due():
-                yield meter.tick(epoch + 1, step, phase.steps)
-            if step == phase.steps:
-                break
-        epoch += 1
-        if meter.steps >= SHORTEST_ROW or step == phase.steps:
-            if average:
-                average.swap()
-            row = meter.row(epoch, step, optimizer.param_groups[-1]["lr"], validate)
-            _refuse_lost_weights(network, epoch, step)
-            if best:
-                best.offer(row)
-            if step == phase.steps and best:
-                best.restore()
-            yield row
-            meter.started = time.perf_counter()  # what the caller did with the row was not training
-            if average and step < phase.steps:
-                average.swap()
 
+    def __init__(
+        self,
+        network: StagedNetwork,
+        batches: Batches,
+        phase: Phase,
+        runtime: Runtime,
+        *,
+        first_epoch: int = 0,
+        validate: Callable[[], float] | None = None,
+    ) -> None:
+        set_trainable(network, phase.stages, adapters=phase.adapters)
+        groups = stage_groups(network, phase.arguments["lr"], phase.layer_decay)
+        self.network, self.batches, self.phase, self.runtime = network, batches, phase, runtime
+        self.first_epoch, self.validate = first_epoch, validate
+        self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments)
+        self.guard = build_guard(self.optimizer, runtime.device)
+        self.average = Average(trainable(network), phase.ema) if phase.ema else None
+        self.best = Best(network) if phase.keep == "best" else None
+        self.meter = Meter(runtime.device)
+        self.step = self.epoch = self.batch = 0  # steps of the phase, its epochs, and batches of the one under way
 
-def _refuse_lost_weights(network: StagedNetwork, epoch: int, step: int) -> None:
-    """The loss is that of the step before; the last step of a row may still break the weights."""
-    state = network.state_dict().values()
-    if not all(bool(t.isfinite().all()) for t in state if t.is_floating_point()):
-        raise TrainingError(f"the weights are no longer finite numbers (epoch {epoch}, after step {step}); {CURE}")
+    def __iter__(self) -> Iterator[Tick | Row]:
+        phase, meter = self.phase, self.meter
+        meter.start()
+        while self.step < phase.steps:
+            training_mode(self.network, phase.stages, phase.norms, adapters=phase.adapters)
+            for inputs, labels in self.batches.epoch(self.first_epoch + self.epoch, self.batch):
+                set_rate(self.optimizer, phase.schedule(self.step / phase.steps))
+                self._step(inputs, labels)
+                self.step += 1
+                self.batch += 1
+                if self.step == phase.steps:
+                    break
+                if meter.tick_due():
+                    self._refuse(self.guard.seen())
+                    yield meter.tick(self.epoch + 1, self.step, phase.steps)
+            self.epoch, self.batch = self.epoch + 1, 0
+            if meter.steps >= SHORTEST_ROW or self.step == phase.steps:
+                yield self._row()
+                meter.start()  # what the caller did with the row was not training
+                if self.average and self.step < phase.steps:
+                    self.average.swap()
 
+    def state(self) -> State:
+        """Copies of everything. NonFiniteError when there is nothing good to copy."""
+        shown = self.average is not None and self.average.shown
+        if self.average is not None and shown:
+            self.average.swap()
+        self._refuse(self.guard.seen())
+        self._refuse_lost_weights()
+        tensors = {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
+        numbers: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "batch": self.batch}
+        tensors |= {"meter/loss": self.meter.loss, "meter/right": self.meter.right}
+        numbers |= {"images": self.meter.images, "steps": self.meter.steps, "seconds": self.meter.seconds()}
+        if self.average is not None:
+            tensors |= {f"average/{place}": t for place, t in enumerate(self.average.values)}
+            numbers["averaged"] = self.average.steps
+        if self.best is not None:
+            tensors |= {f"best/{name}": t for name, t in self.best.state.items()}
+            numbers["best"] = self.best.accuracy
+        found = State(copied(self.network.state_dict()), copied(tensors), numbers)
+        if self.average is not None and shown:
+            self.average.swap()
+        return found
 
-def _step(
-    network: StagedNetwork,
-    inputs: Tensor,
-    labels: Tensor,
-    phase: Phase,
-    runtime: Runtime,
-    optimizer: torch.optim.Optimizer,
-    meter: Meter,
-) -> None:
-    """One step. `labels` are classes (int64, N), or shares of the classes where images are mixed (float, N×classes)."""
-    with runtime.autocast():
-        logits = network.run(inputs, start=phase.start)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    if phase.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(trainable(network), phase.clip_norm)
-    optimizer.step()
-    meter.add(loss.detach(), logits.detach(), labels)
+    def restore(self, state: State) -> None:
+        """Goes to where another training of the same phase, network and batches stood."""
+        tensors, numbers = state.tensors, state.numbers
+        self.network.load_state_dict(state.network)
+        load_optimizer(self.optimizer, beginning(tensors, "optimizer/"))
+        self.step, self.epoch, self.batch = numbers["step"], numbers["epoch"], numbers["batch"]
+        self.meter.loss.copy_(tensors["meter/loss"])
+        self.meter.right.copy_(tensors["meter/right"])
+        self.meter.images, self.meter.steps = numbers["images"], numbers["steps"]
+        self.meter.earlier = numbers["seconds"]
+        if self.average is not None:
+            self.average.steps = numbers["averaged"]
+            for place, value in enumerate(self.average.values):
+                value.copy_(tensors[f"average/{place}"])
+        if self.best is not None:
+            like = self.network.state_dict()
+            kept = beginning(tensors, "best/")
+            self.best.accuracy = numbers["best"]
+            self.best.state = {name: torch.empty_like(like[name]).copy_(t) for name, t in kept.items()}
 
+    def _step(self, inputs: Tensor, labels: Tensor) -> None:
+        """One step. `labels` are classes (int64, N), or where images are mixed the classes' shares (float, N×classes)."""
+        phase = self.phase
+        with self.runtime.autocast():
+            logits = self.network.run(inputs, start=phase.start)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._refuse(self.guard.lost(loss.detach(), self.step + 1))
+        if phase.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trainable(self.network), phase.clip_norm)
+        self.optimizer.step()
+        if self.average:
+            self.average.update()
+        self.meter.add(loss.detach(), logits.detach(), labels)
 
-class Meter:
-    """Sums of loss and right answers, kept on the device so that no step waits for them."""
+    def _row(self) -> Row:
+        self._refuse(self.guard.seen())
+        if self.average:
+            self.average.swap()
+        row = self.meter.row(self.epoch, self.optimizer.param_groups[-1]["lr"], self.validate)
+        self._refuse_lost_weights()
+        if self.best:
+            self.best.offer(row)
+            if self.step == self.phase.steps:
+                self.best.restore()
+        return row
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.last_tick = time.perf_counter()
-        self._clear()
+    def _refuse(self, lost: int | None) -> None:
+        """NonFiniteError that names the step and its images, if there is one whose loss is not finite."""
+        if lost is None:
+            return
+        epoch, batch = divmod(lost - 1, self.batches.steps_per_epoch)
+        raise NonFiniteError(
+            f"the loss is no longer a finite number at step {lost:,} of {self.phase.steps:,} (epoch {epoch + 1}); "
+            f"stopped before that step changed the weights; {CURE}",
+            images=self.batches.images_of(self.first_epoch + epoch, batch),
+        )
 
-    def _clear(self) -> None:
-        self.loss = torch.zeros((), device=self.device)
-        self.right = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.images = self.steps = 0
-        self.started = time.perf_counter()
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """`labels`: int64, N, or the shares of the classes, float N×classes, of which the largest counts."""
-        self.loss += loss * len(labels)
-        self.right += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
-        self.images += len(labels)
-        self.steps += 1
-
-    def tick_due(self) -> bool:
-        return time.perf_counter() - self.last_tick >= TICK
-
-    def tick(self, epoch: int, step: int, steps: int) -> Tick:
-        loss, accuracy = self._mean_loss(epoch, step), int(self.right) / self.images  # waits for the device
-        self.last_tick = time.perf_counter()
-        speed = self.images / (self.last_tick - self.started)
-        return Tick(epoch, step, steps, loss, accuracy, speed)
-
-    def row(self, epoch: int, step: int, learning_rate: float, validate: Callable[[], float] | None) -> Row:
-        """Closes the row: `images_per_second` is of training alone, `seconds` has the validation too."""
-        loss, accuracy = self._mean_loss(epoch, step), int(self.right) / self.images
-        speed = self.images / (time.perf_counter() - self.started)
-        validation = validate() if validate else None
-        seconds = time.perf_counter() - self.started
-        self._clear()
-        return Row(epoch, loss, accuracy, validation, learning_rate, speed, seconds)
-
-    def _mean_loss(self, epoch: int, step: int) -> float:
-        loss = float(self.loss) / self.images
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise TrainingError(
-                f"the loss is no longer a finite number (epoch {epoch}, at or shortly before step {step}); {CURE}"
+    def _refuse_lost_weights(self) -> None:
+        """The loss is that of the step before; a step may still break the weights."""
+        state = self.network.state_dict()
+        lost = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        if lost:
+            raise NonFiniteError(
+                f"the weights are no longer finite numbers after step {self.step:,} (epoch {self.epoch + 1}): "
+                f"{listed(lost)}; {CURE}"
             )
-        return loss
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, of what may go on changing."""
+    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+
+def beginning(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 class Best:

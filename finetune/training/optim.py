@@ -54,6 +54,31 @@ def set_rate(optimizer: Optimizer, multiplier: float) -> None:
         group["lr"] = group["top"] * multiplier
 
 
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers of each parameter, as PLACE/WHAT, for example 0/momentum_buffer."""
+    return {
+        f"{place}/{what}": value
+        for place, parameter in enumerate(_parameters(optimizer))
+        for what, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse: each tensor in the memory layout of its parameter, which the fused kernels count on."""
+    parameters = _parameters(optimizer)
+    for name, value in tensors.items():
+        place, _, what = name.partition("/")
+        parameter = parameters[int(place)]
+        alike = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        # A count of steps stays where the optimizer itself makes it; fused ones want it on the parameter's device.
+        optimizer.state[parameter][what] = alike.to(parameter.device, value.dtype).copy_(value)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 class Average:
     """An exponential moving average of weights. Step k (from 1) keeps min(decay, (1+k)/(10+k)) of the average."""
 
@@ -61,6 +86,7 @@ class Average:
         self.parameters = list(parameters)
         self.decay = decay
         self.steps = 0
+        self.shown = False  # whether the network holds the average just now, and `values` the weights
         self.values = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
@@ -72,6 +98,7 @@ class Average:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchanges the average and the weights; a second call puts them back."""
+        self.shown = not self.shown
         for parameter, value in zip(self.parameters, self.values, strict=True):
             held: Tensor = parameter.detach().clone()
             parameter.copy_(value)
