@@ -273,8 +273,8 @@ def test_whole_shares_are_the_same_as_labels():
     pixels, labels = images()
 
     class Shared(Batches):
-        def epoch(self, epoch):
-            for inputs, labels in super().epoch(epoch):
+        def epoch(self, epoch, first=0):
+            for inputs, labels in super().epoch(epoch, first):
                 yield inputs, F.one_hot(labels, 3).float()
 
     ends = []

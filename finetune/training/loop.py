@@ -77,8 +77,8 @@ class Training:
     phase stands, and `restore` goes there, in another process too.
 
     `first_epoch` is the number of epochs that earlier phases used up; order and augmentation go on from there.
-    `validate` gives the validation accuracy of the network as it stands. NonFiniteError when a loss or a weight is not a
-    finite number: of a loss before it changes a weight.
+    `validate` gives the validation accuracy of the network as it stands. NonFiniteError when a loss or a weight is not
+    a finite number: of a loss before it changes a weight.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Training:
             self.best.state = {name: torch.empty_like(like[name]).copy_(t) for name, t in kept.items()}
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
-        """One step. `labels` are classes (int64, N), or where images are mixed the classes' shares (float, N×classes)."""
+        """One step. `labels` are classes (int64, N), or where images are mixed the classes' shares (N×classes)."""
         phase = self.phase
         with self.runtime.autocast():
             logits = self.network.run(inputs, start=phase.start)
