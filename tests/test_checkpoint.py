@@ -442,7 +442,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def fail(*_):
         raise fault
 
-    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), fail)
+    monkeypatch.setattr(os, call, fail)
     with pytest.raises(OutputError if isinstance(fault, OSError) else KeyboardInterrupt) as caught:
         write_whole(path, b"new")
     monkeypatch.undo()
@@ -471,7 +471,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_place_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
-        OutputError, match=r"cannot be written \((Not a directory|File exists)\); make room or name another place"
+        OutputError,
+        match=r"cannot be written \((Not a directory|File exists)\); name another place or put this one right",
     ):
         write_whole(tmp_path / "file" / "x.safetensors", b"")
     with pytest.raises(OutputError, match="cannot be written"):

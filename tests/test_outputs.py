@@ -1,7 +1,9 @@
 """Where a run writes: what is there already is moved aside under a name of its own, and never lost."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 
 import pytest
@@ -104,58 +106,84 @@ def test_metrics_are_one_json_line_a_row():
 
 
 def given(here, checkpoint=None, report=None):
+    """The outputs of a run with these files there already, and no others under their names."""
     outputs = Outputs(here / "v1.0.safetensors", here / "runs" / "v1.0")
-    if checkpoint is not None:
-        outputs.checkpoint.write_bytes(checkpoint)
-    if report is not None:
-        outputs.report.write_bytes(report)
+    for path, content in ((outputs.checkpoint, checkpoint), (outputs.report, report)):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
     return outputs
 
 
-def test_nothing_there_nothing_moved(here, capsys):
+def asides(here):
+    return {name: content for name, content in files(here).items() if ".was-" in name}
+
+
+def test_nothing_there_nothing_set_aside(here, capsys):
     set_aside(given(here), Console())
     assert files(here) == {} and capsys.readouterr().err == ""
 
 
-def test_checkpoint_and_report_move_together_under_the_checkpoints_mark(here, capsys):
+def test_checkpoint_and_report_get_second_names_with_the_checkpoints_mark_and_stay(here, capsys):
     set_aside(given(here, b"one", b"{}"), Console())
     name = f"v1.0.was-{mark(b'one')}"
-    assert files(here) == {f"{name}.safetensors": b"one", f"{name}.report.json": b"{}"}
+    assert asides(here) == {f"{name}.safetensors": b"one", f"{name}.report.json": b"{}"}
+    assert (here / "v1.0.safetensors").read_bytes() == b"one" and (here / "v1.0.report.json").read_bytes() == b"{}"
     assert [line.rpartition(" ")[2] for line in capsys.readouterr().err.splitlines()] == [
         f"{name}.safetensors",
         f"{name}.report.json",
     ]
 
 
-def test_a_checkpoint_or_a_report_alone_moves_too(here):
+def test_without_hard_links_they_are_copied(here, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    set_aside(given(here, b"one", b"{}"), Console(quiet=True))
+    name = f"v1.0.was-{mark(b'one')}"
+    assert asides(here) == {f"{name}.safetensors": b"one", f"{name}.report.json": b"{}"}
+    assert (here / f"{name}.safetensors").stat().st_nlink == 1
+
+
+def test_a_checkpoint_or_a_report_alone_gets_one_too(here):
     set_aside(given(here, b"one"), Console(quiet=True))
     set_aside(given(here, None, b"{}"), Console(quiet=True))
-    assert files(here) == {f"v1.0.was-{mark(b'one')}.safetensors": b"one", f"v1.0.was-{mark(b'{}')}.report.json": b"{}"}
+    names = {f"v1.0.was-{mark(b'one')}.safetensors": b"one", f"v1.0.was-{mark(b'{}')}.report.json": b"{}"}
+    assert asides(here) == names
 
 
-def test_the_same_report_twice_is_kept_twice(here):
-    for _ in range(2):
-        set_aside(given(here, None, b"{}"), Console(quiet=True))
-    name = f"v1.0.was-{mark(b'{}')}"
-    assert files(here) == {f"{name}.report.json": b"{}", f"{name}-2.report.json": b"{}"}
+@pytest.mark.parametrize("there", [(b"one", b"{}"), (b"one", None), (None, b"{}")])
+def test_the_same_content_is_set_aside_once(here, there):
+    """An attempt that was killed before it replaced anything, and the next one."""
+    set_aside(given(here, *there), Console(quiet=True))
+    once = asides(here)
+    set_aside(given(here, *there), Console(quiet=True))
+    assert asides(here) == once and len(once) == sum(content is not None for content in there)
 
 
-def test_what_was_moved_aside_is_never_overwritten_and_pairs_stay_pairs(here):
-    """The first time there was no report; the second report must not land beside the first checkpoint."""
-    name = f"v1.0.was-{mark(b'one')}"
+def test_an_attempt_killed_between_the_two_is_completed(here):
     set_aside(given(here, b"one"), Console(quiet=True))
-    set_aside(given(here, b"one", b"{2}"), Console(quiet=True))
-    set_aside(given(here, b"one", b"{3}"), Console(quiet=True))
-    set_aside(given(here, b"two", b"{4}"), Console(quiet=True))
-    other = f"v1.0.was-{mark(b'two')}"
-    assert files(here) == {
+    set_aside(given(here, b"one", b"{}"), Console(quiet=True))
+    name = f"v1.0.was-{mark(b'one')}"
+    assert asides(here) == {f"{name}.safetensors": b"one", f"{name}.report.json": b"{}"}
+
+
+def test_what_was_set_aside_is_never_overwritten_and_pairs_stay_pairs(here):
+    """The same bytes with another report are another pair; so is a name that a folder or another file has."""
+    name, other = f"v1.0.was-{mark(b'one')}", f"v1.0.was-{mark(b'two')}"
+    (here / f"{other}.report.json").mkdir()
+    (here / f"{other}-2.safetensors").write_bytes(b"somebody's")
+    for there in ((b"one", b"{2}"), (b"one", b"{3}"), (b"one", b"{2}"), (b"two", b"{4}")):
+        set_aside(given(here, *there), Console(quiet=True))
+    assert asides(here) == {
         f"{name}.safetensors": b"one",
+        f"{name}.report.json": b"{2}",
         f"{name}-2.safetensors": b"one",
-        f"{name}-2.report.json": b"{2}",
-        f"{name}-3.safetensors": b"one",
-        f"{name}-3.report.json": b"{3}",
-        f"{other}.safetensors": b"two",
-        f"{other}.report.json": b"{4}",
+        f"{name}-2.report.json": b"{3}",
+        f"{other}-2.safetensors": b"somebody's",
+        f"{other}-3.safetensors": b"two",
+        f"{other}-3.report.json": b"{4}",
     }
 
 

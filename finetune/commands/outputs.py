@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import OutputError, SettingError
-from finetune.files import write_whole
+from finetune.files import link_aside, write_whole
 from finetune.reporting.console import Console
 
 SUFFIX = ".safetensors"
@@ -78,19 +78,39 @@ def append_metrics(outputs: Outputs, row: dict[str, Any]) -> None:
 
 
 def set_aside(outputs: Outputs, console: Console) -> None:
-    """Moves an older checkpoint and its report out of the way, to names with the start of the first one's sha256."""
-    there = [path for path in (outputs.checkpoint, outputs.report) if path.exists()]
+    """Gives an older checkpoint and its report second names, with the start of the first one's sha256.
+
+    Both stay in place until they are replaced, so that there is no moment without them. Where an attempt that was
+    killed has left the same content under such a name, that is used.
+    """
+    there = [path for path in (outputs.checkpoint, outputs.report) if path.is_file()]
     if not there:
         return
     with _told(there[0]):
-        mark = hashlib.sha256(there[0].read_bytes()).hexdigest()[:8]
-    stem = outputs.checkpoint.name.removesuffix(SUFFIX)
-    free = _free(outputs.checkpoint.parent, f"{stem}.was-{mark}", (SUFFIX, ".report.json"))
-    for old in there:
-        aside = old.with_name(free + old.name.removeprefix(stem))
-        with _told(aside):
-            old.rename(aside)
+        asides = _second_names(there, outputs.checkpoint.name.removesuffix(SUFFIX))
+    for old, aside in asides.items():
+        if not aside.exists():
+            link_aside(old, aside)
         console.note(f"{old} was there already: moved to {aside.name}")
+
+
+def _second_names(there: Sequence[Path], stem: str) -> dict[Path, Path]:
+    """By file a name that is free or has the same content; with the same middle for all, so that pairs stay pairs."""
+    digests = {old: _digest(old) for old in there}
+    middle, number = f".was-{digests[there[0]][:8]}", 1
+    while True:
+        ending = middle if number == 1 else f"{middle}-{number}"
+        asides = {old: old.with_name(stem + ending + old.name.removeprefix(stem)) for old in there}
+        if all(
+            not aside.exists() or (aside.is_file() and _digest(aside) == digests[old]) for old, aside in asides.items()
+        ):
+            return asides
+        number += 1
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _free(folder: Path, stem: str, endings: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from finetune.checkpoint import encode, has_metadata, read_metadata
 from finetune.commands.bundle import headline
 from finetune.commands.outputs import SUFFIX, Outputs, set_aside
 from finetune.errors import HubError, OutputError, SettingError
-from finetune.files import write_whole
+from finetune.files import prepared, remove_file, write_whole
 from finetune.hub.fetching import HubFile, fetch
 from finetune.hub.names import parse_name
 from finetune.hub.remote import sha256_of
@@ -59,8 +59,9 @@ def pull(repository: str, *, out: str | Path | None = None, console: Console | N
     content, what = _content(found)
     converted = sha256_of(content) != found.sha256
     if outputs.digest() != sha256_of(content):
-        set_aside(outputs, console)
-        write_whole(path, content)
+        with prepared({path: content}):
+            set_aside(outputs, console)
+            remove_file(outputs.report)  # the old file's; it has its other name
     report = _write_report(found, outputs) if has_metadata(found.path) else None
     console.say(f"wrote {path} (sha256 {sha256_of(content)[:12]}): {what}")
     console.say(f"from {found.id}")

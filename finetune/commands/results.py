@@ -16,7 +16,7 @@ from finetune.commands.material import Material
 from finetune.commands.outputs import Outputs, set_aside
 from finetune.data.images import ImageSet
 from finetune.data.photographs import is_photographs, short_name
-from finetune.files import write_whole
+from finetune.files import prepared, write_whole
 from finetune.models.classifier import Classifier
 from finetune.recipe.reader import resolved
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
@@ -110,20 +110,22 @@ def save_run(
     outputs: Outputs,
     console: Console,
 ) -> None:
-    """Writes checkpoint and report and shows the outcome. An older, different checkpoint is moved aside first.
+    """Writes checkpoint and report and shows the outcome. An older, different checkpoint gets another name first.
 
+    Until the new ones have their names, the old ones have theirs: at every moment there is a checkpoint that loads.
     When the bytes are those that are there already, so are the results, and nothing but the report's timings changes.
     """
     results = {k: None if r is None else result_values(r, brief=True) for k, r in report.results.items()}
     metadata = describe(classifier, **described, results=results)
     content = encode(classifier.network.state_dict(), metadata)
     digest = hashlib.sha256(content).hexdigest()
+    said = report.to_json().encode()
     if digest == outputs.digest():
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
+        write_whole(outputs.report, said)
     else:
-        set_aside(outputs, console)
-        write_whole(outputs.checkpoint, content)
-    write_whole(outputs.report, report.to_json().encode())
+        with prepared({outputs.checkpoint: content, outputs.report: said}):
+            set_aside(outputs, console)
     for table in report_tables(report):
         console.show(table)
     console.say(f"wrote {outputs.checkpoint} (sha256 {digest[:12]}) and {outputs.report}")

@@ -1,0 +1,153 @@
+"""The lock of a run folder: one run at a time works there. The kernel frees it when the run dies, however it does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import socket
+import stat
+import sys
+import time
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from finetune.errors import OutputError
+from finetune.files import MODE, hold, make_folder, told, write_all
+
+NAME = "lock"
+_MOST_READ = 4096  # bytes of a holder's note
+_MOST_SHOWN = 200  # characters of one text in it
+_TRIES = 100  # each one fails only when another run has just given the lock back or moved the folder
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who took a lock, according to the file: text that anyone may have written."""
+
+    pid: int
+    host: str
+    command: str
+    started: str
+
+    def __str__(self) -> str:
+        return f"`{self.command}`, process {self.pid} on {self.host}, since {self.started}"
+
+
+class RunLock:
+    """Holds `folder`/lock in a `with`; the folder is made when it is missing. OutputError while another run has it.
+
+    `recovered` says who had it before and died with it. `supported` is False where the file system has no locks: then
+    nothing keeps a second run out.
+    """
+
+    def __init__(self, folder: Path, command: str | None = None) -> None:
+        self.folder = folder
+        self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.recovered: Holder | None = None
+        self.supported = True
+        self._descriptors: tuple[int, int] | None = None  # of the lock file and of its folder
+
+    def __enter__(self) -> RunLock:
+        assert self._descriptors is None
+        with told(self.folder / NAME):
+            for _ in range(_TRIES):
+                with contextlib.suppress(FileNotFoundError):  # the folder was renamed meanwhile
+                    make_folder(self.folder)
+                    if self._taken():
+                        return self
+        raise OutputError(f"{self.folder}: other runs come and go there without end; name another --out")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._descriptors is None:  # in a forked child
+            return
+        file, folder = self._descriptors
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, 0)
+            os.unlink(NAME, dir_fd=folder)  # by the open folder, which may have been renamed meanwhile
+        self._close()
+
+    def _taken(self) -> bool:
+        """Opens and locks the file. False when by then it is no longer the one under the lock's name."""
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = os.open(NAME, flags, MODE, dir_fd=folder)
+        except BaseException:
+            os.close(folder)
+            raise
+        self._descriptors = file, folder
+        try:
+            if not self._ours(file):
+                self._close()
+                return False
+            _HELD.add(self)
+            return True
+        except BaseException:
+            self._close()
+            raise
+
+    def _ours(self, file: int) -> bool:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OutputError(f"{self.folder / NAME}: expected a finetune lock, found no plain file; delete it")
+        held = hold(file)
+        before = _holder(file)
+        if held is False:
+            raise OutputError(f"{self.folder}: {_occupied(before)}")
+        try:
+            named = (self.folder / NAME).stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if not os.path.samestat(named, os.fstat(file)):
+            return False
+        self.supported, self.recovered = held is True, before if held else None
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        us = Holder(os.getpid(), socket.gethostname(), self.command[:_MOST_SHOWN], started)
+        os.ftruncate(file, 0)
+        write_all(file, [json.dumps(asdict(us)).encode()])
+        return True
+
+    def _close(self) -> None:
+        if self._descriptors is not None:
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+            self._descriptors = None
+        _HELD.discard(self)
+
+
+_HELD: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _left_to_the_parent() -> None:
+    for lock in list(_HELD):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_left_to_the_parent)  # else a lock would outlive its run in a worker of it
+
+
+def _holder(file: int) -> Holder | None:
+    """Who wrote the file, or None where it does not say so plainly."""
+    try:
+        values = json.loads(os.pread(file, _MOST_READ, 0))
+    except (OSError, ValueError, RecursionError):
+        return None
+    match values:
+        case {"pid": int(pid), "host": str(host), "command": str(command), "started": str(started)} if 0 < pid < 2**31:
+            return Holder(pid, _shown(host), _shown(command), _shown(started))
+    return None
+
+
+def _shown(text: str) -> str:
+    """Text from a file, fit for a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_MOST_SHOWN])
+
+
+def _occupied(holder: Holder | None) -> str:
+    if holder is None:
+        return "another run works there (its lock does not say which); wait until it has ended, or name another --out"
+    stop = f"stop it (kill {holder.pid})" if holder.host == socket.gethostname() else f"stop it on {holder.host}"
+    return f"another run works there: {holder}; wait until it has ended, {stop}, or name another --out"

@@ -1,0 +1,217 @@
+"""Snapshots: the state of a run at one moment, from which it goes on later, to the same bytes.
+
+A snapshot is a folder with `state.safetensors`, `facts.json`, and `manifest.json` with the sizes and hashes of both. It
+is made under a temporary name and renamed when everything in it is synced, so a name that can be seen is whole, unless
+the disk lost something: then reading says so, and the snapshot before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from finetune.errors import CheckpointError, OutputError
+from finetune.folders import Written, new_folder, remove_folder, sweep_folders
+from finetune.header import parse_header
+
+FORMAT = 1
+STATE, FACTS, MANIFEST = "state.safetensors", "facts.json", "manifest.json"
+_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,11}")
+_LONGEST_MANIFEST = 10_000  # bytes; ours has some 300
+_NAMES = {  # of the types in the safetensors format
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Tensors by name, and facts as JSON has them: string keys, lists for tuples, no NaN."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class DamagedSnapshot(Exception):
+    """What is wrong with a snapshot, in half a sentence; never leaves this file."""
+
+
+class SnapshotStore:
+    """The snapshots of one run, in `folder` under increasing numbers; the newest `keep` stay. One writer at a time."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        assert keep >= 1
+        self.folder, self.keep = folder, keep
+        self._last = 0  # the highest number so far, deleted ones included
+        self._damaged: set[int] = set()
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Writes one more and returns its folder. OutputError, with the earlier ones as they were, when it cannot."""
+        facts = json.dumps(snapshot.facts, sort_keys=True, allow_nan=False).encode()
+        sweep_folders(self.folder)
+        there = self._numbers()
+        self._last = max([self._last, *there]) + 1
+        place = self._place(self._last)
+        try:
+            with new_folder(place) as folder:
+                files = {
+                    STATE: folder.write(STATE, _safetensors(snapshot.tensors)),
+                    FACTS: folder.write(FACTS, [facts]),
+                }
+                folder.write(MANIFEST, [_manifest(files)])
+        except OutputError as error:
+            raise OutputError(f"{error}; the snapshots before this one are as they were") from None
+        self._forget(there)
+        return place
+
+    def newest(self) -> tuple[Snapshot | None, list[str]]:
+        """The newest whole one, if any, and a sentence for each damaged one that was newer."""
+        faults: list[str] = []
+        for number in reversed(self._numbers()):
+            try:
+                return _read(self._place(number)), faults
+            except DamagedSnapshot as fault:
+                faults.append(f"{self._place(number)}: this snapshot is damaged and was passed over: {fault}")
+                self._damaged.add(number)
+        return None, faults
+
+    def clear(self) -> None:
+        """Deletes all of them, and the folder. OutputError."""
+        for number in self._numbers():
+            self._last = max(self._last, number)
+            remove_folder(self._place(number))
+        sweep_folders(self.folder)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _forget(self, older: list[int]) -> None:
+        """Deletes those known to be damaged and those too many. One that cannot be deleted now is tried again later."""
+        whole = [number for number in older if number not in self._damaged]
+        kept = whole[max(0, len(whole) - (self.keep - 1)) :]
+        for number in older:
+            if number not in kept:
+                with contextlib.suppress(OutputError):
+                    remove_folder(self._place(number))
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f"{number:06}"
+
+    def _numbers(self) -> list[int]:
+        """Those that are there, ascending."""
+        try:
+            names = [entry.name for entry in self.folder.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(int(name) for name in names if _NAME.fullmatch(name))
+
+
+def _manifest(files: Mapping[str, Written]) -> bytes:
+    values = {name: {"size": file.size, "sha256": file.sha256} for name, file in files.items()}
+    return json.dumps({"format": FORMAT, "files": values}, sort_keys=True).encode()
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, a tensor at a time: safetensors' own `save` holds the whole state twice more.
+
+    Wide types come first, which aligns every tensor to its type; the order of the mapping does not matter.
+    """
+    assert "__metadata__" not in tensors
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, end = {}, 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(folder: Path) -> Snapshot:
+    """A snapshot that is what its manifest says, or DamagedSnapshot."""
+    sizes = _said(folder)
+    state, facts = (_checked(folder / name, *sizes[name]) for name in (STATE, FACTS))
+    values = _json(FACTS, facts)
+    if not isinstance(values, dict):
+        raise DamagedSnapshot(f"{FACTS} has no JSON object")
+    try:
+        parse_header(folder / STATE, state[:8], lambda size: state[8 : 8 + size], len(state))
+        return Snapshot(load(state), values)
+    except (CheckpointError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise DamagedSnapshot(str(error)) from None
+
+
+def _said(folder: Path) -> dict[str, tuple[int, str]]:
+    """The size and sha256 of each file according to the manifest, which is any file until it is checked."""
+    path = folder / MANIFEST
+    values = _json(MANIFEST, _content(path, lambda size: size <= _LONGEST_MANIFEST))
+    if not isinstance(values, dict) or not isinstance(values.get("files"), dict):
+        raise DamagedSnapshot(f"{MANIFEST} is not a manifest")
+    if values.get("format") != FORMAT:
+        raise DamagedSnapshot(f"{MANIFEST} has format {values.get('format')!r:.40}, and this finetune reads {FORMAT}")
+    said = {}
+    for name in (STATE, FACTS):
+        match values["files"].get(name):
+            case {"size": int(size), "sha256": str(digest)}:
+                said[name] = size, digest
+            case _:
+                raise DamagedSnapshot(f"{MANIFEST} does not give the size and sha256 of {name}")
+    return said
+
+
+def _checked(path: Path, size: int, digest: str) -> bytes:
+    content = _content(path, lambda found: found == size)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DamagedSnapshot(f"{path.name} has other bytes than were written (its sha256 differs)")
+    return content
+
+
+def _content(path: Path, fits: Callable[[int], bool]) -> bytes:
+    """A file's bytes, read only if it is a plain file and its size fits."""
+    try:
+        if not path.is_file():
+            raise DamagedSnapshot(f"{path.name} is missing")
+        if not fits(path.stat().st_size):
+            raise DamagedSnapshot(f"{path.name} has {path.stat().st_size:,} bytes, which is not what was written")
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedSnapshot(f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def _json(name: str, content: bytes) -> Any:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(content, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise DamagedSnapshot(f"{name} is not JSON") from None
