@@ -17,6 +17,7 @@ from finetune.commands.pull import pull as _pull
 from finetune.commands.push import Pushed
 from finetune.commands.push import push as _push
 from finetune.commands.recipes import RecipeLike
+from finetune.commands.session import Keeping
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report
 
@@ -30,15 +31,24 @@ def pretrain(
     data_root: str | Path | None = None,
     device: str = "auto",
     settings: Settings | None = None,
+    resume: bool = False,
+    snapshot_every: float = 60.0,
     quiet: bool = True,
 ) -> Report:
     """Trains from scratch. Writes `out` (by default checkpoints/NAME.safetensors) and its report; returns the report.
 
     `recipe` is a file's path or a dict of the same keys. `settings` changes single values of it, as --set does:
-    {"phases[0].epochs": 3, "seed": 1}. Errors are those of `finetune.errors`.
+    {"phases[0].epochs": 3, "seed": 1}. `resume` goes on with the run of that name that was stopped, from the newest
+    of its snapshots, which are `snapshot_every` seconds apart. Errors are those of `finetune.errors`.
     """
     return _pretrain(
-        recipe, out=out, root=data_root, device=device, overrides=_overrides(settings), console=_console(quiet)
+        recipe,
+        out=out,
+        root=data_root,
+        device=device,
+        overrides=_overrides(settings),
+        keeping=Keeping(resume, snapshot_every),
+        console=_console(quiet),
     )
 
 
@@ -54,6 +64,8 @@ def adapt(
     data_root: str | Path | None = None,
     device: str = "auto",
     settings: Settings | None = None,
+    resume: bool = False,
+    snapshot_every: float = 60.0,
     quiet: bool = True,
 ) -> Report:
     """Fine-tunes `source` on `target` and compares; returns the report.
@@ -75,6 +87,7 @@ def adapt(
         root=data_root,
         device=device,
         overrides=overrides,
+        keeping=Keeping(resume, snapshot_every),
         console=_console(quiet),
     )
 

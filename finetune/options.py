@@ -10,7 +10,7 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-RUN = ("out", "data-root", "device", "seed", "set", "json", "quiet")
+RUN = ("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "json", "quiet")
 """Options of the commands that train."""
 
 
@@ -36,6 +36,17 @@ def shared(*names: str) -> Callable[[Command], Command]:
             multiple=True,
             metavar="KEY=VALUE",
             help="Changes one value of the recipe, for example phases[0].epochs=3. May be repeated.",
+        ),
+        "resume": click.option(
+            "--resume", is_flag=True, help="Goes on with the run of that name that was stopped, to the same result."
+        ),
+        "snapshot-every": click.option(
+            "--snapshot-every",
+            type=click.FloatRange(min=0),
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Between two snapshots within an epoch, from which --resume goes on.",
         ),
         "model": click.option(
             "--model", metavar="NAME", help="The architecture of a bare file of weights, for example timm/resnet18."

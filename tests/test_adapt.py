@@ -213,7 +213,7 @@ def test_what_is_shown_are_the_same_numbers(full: Path) -> None:
 
 
 def test_exactly_these_files_are_written(full: Path) -> None:
-    run = {f"runs/mnist-kmnist/{name}" for name in ("recipe.yaml", "metrics.jsonl", "log.txt")}
+    run = {f"runs/mnist-kmnist/{name}" for name in ("recipe.yaml", "metrics.jsonl", "log.txt", "finished.json")}
     both = {"checkpoints/mnist-kmnist.safetensors", "checkpoints/mnist-kmnist.report.json"}
     assert files_under(full.parents[1]) == {"adapt.yaml", "out.txt", "err.txt", *run, *both}
 

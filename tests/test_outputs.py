@@ -12,7 +12,8 @@ from torch import nn
 
 from finetune.checkpoint import Metadata, read_checkpoint
 from finetune.commands.keeper import Keeper
-from finetune.commands.outputs import Outputs, append_metrics, prepare_outputs, set_aside
+from finetune.commands.outputs import Outputs, append_metrics, place_outputs, set_aside
+from finetune.commands.session import AFRESH, Session
 from finetune.errors import Interrupted, OutputError, SettingError, TrainingError
 from finetune.reporting.console import Console
 
@@ -27,12 +28,20 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def prepared(out, name, recipe_text, console):
+    """The places of a run that has begun and ended without doing anything."""
+    outputs = place_outputs(out, name)
+    with Session(outputs, recipe_text, {}, {}, AFRESH, console):
+        assert (outputs.run_folder / "lock").exists()
+    return outputs
+
+
 def mark(content):
     return hashlib.sha256(content).hexdigest()[:8]
 
 
 def test_places_follow_the_name(here):
-    outputs = prepare_outputs(None, "mnist", "kind: pretrain # größer\n", Console(quiet=True))
+    outputs = prepared(None, "mnist", "kind: pretrain # größer\n", Console(quiet=True))
     assert str(outputs.checkpoint) == "checkpoints/mnist.safetensors"
     assert str(outputs.report) == "checkpoints/mnist.report.json"
     assert str(outputs.run_folder) == "runs/mnist"
@@ -43,21 +52,21 @@ def test_places_follow_the_name(here):
 
 
 def test_out_names_checkpoint_report_and_run_folder(here):
-    outputs = prepare_outputs(here / "deep" / "v1.2.safetensors", "ignored", "", Console(quiet=True))
+    outputs = prepared(here / "deep" / "v1.2.safetensors", "ignored", "", Console(quiet=True))
     assert outputs.report == here / "deep" / "v1.2.report.json"
     assert str(outputs.run_folder) == "runs/v1.2"
 
 
 def test_the_console_logs_into_the_new_run_folder():
     console = Console(quiet=True)
-    outputs = prepare_outputs(None, "mnist", "", console)
+    outputs = prepared(None, "mnist", "", console)
     console.note("hello")
     assert (outputs.run_folder / "log.txt").read_text().endswith(" hello\n")
 
 
 def test_an_older_run_folder_is_moved_aside_each_time_anew(here, capsys):
     for count in range(4):
-        outputs = prepare_outputs(None, "mnist", f"run {count}", Console())
+        outputs = prepared(None, "mnist", f"run {count}", Console())
         assert (outputs.run_folder / "recipe.yaml").read_text() == f"run {count}"
         assert list(outputs.run_folder.iterdir()) == [outputs.run_folder / "recipe.yaml"]
     found = {p.name: (p / "recipe.yaml").read_text() for p in (here / "runs").iterdir()}
@@ -71,29 +80,29 @@ def test_an_older_run_folder_is_moved_aside_each_time_anew(here, capsys):
 @pytest.mark.parametrize("out", ["x", "x.pt", "x.safetensors.zip", "", ".", "folder/"])
 def test_out_has_to_be_a_safetensors_name(here, out):
     with pytest.raises(SettingError, match=r"--out .*expected a file name that ends in \.safetensors"):
-        prepare_outputs(out, "mnist", "", Console(quiet=True))
+        prepared(out, "mnist", "", Console(quiet=True))
     assert list(here.iterdir()) == []
 
 
 def test_out_that_is_a_folder_is_refused(here):
     (here / "x.safetensors").mkdir()
     with pytest.raises(OutputError, match=r"--out x\.safetensors: x\.safetensors is a folder"):
-        prepare_outputs("x.safetensors", "mnist", "", Console(quiet=True))
+        prepared("x.safetensors", "mnist", "", Console(quiet=True))
 
 
 def test_places_that_cannot_be_written_are_refused_before_any_work(here):
     (here / "file").write_text("")
     with pytest.raises(OutputError, match=r"^file: cannot write there \(File exists\); name another place with --out"):
-        prepare_outputs("file/x.safetensors", "mnist", "", Console(quiet=True))
+        prepared("file/x.safetensors", "mnist", "", Console(quiet=True))
     with pytest.raises(OutputError, match=r"file/y: cannot write there \(Not a directory\)"):
-        prepare_outputs("file/y/x.safetensors", "mnist", "", Console(quiet=True))
+        prepared("file/y/x.safetensors", "mnist", "", Console(quiet=True))
     (here / "runs").write_text("")
     with pytest.raises(OutputError, match=r"^runs: cannot write there .*; run finetune in a folder"):
-        prepare_outputs("x.safetensors", "mnist", "", Console(quiet=True))
+        prepared("x.safetensors", "mnist", "", Console(quiet=True))
 
 
 def test_metrics_are_one_json_line_a_row():
-    outputs = prepare_outputs(None, "mnist", "", Console(quiet=True))
+    outputs = prepared(None, "mnist", "", Console(quiet=True))
     rows = [{"epoch": 1, "validation_accuracy": None}, {"epoch": 2, "phase": "größer"}]
     for row in rows:
         append_metrics(outputs, row)
@@ -203,7 +212,7 @@ METADATA = Metadata.model_validate(
 
 @pytest.fixture
 def outputs():
-    return prepare_outputs(None, "mnist", "", Console(quiet=True))
+    return prepared(None, "mnist", "", Console(quiet=True))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from finetune.models.cnn import ArticleCNN
 from finetune.recipe.schema import PretrainRecipe
 
 CHECKPOINT, REPORT = Path("checkpoints/small.safetensors"), Path("checkpoints/small.report.json")
-RUN = {f"runs/small/{name}" for name in ("recipe.yaml", "metrics.jsonl", "log.txt")}
+RUN = {f"runs/small/{name}" for name in ("recipe.yaml", "metrics.jsonl", "log.txt", "finished.json")}
 BOTH = {str(CHECKPOINT), str(REPORT)}
 TIMES = ("images_per_second", "seconds")
 

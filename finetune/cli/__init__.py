@@ -18,7 +18,7 @@ Exit codes:
     0  done
     1  the run failed
     2  something given is wrong: a file, a name, a value
-  130  stopped by Ctrl-C"""
+  130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP"""
 
 
 class Story(click.Group):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +12,7 @@ import click
 from finetune.errors import SettingError, UserError
 
 if TYPE_CHECKING:
+    from finetune.commands.session import Keeping
     from finetune.reporting.console import Console
 
 
@@ -17,6 +20,14 @@ def console_for(quiet: bool = False, results: bool = True) -> Console:
     from finetune.reporting.console import Console
 
     return Console(quiet=quiet, results=results)
+
+
+def keeping_of(resume: bool, every: float) -> Keeping:
+    """How a run's snapshots are kept; what to type to go on is what was typed, and --resume."""
+    from finetune.commands.session import Keeping
+
+    typed = ["finetune", *sys.argv[1:]]
+    return Keeping(resume, every, shlex.join(typed if resume else [*typed, "--resume"]))
 
 
 def override(key: str, value: object) -> list[str]:

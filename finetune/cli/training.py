@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from finetune.cli.shared import console_for, named_model, named_target, override, print_json
+from finetune.cli.shared import console_for, keeping_of, named_model, named_target, override, print_json
 from finetune.options import RUN, shared
 
 
@@ -19,6 +19,8 @@ def pretrain(
     device: str,
     seed: int | None,
     settings: tuple[str, ...],
+    resume: bool,
+    snapshot_every: float,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -27,7 +29,8 @@ def pretrain(
 
     console = console_for(quiet, results=not as_json)
     overrides = [*settings, *override("seed", seed)]
-    report = run(recipe, out=out, root=data_root, device=device, overrides=overrides, console=console)
+    keeping = keeping_of(resume, snapshot_every)
+    report = run(recipe, out=out, root=data_root, device=device, overrides=overrides, keeping=keeping, console=console)
     if as_json:
         click.echo(report.to_json(), nl=False)
 
@@ -55,6 +58,8 @@ def adapt(
     device: str,
     seed: int | None,
     settings: tuple[str, ...],
+    resume: bool,
+    snapshot_every: float,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -72,6 +77,7 @@ def adapt(
         root=data_root,
         device=device,
         overrides=overrides,
+        keeping=keeping_of(resume, snapshot_every),
         console=console,
     )
     if as_json:

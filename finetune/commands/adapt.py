@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ from torch import Tensor
 from finetune.commands.compare import before_predictions, frozen_features, retention, train_scratch
 from finetune.commands.fitting import view_of
 from finetune.commands.keeper import Keeper
+from finetune.commands.legs import TRAINED, Leg
 from finetune.commands.material import Material
 from finetune.commands.opening import open_both
-from finetune.commands.outputs import prepare_outputs
+from finetune.commands.outputs import place_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, check_adapters, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
-from finetune.commands.results import measure, recorded, right_answers, run_report, save_run
+from finetune.commands.results import measure, recorded, right_answers, run_report, save_run, what_decides
+from finetune.commands.session import AFRESH, Keeping, Session
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
@@ -32,7 +33,7 @@ from finetune.reporting.report import Report, Result, SourceSummary, Transplant
 from finetune.saving import describe
 from finetune.source import Source, locate
 from finetune.training.evaluation import predictions
-from finetune.training.runtime import choose_runtime, seeded
+from finetune.training.runtime import choose_runtime, environment, seeded
 from finetune.training.solver import solve_head
 
 DEFAULT_RECIPE = Path("recipes/adapt.yaml")
@@ -57,14 +58,15 @@ def adapt(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
+    keeping: Keeping = AFRESH,
     console: Console | None = None,
 ) -> Report:
     """Fine-tunes a checkpoint on the recipe's data and compares; writes `out`, its report, and returns the report.
 
     `compare=False` leaves out the linear probe and the run from scratch, whatever the recipe says. `overrides` are
-    KEY=VALUE texts as for --set; `root` is the data folder. Errors are those of `finetune.errors`.
+    KEY=VALUE texts as for --set; `root` is the data folder; `keeping` says whether to go on with an earlier attempt.
+    Errors are those of `finetune.errors`.
     """
-    started = time.perf_counter()
     console = console or Console(quiet=True, results=False)
     found = locate(source, note=console.note, bars=not console.quiet)
     plan = open_recipe(recipe, overrides, source=found.architecture)
@@ -74,11 +76,21 @@ def adapt(
     runtime = choose_runtime(device, plan.precision)
     origin, classifier, material = open_both(found, plan, data_root(root), console)
     check_adapters(classifier.network, plan.phases)
-    outputs = prepare_outputs(out, f"{origin.name}-{material.name}", dump_recipe(plan), console)
+    outputs = place_outputs(out, f"{origin.name}-{material.name}")
     described: dict[str, Any] = {"recipe": recorded(plan), "data": material.describe()}
     described["lineage"] = origin.lineage_of_child()
     adapted = classifier.with_classes(material.class_names)
-    with seeded(plan.seed), Keeper(outputs, lambda: describe(adapted, **described)) as keeper:
+    run = {
+        **what_decides(plan, classifier.model, described["data"], runtime),
+        "source": {"id": origin.id, "sha256": origin.sha256},
+    }
+    with (
+        seeded(plan.seed),
+        Session(outputs, dump_recipe(plan), run, environment(runtime), keeping, console) as session,
+        Keeper(outputs, lambda: describe(adapted, **described)) as keeper,
+    ):
+        if session.finished is not None:
+            return session.finished
         for network in (classifier.network, adapted.network):
             runtime.place(network)
         normalise = view_of(classifier.input, runtime.device)
@@ -87,15 +99,16 @@ def adapt(
         frozen = _look_at_target(classifier.network, setting)
         transplant = _swap_head(adapted.network, plan, frozen, setting, classifier.class_names)
         _say_map(transplant, plan, material.class_names, console)
-        phases = run_phases(adapted.network, plan.phases, setting, watch)
-        scratch = train_scratch(plan, classifier, setting, watch) if "scratch" in plan.compare else None
+        leg = Leg(session, TRAINED, adapted.network)
+        phases = run_phases(adapted.network, plan.phases, setting, watch, leg)
+        scratch = train_scratch(plan, classifier, setting, watch, leg) if "scratch" in plan.compare else None
         results, comparisons = _test(classifier, frozen, adapted.network, scratch, plan, setting)
         kept = retention(origin, classifier, adapted.network, setting, data_root(root))
         report = run_report(
             plan,
             material,
             runtime,
-            time.perf_counter() - started,
+            session.seconds(),
             phases,
             results,
             source=_source_summary(origin),
@@ -103,7 +116,7 @@ def adapt(
             comparisons=comparisons,
             retention=kept,
         )
-        save_run(adapted, described, report, outputs, console)
+        session.finish(save_run(adapted, described, report, outputs, console))
     return report
 
 

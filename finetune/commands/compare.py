@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.commands.legs import SCRATCH, Leg
 from finetune.commands.phases import Setting, Watch, phase_steps, run_phases
 from finetune.data.batches import Normaliser
 from finetune.data.catalog import is_present, open_dataset
@@ -89,14 +90,20 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     return last.model_copy(update=changed)
 
 
-def train_scratch(recipe: AdaptRecipe, classifier: Classifier, setting: Setting, watch: Watch) -> StagedNetwork:
-    """The source's architecture, trained on the target from random weights with the same budget and seed."""
+def train_scratch(
+    recipe: AdaptRecipe, classifier: Classifier, setting: Setting, watch: Watch, after: Leg
+) -> StagedNetwork:
+    """The source's architecture, trained on the target from random weights with the same budget and seed.
+
+    `after` is the leg before it, whose network a snapshot has to hold too.
+    """
     material = setting.material
     with seeded(recipe.seed):
         network = build_model(classifier.model, len(material.class_names), classifier.arguments)
         setting.runtime.place(network)
         phase = scratch_phase(recipe, len(material.train))
-        run_phases(network, [phase], setting, replace(watch, keeper=None))
+        leg = Leg(after.session, SCRATCH, network, before=after)
+        run_phases(network, [phase], setting, replace(watch, keeper=None), leg)
     return network
 
 

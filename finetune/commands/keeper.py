@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from types import TracebackType
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from finetune.checkpoint import Metadata, write_checkpoint
 from finetune.commands.outputs import Outputs
+from finetune.commands.stopping import Stopped
 from finetune.errors import Interrupted, OutputError, TrainingError
 
 
@@ -30,9 +32,10 @@ class Keeper:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"stopped by Ctrl-C; {self._rescue()}") from None
+            request = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+            raise Interrupted(f"stopped by {request.name}; {self._rescue()}", request.exit_code) from None
         if isinstance(error, (TrainingError, OutputError)):
-            raise type(error)(f"{error}\n{self._rescue()}") from None
+            error.args = (f"{error}\n{self._rescue()}",)
 
     def _rescue(self) -> str:
         folder = self.outputs.run_folder

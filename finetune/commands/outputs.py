@@ -17,6 +17,8 @@ from finetune.files import link_aside, write_whole
 from finetune.reporting.console import Console
 
 SUFFIX = ".safetensors"
+LOCK = "lock"
+SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Outputs:
         return self.run_folder / f"interrupted{SUFFIX}"
 
 
-def prepare_outputs(out: str | Path | None, name: str, recipe_text: str, console: Console) -> Outputs:
-    """Makes sure before any work that everything can be written, and opens a new run folder. OutputError if not."""
+def place_outputs(out: str | Path | None, name: str) -> Outputs:
+    """Makes sure before any work that everything can be written; changes nothing that is there. OutputError if not."""
     checkpoint = Path(out) if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
     if checkpoint.suffix != SUFFIX:
         raise SettingError(f"--out {checkpoint}: expected a file name that ends in {SUFFIX}")
@@ -57,24 +59,42 @@ def prepare_outputs(out: str | Path | None, name: str, recipe_text: str, console
             raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")
     _check_writable(checkpoint.parent, "name another place with --out")
     _check_writable(outputs.run_folder.parent, "run finetune in a folder that can be written")
-    if outputs.run_folder.exists():
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(outputs.run_folder.stat().st_mtime))
-        name = outputs.run_folder.name
-        aside = outputs.run_folder.with_name(_free(outputs.run_folder.parent, f"{name}.was-{stamp}", ("",)))
-        with _told(aside):
-            outputs.run_folder.rename(aside)
-        console.note(f"{outputs.run_folder} was there already: moved to {aside}")
-    with _told(outputs.run_folder):
-        outputs.run_folder.mkdir(parents=True)
-    write_whole(outputs.run_folder / "recipe.yaml", recipe_text.encode())
-    console.log = outputs.run_folder / "log.txt"
     return outputs
+
+
+def clear_run_folder(outputs: Outputs, console: Console) -> Path | None:
+    """Moves the run folder aside if there is anything of a run in it, and returns where it is now."""
+    folder = outputs.run_folder
+    with _told(folder):
+        if not any(path.name != LOCK for path in folder.iterdir()):
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
+        aside = folder.with_name(_free(folder.parent, f"{folder.name}.was-{stamp}", ("",)))
+        unfinished = any((folder / SNAPSHOTS).glob("[0-9]*"))
+        folder.rename(aside)
+        folder.mkdir()
+    hint = "; it was not finished: --resume would have gone on with it" if unfinished else ""
+    console.note(f"{folder} was there already: moved to {aside}{hint}")
+    return aside
+
+
+def rewrite_metrics(outputs: Outputs, rows: Sequence[dict[str, Any]]) -> None:
+    """metrics.jsonl with these rows and no others; no file where there are none."""
+    if rows:
+        write_whole(outputs.metrics, "".join(_line(row) for row in rows).encode())
+    else:
+        with _told(outputs.metrics):
+            outputs.metrics.unlink(missing_ok=True)
 
 
 def append_metrics(outputs: Outputs, row: dict[str, Any]) -> None:
     """One more line of metrics.jsonl."""
     with _told(outputs.metrics), outputs.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.write(_line(row))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
 
 
 def set_aside(outputs: Outputs, console: Console) -> None:

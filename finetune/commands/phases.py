@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.commands.keeper import Keeper
+from finetune.commands.legs import Leg
 from finetune.commands.material import Material
 from finetune.commands.outputs import Outputs, append_metrics
+from finetune.commands.session import Session
 from finetune.commands.solving import solved_head
 from finetune.data.augment import Augment
 from finetune.data.batches import Batches, Normaliser
+from finetune.data.images import ImageSet
+from finetune.errors import NonFiniteError
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase import LastStages, Phase, Train
 from finetune.recipe.schema import AugmentSettings
@@ -27,6 +31,8 @@ from finetune.training.lora import adaptable, low_rank_adapters, merged
 from finetune.training.meter import Row, Tick
 from finetune.training.runtime import Runtime, memory_told
 from finetune.training.schedule import schedule
+
+MOST_NAMED = 8  # images in one message
 
 
 @dataclass(frozen=True)
@@ -113,24 +119,25 @@ def loop_phase(phase: Phase, stages: tuple[str, ...], steps: int, start: int) ->
     )
 
 
-def run_phases(network: StagedNetwork, phases: Sequence[Phase], setting: Setting, watch: Watch) -> list[PhaseSummary]:
-    """Trains `network` in place through all phases and returns their histories."""
-    summaries, first_epoch = [], 0
+def run_phases(
+    network: StagedNetwork, phases: Sequence[Phase], setting: Setting, watch: Watch, leg: Leg
+) -> list[PhaseSummary]:
+    """Trains `network` in place through all phases that are not over yet and returns the histories of all."""
     for number, phase in enumerate(phases, 1):
+        if number <= len(leg.facts.phases):
+            continue
         title = f"phase {number}/{len(phases)} {phase.name}" if len(phases) > 1 else f"phase {phase.name}"
-        summary, epochs = _run_phase(network, phase, setting, watch, title, first_epoch)
-        summaries.append(summary)
-        first_epoch += epochs
-    return summaries
+        leg.over(*_run_phase(network, phase, setting, watch, title, leg))
+    return leg.facts.phases
 
 
 def _run_phase(
-    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, first_epoch: int
+    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, leg: Leg
 ) -> tuple[PhaseSummary, int]:
     if phase.solver is not None:
-        return _solve_phase(network, phase, setting, watch, title), 0
+        return _solve_phase(network, phase, setting, watch, title, leg.session), 0
     with adapters_of(phase, network):
-        return _train_phase(network, phase, setting, watch, title, first_epoch)
+        return _train_phase(network, phase, setting, watch, title, leg)
 
 
 def check_adapters(network: StagedNetwork, phases: Sequence[Phase]) -> None:
@@ -147,52 +154,78 @@ def adapters_of(phase: Phase, network: StagedNetwork) -> AbstractContextManager[
     return low_rank_adapters(network, trained_stages(network.stages, phase.train), **phase.lora.model_dump())
 
 
-def _solve_phase(network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str) -> PhaseSummary:
+def _solve_phase(
+    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, session: Session
+) -> PhaseSummary:
     """The best linear head on the features as they are now; one pass over the images, no epochs."""
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages)
     watch.console.note(f"{title}: {', '.join(stages)} ({parameters:,} parameters), solved on frozen features")
     row = solved_head(network, setting.material, setting.normalise, setting.runtime)
-    _record(row, phase, 1, watch, PhaseView(watch.console, None, None))
-    if watch.keeper is not None:
-        watch.keeper.keep(network, f"after phase {phase.name}")
+    _record(row, phase, 1, watch, PhaseView(watch.console, None, None), session)
+    _keep(network, phase, watch, f"after phase {phase.name}")
     return PhaseSummary(phase.name, list(stages), parameters, True, [_epoch_row(row)])
 
 
 def _train_phase(
-    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, first_epoch: int
+    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, leg: Leg
 ) -> tuple[PhaseSummary, int]:
     train = setting.material.train
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages, adapters=phase.lora is not None)
+    history, state = leg.taken_up()
+    if state is not None:
+        network.load_state_dict(state.network)  # before anything is computed with the frozen part
     start = cache_boundary(network, phase, setting)
     batches = phase_batches(network, phase, setting, start)
     steps = phase_steps(phase, len(train))
     epochs = -(-steps // batches.steps_per_epoch)
     how = "frozen part run once" if start else "nothing frozen" if len(stages) == len(network.stages) else "not cached"
-    history: list[EpochRow] = []
     training = loop.Training(
         network,
         batches,
         loop_phase(phase, stages, steps, start),
         setting.runtime,
-        first_epoch=first_epoch,
+        first_epoch=leg.facts.epochs,
         validate=_validation(network, setting),
     )
+    if state is not None:
+        training.restore(state)
+        leg.session.restore_chance()
     title = f"{title}: {', '.join(stages)} train ({parameters:,} parameters), {steps:,} steps, {how}"
-    with watch.console.phase(title, steps) as view, memory_told(phase.batch_size):
+    with watch.console.phase(title, steps) as view, memory_told(phase.batch_size), _images_named(train):
+        leg.session.requests.hold()
         for event in training:
             if isinstance(event, Tick):
                 view.tick(event.epoch, event.step, event.loss, event.accuracy, event.images_per_second)
-                continue
-            history.append(_epoch_row(event))
-            _record(event, phase, epochs, watch, view)
-            if watch.keeper is not None:
-                plain = network if phase.lora is None else merged(network)  # adapters are no part of a checkpoint
-                watch.keeper.keep(plain, f"after epoch {event.epoch} of {epochs} of phase {phase.name}")
-            if watch.after_row is not None:
-                watch.after_row(network, event.epoch, epochs)
+            else:
+                history.append(_epoch_row(event))
+                _record(event, phase, epochs, watch, view, leg.session)
+                _keep(network, phase, watch, f"after epoch {event.epoch} of {epochs} of phase {phase.name}")
+                if watch.after_row is not None:
+                    watch.after_row(network, event.epoch, epochs)
+            leg.moved(training, history, row=isinstance(event, Row))
     return PhaseSummary(phase.name, list(stages), parameters, start > 0, history), epochs
+
+
+def _keep(network: StagedNetwork, phase: Phase, watch: Watch, moment: str) -> None:
+    if watch.keeper is not None:
+        plain = network if phase.lora is None else merged(network)  # adapters are no part of a checkpoint
+        watch.keeper.keep(plain, moment)
+
+
+@contextmanager
+def _images_named(train: ImageSet) -> Iterator[None]:
+    """Adds to an error about a step's images which they are: a few of their files, or places in the data set."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if error.images:
+            names = [train.files[i] if train.files else str(i) for i in error.images[:MOST_NAMED]]
+            more = len(error.images) - len(names)
+            rest = f" and {more} more" if more else ""
+            error.args = (f"{error}\nthe images of that step, in {train.origin}: {', '.join(names)}{rest}",)
+        raise
 
 
 def phase_batches(network: StagedNetwork, phase: Phase, setting: Setting, start: int) -> Batches:
@@ -236,9 +269,10 @@ def _epoch_row(row: Row) -> EpochRow:
     )
 
 
-def _record(row: Row, phase: Phase, epochs: int, watch: Watch, view: PhaseView) -> None:
+def _record(row: Row, phase: Phase, epochs: int, watch: Watch, view: PhaseView, session: Session) -> None:
     values: dict[str, Any] = {"phase": phase.name, **asdict(row)}
     append_metrics(watch.outputs, values)
+    session.record(values)
     validation = "" if row.validation_accuracy is None else f", validation {percent(row.validation_accuracy)}"
     view.row(
         f"  epoch {row.epoch}/{epochs}: loss {row.train_loss:.4f}, accuracy {percent(row.train_accuracy)}{validation}, "

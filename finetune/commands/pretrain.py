@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ import torch
 
 from finetune.commands.fitting import view_of
 from finetune.commands.keeper import Keeper
+from finetune.commands.legs import TRAINED, Leg
 from finetune.commands.material import Material
 from finetune.commands.opening import open_images
-from finetune.commands.outputs import prepare_outputs
+from finetune.commands.outputs import place_outputs
 from finetune.commands.phases import Setting, Watch, augmentation, check_adapters, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
-from finetune.commands.results import measure, recorded, run_report, save_run
+from finetune.commands.results import measure, recorded, run_report, save_run, what_decides
+from finetune.commands.session import AFRESH, Keeping, Session
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
@@ -28,7 +29,7 @@ from finetune.reporting.console import Console
 from finetune.reporting.report import Report
 from finetune.saving import describe
 from finetune.training.evaluation import predictions
-from finetune.training.runtime import choose_runtime, seeded
+from finetune.training.runtime import choose_runtime, environment, seeded
 
 
 def pretrain(
@@ -38,14 +39,14 @@ def pretrain(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
+    keeping: Keeping = AFRESH,
     console: Console | None = None,
 ) -> Report:
     """Trains from scratch, writes `out` (by default checkpoints/NAME.safetensors) and its report, returns the report.
 
-    `recipe` is a file, a dict or a recipe; `overrides` are KEY=VALUE texts as for --set; `root` is the data folder.
-    Errors are those of `finetune.errors`.
+    `recipe` is a file, a dict or a recipe; `overrides` are KEY=VALUE texts as for --set; `root` is the data folder;
+    `keeping` says whether to go on with an earlier attempt. Errors are those of `finetune.errors`.
     """
-    started = time.perf_counter()
     console = console or Console(quiet=True, results=False)
     plan = open_recipe(recipe, overrides)
     check_kind(plan, "pretrain", recipe)
@@ -53,21 +54,28 @@ def pretrain(
     runtime = choose_runtime(device, plan.precision)
     spec, arguments, material = open_images(plan, data_root(root), console)
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else material.name
+    described: dict[str, Any] = {"recipe": recorded(plan), "data": material.describe()}
     with seeded(plan.seed):
         network = build_model(plan.model.name, len(material.class_names), arguments)
         check_adapters(network, plan.phases)
-        outputs = prepare_outputs(out, name, dump_recipe(plan), console)
         classifier = Classifier(network, plan.model.name, arguments, material.class_names, spec)
-        described: dict[str, Any] = {"recipe": recorded(plan), "data": material.describe()}
-        with Keeper(outputs, lambda: describe(classifier, **described)) as keeper:
+        outputs = place_outputs(out, name)
+        run = what_decides(plan, plan.model.name, described["data"], runtime)
+        with (
+            Session(outputs, dump_recipe(plan), run, environment(runtime), keeping, console) as session,
+            Keeper(outputs, lambda: describe(classifier, **described)) as keeper,
+        ):
+            if session.finished is not None:
+                return session.finished
             runtime.place(network)
             normalise = view_of(spec, runtime.device)
             setting = Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed)
             after_row = _article_line(material, normalise, console) if plan.test_each_epoch else None
-            phases = run_phases(network, plan.phases, setting, Watch(console, outputs, keeper, after_row))
+            watch = Watch(console, outputs, keeper, after_row)
+            phases = run_phases(network, plan.phases, setting, watch, Leg(session, TRAINED, network))
             test = measure(material.test, predictions(network, material.test.images.to(runtime.device), normalise))
-            report = run_report(plan, material, runtime, time.perf_counter() - started, phases, {"test": test})
-            save_run(classifier, described, report, outputs, console)
+            report = run_report(plan, material, runtime, session.seconds(), phases, {"test": test})
+            session.finish(save_run(classifier, described, report, outputs, console))
     return report
 
 

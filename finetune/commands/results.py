@@ -35,7 +35,7 @@ from finetune.reporting.report import (
 from finetune.reporting.tables import report_tables
 from finetune.reporting.verdict import Comparison, Score
 from finetune.saving import describe
-from finetune.training.runtime import Runtime, environment
+from finetune.training.runtime import Runtime, environment, versions
 
 
 def right_answers(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
@@ -63,6 +63,19 @@ def recorded(plan: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
     if name is not None and is_photographs(name):
         values["data"] = {**values["data"], "name": short_name(name)}
     return values
+
+
+def what_decides(
+    plan: PretrainRecipe | AdaptRecipe, model: str, data: Mapping[str, Any], runtime: Runtime
+) -> dict[str, Any]:
+    """What a run's bytes depend on, but the processor and its threads: only an equal run is gone on with."""
+    return {
+        "kind": plan.kind,
+        "recipe": resolved(plan),
+        "data": data,
+        "precision": runtime.precision,
+        "versions": versions(model),
+    }
 
 
 def run_report(
@@ -109,10 +122,11 @@ def save_run(
     report: Report,
     outputs: Outputs,
     console: Console,
-) -> None:
-    """Writes checkpoint and report and shows the outcome. An older, different checkpoint gets another name first.
+) -> str:
+    """Writes checkpoint and report, shows the outcome, and returns the checkpoint's sha256.
 
-    Until the new ones have their names, the old ones have theirs: at every moment there is a checkpoint that loads.
+    An older, different checkpoint gets another name first. Until the new ones have their names, the old ones have
+    theirs: at every moment there is a checkpoint that loads.
     When the bytes are those that are there already, so are the results, and nothing but the report's timings changes.
     """
     results = {k: None if r is None else result_values(r, brief=True) for k, r in report.results.items()}
@@ -129,3 +143,4 @@ def save_run(
     for table in report_tables(report):
         console.show(table)
     console.say(f"wrote {outputs.checkpoint} (sha256 {digest[:12]}) and {outputs.report}")
+    return digest

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from finetune.errors import SettingError
 from finetune.reporting.verdict import Comparison, Score
 
 
@@ -124,6 +126,20 @@ class Report:
     def to_json(self) -> str:
         """The text of `NAME.report.json`."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_report(path: Path) -> Report:
+    """A report from its file. SettingError when it does not hold."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Report).validate_json(path.read_bytes())
+    except OSError as error:
+        raise SettingError(f"{path}: the report cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"])) or "its beginning"
+        raise SettingError(f"{path}: not a report of finetune: at {at}: {first['msg'].lower()}") from None
 
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""A network's way through its phases: which are over, where the one under way stands, and when that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from finetune.commands.session import LegFacts, PhaseFacts, Session
+from finetune.reporting.report import EpochRow, PhaseSummary
+from finetune.training.loop import State, Training, beginning
+
+TRAINED, SCRATCH = "training", "scratch"
+
+
+class Leg:
+    """One network's way, begun where an earlier attempt left it.
+
+    `facts` has the phases that are over. `before` is the leg that came to its end before this one began: a
+    snapshot has to hold its network too.
+    """
+
+    def __init__(self, session: Session, name: str, network: nn.Module, before: Leg | None = None) -> None:
+        self.session, self.name, self.network, self.before = session, name, network, before
+        self.phase: PhaseFacts | None = None
+        found = session.found
+        self.facts = LegFacts() if found is None or name not in found.legs else found.legs[name]
+        if found is None or name not in found.legs:
+            return
+        if found.leg == name:
+            self.phase = found.phase
+        if self.phase is None:
+            network.load_state_dict(beginning(session.tensors, f"{name}/"))
+            if found.leg == name:
+                session.restore_chance()
+
+    def taken_up(self) -> tuple[list[EpochRow], State | None]:
+        """The rows of the phase that is to begin and where it stood, if an earlier attempt was in the middle of it."""
+        phase, self.phase = self.phase, None
+        if phase is None:
+            return [], None
+        tensors = self.session.tensors
+        return phase.history, State(beginning(tensors, f"{self.name}/"), beginning(tensors, "phase/"), phase.numbers)
+
+    def moved(self, training: Training, history: list[EpochRow], *, row: bool) -> None:
+        """To be called between two events: keeps where the phase stands when that is due or a stop was asked for."""
+        session = self.session
+        if training.step == training.phase.steps:
+            return  # `over` comes next
+        if session.requests.asked is not None or session.due(row=row):
+            state = training.state()
+            facts = PhaseFacts(history=history, numbers=state.numbers)
+            tensors = {f"phase/{name}": t for name, t in state.tensors.items()}
+            moment = f"step {training.step:,} of {training.phase.steps:,} of phase {training.phase.name}"
+            self._save(state.network, tensors, facts, moment)
+        session.requests.stop_if_asked()
+
+    def over(self, summary: PhaseSummary, epochs: int) -> None:
+        """The phase is over; that is always kept."""
+        self.session.requests.hold()
+        done = LegFacts(phases=[*self.facts.phases, summary], epochs=self.facts.epochs + epochs)
+        self.facts = done
+        self._save(self.network.state_dict(), {}, None, f"the end of phase {summary.name}")
+        self.session.requests.release()
+
+    def _save(
+        self, network: Mapping[str, Tensor], tensors: Mapping[str, Tensor], phase: PhaseFacts | None, moment: str
+    ) -> None:
+        every = {f"{self.name}/{name}": t for name, t in network.items()} | dict(tensors)
+        legs = {self.name: self.facts}
+        if self.before is not None:
+            every |= {f"{self.before.name}/{key}": t for key, t in self.before.network.state_dict().items()}
+            legs[self.before.name] = self.before.facts
+        self.session.save(self.name, legs, every, phase, moment)
