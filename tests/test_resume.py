@@ -31,8 +31,8 @@ OFTEN = ("--snapshot-every", "0", "--quiet")
 TIMES = ("seconds", "images_per_second")
 FULL = adapt_recipe(
     "  - {train: head, solver: lbfgs}\n"
-    + phase("head", "steps: 6", batch=64, more="name: top")
-    + phase("{last: 2}", "epochs: 2", batch=64, more="name: more, keep: best, ema: 0.9")
+    + phase("head", "steps: 6", batch=64, more="name: top, augment: false")
+    + phase("{last: 2}", "epochs: 2", batch=64, more="name: more, augment: false, keep: best, ema: 0.9")
     + phase("all", "epochs: 2", batch=64, more="layer_decay: 0.7, name: every"),
     compare="[linear_probe, scratch]",
     data="{validation: 0.2, augment: {shift: 1}}",

@@ -392,11 +392,14 @@ def test_seeded_leaves_the_callers_random_state_alone():
 
 def test_running_out_of_memory_says_what_to_try():
     with (
-        pytest.raises(TrainingError, match="out of memory with batches of 64 images; a smaller batch_size"),
-        memory_told(64),
+        pytest.raises(
+            TrainingError,
+            match="out of memory in phase top with batches of 64 images; try a smaller batch_size, for example 32",
+        ),
+        memory_told("top", 64),
     ):
         torch.empty(10**15)
-    with pytest.raises(RuntimeError, match="shapes"), memory_told(64):
+    with pytest.raises(RuntimeError, match="shapes"), memory_told("top", 64):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 

@@ -66,8 +66,16 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except MemoryError:
-        _fail("out of memory; a smaller batch_size in the recipe needs less", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("out of memory; smaller images, a smaller model or fewer other programs need less", 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch's CPU allocator has no exception of its own, and torch may not have been imported."""
+    found = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return found or "allocate memory" in str(error)
 
 
 def _fail(message: str, code: int) -> None:

@@ -127,7 +127,9 @@ def run_phases(
         if number <= len(leg.facts.phases):
             continue
         title = f"phase {number}/{len(phases)} {phase.name}" if len(phases) > 1 else f"phase {phase.name}"
-        leg.over(*_run_phase(network, phase, setting, watch, title, leg))
+        with memory_told(phase.name, phase.batch_size):
+            done = _run_phase(network, phase, setting, watch, title, leg)
+        leg.over(*done)
     return leg.facts.phases
 
 
@@ -193,7 +195,7 @@ def _train_phase(
         training.restore(state)
         leg.session.restore_chance()
     title = f"{title}: {', '.join(stages)} train ({parameters:,} parameters), {steps:,} steps, {how}"
-    with watch.console.phase(title, steps) as view, memory_told(phase.batch_size), _images_named(train):
+    with watch.console.phase(title, steps) as view, _images_named(train):
         leg.session.requests.hold()
         for event in training:
             if isinstance(event, Tick):

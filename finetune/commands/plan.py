@@ -187,7 +187,7 @@ def _estimate(
         still = replace(
             planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break
-        with memory_told(phase.batch_size):
+        with memory_told(phase.name, phase.batch_size):
             for _ in Training(trial, batches, still, setting.runtime):
                 pass
     return filling + (time.perf_counter() - began) * steps / min(steps, TRIAL_STEPS)

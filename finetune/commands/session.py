@@ -190,7 +190,10 @@ class Session:
     def _hold(self) -> None:
         lock = self.stack.enter_context(RunLock(self.outputs.run_folder))
         if lock.recovered is not None:
-            self.console.note(f"{self.outputs.run_folder}: its last run died without a word ({lock.recovered})")
+            self.console.note(
+                f"{self.outputs.run_folder}: its last run died without a word ({lock.recovered}); if nobody killed it, "
+                "memory may have run out"
+            )
 
     def _look_back(self) -> None:
         snapshot, faults = self.store.newest()

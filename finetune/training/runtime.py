@@ -99,8 +99,8 @@ def _processor() -> str:
 
 
 @contextmanager
-def memory_told(batch_size: int) -> Iterator[None]:
-    """Turns running out of memory in the block into a TrainingError that says what to try."""
+def memory_told(phase: str, batch_size: int) -> Iterator[None]:
+    """Turns running out of memory in the block into a TrainingError that says with what, and what to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -108,7 +108,8 @@ def memory_told(batch_size: int) -> Iterator[None]:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
         raise TrainingError(
-            f"out of memory with batches of {batch_size} images; a smaller batch_size needs less"
+            f"out of memory in phase {phase} with batches of {batch_size} images; try a smaller batch_size, for "
+            f"example {max(1, batch_size // 2)} with a lower learning rate, fewer stages to train, or smaller images"
         ) from None
 
 
