@@ -11,13 +11,13 @@ from finetune.commands.adapt import DEFAULT_RECIPE
 from finetune.commands.adapt import adapt as _adapt
 from finetune.commands.evaluate import Evaluation
 from finetune.commands.evaluate import evaluate as _evaluate
+from finetune.commands.facts import Keeping
 from finetune.commands.pretrain import pretrain as _pretrain
 from finetune.commands.pull import Pulled
 from finetune.commands.pull import pull as _pull
 from finetune.commands.push import Pushed
 from finetune.commands.push import push as _push
 from finetune.commands.recipes import RecipeLike
-from finetune.commands.session import Keeping
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report
 

@@ -436,7 +436,7 @@ def test_the_cache_changes_nothing(folder: Path, pretrained: Path, monkeypatch: 
     recipe = adapt_recipe(phase("head") + phase("{last: 2}", more="name: two"))
     report = adapted(pretrained, recipe=recipe, out="cached.safetensors")
     assert [p["cached"] for p in report["phases"]] == [True, True]
-    monkeypatch.setattr("finetune.commands.phases.BUDGET", 0)
+    monkeypatch.setattr("finetune.commands.phase_values.BUDGET", 0)
     report = adapted(pretrained, recipe=recipe, out="not.safetensors")
     assert [p["cached"] for p in report["phases"]] == [False, False]
     cached, plain = load_file("cached.safetensors"), load_file("not.safetensors")

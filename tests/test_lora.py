@@ -214,7 +214,7 @@ def test_the_part_before_the_adapters_may_be_run_once(
     recipe = adapt_recipe(low_rank("{last: 2}"))
     assert adapted(backbone, orchard, recipe)["phases"][0]["cached"]
     cached = load_file(NEW)
-    monkeypatch.setattr("finetune.commands.phases.BUDGET", 0)
+    monkeypatch.setattr("finetune.commands.phase_values.BUDGET", 0)
     assert not adapted(backbone, orchard, recipe)["phases"][0]["cached"]
     plain = load_file(NEW)
     assert all(torch.allclose(cached[name], plain[name], atol=1e-4) for name in plain)

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from finetune.checkpoint import Metadata, read_checkpoint
+from finetune.commands.facts import AFRESH
 from finetune.commands.keeper import Keeper
 from finetune.commands.outputs import Outputs, append_metrics, place_outputs, set_aside
-from finetune.commands.session import AFRESH, Session
+from finetune.commands.session import Session
 from finetune.errors import Interrupted, OutputError, SettingError, TrainingError
 from finetune.reporting.console import Console
 

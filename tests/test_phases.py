@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.commands.compare import scratch_phase
-from finetune.commands.phases import augmentation, phase_steps, trained_stages
+from finetune.commands.phase_values import augmentation, phase_steps, trained_stages
 from finetune.recipe.phase import LastStages, Phase
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings
 

@@ -12,7 +12,7 @@ import click
 from finetune.errors import SettingError, UserError
 
 if TYPE_CHECKING:
-    from finetune.commands.session import Keeping
+    from finetune.commands.facts import Keeping
     from finetune.reporting.console import Console
 
 
@@ -24,7 +24,7 @@ def console_for(quiet: bool = False, results: bool = True) -> Console:
 
 def keeping_of(resume: bool, every: float) -> Keeping:
     """How a run's snapshots are kept; what to type to go on is what was typed, and --resume."""
-    from finetune.commands.session import Keeping
+    from finetune.commands.facts import Keeping
 
     typed = ["finetune", *sys.argv[1:]]
     return Keeping(resume, every, shlex.join(typed if resume else [*typed, "--resume"]))

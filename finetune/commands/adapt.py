@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from finetune.commands.compare import before_predictions, frozen_features, retention, train_scratch
+from finetune.commands.facts import AFRESH, Keeping
 from finetune.commands.fitting import view_of
 from finetune.commands.keeper import Keeper
 from finetune.commands.legs import TRAINED, Leg
 from finetune.commands.material import Material
 from finetune.commands.opening import open_both
 from finetune.commands.outputs import place_outputs
-from finetune.commands.phases import Setting, Watch, augmentation, check_adapters, run_phases
+from finetune.commands.phase_values import Setting, augmentation, check_adapters
+from finetune.commands.phases import Watch, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, recorded, right_answers, run_report, save_run, what_decides
-from finetune.commands.session import AFRESH, Keeping, Session
+from finetune.commands.session import Session
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head

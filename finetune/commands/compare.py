@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from finetune.commands.legs import SCRATCH, Leg
-from finetune.commands.phases import Setting, Watch, phase_steps, run_phases
+from finetune.commands.phase_values import Setting, phase_steps
+from finetune.commands.phases import Watch, run_phases
 from finetune.data.batches import Normaliser
 from finetune.data.catalog import is_present, open_dataset
 from finetune.data.images import ImageSet

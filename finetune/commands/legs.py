@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from finetune.commands.session import LegFacts, PhaseFacts, Session
+from finetune.commands.facts import LegFacts, PhaseFacts
+from finetune.commands.session import Session
 from finetune.reporting.report import EpochRow, PhaseSummary
 from finetune.training.loop import State, Training, beginning
 

@@ -12,7 +12,7 @@ from typing import Any
 from finetune.commands.compare import scratch_phase
 from finetune.commands.fitting import view_of
 from finetune.commands.opening import open_both, open_images
-from finetune.commands.phases import (
+from finetune.commands.phase_values import (
     Setting,
     adapters_of,
     augmentation,

@@ -6,76 +6,28 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
+from finetune.commands.differences import differences
+from finetune.commands.facts import Facts, Keeping, LegFacts, PhaseFacts
 from finetune.commands.outputs import SNAPSHOTS, Outputs, clear_run_folder, rewrite_metrics
 from finetune.commands.stopping import StopRequests
 from finetune.errors import FinetuneError, NonFiniteError, SettingError
 from finetune.files import write_whole
 from finetune.lock import RunLock
 from finetune.reporting.console import Console
-from finetune.reporting.report import EpochRow, PhaseSummary, Report, read_report
+from finetune.reporting.report import Report, read_report
 from finetune.reporting.tables import report_tables
 from finetune.training.snapshot import Snapshot, SnapshotStore
 
 MOST_OF_THE_TIME = 1 / 20  # that snapshots at the ends of very short epochs may take
 MOST_LISTED = 12  # differences in one message
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """Whether to go on with an earlier attempt, the seconds between two snapshots, and what to type to go on."""
-
-    resume: bool = False
-    every: float = 60.0
-    again: str = "the same call with resume=True"
-
-
-AFRESH = Keeping()
-
-
-class LegFacts(BaseModel):
-    """One network's phases that are over, and the epochs they took in all."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    phases: list[PhaseSummary] = []
-    epochs: int = 0
-
-
-class PhaseFacts(BaseModel):
-    """The phase under way: its rows so far, and the numbers of its training's state; proof: of its frozen tensors."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    history: list[EpochRow]
-    numbers: dict[str, int | float]
-    proof: dict[str, str] = {}
-
-
-class Facts(BaseModel):
-    """What a snapshot says beside its tensors. `leg` is the network under way; `phase` None between two phases.
-
-    `moment` says in words when it was taken.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    run: dict[str, Any]
-    machine: dict[str, Any]
-    seconds: float
-    rows: list[dict[str, Any]]
-    legs: dict[str, LegFacts]
-    leg: str
-    phase: PhaseFacts | None
-    moment: str
 
 
 class Session:
@@ -264,31 +216,6 @@ class Session:
                 self.console.warn(f"{line}: the result may differ in its last bits from that of a run never stopped")
         elif self.keeping.resume:
             self.console.note(f"{folder}: no snapshot to go on from; beginning at the beginning")
-
-
-def differences(there: object, here: object, at: str = "") -> list[str]:
-    """One line for each value that is not the same in two JSON values, for example `seed: 0 there, 1 here`."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        keys = [*here, *(key for key in there if key not in here)]
-        return [
-            line
-            for key in keys
-            for line in differences(
-                there.get(key, _NOTHING), here.get(key, _NOTHING), f"{at}.{key}" if at else str(key)
-            )
-        ]
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        pairs = enumerate(zip(there, here, strict=True))
-        return [line for place, (one, other) in pairs for line in differences(one, other, f"{at}[{place}]")]
-    return [] if there == here else [f"{at}: {_shown(there)} there, {_shown(here)} here"]
-
-
-_NOTHING = object()
-
-
-def _shown(value: object) -> str:
-    text = "nothing" if value is _NOTHING else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
