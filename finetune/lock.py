@@ -65,10 +65,12 @@ class RunLock:
         if self._descriptors is None:  # in a forked child
             return
         file, folder = self._descriptors
-        with contextlib.suppress(OSError):
-            os.ftruncate(file, 0)
-            os.unlink(NAME, dir_fd=folder)  # by the open folder, which may have been renamed meanwhile
-        self._close()
+        try:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, 0)
+                os.unlink(NAME, dir_fd=folder)  # by the open folder, which may have been renamed meanwhile
+        finally:
+            self._close()
 
     def _taken(self) -> bool:
         """Opens and locks the file. False when by then it is no longer the one under the lock's name."""

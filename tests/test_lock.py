@@ -1,5 +1,7 @@
 """One run at a time works in a run folder, and a run that died does not keep the next one out."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -10,7 +12,9 @@ import time
 
 import pytest
 
+from finetune import lock as lock_file
 from finetune.errors import OutputError
+from finetune.files import write_whole
 from finetune.lock import Holder, RunLock
 
 
@@ -134,6 +138,19 @@ def test_what_the_file_says_is_shown_harmlessly(tmp_path):
     assert text.isprintable() and len(text) < len(str(tmp_path)) + 400 and "stop it on elsewhere" in text
 
 
+def test_where_files_have_no_locks_runs_go_on_without(tmp_path, monkeypatch):
+    """Some network file systems have none. Then nobody can tell a dead holder from a living one."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with RunLock(tmp_path, "first") as first, RunLock(tmp_path, "second") as second:
+        assert not first.supported and not second.supported and second.recovered is None
+        write_whole(tmp_path / "file", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_what_is_no_lock_is_refused_and_untouched(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "link").mkdir()
@@ -176,6 +193,32 @@ def test_the_folder_may_be_deleted_while_it_is_held(tmp_path):
         (folder / "lock").unlink()
         folder.rmdir()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("change", ["given back", "folder renamed", "given back and taken"])
+def test_what_happens_between_opening_and_locking_is_noticed(tmp_path, monkeypatch, change):
+    """A lock on a file that has lost its name would keep nobody out."""
+    folder, real, others = tmp_path / "mnist", lock_file.hold, []
+
+    def late(descriptor):
+        monkeypatch.setattr(lock_file, "hold", real)
+        if change == "folder renamed":
+            folder.rename(tmp_path / "mnist.was")
+        else:
+            (folder / "lock").unlink()
+        if change == "given back and taken":
+            others.append(RunLock(folder, "other").__enter__())
+        return real(descriptor)
+
+    monkeypatch.setattr(lock_file, "hold", late)
+    lock = RunLock(folder, "mine")
+    if change == "given back and taken":
+        with pytest.raises(OutputError, match="`other`"):
+            lock.__enter__()
+        others.pop().__exit__(None, None, None)
+        return
+    with lock, pytest.raises(OutputError, match="`mine`"):
+        RunLock(folder).__enter__()
 
 
 def test_a_lock_that_ends_leaves_anothers_alone(tmp_path):

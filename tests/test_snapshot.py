@@ -88,6 +88,10 @@ def test_the_state_is_a_safetensors_file_for_everyone(store):
     given = state()
     place = store.save(Snapshot(given, {}))
     assert {name: bits(t) for name, t in load_file(place / STATE).items()} == {n: bits(t) for n, t in given.items()}
+    content = (place / STATE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    for name, entry in json.loads(content[8 : 8 + length]).items():
+        assert (8 + length + entry["data_offsets"][0]) % given[name].element_size() == 0, f"{name} is not aligned"
 
 
 def test_the_same_snapshot_has_the_same_bytes(store):
@@ -159,6 +163,9 @@ def test_numbers_go_on_after_clear(store):
     store.clear()
     assert not store.folder.exists() and store.newest() == (None, [])
     assert store.save(numbered(3)).name == "000003"
+    other = SnapshotStore(store.folder)
+    other.clear()
+    assert other.save(numbered(4)).name == "000004"
 
 
 def test_numbers_grow_beyond_their_width(store):

@@ -131,9 +131,13 @@ class Session:
         """The run came to its end: `digest` is its checkpoint's sha256. Snapshots are no longer needed."""
         said = {"run": self.run, "sha256": digest}
         write_whole(self._end, json.dumps(said, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n")
+        self._tidy()
+        self.moment = ""
+
+    def _tidy(self) -> None:
+        """Deletes what only an unfinished run needs."""
         self.store.clear()
         self.outputs.interrupted.unlink(missing_ok=True)  # of an earlier attempt
-        self.moment = ""
 
     @property
     def _end(self) -> Path:
@@ -175,6 +179,7 @@ class Session:
         self._refuse_another(run)
         if digest == self.outputs.digest() and self.outputs.report.exists():
             self.finished = read_report(self.outputs.report)
+            self._tidy()  # it may have been killed while it did this
 
     def _refuse_another(self, run: object) -> None:
         unlike = differences(run, self.run)
