@@ -67,7 +67,8 @@ class RunLock:
         file, folder = self._descriptors
         try:
             with contextlib.suppress(OSError):
-                os.ftruncate(file, 0)
+                os.ftruncate(file, 0)  # if the next line fails, it is still not the note of a dead run
+            with contextlib.suppress(OSError):
                 os.unlink(NAME, dir_fd=folder)  # by the open folder, which may have been renamed meanwhile
         finally:
             self._close()

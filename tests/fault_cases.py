@@ -270,7 +270,11 @@ def lock_and_leave(folder: Path) -> None:
 
 
 def check_lock(folder: Path, outcome: Outcome) -> None:
+    """A run that came to its end is not taken for a dead one."""
     told(outcome)
+    if outcome.ended == "done":
+        with RunLock(folder / "runs" / "x") as lock:
+            assert lock.recovered is None
 
 
 def settled_lock(folder: Path) -> None:

@@ -159,8 +159,9 @@ def test_what_is_no_lock_is_refused_and_untouched(tmp_path):
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "lock")
     (tmp_path / "file").write_text("")
-    for name in ("link", "folder", "pipe", "file"):
-        with pytest.raises(OutputError, match=rf"^{tmp_path / name}"):
+    said = {"link": "cannot be written", "folder": "cannot be written", "pipe": "no plain file", "file": "cannot be"}
+    for name, text in said.items():
+        with pytest.raises(OutputError, match=rf"^{tmp_path / name}.*{text}"):
             RunLock(tmp_path / name).__enter__()
     assert (tmp_path / "precious").read_text() == "mine"
 
@@ -219,6 +220,19 @@ def test_what_happens_between_opening_and_locking_is_noticed(tmp_path, monkeypat
         return
     with lock, pytest.raises(OutputError, match="`mine`"):
         RunLock(folder).__enter__()
+
+
+def test_a_folder_renamed_just_before_is_made_again(tmp_path, monkeypatch):
+    folder, real = tmp_path / "mnist", lock_file.make_folder
+
+    def late(made):
+        monkeypatch.setattr(lock_file, "make_folder", real)
+        real(made)
+        made.rename(tmp_path / "mnist.was")
+
+    monkeypatch.setattr(lock_file, "make_folder", late)
+    with RunLock(folder):
+        assert (folder / "lock").exists() and list((tmp_path / "mnist.was").iterdir()) == []
 
 
 def test_a_lock_that_ends_leaves_anothers_alone(tmp_path):
