@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import OutputError, SettingError
-from finetune.files import link_aside, write_whole
+from finetune.files import append_whole, link_aside, write_whole
 from finetune.reporting.console import Console
 
 SUFFIX = ".safetensors"
@@ -89,8 +89,7 @@ def rewrite_metrics(outputs: Outputs, rows: Sequence[dict[str, Any]]) -> None:
 
 def append_metrics(outputs: Outputs, row: dict[str, Any]) -> None:
     """One more line of metrics.jsonl."""
-    with _told(outputs.metrics), outputs.metrics.open("a", encoding="utf-8") as file:
-        file.write(_line(row))
+    append_whole(outputs.metrics, _line(row).encode())
 
 
 def _line(row: dict[str, Any]) -> str:
