@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "finetune"
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "digest": set(),
     "header": {"errors"},
     "lock": {"files", "errors"},
     "folders": {"files", "errors"},
@@ -22,12 +23,12 @@ ALLOWED = {
     "data": {"pictures", "errors"},
     "models": {"pictures", "errors"},
     "recipe": {"errors"},
-    "checkpoint": {"header", "files", "errors"},
-    "training": {"data", "models", "header", "folders", "errors"},
+    "checkpoint": {"header", "digest", "files", "errors"},
+    "training": {"data", "models", "header", "folders", "digest", "errors"},
     "hub": {"checkpoint", "files", "errors"},
     "foreign": {"models", "hub", "checkpoint", "errors"},
     "source": {"foreign", "models", "hub", "checkpoint", "errors"},
-    "saving": {"source", "training", "models", "checkpoint", "errors"},
+    "saving": {"source", "training", "models", "checkpoint", "files", "errors"},
     "commands": {
         *("saving", "source", "hub", "training", "data", "models", "pictures", "recipe", "checkpoint"),
         *("reporting", "lock", "header", "files", "errors"),
