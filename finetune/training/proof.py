@@ -6,42 +6,26 @@ kept still, and what this checks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from finetune.digest import digest_of, tensor_digest
-from finetune.errors import TrainingError, listed
+from finetune.errors import DriftError, listed
 from finetune.models.staged import StagedNetwork
 from finetune.training.freeze import ADAPTER
 
 BASE = "base_layer."  # what peft puts before the names of the weights beside which it has put an adapter
 
 
-@contextmanager
-def frozen_held(
-    network: StagedNetwork,
-    phase: str,
-    stages: Collection[str],
-    norms: str = "hold",
-    *,
-    adapters: bool = False,
-    begun: Mapping[str, str] | None = None,
-) -> Iterator[Proof]:
-    """Around a phase: TrainingError at its end when a tensor that the phase freezes is not what it was.
-
-    `stages`, `norms` and `adapters` are the phase's; the adapters are in the network before and after. `begun` are the
-    `digests` of a phase that was stopped and now goes on: TrainingError at once when it goes on with other tensors.
-    """
-    proof = Proof(network, phase, stages, norms, adapters=adapters, begun=begun)
-    yield proof
-    proof.check()
-
-
 class Proof:
-    """What one phase is not to change. `digests`, the sha256 of each such tensor by name, can be written as JSON."""
+    """What one phase is not to change, from its beginning until `check`.
+
+    `stages`, `norms` and `adapters` are the phase's; its adapters are in the network at the beginning and at the end.
+    `digests`, the sha256 of each frozen tensor by name, can be written as JSON. `begun` are those of a phase that was
+    stopped and now goes on: DriftError when it would go on with other tensors than it began with.
+    """
 
     def __init__(
         self,
@@ -60,7 +44,7 @@ class Proof:
         self.kept: dict[str, tuple[Tensor, str]] = {}
         if begun is not None and self.digests != begun:
             other = [n for n in {**begun, **self.digests} if begun.get(n) != self.digests.get(n)]
-            raise TrainingError(
+            raise DriftError(
                 f"phase {phase}: it would go on with other frozen tensors than it began with: {listed(other)}; what "
                 "was kept of it is of another run, or was changed since: start the run again without resuming it"
             )
@@ -80,7 +64,7 @@ class Proof:
         return len(self._in_files())
 
     def check(self) -> None:
-        """TrainingError that names every frozen tensor that is not what it was."""
+        """DriftError that names every frozen tensor that is not what it was."""
         now, faults = self._frozen(), []
         for name in {**self.tensors, **now}:
             if name not in now:
@@ -93,7 +77,7 @@ class Proof:
                 faults.append(f"{name} (another tensor in its place)")
         faults += [f"{name} (has other numbers)" for name, (t, was) in self.kept.items() if tensor_digest(t) != was]
         if faults:
-            raise TrainingError(
+            raise DriftError(
                 f"phase {self.phase}: what it freezes did not stay as it was: {listed(faults)}. Only "
                 f"{', '.join(self.stages)} may change in this phase, so the weights would not be what the recipe says. "
                 "The network or its optimizer changes these tensors: let their stages train, or, for the statistics "
