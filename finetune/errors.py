@@ -13,6 +13,7 @@
     ├── TrainingError              the training itself cannot go on
     │   ├── NonFiniteError         a loss or a weight that is not a finite number
     │   └── DriftError             a tensor that a phase freezes is not what it was
+    ├── ClaimError                 what a checkpoint says of itself does not hold
     └── Interrupted                exit code 130: stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP); says what was kept
 
 The innermost raise names the fault; whoever knows the context adds it. A message says what was expected, what was
@@ -91,6 +92,10 @@ class NonFiniteError(TrainingError):
 
 class DriftError(TrainingError):
     """What a phase freezes has changed in it, so that the weights are not what the recipe says."""
+
+
+class ClaimError(FinetuneError):
+    """`verify` looked at what a checkpoint says of itself, and some of it does not hold."""
 
 
 class Interrupted(FinetuneError):

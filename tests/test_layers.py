@@ -31,7 +31,7 @@ ALLOWED = {
     "saving": {"source", "training", "models", "checkpoint", "files", "errors"},
     "commands": {
         *("saving", "source", "hub", "training", "data", "models", "pictures", "recipe", "checkpoint"),
-        *("reporting", "lock", "header", "files", "errors"),
+        *("reporting", "lock", "header", "digest", "files", "errors"),
     },
     "api": {"commands", "reporting", "errors"},
     "options": set(),

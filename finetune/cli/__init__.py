@@ -37,7 +37,8 @@ def cli() -> None:
 
 
 for command in (
-    *(training.pretrain, training.adapt, looking.evaluate, looking.predict, training.plan, looking.inspect),
+    *(training.pretrain, training.adapt, looking.evaluate, looking.verify, looking.predict),
+    *(training.plan, looking.inspect),
     *(sharing.push, sharing.pull, listing.models, listing.datasets, listing.recipes),
 ):
     cli.add_command(command)
