@@ -12,11 +12,13 @@ import pytest
 import torch
 from networks import NormNet
 from safetensors.torch import load_file
-from tiny import adapt_recipe, phase, pretrain_recipe, refused, report_of, worked
+from tiny import Impatient, adapt_recipe, phase, pretrain_recipe, refused, report_of, worked
 from torch import nn
 
+from finetune.commands.adapt import adapt
+from finetune.commands.facts import Keeping
 from finetune.digest import digest_of, tensor_digest
-from finetune.errors import DriftError
+from finetune.errors import DriftError, Interrupted
 from finetune.models.cnn import ArticleCNN
 from finetune.models.registry import MODELS, ModelRow, build_model
 from finetune.models.staged import StagedNetwork
@@ -24,6 +26,7 @@ from finetune.training.freeze import set_trainable, trainable, training_mode
 from finetune.training.lora import low_rank_adapters
 from finetune.training.proof import Proof, frozen_tensors
 from finetune.training.runtime import seeded
+from finetune.training.snapshot import SnapshotStore
 
 HEAD = ("head",)
 STEM = {"stem.0.weight", "stem.1.weight", "stem.1.bias"}
@@ -335,3 +338,36 @@ def test_a_run_with_a_network_that_drifts_stops(folder: Path, monkeypatch: pytes
     assert "phase second: what it freezes did not stay as it was: conv2.bias (has other numbers). Only head" in message
     assert "kept: the weights after epoch 1 of 1 of phase second" in message
     assert not Path("checkpoints/a.safetensors").exists()
+
+
+def stopped(folder: Path, source: Path) -> tuple[tuple[object, ...], SnapshotStore]:
+    """An adapt that is stopped in its first phase, in which only the head trains, and its snapshots."""
+    Path("a.yaml").write_text(adapt_recipe(phase("head", "epochs: 40", 100), "{name: kmnist, validation: 60}"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.training.loop.SHORTEST_ROW", 3)
+        keeping = Keeping(every=0)
+        with pytest.raises(Interrupted):
+            adapt(source, "a.yaml", out="new.safetensors", keeping=keeping, console=Impatient("epoch 4/"))
+    words = ("adapt", "--from", source, "--recipe", "a.yaml", "--out", "new.safetensors", "--resume", "--quiet")
+    return words, SnapshotStore(Path("runs/new/snapshots"))
+
+
+def test_the_proof_covers_a_phase_that_was_stopped_from_its_beginning(folder: Path, pretrained: Path) -> None:
+    words, store = stopped(folder, pretrained)
+    snapshot, _ = store.newest()
+    assert snapshot is not None
+    source = {name: tensor_digest(t) for name, t in load_file(pretrained).items() if not name.startswith("head.")}
+    assert snapshot.facts["phase"]["proof"] == source
+    worked(*words)
+    assert report_of("new.safetensors")["phases"][0]["frozen"] == {"tensors": 6, "sha256": digest_of(source)}
+
+
+def test_drift_before_a_stop_is_found_when_the_run_goes_on(folder: Path, pretrained: Path) -> None:
+    words, store = stopped(folder, pretrained)
+    snapshot, _ = store.newest()
+    assert snapshot is not None
+    snapshot.tensors["training/conv2.bias"][0] += 1e-6
+    store.save(snapshot)
+    message = refused(*words, code=1)
+    assert "it would go on with other frozen tensors than it began with: conv2.bias;" in message
+    assert not Path("new.safetensors").exists() and "go on with:" not in message
