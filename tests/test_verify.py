@@ -561,7 +561,9 @@ def test_anything_in_the_metadata_ends_in_words(
 # Backbones: buffers, colours, adapters
 
 
-def adapted(source: object, target: object, phases: str, *words: object, data: str = "{}") -> list[str]:
+def adapted(
+    source: object, target: object, phases: str, *words: object, data: str = "{}", frozen: str = "ok"
+) -> list[str]:
     """Adapts to `new.safetensors`, verifies it, and returns the tensors that were held against the parent."""
     Path("a.yaml").write_text(adapt_recipe(phases, data))
     worked(
@@ -580,7 +582,7 @@ def adapted(source: object, target: object, phases: str, *words: object, data: s
     values = found("new.safetensors", "--data", target)
     assert {name for name, state in states(values).items() if state != "ok"} <= {"frozen"}
     (check,) = (check for check in values["checks"] if check["check"] == "frozen")
-    assert check["state"] == "ok", check
+    assert check["state"] == frozen, check
     return list(check["details"])
 
 
@@ -646,8 +648,28 @@ def test_rows_of_a_head_that_never_trained(home: Path) -> None:
     assert says(found("new.safetensors"), "frozen").endswith("and 3 rows of the head")
     tampered("new.safetensors", bits=("head.weight", 128 * 32 + 3), seal=True)
     assert "head.weight: the row of 1 was never to change" in failed("new.safetensors")["frozen"]
+    tampered("new.safetensors", lambda m: m.update(classes=["0", "1", "7"]))
+    values = found("new.safetensors", "--data", "mnist", code=1)
+    assert states(values)["classes"] == "failed" and states(values)["images"] == "ok", "the data set has another order"
+    held = adapted(
+        "mnist.safetensors",
+        "mnist",
+        phase("[conv1, conv2, fc1]", "steps: 3"),
+        "--set",
+        "head=random",
+        frozen="not checked",
+    )
+    assert held == [] and "only the head never trained" in says(found("new.safetensors"), "frozen")
 
 
-def test_the_digest_of_the_file_is_the_one_that_anybody_can_compute(home: Path) -> None:
+def test_the_digest_of_the_file_is_the_one_that_anybody_can_compute(home: Path, capsys: Any) -> None:
     digests = {name: tensor_digest(tensor) for name, tensor in load_file("child.safetensors").items()}
     assert worked("inspect", "child.safetensors", "--json").json["tensors"] == digest_of(digests)
+    page = Path(__file__).parents[1] / "docs" / "verify.md"
+    program = page.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    Path("checkpoints").mkdir()
+    shutil.copy("child.safetensors", "checkpoints/probe.safetensors")
+    exec(program, {})
+    tampered("checkpoints/probe.safetensors", bits=("fc1.weight", 3))
+    exec(program, {})
+    assert capsys.readouterr().out == "True\nFalse\n"

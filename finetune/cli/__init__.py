@@ -16,7 +16,7 @@ from finetune.errors import FinetuneError
 EXIT_CODES = """\b
 Exit codes:
     0  done
-    1  the run failed
+    1  the run failed, or a claim that verify looked at
     2  something given is wrong: a file, a name, a value
   130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP"""
 

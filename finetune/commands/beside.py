@@ -110,7 +110,13 @@ def _phase_faults(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
     digest = digest_of({name: tensor_digest(written[name]) for name in frozen})
     found = {"tensors": len(frozen), "sha256": digest} if frozen else None
     if said["frozen"] != found:
-        yield f"phases.{last.name}.frozen: it says {_short(said['frozen'])}, and the tensors give {_short(found)}"
+        yield f"phases.{last.name}.frozen: it says {_set(said['frozen'])}, and the checkpoint has {_set(found)}"
+
+
+def _set(value: Any) -> str:
+    if isinstance(value, Mapping) and {"tensors", "sha256"} <= value.keys():
+        return f"{_short(value['tensors'])} tensors with the sha256 {str(value['sha256'])[:12]}…"
+    return _short(value)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
