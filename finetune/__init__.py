@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.api import adapt, evaluate, pretrain, pull, push
+    from finetune.api import adapt, evaluate, pretrain, pull, push, verify
     from finetune.models.classifier import Classifier, Prediction
     from finetune.reporting.report import Report
     from finetune.saving import save
@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Classifier", "Prediction", "Report", "adapt", "evaluate", "load", "pretrain", "pull", "push", "save"]
+__all__ = [
+    "Classifier",
+    "Prediction",
+    "Report",
+    "adapt",
+    "evaluate",
+    "load",
+    "pretrain",
+    "pull",
+    "push",
+    "save",
+    "verify",
+]
 
 _HOMES = {
     "Classifier": "finetune.models.classifier",
@@ -35,6 +47,7 @@ _HOMES = {
     "pull": "finetune.api",
     "push": "finetune.api",
     "save": "finetune.saving",
+    "verify": "finetune.api",
 }
 
 

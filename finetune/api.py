@@ -18,6 +18,8 @@ from finetune.commands.pull import pull as _pull
 from finetune.commands.push import Pushed
 from finetune.commands.push import push as _push
 from finetune.commands.recipes import RecipeLike
+from finetune.commands.verify import Verification
+from finetune.commands.verify import verify as _verify
 from finetune.reporting.console import Console
 from finetune.reporting.report import Report
 
@@ -106,6 +108,21 @@ def evaluate(
     are left out ("skip").
     """
     return _evaluate(checkpoint, data, root=data_root, device=device, on_bad_image=on_bad_image)
+
+
+def verify(
+    checkpoint: str | Path,
+    data: str | None = None,
+    *,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    fetch: bool = False,
+) -> Verification:
+    """Whether what a checkpoint says of itself holds; the result's `holds` and `checks` say so. It raises nothing then.
+
+    With `data`, its accuracy there is measured again. `fetch` allows to ask the Hub for parents that are not here.
+    """
+    return _verify(checkpoint, data, root=data_root, device=device, fetch=fetch)
 
 
 def push(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from finetune.digest import digest_of, file_digests
 from finetune.errors import CheckpointError
 from finetune.files import write_whole
 from finetune.header import parse_header, read_header, unreadable
@@ -52,7 +53,10 @@ class InputMetadata(BaseModel):
 
 
 class Metadata(BaseModel):
-    """What a checkpoint says of itself. Accuracies are fractions; `lineage` lists parents, nearest first."""
+    """What a checkpoint says of itself. Accuracies are fractions; `lineage` lists parents, nearest first.
+
+    `tensors` is the digest of its tensors (`digest.digest_of`), which `encode` fills in; older files have none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -66,6 +70,7 @@ class Metadata(BaseModel):
     results: dict[str, Any]
     lineage: list[dict[str, Any]]
     versions: dict[str, str]
+    tensors: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Metadata:
@@ -100,13 +105,12 @@ def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
 
     _refuse_nonsense(tensors, "not written")
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    return _with_texts(content, {KEY: _text(metadata), "format": "pt"})
-
-
-def _with_texts(content: bytes, texts: Mapping[str, str]) -> bytes:
-    """The same tensors under a header with these texts, in this order: `save` shuffles them when there are several."""
     end = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.dumps({"__metadata__": texts, **json.loads(content[8:end])}, ensure_ascii=False).encode()
+    entries = json.loads(content[8:end])
+    said = metadata.model_copy(update={"tensors": digest_of(file_digests(entries, content))})
+    # Put together by hand, the texts in this order: `save` shuffles them when there are several.
+    texts = {KEY: _text(said), "format": "pt"}
+    header = json.dumps({"__metadata__": texts, **entries}, ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)  # the format wants the tensors aligned to 8 bytes
     return b"".join([struct.pack("<Q", len(header)), header, memoryview(content)[end:]])
 
@@ -134,11 +138,23 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
     return {name: list(entry.get("shape", [])) for name, entry in read_header(path).items() if name != "__metadata__"}
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The whole file, checked: readable, ours, and every number finite. CheckpointError names the fault."""
+def read_checkpoint(path: Path, *, refuse: bool = True) -> Checkpoint:
+    """The whole file, checked: readable, ours, every number finite, and the tensors those it was written with.
+
+    CheckpointError names the fault. Without `refuse` the last two are left to whoever asked.
+    """
     content = _content(path)
-    metadata = _metadata(path, parse_header(path, content[:8], lambda size: content[8 : 8 + size], len(content)))
-    return Checkpoint(path, _tensors(path, content), metadata, hashlib.sha256(content).hexdigest())
+    header = parse_header(path, content[:8], lambda size: content[8 : 8 + size], len(content))
+    metadata = _metadata(path, header)
+    tensors = _tensors(path, content, refuse)
+    if refuse and metadata.tensors is not None:
+        found = digest_of(file_digests(header, content))
+        if found != metadata.tensors:
+            raise CheckpointError(
+                f"{path}: its tensors are not those it was written with: expected the sha256 {metadata.tensors[:12]}…, "
+                f"found {found[:12]}…; get or make the file again (`finetune verify` says what else holds)"
+            )
+    return Checkpoint(path, tensors, metadata, hashlib.sha256(content).hexdigest())
 
 
 def read_weights(path: Path) -> Weights:
@@ -157,7 +173,7 @@ def _content(path: Path) -> bytes:
         raise CheckpointError(unreadable(path, error)) from None
 
 
-def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
+def _tensors(path: Path, content: bytes, refuse: bool = True) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -165,7 +181,8 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error}); get or make the file again") from None
-    _refuse_nonsense(tensors, str(path))
+    if refuse:
+        _refuse_nonsense(tensors, str(path))
     return tensors
 
 
@@ -214,7 +231,9 @@ def _kind(tensor: Tensor) -> str:
 
 def _text(metadata: Metadata) -> str:
     plain = metadata.model_dump()
-    plain["input"] = metadata.input.model_dump(exclude_unset=True)  # an older file, saved again, keeps its bytes
+    plain["input"] = metadata.input.model_dump(exclude_unset=True)  # an older file's text comes out as it was
+    if metadata.tensors is None:
+        del plain["tensors"]
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 

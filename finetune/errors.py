@@ -11,7 +11,9 @@
     ├── HubError                   the Hub or the way to it failed; the same command may work later
     │   └── HubRefusal             (also a UserError) the Hub says no: a name, a token, a permission
     ├── TrainingError              the training itself cannot go on
-    │   └── NonFiniteError         a loss or a weight that is not a finite number
+    │   ├── NonFiniteError         a loss or a weight that is not a finite number
+    │   └── DriftError             a tensor that a phase freezes is not what it was
+    ├── ClaimError                 what a checkpoint says of itself does not hold
     └── Interrupted                exit code 130: stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP); says what was kept
 
 The innermost raise names the fault; whoever knows the context adds it. A message says what was expected, what was
@@ -86,6 +88,14 @@ class NonFiniteError(TrainingError):
     def __init__(self, message: str, images: Sequence[int] = ()) -> None:
         self.images = tuple(images)
         super().__init__(message)
+
+
+class DriftError(TrainingError):
+    """What a phase freezes has changed in it, so that the weights are not what the recipe says."""
+
+
+class ClaimError(FinetuneError):
+    """`verify` looked at what a checkpoint says of itself, and some of it does not hold."""
 
 
 class Interrupted(FinetuneError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from finetune.checkpoint import InputMetadata, Metadata, read_checkpoint, write_checkpoint
 from finetune.errors import CheckpointError
+from finetune.files import write_whole
 from finetune.source import Source
 
 if TYPE_CHECKING:
@@ -29,8 +31,10 @@ def save(classifier: Classifier, path: str | Path) -> str:
         raise CheckpointError(f"{path}: not written: the head has {rows} rows, and there are {names} class names")
     if not isinstance(origin, Source) or not names:
         return write_checkpoint(Path(path), state, describe(classifier))
-    if origin.metadata is not None and _unchanged(classifier, origin):
-        return write_checkpoint(Path(path), state, origin.metadata)
+    content = _unchanged(classifier, origin)
+    if content is not None:
+        write_whole(Path(path), content)
+        return origin.sha256
     lineage = origin.lineage_of_child()
     return write_checkpoint(Path(path), state, describe(classifier, lineage=lineage))
 
@@ -62,18 +66,20 @@ def describe(
         raise CheckpointError(f"this classifier cannot be saved: {error.errors()[0]['msg'].lower()}") from None
 
 
-def _unchanged(classifier: Classifier, origin: Source) -> bool:
-    """Whether the file that it came from is still there and says the same: weights, model, classes and input."""
+def _unchanged(classifier: Classifier, origin: Source) -> bytes | None:
+    """The file that it came from, if that is still there and says the same: weights, model, classes and input."""
     now, then, path = describe(classifier), origin.metadata, origin.path or origin.cached
     if then is None or path is None:
-        return False
+        return None
     if (now.model, now.arguments, now.classes, now.input) != (then.model, then.arguments, then.classes, then.input):
-        return False
+        return None
     try:
-        loaded = read_checkpoint(path)
-    except CheckpointError:
-        return False
-    return loaded.sha256 == origin.sha256 and _same(loaded.tensors, classifier.network.state_dict())
+        loaded, content = read_checkpoint(path), path.read_bytes()
+    except (CheckpointError, OSError):
+        return None
+    if not loaded.sha256 == origin.sha256 == hashlib.sha256(content).hexdigest():
+        return None
+    return content if _same(loaded.tensors, classifier.network.state_dict()) else None
 
 
 def _same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -150,7 +150,7 @@ def open_source(
     path = found.path if own_id is None else None
     if found.path is not None and has_metadata(found.path):
         checkpoint = read_checkpoint(found.path)
-        metadata, opened = checkpoint.metadata, Opened(_classifier(checkpoint), checkpoint.sha256)
+        metadata, opened = checkpoint.metadata, Opened(classifier_in(checkpoint), checkpoint.sha256)
     else:
         metadata, opened = None, _foreign(found, model, arguments)
     cached = found.path if path is None else None
@@ -200,7 +200,8 @@ def _metadata(path: Path, text: str) -> Metadata:
     return metadata
 
 
-def _classifier(checkpoint: Checkpoint) -> Classifier:
+def classifier_in(checkpoint: Checkpoint) -> Classifier:
+    """What a file that was read holds, in evaluation mode. CheckpointError unless it fits the model that it names."""
     import torch
 
     metadata = checkpoint.metadata

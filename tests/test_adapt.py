@@ -101,6 +101,7 @@ KEYS = {
             "epochs": [
                 {"epoch", "train_loss", "validation_accuracy", "learning_rate", "images_per_second", "seconds"},
             ],
+            "frozen": None,
         }
     ],
     "results": {

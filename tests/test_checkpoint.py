@@ -30,6 +30,7 @@ from finetune.checkpoint import (
     read_metadata,
     write_checkpoint,
 )
+from finetune.digest import digest_of, tensor_digest
 from finetune.errors import CheckpointError, OutputError
 from finetune.files import write_whole
 from finetune.models.classifier import Classifier
@@ -55,6 +56,24 @@ PLAIN = {
 
 def metadata(**changes):
     return Metadata.model_validate({**PLAIN, **changes})
+
+
+def by_the_rule(content):
+    """The sha256 over the tensors of a file's bytes, after the words of docs/verify.md and not after the code."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    entries = {name: entry for name, entry in json.loads(content[8:end]).items() if name != "__metadata__"}
+    lines = ""
+    for name in sorted(entries):
+        first, last = entries[name]["data_offsets"]
+        sides = ",".join(map(str, entries[name]["shape"]))
+        one = f"{entries[name]['dtype']} [{sides}]\n".encode() + content[end + first : end + last]
+        lines += f"{json.dumps(name, ensure_ascii=False)} {hashlib.sha256(one).hexdigest()}\n"
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def sealed(path):
+    """The metadata that a file written here is to have."""
+    return metadata(tensors=by_the_rule(path.read_bytes()))
 
 
 def tensors():
@@ -117,7 +136,7 @@ def test_a_checkpoint_comes_back_as_it_was(path):
     assert found.tensors.keys() == written.keys()
     for name, tensor in written.items():
         assert found.tensors[name].dtype == tensor.dtype and torch.equal(found.tensors[name], tensor), name
-    assert found.metadata == metadata() == read_metadata(path)
+    assert found.metadata == sealed(path) == read_metadata(path)
     assert found.metadata.recipe == PLAIN["recipe"]
     assert found.path == path
     assert found.sha256 == digest == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -132,7 +151,7 @@ def test_anyone_can_read_it_and_there_is_one_key_of_ours(path):
     with safe_open(path, "pt") as file:
         assert file.metadata().keys() == {KEY, "format"}
         assert file.metadata()["format"] == "pt", "transformers 4 refuses texts without it"
-        assert json.loads(file.metadata()[KEY]) == {"format": 1, **PLAIN}
+        assert json.loads(file.metadata()[KEY]) == {"format": 1, **PLAIN, "tensors": by_the_rule(path.read_bytes())}
 
 
 def test_same_content_same_bytes_whatever_the_order_it_was_put_in():
@@ -176,6 +195,100 @@ def test_files_from_before_there_was_a_format_still_load(path):
     assert read_checkpoint(path).metadata == before.metadata
 
 
+# --- the digest of the tensors ----------------------------------------------------------------------------------------
+
+
+def test_the_digest_in_a_file_is_that_of_its_tensors_and_of_nothing_else(path):
+    write_checkpoint(path, tensors(), metadata())
+    found = read_checkpoint(path)
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors().items()}
+    assert found.metadata.tensors == digest_of(digests) == by_the_rule(path.read_bytes())
+    assert digests == {name: tensor_digest(tensor) for name, tensor in found.tensors.items()}
+    assert len(set(digests.values())) == len(digests)
+    write_checkpoint(path, dict(reversed(tensors().items())), metadata(classes=["a"], tensors="0" * 64))
+    assert read_metadata(path).tensors == found.metadata.tensors, "what it was before, and what else is said, is naught"
+    complex_ones = {"rotations": torch.randn(3, dtype=torch.complex64), "two": torch.randn(2, dtype=torch.complex128)}
+    assert tensor_digest(complex_ones["rotations"]) != tensor_digest(torch.view_as_real(complex_ones["rotations"]))
+    assert len({tensor_digest(tensor) for tensor in complex_ones.values()}) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update(weight=t["weight"].T.contiguous().reshape(4, 3)),
+        lambda t: t.update(weight=t["weight"].reshape(3, 4)),
+        lambda t: t.update(weight=t["weight"].view(torch.int32)),
+        lambda t: t["weight"].view(torch.int32)[3, 2].bitwise_xor_(1),
+        lambda t: t.update(weights=t.pop("weight")),
+        lambda t: t.update(bias=t["double"], double=t["bias"]),
+        lambda t: t.pop("empty"),
+        lambda t: t.update(nothing=torch.empty(0, 3)),
+        lambda t: t.update(empty=torch.empty(3, 0)),
+        lambda t: t.update(count=torch.tensor([7])),
+        lambda t: t.update(mask=~t["mask"]),
+    ],
+)
+def test_every_change_of_tensors_gives_another_digest(path, change):
+    digests = []
+    for changed in (False, True):
+        given = {name: tensor.detach().clone() for name, tensor in tensors().items()}
+        if changed:
+            change(given)
+        write_checkpoint(path, given, metadata())
+        digests.append(read_metadata(path).tensors)
+    assert digests[0] != digests[1]
+
+
+@FEW
+@given(data=st.data())
+def test_a_changed_bit_of_the_tensors_is_refused(path, data):
+    content = bytearray(encode({"weight": torch.ones(4, 3), "count": torch.tensor(7)}, metadata()))
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    content[data.draw(st.integers(start, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    assert read_metadata(path).tensors == by_the_rule(
+        encode({"weight": torch.ones(4, 3), "count": torch.tensor(7)}, metadata())
+    )
+    with pytest.raises(CheckpointError, match=r"its tensors are not those it was written with|NaN or infinite"):
+        read_checkpoint(path)
+    assert read_checkpoint(path, refuse=False).metadata.tensors != by_the_rule(bytes(content))
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "G" * 64, "A" * 64, "0" * 65, 5, ["0" * 64]])
+def test_a_digest_that_is_none_is_refused(path, digest):
+    said = refusal(path, with_metadata({**full(), "tensors": digest}, a=one_tensor()))
+    assert "its metadata does not hold at tensors" in said
+
+
+def older(path, **changes):
+    """A file as it was written before there was a digest, or a frame of the input."""
+    write_checkpoint(path, build_model("cnn", 3, {}).state_dict(), metadata(**changes))
+    content = path.read_bytes()
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:end])
+    said = json.loads(header["__metadata__"][KEY])
+    del said["tensors"]
+    header["__metadata__"][KEY] = json.dumps(said, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[end:])
+    return path
+
+
+@pytest.mark.parametrize("given", [INPUT, OLD_INPUT])
+def test_an_older_file_holds_and_keeps_its_bytes_when_it_is_saved_again(path, tmp_path, given):
+    found = source_module.open_source(older(path, input=given))
+    assert found.metadata.tensors is None
+    digest = saving_module.save(found.classifier, tmp_path / "copy.safetensors")
+    assert (tmp_path / "copy.safetensors").read_bytes() == path.read_bytes()
+    assert digest == found.sha256
+    found.classifier.network.conv1.bias.data[0] += 1
+    saving_module.save(found.classifier, tmp_path / "child.safetensors")
+    assert read_metadata(tmp_path / "child.safetensors").tensors == by_the_rule(
+        (tmp_path / "child.safetensors").read_bytes()
+    )
+
+
 def test_metadata_is_read_without_torch(path):
     write_checkpoint(path, tensors(), metadata())
     code = (
@@ -194,7 +307,7 @@ def test_a_header_whose_length_starts_like_a_pickle_is_no_pickle(path, length):
     padded = header + b" " * (-(len(header) - length) % 256)
     path.write_bytes(struct.pack("<Q", len(padded)) + padded + data)
     assert path.read_bytes()[0] == 0x80
-    assert read_metadata(path) == metadata() == read_checkpoint(path).metadata
+    assert read_metadata(path) == sealed(path) == read_checkpoint(path).metadata
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

@@ -289,8 +289,8 @@ def test_no_checkpoint_at_all(folder: Path, pretrained: Path) -> None:
 
 
 def altered(pretrained: Path, tensors: Callable[[dict[str, Any]], Any] | None = None, **changes: Any) -> str:
-    """A copy with other tensors or other metadata."""
-    values, metadata = load_file(pretrained), worked("inspect", pretrained, "--json").json
+    """A copy with other tensors or other metadata, and no digest of the tensors, as older files have none."""
+    values, metadata = load_file(pretrained), worked("inspect", pretrained, "--json").json | {"tensors": None}
     if tensors is not None:
         tensors(values)
     save_file(values, "bad.safetensors", metadata={"finetune": json.dumps({**metadata, **changes})})
@@ -319,6 +319,17 @@ def test_tensors_that_do_not_fit_are_listed_on_both_sides(folder: Path, pretrain
         model_side, _, file_side = line.partition(", the file has ")
         assert line.strip().startswith(f"{name}: ") and model in model_side and file in file_side
     assert worked("inspect", path).code == 0, "the metadata can still be looked at"
+
+
+def test_tensors_that_are_not_those_it_was_written_with(folder: Path, pretrained: Path) -> None:
+    content = bytearray(pretrained.read_bytes())
+    content[-5] ^= 1
+    Path("bad.safetensors").write_bytes(content)
+    for words in (("evaluate", "bad.safetensors", "--data", "mnist"), ("predict", "bad.safetensors", "x.png")):
+        message = refused(*words)
+        assert message.startswith("bad.safetensors: its tensors are not those it was written with: expected the sha256")
+        assert "get or make the file again" in message
+    assert worked("inspect", "bad.safetensors").code == 0, "the metadata can still be looked at"
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

@@ -375,7 +375,19 @@ def test_where_the_data_is(folder: Path, data: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_exported_names() -> None:
-    names = ["Classifier", "Prediction", "Report", "adapt", "evaluate", "load", "pretrain", "pull", "push", "save"]
+    names = [
+        "Classifier",
+        "Prediction",
+        "Report",
+        "adapt",
+        "evaluate",
+        "load",
+        "pretrain",
+        "pull",
+        "push",
+        "save",
+        "verify",
+    ]
     assert toolkit.__all__ == names
     assert all(getattr(toolkit, name).__module__.startswith("finetune.") for name in names)
     assert set(names) <= set(dir(toolkit))

@@ -338,6 +338,9 @@ class Commands:
             yield self
             self.child.communicate()
 
+    def hide_cache(self) -> None:
+        shutil.rmtree(self.work / "hub")
+
     def serve(self, tensors: dict[str, torch.Tensor]) -> None:
         for server in self.servers:
             server.content = to_bytes(tensors)
@@ -356,6 +359,23 @@ def test_timms_weights_in_grey_and_with_arguments(commands: Commands, data: Path
     metadata = metadata_of(commands.work / "grey.safetensors")
     assert metadata["arguments"] == {"drop_rate": 0.2, "in_chans": 1} and metadata["input"]["channels"] == 1
     assert "head: rows kept" not in done.err
+    asked = len(commands.servers[0].asked)
+    checks = {check["check"]: check for check in commands("verify", "grey.safetensors", "--json").json["checks"]}
+    assert checks["parent 1"]["state"] == checks["frozen"]["state"] == "ok", checks
+    assert len(checks["frozen"]["details"]) == len(stock("test_resnet")) - 2, "the first convolution in grey too"
+    assert len(commands.servers[0].asked) == asked, "from the cache, without asking"
+    commands.serve({name: t + 1 for name, t in stock("test_resnet").items()})
+    commands.hide_cache()
+    words = ("verify", "grey.safetensors", "--json")
+    checks = {check["check"]: check["says"] for check in commands(*words).json["checks"]}
+    assert checks["parent 1"].endswith("nor has the Hub's cache; --fetch asks the Hub")
+    assert len(commands.servers[0].asked) == asked
+    checks = {check["check"]: check["says"] for check in commands(*words, "--fetch").json["checks"]}
+    assert checks["parent 1"].endswith("is not at hand: in the Hub's cache it has another sha256"), checks
+    assert len(commands.servers[0].asked) > asked
+    commands.serve(stock("test_resnet"))
+    commands.hide_cache()
+    assert commands(*words, "--fetch").json["checks"][-3]["state"] == "ok"
 
 
 def test_weights_of_timms_without_a_head(commands: Commands, orchard: Path) -> None:

@@ -16,7 +16,7 @@ from finetune.errors import FinetuneError
 EXIT_CODES = """\b
 Exit codes:
     0  done
-    1  the run failed
+    1  the run failed, or a claim that verify looked at
     2  something given is wrong: a file, a name, a value
   130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP"""
 
@@ -37,7 +37,8 @@ def cli() -> None:
 
 
 for command in (
-    *(training.pretrain, training.adapt, looking.evaluate, looking.predict, training.plan, looking.inspect),
+    *(training.pretrain, training.adapt, looking.evaluate, looking.verify, looking.predict),
+    *(training.plan, looking.inspect),
     *(sharing.push, sharing.pull, listing.models, listing.datasets, listing.recipes),
 ):
     cli.add_command(command)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from finetune.cli.shared import console_for, print_json, print_lines
-from finetune.errors import DataError
+from finetune.errors import ClaimError, DataError
 from finetune.options import shared
 
 
@@ -52,6 +52,30 @@ def evaluate(
     parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered)
     for part in parts:
         console.show(part)
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--data", metavar="DATA", help="Whose test images to measure its accuracy on again, as in evaluate.")
+@click.option("--fetch", is_flag=True, help="Asks the Hub for parents that are not here.")
+@shared("data-root", "device", "json")
+def verify(checkpoint: str, data: str | None, fetch: bool, data_root: Path | None, device: str, as_json: bool) -> None:
+    """Whether what a checkpoint says of itself holds: its tensors, recipe, results, parents and report.
+
+    Each claim is ok, FAILED, or not checked, with the reason. Ends with 1 when a claim failed and with 2 when the file
+    cannot be read at all.
+    """
+    from finetune.commands.verify import verify as run
+    from finetune.reporting.tables import verification_lines
+
+    console = console_for(results=not as_json)
+    found = run(checkpoint, data, root=data_root, device=device, fetch=fetch, console=console)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_lines(verification_lines(found.to_dict()))
+    if not found.holds:
+        raise ClaimError(f"{checkpoint} does not hold what it says: {', '.join(found.failed)} FAILED")
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from finetune.commands.results import measure
 from finetune.data.images import ImageSet
 from finetune.data.root import data_root
 from finetune.errors import DataError, SettingError
+from finetune.models.classifier import Classifier
 from finetune.reporting.console import Console
 from finetune.reporting.report import Result, result_values
 from finetune.source import Source, locate, open_source
 from finetune.training.evaluation import outputs
-from finetune.training.runtime import choose_runtime
+from finetune.training.runtime import Runtime, choose_runtime
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A result, the test images it is of, with classes in the checkpoint's order, and the data set's own order."""
+
+    evaluation: Evaluation
+    test: ImageSet
+    order: tuple[str, ...]
+
+
 def evaluate(
     checkpoint: str | Path,
     data: str,
@@ -64,11 +74,29 @@ def evaluate(
     """
     console = console or Console(quiet=True, results=False)
     source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
-    classifier = source.classifier
+    runtime = choose_runtime(device, "float32")
+    root = data_root(root)
+    found = measured(source.classifier, str(checkpoint), data, root, runtime, console, on_bad_image=on_bad_image)
+    return replace(found.evaluation, claimed=_claimed(source, found.test))
+
+
+def measured(
+    classifier: Classifier,
+    checkpoint: str,
+    data: str,
+    root: Path,
+    runtime: Runtime,
+    console: Console,
+    *,
+    on_bad_image: str = "fail",
+) -> Measured:
+    """The result of a classifier; nothing is claimed yet.
+
+    `checkpoint` is what messages call it. The network is left on the runtime's device. Errors as for `evaluate`.
+    """
     if not classifier.class_names:
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
-    runtime = choose_runtime(device, "float32")
-    data, test = open_test(data, data_root(root), classifier.input, console, on_bad_image=on_bad_image)
+    data, test = open_test(data, root, classifier.input, console, on_bad_image=on_bad_image)
     shared = [name for name in classifier.class_names if name in test.class_names]
     if not any(test.counts()[name] for name in shared):
         raise DataError(
@@ -76,15 +104,15 @@ def evaluate(
             f"{', '.join(classifier.class_names)}; {data} has {', '.join(test.class_names)}. "
             f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
         )
-    whole, test = len(test), test.with_classes(shared, empty=True)
+    whole, test = test, test.with_classes(shared, empty=True)
     runtime.place(classifier.network)
     normalise = view_of(classifier.input, runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalise)
     rows = [classifier.class_names.index(name) for name in shared]
     result = measure(test, logits[:, rows].argmax(1))
     not_offered = [name for name in classifier.class_names if name not in shared]
-    claimed = _claimed(source, test)
-    return Evaluation(str(checkpoint), data, shared, whole - len(test), not_offered, result, claimed)
+    found = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None)
+    return Measured(found, test, tuple(name for name in whole.class_names if name in shared))
 
 
 def _claimed(source: Source, test: ImageSet) -> float | None:

@@ -38,7 +38,7 @@ class PhaseFacts(BaseModel):
 
     history: list[EpochRow]
     numbers: dict[str, int | float]
-    proof: dict[str, str] = {}
+    proof: dict[str, str]
 
 
 class Facts(BaseModel):

@@ -35,22 +35,25 @@ class Leg:
             if found.leg == name:
                 session.restore_chance()
 
-    def taken_up(self) -> tuple[list[EpochRow], State | None]:
-        """The rows of the phase that is to begin and where it stood, if an earlier attempt was in the middle of it."""
+    def taken_up(self) -> tuple[list[EpochRow], State | None, dict[str, str] | None]:
+        """The rows of the phase that is to begin, where it stood, and the proof of its frozen tensors from when it
+        began: if an earlier attempt was in the middle of it.
+        """
         phase, self.phase = self.phase, None
         if phase is None:
-            return [], None
+            return [], None, None
         tensors = self.session.tensors
-        return phase.history, State(beginning(tensors, f"{self.name}/"), beginning(tensors, "phase/"), phase.numbers)
+        state = State(beginning(tensors, f"{self.name}/"), beginning(tensors, "phase/"), phase.numbers)
+        return phase.history, state, phase.proof
 
-    def moved(self, training: Training, history: list[EpochRow], *, row: bool) -> None:
+    def moved(self, training: Training, history: list[EpochRow], proof: dict[str, str], *, row: bool) -> None:
         """To be called between two events: keeps where the phase stands when that is due or a stop was asked for."""
         session = self.session
         if training.step == training.phase.steps:
             return  # `over` comes next
         if session.requests.asked is not None or session.due(row=row):
             state = training.state()
-            facts = PhaseFacts(history=history, numbers=state.numbers)
+            facts = PhaseFacts(history=history, numbers=state.numbers, proof=proof)
             tensors = {f"phase/{name}": t for name, t in state.tensors.items()}
             moment = f"step {training.step:,} of {training.phase.steps:,} of phase {training.phase.name}"
             self._save(state.network, tensors, facts, moment)

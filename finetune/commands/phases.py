@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from finetune.commands.keeper import Keeper
 from finetune.commands.legs import Leg
 from finetune.commands.outputs import Outputs, append_metrics
@@ -26,13 +28,14 @@ from finetune.errors import NonFiniteError
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase import Phase
 from finetune.reporting.console import Console, PhaseView
-from finetune.reporting.report import EpochRow, PhaseSummary
+from finetune.reporting.report import EpochRow, Frozen, PhaseSummary
 from finetune.reporting.tables import percent
 from finetune.training import loop
 from finetune.training.evaluation import predictions
 from finetune.training.freeze import set_trainable
 from finetune.training.lora import merged
 from finetune.training.meter import Row, Tick
+from finetune.training.proof import Proof
 from finetune.training.runtime import memory_told
 
 MOST_NAMED = 8  # images in one message
@@ -81,10 +84,12 @@ def _solve_phase(
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages)
     watch.console.note(f"{title}: {', '.join(stages)} ({parameters:,} parameters), solved on frozen features")
+    proof = Proof(network, phase.name, stages)
     row = solved_head(network, setting.material, setting.normalise, setting.runtime)
+    proof.check()
     _record(row, phase, 1, watch, PhaseView(watch.console, None, None), session)
     _keep(network, phase, watch, f"after phase {phase.name}")
-    return PhaseSummary(phase.name, list(stages), parameters, True, [_epoch_row(row)])
+    return PhaseSummary(phase.name, list(stages), parameters, True, [_epoch_row(row)], _frozen(proof))
 
 
 def _train_phase(
@@ -93,11 +98,14 @@ def _train_phase(
     train = setting.material.train
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages, adapters=phase.lora is not None)
-    history, state = leg.taken_up()
+    history, state, begun = leg.taken_up()
     if state is not None:
         network.load_state_dict(state.network)  # before anything is computed with the frozen part
+    proof = Proof(network, phase.name, stages, phase.norms, adapters=phase.lora is not None, begun=begun)
     start = cache_boundary(network, phase, setting)
     batches = phase_batches(network, phase, setting, start)
+    if start and isinstance(batches.inputs, Tensor):
+        proof.keep(f"activations of {network.stages[start - 1]}", batches.inputs)
     steps = phase_steps(phase, len(train))
     epochs = -(-steps // batches.steps_per_epoch)
     how = "frozen part run once" if start else "nothing frozen" if len(stages) == len(network.stages) else "not cached"
@@ -124,8 +132,13 @@ def _train_phase(
                 _keep(network, phase, watch, f"after epoch {event.epoch} of {epochs} of phase {phase.name}")
                 if watch.after_row is not None:
                     watch.after_row(network, event.epoch, epochs)
-            leg.moved(training, history, row=isinstance(event, Row))
-    return PhaseSummary(phase.name, list(stages), parameters, start > 0, history), epochs
+            leg.moved(training, history, proof.digests, row=isinstance(event, Row))
+    proof.check()
+    return PhaseSummary(phase.name, list(stages), parameters, start > 0, history, _frozen(proof)), epochs
+
+
+def _frozen(proof: Proof) -> Frozen | None:
+    return Frozen(proof.count, proof.sha256) if proof.count else None
 
 
 def _keep(network: StagedNetwork, phase: Phase, watch: Watch, moment: str) -> None:

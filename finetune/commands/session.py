@@ -18,7 +18,7 @@ from finetune.commands.differences import differences
 from finetune.commands.facts import Facts, Keeping, LegFacts, PhaseFacts
 from finetune.commands.outputs import SNAPSHOTS, Outputs, clear_run_folder, rewrite_metrics
 from finetune.commands.stopping import StopRequests
-from finetune.errors import FinetuneError, NonFiniteError, SettingError
+from finetune.errors import DriftError, FinetuneError, NonFiniteError, SettingError
 from finetune.files import write_whole
 from finetune.lock import RunLock
 from finetune.reporting.console import Console
@@ -76,7 +76,7 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.stack.close()
         if isinstance(error, FinetuneError) and self.moment:
-            goes_on = "" if isinstance(error, NonFiniteError) else f"; go on with: {self.keeping.again}"
+            goes_on = "" if isinstance(error, (NonFiniteError, DriftError)) else f"; go on with: {self.keeping.again}"
             error.args = (f"{error}\nsnapshot: {self.moment}, in {self.store.folder}{goes_on}",)
 
     def seconds(self) -> float:

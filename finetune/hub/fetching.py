@@ -12,7 +12,17 @@ from finetune.errors import HubError, HubRefusal, listed
 from finetune.hub.client import Note, is_offline, open_api, silent, transferred
 from finetune.hub.config import HubConfig, parse_config
 from finetune.hub.names import CONFIG, PREFIX, REPORT, WEIGHTS, HubName, parse_name
-from finetune.hub.remote import Mark, Remote, cached_mark, look, read_json, remember, sha256_of
+from finetune.hub.remote import (
+    Mark,
+    Remote,
+    cache_folder,
+    cached_mark,
+    look,
+    look_in_cache,
+    read_json,
+    remember,
+    sha256_of,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -63,6 +73,27 @@ def fetch(spec: str | HubName, *, note: Note = silent, bars: bool = False) -> Hu
         remember(name, remote.commit)
     where = f"{remote.repo}@{remote.commit[:12]}"
     return HubFile(path, remote.repo, remote.commit, digest, parse_config(read_json(config), where), report)
+
+
+def cached(spec: str) -> HubFile | None:
+    """The same for a full commit, hub:OWNER/NAME@COMMIT, if the Hub's cache has it whole; the Hub is not asked."""
+    name = parse_name(spec)
+    if not name.is_commit:
+        return None
+    folder = cache_folder(name) / "snapshots" / str(name.revision)
+    try:
+        remote = look_in_cache(name)
+        weights = _weights_of(remote, name)
+        if not all(
+            remote.files[file].fits(folder / file) for file in (weights, CONFIG, REPORT) if file in remote.files
+        ):
+            return None
+        config = parse_config(read_json(folder / CONFIG if CONFIG in remote.files else None), str(name))
+    except HubRefusal:
+        return None
+    report = folder / REPORT if REPORT in remote.files else None
+    path = folder / weights
+    return HubFile(path, name.repo, str(name.revision), sha256_of(path), config, report)
 
 
 def _weights_of(remote: Remote, name: HubName) -> str:

@@ -95,7 +95,7 @@ def look(api: HfApi, name: HubName, note: Note = silent) -> Remote:
     Offline, what the cache knows of it from an earlier pull.
     """
     if is_offline():
-        return _cached(name)
+        return look_in_cache(name)
     info = asked(
         f"look at {name}", lambda: api.model_info(name.repo, revision=name.revision, files_metadata=True), note
     )
@@ -170,7 +170,8 @@ def remember(name: HubName, commit: str) -> None:
         return  # a cache that may not be written still serves
 
 
-def _cached(name: HubName) -> Remote:
+def look_in_cache(name: HubName) -> Remote:
+    """What the cache knows of a repository from an earlier pull, without asking the Hub. HubRefusal if nothing."""
     folder = cache_folder(name)
     reference = folder / "refs" / (name.revision or "main")
     if name.is_commit:

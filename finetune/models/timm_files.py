@@ -50,6 +50,18 @@ def pretrained_file(name: str) -> Path:
     return path
 
 
+def cached_file(name: str) -> Path | None:
+    """The same file if the Hub's cache has it, without asking the Hub; else None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        repository, revision, filename = _place(name)
+    except SettingError:
+        return None
+    found = try_to_load_from_cache(repository, filename, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def _place(name: str) -> tuple[str, str | None, str]:
     """(repository, revision or None, file) of a tag's weights."""
     architecture, tag = parse_name(name)

@@ -72,14 +72,26 @@ class EpochRow:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """What a phase was not to change and did not: how many tensors of the checkpoint, and the sha256 over them."""
+
+    tensors: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class PhaseSummary:
-    """One phase: the stages that trained, how many numbers that is, and whether the frozen prefix was run only once."""
+    """One phase: the stages that trained, how many numbers that is, and whether the frozen prefix was run only once.
+
+    `frozen` is None where the phase froze nothing.
+    """
 
     name: str
     trains: list[str]
     trainable_parameters: int
     cached: bool
     epochs: list[EpochRow]
+    frozen: Frozen | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from finetune.reporting.verdict import Score, sentence
 
 ROWS = {"before": "before", "linear_probe": "linear probe", "after": "after", "scratch": "scratch", "test": "test"}
 MOST_CONFUSED = 5
+MOST_FAULTS = 20  # of one check, on the screen
 
 
 def percent(fraction: float) -> str:
@@ -147,6 +148,23 @@ def evaluation_parts(
     parts.append(class_table(result))
     parts += [Text(line) for line in confusion_lines(result.confusion or [], classes)]
     return parts
+
+
+def verification_lines(found: Mapping[str, Any]) -> list[str]:
+    """What `finetune verify` shows: a line for each claim, and what it comes to. What failed is listed."""
+    shown = {"ok": "ok", "failed": "FAILED", "not checked": "not checked"}
+    width = max(len(check["check"]) for check in found["checks"])
+    lines = [f"{found['checkpoint']}, sha256 {found['sha256'][:12]}…"]
+    for check in found["checks"]:
+        lines.append(f"  {check['check']:<{width}}  {shown[check['state']]:<11}  {check['says']}")
+        if check["state"] == "failed" and check["details"] != [check["says"]]:
+            indent = " " * (width + 17)
+            lines += [indent + detail for detail in check["details"][:MOST_FAULTS]]
+            if more := len(check["details"]) - MOST_FAULTS:
+                lines += [f"{indent}and {more} more"] if more > 0 else []
+    count = {state: sum(check["state"] == state for check in found["checks"]) for state in shown}
+    lines.append(f"{count['ok']} ok, {count['failed']} FAILED, {count['not checked']} not checked")
+    return lines
 
 
 def sight_line(file: str, top: Sequence[tuple[str, float]]) -> str:

@@ -79,6 +79,17 @@ def adaptable(network: StagedNetwork, stages: Collection[str]) -> list[str]:
         import peft.tuners.lora  # noqa: F401
     except ImportError:
         raise SettingError("lora: needs the package peft: `pip install peft`") from None
+    places = adapter_places(network, stages)
+    if not places:
+        raise SettingError(
+            f"lora: no linear layer or plain convolution to put an adapter beside in {', '.join(stages)}; "
+            "train more stages, or drop lora"
+        )
+    return places
+
+
+def adapter_places(network: StagedNetwork, stages: Collection[str]) -> list[str]:
+    """The same layers, maybe none, without peft."""
     inside = {
         module
         for stage in stages
@@ -86,13 +97,7 @@ def adaptable(network: StagedNetwork, stages: Collection[str]) -> list[str]:
         for part in network.stage_modules(stage)
         for module in part.modules()
     }
-    places = [name for name, module in network.named_modules() if module in inside and _is_plain(module)]
-    if not places:
-        raise SettingError(
-            f"lora: no linear layer or plain convolution to put an adapter beside in {', '.join(stages)}; "
-            "train more stages, or drop lora"
-        )
-    return places
+    return [name for name, module in network.named_modules() if module in inside and _is_plain(module)]
 
 
 def _is_plain(module: nn.Module) -> bool:
