@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from finetune.digest import digest_of, file_digests
+from finetune.digest import digest_of_all
 from finetune.errors import CheckpointError
 from finetune.files import write_whole
 from finetune.header import parse_header, read_header, unreadable
@@ -55,7 +55,7 @@ class InputMetadata(BaseModel):
 class Metadata(BaseModel):
     """What a checkpoint says of itself. Accuracies are fractions; `lineage` lists parents, nearest first.
 
-    `tensors` is the digest of its tensors (`digest.digest_of`), which `encode` fills in; older files have none.
+    `tensors` is the digest of its tensors, which `encode` fills in; older files have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
@@ -105,12 +105,14 @@ def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
 
     _refuse_nonsense(tensors, "not written")
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    said = metadata.model_copy(update={"tensors": digest_of_all(tensors)})
+    return _with_texts(content, {KEY: _text(said), "format": "pt"})
+
+
+def _with_texts(content: bytes, texts: Mapping[str, str]) -> bytes:
+    """The same tensors under a header with these texts, in this order: `save` shuffles them when there are several."""
     end = 8 + struct.unpack("<Q", content[:8])[0]
-    entries = json.loads(content[8:end])
-    said = metadata.model_copy(update={"tensors": digest_of(file_digests(entries, content))})
-    # Put together by hand, the texts in this order: `save` shuffles them when there are several.
-    texts = {KEY: _text(said), "format": "pt"}
-    header = json.dumps({"__metadata__": texts, **entries}, ensure_ascii=False).encode()
+    header = json.dumps({"__metadata__": texts, **json.loads(content[8:end])}, ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)  # the format wants the tensors aligned to 8 bytes
     return b"".join([struct.pack("<Q", len(header)), header, memoryview(content)[end:]])
 
@@ -144,16 +146,13 @@ def read_checkpoint(path: Path, *, refuse: bool = True) -> Checkpoint:
     CheckpointError names the fault. Without `refuse` the last two are left to whoever asked.
     """
     content = _content(path)
-    header = parse_header(path, content[:8], lambda size: content[8 : 8 + size], len(content))
-    metadata = _metadata(path, header)
+    metadata = _metadata(path, parse_header(path, content[:8], lambda size: content[8 : 8 + size], len(content)))
     tensors = _tensors(path, content, refuse)
-    if refuse and metadata.tensors is not None:
-        found = digest_of(file_digests(header, content))
-        if found != metadata.tensors:
-            raise CheckpointError(
-                f"{path}: its tensors are not those it was written with: expected the sha256 {metadata.tensors[:12]}…, "
-                f"found {found[:12]}…; get or make the file again (`finetune verify` says what else holds)"
-            )
+    if refuse and metadata.tensors is not None and metadata.tensors != (found := digest_of_all(tensors)):
+        raise CheckpointError(
+            f"{path}: its tensors are not those it was written with: expected the sha256 {metadata.tensors[:12]}…, "
+            f"found {found[:12]}…; get or make the file again (`finetune verify` says what else holds)"
+        )
     return Checkpoint(path, tensors, metadata, hashlib.sha256(content).hexdigest())
 
 

@@ -2,25 +2,31 @@
 
 A tensor's digest is the sha256 of a line with its type, as safetensors writes it, and its shape, as in `F32 [10,128]`,
 followed by its numbers row by row, little endian. That of several tensors is the sha256 of a line for each, in the
-order of their names: the name as JSON, a space, the tensor's digest. What is only bytes needs no torch.
+order of their names: the name as JSON, a space, the tensor's digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
-# What safetensors makes of the words in torch's names of types: float32 is F32 there.
+# What safetensors makes of the words in torch's names of types.
 _LETTERS = {"float": "F", "bfloat": "BF", "complex": "C", "int": "I", "uint": "U", "bool": "BOOL"}
+_EIGHT_BITS = {"float8_e4m3fn": "e4m3", "float8_e8m0fnu": "e8m0"}
+
+
+def digest_of_all(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 (hex) of several tensors by name."""
+    return digest_of({name: tensor_digest(tensor) for name, tensor in tensors.items()})
 
 
 def digest_of(digests: Mapping[str, str]) -> str:
-    """The sha256 (hex) of several tensors, from the digest of each by name."""
+    """The same from the digest of each."""
     lines = (f"{json.dumps(name, ensure_ascii=False)} {digests[name]}\n" for name in sorted(digests))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -35,25 +41,16 @@ def tensor_digest(tensor: Tensor) -> str:
     # As whole numbers, since numpy has no bfloat16.
     numbers = plain.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).numpy()
     little = numbers.astype(f"<i{size}" if size > 1 else "u1", copy=False)
-    name = str(tensor.dtype).removeprefix("torch.")
-    word = name.rstrip("0123456789")
-    kind = _LETTERS.get(word, word) + name.removeprefix(word)
-    return _digest(kind, tensor.shape, little.data if little.size else b"")
-
-
-def file_digests(header: Mapping[str, Any], content: bytes) -> dict[str, str]:
-    """The digest of each tensor of a safetensors file that is known to be sound, from its header and its bytes."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    numbers, found = memoryview(content)[start:], {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first, end = entry["data_offsets"]
-            found[name] = _digest(entry["dtype"], entry["shape"], numbers[first:end])
-    return found
-
-
-def _digest(kind: str, shape: Sequence[int], numbers: bytes | memoryview) -> str:
-    line = f"{kind} {json.dumps(list(shape), separators=(',', ':'))}\n"
+    line = f"{_type_name(tensor.dtype)} {json.dumps(list(tensor.shape), separators=(',', ':'))}\n"
     found = hashlib.sha256(line.encode())
-    found.update(numbers)
+    found.update(little.data if little.size else b"")
     return found.hexdigest()
+
+
+def _type_name(dtype: dtype) -> str:
+    """What safetensors calls a type of torch's: F32 for float32, F8_E4M3 for float8_e4m3fn."""
+    name = str(dtype).removeprefix("torch.")
+    if name.startswith("float8_"):
+        return "F8_" + _EIGHT_BITS.get(name, name).removeprefix("float8_").upper()
+    word = name.rstrip("0123456789")
+    return _LETTERS.get(word, word) + name.removeprefix(word)

@@ -213,6 +213,15 @@ def test_the_digest_in_a_file_is_that_of_its_tensors_and_of_nothing_else(path):
 
 
 @pytest.mark.parametrize(
+    "name", ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "uint16", "complex64"]
+)
+def test_types_go_by_the_names_that_the_file_has(path, name):
+    numbers = torch.ones(3).to(getattr(torch, name))
+    path.write_bytes(safetensors.torch.save({"weight": numbers}))
+    assert digest_of({"weight": tensor_digest(numbers)}) == by_the_rule(path.read_bytes())
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda t: t.update(weight=t["weight"].T.contiguous().reshape(4, 3)),

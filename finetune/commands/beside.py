@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.commands.claims import Check, Subject
 from finetune.commands.phase_values import trained_stages
-from finetune.digest import digest_of, tensor_digest
+from finetune.digest import digest_of_all
 from finetune.training.proof import frozen_tensors
 
 NAME = "report"
@@ -107,7 +107,7 @@ def _phase_faults(subject: Subject, report: Mapping[str, Any]) -> Iterator[str]:
     stages = trained_stages(classifier.network.stages, last.train)
     written = classifier.network.state_dict()
     frozen = [name for name in frozen_tensors(classifier.network, stages, last.norms) if name in written]
-    digest = digest_of({name: tensor_digest(written[name]) for name in frozen})
+    digest = digest_of_all({name: written[name] for name in frozen})
     found = {"tensors": len(frozen), "sha256": digest} if frozen else None
     if said["frozen"] != found:
         yield f"phases.{last.name}.frozen: it says {_set(said['frozen'])}, and the checkpoint has {_set(found)}"

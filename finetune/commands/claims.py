@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from finetune.checkpoint import Checkpoint, Metadata, read_checkpoint
 from finetune.commands.recipes import Recipe, open_recipe
-from finetune.digest import digest_of, tensor_digest
+from finetune.digest import digest_of_all
 from finetune.errors import CheckpointError, RecipeError, SettingError, listed
 from finetune.models.classifier import Classifier
 from finetune.reporting.metrics import wilson
@@ -125,7 +125,7 @@ def _hash(checkpoint: Checkpoint) -> Check:
     recorded = checkpoint.metadata.tensors
     if recorded is None:
         return Check.skipped("hash", "not recorded: the file is older than this hash")
-    found = digest_of({name: tensor_digest(tensor) for name, tensor in checkpoint.tensors.items()})
+    found = digest_of_all(checkpoint.tensors)
     if found == recorded:
         return Check("hash", "ok", f"the tensors have the recorded sha256 {recorded[:12]}…")
     return Check("hash", "failed", f"the tensors have the sha256 {found[:12]}…, and {recorded[:12]}… is recorded")
