@@ -100,7 +100,8 @@ def test_the_tensors_load_without_finetune(pretrained: Path, data: Path) -> None
 def test_metadata_says_all_that_is_needed(pretrained: Path, data: Path) -> None:
     found, report = metadata_of(pretrained), report_of(pretrained)
     assert set(found) == {
-        *("format", "model", "arguments", "classes", "input", "recipe", "data", "results", "lineage", "versions")
+        *("format", "model", "arguments", "classes", "input", "recipe", "data", "results", "lineage", "versions"),
+        "tensors",
     }
     assert (found["format"], found["model"], found["arguments"]) == (1, "cnn", {})
     assert found["classes"] == list("0123456789") == report["target"]["classes"]
@@ -148,8 +149,10 @@ def test_the_report_has_exactly_these_keys(pretrained: Path) -> None:
         "notes": [],
     }
     (phase_,) = report["phases"]
-    assert set(phase_) == {"name", "trains", "trainable_parameters", "cached", "epochs"}
-    assert phase_["trains"] == ["conv1", "conv2", "fc1", "head"] and phase_["cached"] is False
+    assert set(phase_) == {"name", "trains", "trainable_parameters", "cached", "epochs", "frozen"}
+    assert (
+        phase_["trains"] == ["conv1", "conv2", "fc1", "head"] and phase_["cached"] is False and phase_["frozen"] is None
+    )
     assert phase_["trainable_parameters"] == sum(t.numel() for t in load_file(pretrained).values()) == 421_642
     assert set(report["results"]) == {"test"}
     test = report["results"]["test"]
@@ -284,7 +287,7 @@ def test_an_older_checkpoint_is_moved_aside_with_its_report(folder: Path) -> Non
     (run_aside,) = (path for path in Path("runs").iterdir() if path.name != "small")
     assert run_aside.name.startswith("small.was-") and (run_aside / "log.txt").read_bytes() == old_log
     assert f"runs/small was there already: moved to {run_aside}" in done.err
-    assert len(files_under(folder)) == 1 + 2 * 5
+    assert len(files_under(folder)) == 1 + 2 * 6
 
 
 def test_nothing_is_lost_over_many_runs(folder: Path) -> None:
