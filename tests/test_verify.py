@@ -314,7 +314,6 @@ def test_results_that_were_edited_all_together(home: Path) -> None:
             "is of 10 images, and 100 test",
         ),
         ({"after": {"correct": 5, "total": 100, "accuracy": 0.05, "ci95": [0, 1]}}, "the interval says [0, 1]"),
-        ({"after": {"correct": 10**400, "total": 10**400, "accuracy": 1.0}}, "expected correct of total"),
     ],
 )
 def test_results_that_cannot_be(home: Path, results: dict[str, Any], fault: str) -> None:
@@ -365,8 +364,6 @@ def test_another_parent_in_the_lineage(home: Path, data: Path) -> None:
         ([{}], "3 things"),
         ([{"id": "", "sha256": "0" * 64, "task": None}], "parent 1: expected an id, found ''"),
         ([{"id": "x", "sha256": "0" * 63, "task": None}], "expected a sha256 of 64 digits"),
-        ([{"id": "x", "sha256": 5, "task": None}], "expected a sha256 of 64 digits, found 5"),
-        ([{"id": "x", "sha256": "0" * 64, "task": []}], "expected a task or none, found []"),
     ],
 )
 def test_lineages_that_are_none(home: Path, lineage: list[Any], fault: str) -> None:
