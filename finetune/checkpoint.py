@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from finetune.bounds import MOST_VALUES, check_said
 from finetune.digest import digest_of_all
 from finetune.errors import CheckpointError
 from finetune.files import write_whole
-from finetune.header import parse_header, read_header, unreadable
+from finetune.header import Header, read_header
+from finetune.strangers.printable import printable
+from finetune.strangers.strict_json import parse_json
+from finetune.tensors import read_tensors, refuse_nonsense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 FORMAT: Literal[1] = 1
 KEY = "finetune"
 MOST_LISTED = 7  # tensors of each kind named in one message
+MOST_SHOWN = 100  # characters of a place in the metadata
 
 
 class InputMetadata(BaseModel):
@@ -76,6 +81,7 @@ class Metadata(BaseModel):
     def _can_be_written(self) -> Metadata:
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("needs class names that differ")
+        check_said(self.model_dump())
         _text(self)
         return self
 
@@ -103,7 +109,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
     """A checkpoint's bytes. The same tensors and metadata give the same bytes. CheckpointError for NaN among them."""
     from safetensors.torch import save
 
-    _refuse_nonsense(tensors, "not written")
+    refuse_nonsense(tensors, "not written")
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     said = metadata.model_copy(update={"tensors": digest_of_all(tensors)})
     return _with_texts(content, {KEY: _text(said), "format": "pt"})
@@ -131,13 +137,12 @@ def read_metadata(path: Path) -> Metadata:
 
 def has_metadata(path: Path) -> bool:
     """Whether a safetensors file is one of ours. CheckpointError when it is no safetensors file at all."""
-    extra = read_header(path).get("__metadata__")
-    return isinstance(extra, dict) and KEY in extra
+    return KEY in read_header(path).texts
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
     """The shape of every tensor in a safetensors file, without loading them or torch. CheckpointError as above."""
-    return {name: list(entry.get("shape", [])) for name, entry in read_header(path).items() if name != "__metadata__"}
+    return {name: list(entry.shape) for name, entry in read_header(path).tensors.items()}
 
 
 def read_checkpoint(path: Path, *, refuse: bool = True) -> Checkpoint:
@@ -145,57 +150,19 @@ def read_checkpoint(path: Path, *, refuse: bool = True) -> Checkpoint:
 
     CheckpointError names the fault. Without `refuse` the last two are left to whoever asked.
     """
-    content = _content(path)
-    metadata = _metadata(path, parse_header(path, content[:8], lambda size: content[8 : 8 + size], len(content)))
-    tensors = _tensors(path, content, refuse)
+    metadata, tensors, digest = read_tensors(path, lambda header: _metadata(path, header), refuse=refuse)
     if refuse and metadata.tensors is not None and metadata.tensors != (found := digest_of_all(tensors)):
         raise CheckpointError(
             f"{path}: its tensors are not those it was written with: expected the sha256 {metadata.tensors[:12]}…, "
             f"found {found[:12]}…; get or make the file again (`finetune verify` says what else holds)"
         )
-    return Checkpoint(path, tensors, metadata, hashlib.sha256(content).hexdigest())
+    return Checkpoint(path, tensors, metadata, digest)
 
 
 def read_weights(path: Path) -> Weights:
     """Any safetensors file, checked in the same way."""
-    content = _content(path)
-    header = parse_header(path, content[:8], lambda size: content[8 : 8 + size], len(content))
-    said = header.get("__metadata__")
-    texts = {k: v for k, v in said.items() if isinstance(v, str)} if isinstance(said, dict) else {}
-    return Weights(_tensors(path, content), hashlib.sha256(content).hexdigest(), texts)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(unreadable(path, error)) from None
-
-
-def _tensors(path: Path, content: bytes, refuse: bool = True) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors: dict[str, Tensor] = load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged safetensors file ({error}); get or make the file again") from None
-    if refuse:
-        _refuse_nonsense(tensors, str(path))
-    return tensors
-
-
-def _refuse_nonsense(tensors: Mapping[str, Tensor], where: str) -> None:
-    """CheckpointError that names the tensors with NaN or infinity in them, if there are any."""
-    bad = [
-        name
-        for name, t in tensors.items()
-        if (t.is_floating_point() or t.is_complex()) and not bool(t.isfinite().all())
-    ]
-    if bad:
-        raise CheckpointError(
-            f"{where}: NaN or infinite numbers in {', '.join(sorted(bad))}; such weights predict nothing"
-        )
+    texts, tensors, digest = read_tensors(path, lambda header: header.texts)
+    return Weights(tensors, digest, texts)
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -236,19 +203,18 @@ def _text(metadata: Metadata) -> str:
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def _metadata(path: Path, header: Mapping[str, Any]) -> Metadata:
-    try:
-        text = header["__metadata__"][KEY]
-    except (KeyError, TypeError):
+def _metadata(path: Path, header: Header) -> Metadata:
+    if KEY not in header.texts:
         raise CheckpointError(
             f"{path}: a safetensors file without finetune's metadata, so its model and classes are not known; "
             "expected a file written by `finetune pretrain` or `finetune adapt`"
-        ) from None
+        )
     try:
-        return Metadata.model_validate_json(text)
+        return Metadata.model_validate(parse_json(header.texts[KEY], MOST_VALUES))
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(map(str, first["loc"])) or KEY
-        raise CheckpointError(f"{path}: its metadata does not hold at {at}: {first['msg'].lower()}") from None
-    except RecursionError:
-        raise CheckpointError(f"{path}: its metadata is nested too deep") from None
+        at = printable(".".join(map(str, first["loc"])) or KEY)[:MOST_SHOWN]
+        said = first["msg"][:1].lower() + first["msg"][1:]
+        raise CheckpointError(f"{path}: its metadata does not hold at {at}: {said}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata does not hold at {KEY}: {error}") from None

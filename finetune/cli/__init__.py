@@ -12,6 +12,7 @@ import click
 from finetune import __version__
 from finetune.cli import listing, looking, sharing, training
 from finetune.errors import FinetuneError
+from finetune.strangers.printable import printable_lines
 
 EXIT_CODES = """\b
 Exit codes:
@@ -80,6 +81,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
-    first, _, rest = message.partition("\n")
+    first, _, rest = printable_lines(message).partition("\n")  # it may repeat what is in other people's files
     click.echo(f"finetune: {first}" + (f"\n{rest}" if rest else ""), err=True)
     sys.exit(code)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from finetune.errors import SettingError, UserError
+from finetune.strangers.printable import escaped_json, printable
 
 if TYPE_CHECKING:
     from finetune.commands.facts import Keeping
@@ -54,7 +55,7 @@ def named_target(name: str | None) -> list[str]:
 
 
 def print_json(values: object) -> None:
-    click.echo(json.dumps(values, indent=1, ensure_ascii=False))
+    click.echo(escaped_json(json.dumps(values, indent=1, ensure_ascii=False)))
 
 
 def print_listing(values: dict[str, Any], as_json: bool = False) -> None:
@@ -68,4 +69,4 @@ def print_listing(values: dict[str, Any], as_json: bool = False) -> None:
 
 def print_lines(lines: list[str]) -> None:
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))

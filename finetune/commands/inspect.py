@@ -11,6 +11,8 @@ from finetune.checkpoint import has_metadata
 from finetune.header import read_header
 from finetune.source import Located, locate, peek
 
+MOST_TEXT = 1_000  # characters of each text in other people's files that are shown
+
 
 def inspect(checkpoint: str | Path, *, bars: bool = False) -> dict[str, Any]:
     """A checkpoint's metadata as JSON values: model, classes, input, recipe, data, results, lineage, versions.
@@ -26,7 +28,6 @@ def inspect(checkpoint: str | Path, *, bars: bool = False) -> dict[str, Any]:
 
 def _of_others(found: Located, path: Path) -> dict[str, Any]:
     header = read_header(path)
-    texts = header.pop("__metadata__", None) or {}
     values: dict[str, Any] = {"source": found.text, "made by": "others: there is no metadata of finetune"}
     config = found.hub.config if found.hub is not None else None
     if found.hub is not None:
@@ -36,8 +37,9 @@ def _of_others(found: Located, path: Path) -> dict[str, Any]:
         values |= {"model": config.model, "arguments": config.model_args}
         values |= {"number of classes": config.num_classes, "classes": names, "pretrained_cfg": config.pretrained_cfg}
     kinds: Counter[str] = Counter()
-    for entry in header.values():
-        kinds[str(entry.get("dtype"))] += prod(entry.get("shape", []))
-    values |= {"texts in the file": texts, "tensors": len(header), "numbers by type": dict(kinds)}
+    for entry in header.tensors.values():
+        kinds[entry.dtype] += prod(entry.shape)
+    texts = {key: text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..." for key, text in header.texts.items()}
+    values |= {"texts in the file": texts, "tensors": len(header.tensors), "numbers by type": dict(kinds)}
     named = "" if config is not None else " --model timm/NAME"
     return values | {"use it with": f"finetune adapt --from {found.text}{named} --target DATA"}

@@ -16,11 +16,11 @@ from finetune.data.listing import (
     PictureFile,
     class_name,
     one_test_part,
-    shown,
     shown_list,
 )
 from finetune.errors import DataError, name_hint
 from finetune.pictures import PICTURE_ENDINGS
+from finetune.strangers.printable import printable
 
 LAYOUT = "expected {0}/CLASS/picture.jpg, or {0}/train/CLASS/picture.jpg and the same under val or test"
 
@@ -80,7 +80,7 @@ class _Found:
         label = class_name(folder.name)
         if label is None:
             raise DataError(
-                f"{self.root}: the class folder {shown(folder.name)!r} has a name that cannot be shown; rename it"
+                f"{self.root}: the class folder {printable(folder.name)!r} has a name that cannot be shown; rename it"
             )
         self.classes.add(label)
         for path, name in self._walk(folder):
@@ -112,7 +112,9 @@ class _Found:
         if reason:
             self.bad.append((self.name_of(folder), reason))
         else:
-            self.notes.append(f"{self.root}: {shown(self.name_of(folder))} is a link to a folder and was not entered")
+            self.notes.append(
+                f"{self.root}: {printable(self.name_of(folder))} is a link to a folder and was not entered"
+            )
 
     def leaves(self, path: Path) -> str | None:
         """Why a link is not followed; None for what is no link, or one to a file inside the folder."""
@@ -124,7 +126,7 @@ class _Found:
             return "a link that leads nowhere"
         if target.is_relative_to(self.inside):
             return None
-        return f"a link that leads out of the folder, to {shown(target)}; put the picture there or name it in a CSV"
+        return f"a link that leads out of the folder, to {printable(target)}; put the picture there or name it in a CSV"
 
     def listing(self) -> Listing:
         if not self.classes:
@@ -144,7 +146,7 @@ class _Found:
 
     def _instead(self) -> str:
         if self.bad:
-            return " that may be read (" + "; ".join(f"{shown(name)}: {why}" for name, why in self.bad[:3]) + ")"
+            return " that may be read (" + "; ".join(f"{printable(name)}: {why}" for name, why in self.bad[:3]) + ")"
         pictures = [n for n in self.ignored if Path(n).suffix.lower() in PICTURE_ENDINGS]
         return f", but {len(pictures):,} pictures outside of one" if pictures else ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.errors import DataError, listed, name_hint
+from finetune.strangers.printable import printable
 
 Part = Literal["train", "validation", "test"]
 
@@ -85,12 +85,7 @@ def class_name(text: str) -> str | None:
     return name if name and name.isprintable() else None
 
 
-def shown(name: str | os.PathLike[str]) -> str:
-    """A file's name as it may be printed: what is not printable, such as a terminal's escape, becomes `�`."""
-    return "".join(c if c.isprintable() else "�" for c in str(name))
-
-
 def shown_list(names: Sequence[str]) -> str:
     """The first names and how many more there are."""
     more = f" and {len(names) - MOST_SHOWN:,} more" if len(names) > MOST_SHOWN else ""
-    return listed(map(shown, names[:MOST_SHOWN])) + more
+    return listed(map(printable, names[:MOST_SHOWN])) + more

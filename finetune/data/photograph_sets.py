@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,21 +16,17 @@ from finetune.data.listing import Listing, PictureFile
 from finetune.data.mapped import Images, MappedImages
 from finetune.data.split import choose_test
 from finetune.errors import DataError
+from finetune.machine import CONTAINER, memory
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
 
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, in bytes, or "max"
+MEMORY_LIMIT = CONTAINER
 
 
 def memory_budget() -> int:
     """How many bytes of pixels are held in memory: a quarter of what the machine or the container has."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
-    try:
-        limit = MEMORY_LIMIT.read_text().strip()
-    except OSError:
-        limit = "max"
-    return min(physical, int(limit) if limit.isdecimal() else physical) // 4
+    return memory(MEMORY_LIMIT) // 4
 
 
 def as_sets(listing: Listing, pixels: npt.NDArray[np.uint8], rows: Rows) -> tuple[ImageSet, ImageSet | None, ImageSet]:

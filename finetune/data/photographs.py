@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from finetune.data.listing import MOST_SHOWN, Listing, PictureFile, shown, shown_list
+from finetune.data.listing import MOST_SHOWN, Listing, PictureFile, shown_list
 from finetune.data.root import CACHE_VARIABLE, cache_folder
 from finetune.errors import DataError
+from finetune.strangers.printable import printable
 
 if TYPE_CHECKING:
     from finetune.data.decoded import Decoded
@@ -93,7 +94,7 @@ def open_photographs(
         raise DataError(_bad_images(listing.name, bad))
     notes = list(listing.notes)
     if bad:
-        lines = "; ".join(f"{shown(file)}: {reason}" for file, reason in bad[:MOST_SHOWN])
+        lines = "; ".join(f"{printable(file)}: {reason}" for file, reason in bad[:MOST_SHOWN])
         notes.append(f"{listing.name}: {len(bad):,} bad images left out: {lines}{_more(len(bad))}")
     if decoded.fault:
         notes.append(
@@ -123,7 +124,7 @@ def _refuse_empty(listing: Listing) -> None:
 
 
 def _bad_images(name: str, bad: Sequence[tuple[str, str]]) -> str:
-    lines = [f"  {shown(file)}: {reason}" for file, reason in bad[:MOST_SHOWN]]
+    lines = [f"  {printable(file)}: {reason}" for file, reason in bad[:MOST_SHOWN]]
     more = [f"  {_more(len(bad)).strip()}"] if len(bad) > MOST_SHOWN else []
     images = "image" if len(bad) == 1 else "images"
     cure = (

@@ -21,10 +21,10 @@ from finetune.data.listing import (
     PictureFile,
     class_name,
     one_test_part,
-    shown,
     shown_list,
 )
 from finetune.errors import DataError, name_hint
+from finetune.strangers.printable import printable
 
 MOST_PROBLEMS = 40
 COLUMNS = ("path", "label", "split")
@@ -81,7 +81,7 @@ class _Rows:
         twice = sorted({column for column in COLUMNS if names.count(column) > 1})
         if missing or twice:
             fault = f"no column {', '.join(missing)}" if missing else f"the column {', '.join(twice)} twice"
-            found = shown(", ".join(head))[:200] or "nothing"
+            found = printable(", ".join(head))[:200] or "nothing"
             raise DataError(
                 f"{self.path}:1: {fault}; expected a first line of path,label or path,label,split, found {found}"
             )
@@ -120,7 +120,7 @@ class _Rows:
             fault = "empty label" if not row["label"].strip() else "a label that cannot be shown"
             self.problem(line, f"{fault}; expected the name of a class")
         if part is None:
-            self.problem(line, f"unknown split {shown(split)!r}{name_hint(split, PART_NAMES, 'splits')}")
+            self.problem(line, f"unknown split {printable(split)!r}{name_hint(split, PART_NAMES, 'splits')}")
         path = self._picture(line, name)
         if path is None or label is None or part is None or len(self.problems) > before:
             return
@@ -129,9 +129,9 @@ class _Rows:
         if known[1] is file:
             self.files.append(file)
         elif known[1].label != label:
-            self.problem(line, f"{shown(name)} is {label!r} here and {known[1].label!r} in line {known[0]}")
+            self.problem(line, f"{printable(name)} is {label!r} here and {known[1].label!r} in line {known[0]}")
         elif known[1].part != part:
-            self.problem(line, f"{shown(name)} is in {split} here and in another split in line {known[0]}")
+            self.problem(line, f"{printable(name)} is in {split} here and in another split in line {known[0]}")
         else:
             self.repeated.append(name)
 
@@ -146,7 +146,7 @@ class _Rows:
         if not name:
             self.problem(line, "empty path; expected the name of a picture file")
         else:
-            self.problem(line, f"there is no file {shown(name)[:200]} (paths are relative to {self.path.parent}/)")
+            self.problem(line, f"there is no file {printable(name)[:200]} (paths are relative to {self.path.parent}/)")
         return None
 
     def listing(self) -> Listing:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import SettingError
+from finetune.machine import memory
 from finetune.models.registry import InputSpec, ModelRow
 from finetune.models.timm_backbone import TimmNetwork
 from finetune.models.timm_names import check_taken, check_values, parse_name, taken_arguments
 from finetune.models.timm_stages import Layout, layout_of
+from finetune.models.timm_watch import MOST_PASS_BYTES, check_made, watched
 
 PROBE = 7  # classes of a network that is only looked at; no layer of timm's but the last has so few outputs
 META = torch.device("meta")
-MOST_PARAMETERS = 10_000_000_000  # timm's largest have 7 billion
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _RESIZES = {"center": "shorter_side", "border": "shorter_side", "squash": "squash"}
 
@@ -36,9 +37,7 @@ def _row(name: str, given: tuple[tuple[str, Any], ...], types: tuple[type, ...])
     architecture, _ = parse_name(name)
     arguments = dict(given)
     body = bare_body(name, PROBE, arguments)
-    count = sum(p.numel() for p in body.parameters())
-    if count > MOST_PARAMETERS:
-        raise SettingError(f"model {name!r}: {count:,} parameters; at most {MOST_PARAMETERS:,} can be built")
+    size = check_made(name, body)
     try:
         layout = layout_of(body, PROBE)
         spec = _input(body, arguments)
@@ -51,14 +50,18 @@ def _row(name: str, given: tuple[tuple[str, Any], ...], types: tuple[type, ...])
         source="https://github.com/huggingface/pytorch-image-models",
         stages=layout.stages,
         input=spec,
-        build=partial(_build, name, layout),
+        build=partial(_build, name, layout, size),
         arguments=taken_arguments(body),
         check_size=partial(_check_size, name, given, types),
     )
 
 
-def _build(name: str, layout: Layout, classes: int, arguments: Mapping[str, Any]) -> TimmNetwork:
+def _build(name: str, layout: Layout, size: int, classes: int, arguments: Mapping[str, Any]) -> TimmNetwork:
+    """`size` is the bytes that it takes."""
     check_values(name, arguments)
+    needs, has = size, memory()
+    if needs > has and torch.get_default_device() != META:
+        raise SettingError(f"model {name!r}: {needs:,} bytes do not fit the memory of this machine, {has:,} bytes")
     return TimmNetwork(_create(name, classes, arguments), layout)
 
 
@@ -67,7 +70,7 @@ def bare_body(name: str, classes: int, arguments: Mapping[str, Any]) -> nn.Modul
     parse_name(name)
     if arguments:
         check_taken(name, bare_body(name, classes, {}), arguments)
-    with torch.random.fork_rng(devices=[]), META:
+    with torch.random.fork_rng(devices=[]), watched(), META:
         return _create(name, classes, arguments)
 
 
@@ -124,7 +127,7 @@ def _dry_run(body: nn.Module, channels: int, size: int) -> Any:
     """One pass of two images in evaluation mode without numbers; SettingError with what timm says against it."""
     body.eval()
     try:
-        with torch.no_grad(), warnings.catch_warnings(), META:
+        with torch.no_grad(), warnings.catch_warnings(), watched(MOST_PASS_BYTES), META:
             warnings.simplefilter("ignore")
             return body(torch.empty(2, channels, size, size))
     except Exception as error:  # a family's own code may raise anything for a size it cannot take

@@ -154,11 +154,16 @@ def _place(module: nn.Module, path: str, stage_of: Mapping[int, str], layout: La
             _place(child, full, stage_of, layout, done)
             before = max(under - {HEAD}, key=order.index, default=order[-2])
             continue
-        beneath = {stage_of[id(p)] for p in module.parameters()}  # of the first that has any, but never the head
-        stage = under.pop() if under else before or order[min(*map(order.index, beneath), len(order) - 2)]
+        stage = under.pop() if under else before or _first(module, stage_of, order)
         layout.modules[full] = stage
         before = stage if stage != HEAD else order[-2]
         done |= {id(part) for part in (*child.modules(), *child.parameters())}
+
+
+def _first(module: nn.Module, stage_of: Mapping[int, str], order: Sequence[str]) -> str:
+    """The first stage that a module has parameters of, but never the head."""
+    beneath = {stage_of[id(p)] for p in module.parameters()}
+    return order[min(*map(order.index, beneath), len(order) - 2)]
 
 
 def _joined(path: str, name: Any) -> str:

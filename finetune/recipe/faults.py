@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune.errors import listed, name_hint
+from finetune.strangers.printable import quoted
 
 Place = tuple[str | int, ...]
 Line = int | str  # a line number of the file, counted from 1, or the `--set KEY=VALUE` that gave the value
 
-_LONGEST = 60  # characters of a person's own text that are repeated in a message
 _MOST_FAULTS = 100  # lines in one error; a file with more faults is no recipe
 
 
@@ -28,13 +28,6 @@ class Fault:
     line: Line | None = None  # the line itself, where there is no value to look it up by
     lacks: tuple[Place, ...] = ()  # keys that are missing; if one of them is there but misspelt, only that is reported
     meant: tuple[Place, ...] = ()  # keys this misspelt one was probably meant to be
-
-
-def quoted(text: str) -> str:
-    """Returns `text` in double quotes, on one line, cut to a readable length, with odd characters escaped."""
-    cut = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-    return '"' + escaped.replace('"', '\\"') + '"'
 
 
 def found(value: object) -> str:

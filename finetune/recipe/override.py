@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import cast
 
 from finetune.recipe.document import Document, read_yaml
-from finetune.recipe.faults import Fault, Place, found, quoted
+from finetune.recipe.faults import Fault, Place, found
 from finetune.recipe.scalars import unusable
+from finetune.strangers.printable import quoted
 
 _KEY = re.compile(r"[^.\[\]=\s]+(\[\d{1,6}\])*(\.[^.\[\]=\s]+(\[\d{1,6}\])*)*")
 _PART = re.compile(r"\[(\d+)\]|[^.\[\]]+")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from finetune.recipe.faults import Fault, Place, quoted
+from finetune.recipe.faults import Fault, Place
+from finetune.strangers.printable import quoted
 
 Data = Mapping[str, object]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
-from finetune.recipe.faults import Fault, quoted
+from finetune.recipe.faults import Fault
+from finetune.strangers.printable import quoted
 
 # (part of the parser's own words, what to tell the person, whether the fault lies where the construct began)
 _SENTENCES = (

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.strangers.printable import printable_lines
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
@@ -21,7 +23,8 @@ class Console:
     """Progress and remarks go to standard error; results (`show`) go to standard output unless `results` is off.
 
     `quiet` leaves progress and remarks out, warnings excepted. Lines are also written to the log, if any; tables are
-    not, the report has them. Text is shown as it is: brackets and colons in names of files and classes mean nothing.
+    not, the report has them. Brackets and colons in names of files and classes mean nothing, and characters that would
+    move a terminal's cursor are shown as `�`.
     """
 
     def __init__(self, *, quiet: bool = False, results: bool = True) -> None:
@@ -35,17 +38,20 @@ class Console:
 
     def note(self, text: str) -> None:
         """A remark on what is going on."""
+        text = printable_lines(text)
         self._log(text)
         if not self.quiet:
             self.err.print(text)
 
     def warn(self, text: str) -> None:
         """Something the person should know even when it is quiet."""
+        text = printable_lines(text)
         self._log(f"warning: {text}")
         self.err.print(f"warning: {text}", style="yellow")
 
     def say(self, text: str) -> None:
         """A line that is part of the result."""
+        text = printable_lines(text)
         self._log(text)
         self._print(text)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -164,7 +165,7 @@ def _read(folder: Path) -> Snapshot:
     if not isinstance(values, dict):
         raise DamagedSnapshot(f"{FACTS} has no JSON object")
     try:
-        parse_header(folder / STATE, state[:8], lambda size: state[8 : 8 + size], len(state))
+        parse_header(folder / STATE, io.BytesIO(state), len(state))
         return Snapshot(load(state), values)
     except (CheckpointError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DamagedSnapshot(str(error)) from None

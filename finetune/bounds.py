@@ -1,0 +1,96 @@
+"""How much a checkpoint's metadata may say: lengths, counts and ranges, for what is written as for what is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.strangers.printable import is_printable, quoted
+
+MOST_VALUES = 1_000_000  # numbers, texts, lists and mappings, about
+MOST_CLASSES = 50_000
+LONGEST_CLASS = 255  # characters of a class's name; a folder's name has no more
+LONGEST_NAME = 200  # of a model, an argument, a library
+LONGEST_TEXT = 10_000  # of any other text
+LONGEST_LINEAGE = 1_000  # ancestors
+DEEPEST = 20  # levels of lists and mappings
+_ANCESTOR = {"id", "sha256", "task"}
+_MEAN, _DEVIATION = (-10.0, 10.0), (1e-3, 10.0)
+
+
+def check_said(values: Mapping[str, Any]) -> None:
+    """ValueError, naming the place, for metadata that no run of ours would write; the types are right already."""
+    _check_name("model", values["model"])
+    classes = values["classes"]
+    if len(classes) > MOST_CLASSES:
+        raise ValueError(f"classes: {len(classes):,} of them; at most {MOST_CLASSES:,}")
+    for number, name in enumerate(classes):
+        if not name or len(name) > LONGEST_CLASS or not is_printable(name):
+            raise ValueError(
+                f"classes.{number}: expected 1 to {LONGEST_CLASS} characters that can be shown, found {quoted(name)}"
+            )
+    for key, value in values["arguments"].items():
+        _check_name("arguments", key)
+        if not isinstance(value, (bool, int, float, str)):
+            raise ValueError(f"arguments.{key}: expected a number, true, false or a text")
+        if isinstance(value, str):
+            _check_name(f"arguments.{key}", value)
+    for key, value in values["versions"].items():
+        _check_name("versions", key)
+        _check_name(f"versions.{key}", value)
+    check_ranges(values["input"]["mean"], values["input"]["std"])
+    _check_lineage(values["lineage"])
+    for key in ("arguments", "recipe", "data", "results"):
+        _check_plain(key, values[key], DEEPEST)
+    _check_accuracies(values["results"])
+
+
+def check_ranges(mean: Sequence[float], deviation: Sequence[float]) -> None:
+    """ValueError for a mean or deviation, of pixels from 0 to 1, that would leave nothing of a picture."""
+    for what, numbers, (least, most) in (("mean", mean, _MEAN), ("std", deviation, _DEVIATION)):
+        if not all(least <= number <= most for number in numbers):
+            raise ValueError(f"input.{what}: expected numbers from {least:g} to {most:g}, found {list(numbers)}")
+
+
+def _check_lineage(lineage: Sequence[Mapping[str, Any]]) -> None:
+    if len(lineage) > LONGEST_LINEAGE:
+        raise ValueError(f"lineage: {len(lineage):,} ancestors; at most {LONGEST_LINEAGE:,}")
+    for number, ancestor in enumerate(lineage):
+        if not ancestor.keys() <= _ANCESTOR:
+            raise ValueError(f"lineage.{number}: expected {', '.join(sorted(_ANCESTOR))} alone")
+        for key, value in ancestor.items():
+            if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT):
+                raise ValueError(f"lineage.{number}.{key}: expected a text of at most {LONGEST_TEXT:,} characters")
+
+
+def _check_accuracies(results: Mapping[str, Any]) -> None:
+    for key, result in results.items():
+        accuracy = result.get("accuracy", 0.0) if isinstance(result, Mapping) else 0.0
+        if not isinstance(accuracy, (int, float)) or not 0 <= accuracy <= 1:
+            raise ValueError(f"results.{key[:LONGEST_NAME]!r}: expected an accuracy from 0 to 1")
+
+
+def _check_name(place: str, name: str) -> None:
+    if not name or len(name) > LONGEST_NAME or not is_printable(name):
+        raise ValueError(f"{place}: expected 1 to {LONGEST_NAME} characters that can be shown, found {quoted(name)}")
+
+
+def _check_plain(place: str, value: Any, levels: int) -> None:
+    """Depth, the lengths of texts, and the range of numbers. `place` is the top one: keys are other people's texts."""
+    if isinstance(value, str):
+        if len(value) > LONGEST_TEXT:
+            raise ValueError(f"{place}: a text of {len(value):,} characters; at most {LONGEST_TEXT:,}")
+    elif isinstance(value, (Mapping, list)):
+        if levels == 0:
+            raise ValueError(f"{place}: nested deeper than {DEEPEST} levels")
+        keyed = isinstance(value, Mapping)
+        if keyed and any(not isinstance(key, str) or len(key) > LONGEST_CLASS for key in value):
+            raise ValueError(f"{place}: a key of over {LONGEST_CLASS} characters, or one that is no text")
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_plain(place, item, levels - 1)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{place}: a number that does not fit 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place}: a number that is not finite")
