@@ -12,24 +12,20 @@ MOST_VALUES = 1_000_000  # numbers, texts, lists and mappings, about
 MOST_CLASSES = 50_000
 LONGEST_CLASS = 255  # characters of a class's name; a folder's name has no more
 LONGEST_NAME = 200  # of a model, an argument, a library
-LONGEST_TEXT = 10_000  # of any other text
-LONGEST_LINEAGE = 1_000  # ancestors
+LONGEST_TEXT = 100_000  # of any other text
+MOST_CLASS_BYTES = 2_000_000  # of all class names together: they are in a file up to three times
+LONGEST_LINEAGE = 200  # ancestors
+LONGEST_ANCESTOR = 500  # characters of what is said of each
+LARGEST_INPUT = 4096  # pixels, the side of an image
 DEEPEST = 20  # levels of lists and mappings
 _ANCESTOR = {"id", "sha256", "task"}
-_MEAN, _DEVIATION = (-10.0, 10.0), (1e-3, 10.0)
+_MEAN, _DEVIATION = (-10.0, 10.0), (0.001, 10.0)
 
 
 def check_said(values: Mapping[str, Any]) -> None:
     """ValueError, naming the place, for metadata that no run of ours would write; the types are right already."""
     _check_name("model", values["model"])
-    classes = values["classes"]
-    if len(classes) > MOST_CLASSES:
-        raise ValueError(f"classes: {len(classes):,} of them; at most {MOST_CLASSES:,}")
-    for number, name in enumerate(classes):
-        if not name or len(name) > LONGEST_CLASS or not is_printable(name):
-            raise ValueError(
-                f"classes.{number}: expected 1 to {LONGEST_CLASS} characters that can be shown, found {quoted(name)}"
-            )
+    check_classes(values["classes"])
     for key, value in values["arguments"].items():
         _check_name("arguments", key)
         if not isinstance(value, (bool, int, float, str)):
@@ -46,6 +42,19 @@ def check_said(values: Mapping[str, Any]) -> None:
     _check_accuracies(values["results"])
 
 
+def check_classes(names: Sequence[str]) -> None:
+    """ValueError for class names too many or too long, or one that cannot be shown."""
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"classes: {len(names):,} of them; at most {MOST_CLASSES:,}")
+    for number, name in enumerate(names):
+        if not name or len(name) > LONGEST_CLASS or not is_printable(name):
+            raise ValueError(
+                f"classes.{number}: expected 1 to {LONGEST_CLASS} characters that can be shown, found {quoted(name)}"
+            )
+    if (size := sum(len(name.encode()) for name in names)) > MOST_CLASS_BYTES:
+        raise ValueError(f"classes: names of {size:,} bytes together; at most {MOST_CLASS_BYTES:,}")
+
+
 def check_ranges(mean: Sequence[float], deviation: Sequence[float]) -> None:
     """ValueError for a mean or deviation, of pixels from 0 to 1, that would leave nothing of a picture."""
     for what, numbers, (least, most) in (("mean", mean, _MEAN), ("std", deviation, _DEVIATION)):
@@ -60,8 +69,8 @@ def _check_lineage(lineage: Sequence[Mapping[str, Any]]) -> None:
         if not ancestor.keys() <= _ANCESTOR:
             raise ValueError(f"lineage.{number}: expected {', '.join(sorted(_ANCESTOR))} alone")
         for key, value in ancestor.items():
-            if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT):
-                raise ValueError(f"lineage.{number}.{key}: expected a text of at most {LONGEST_TEXT:,} characters")
+            if value is not None and (not isinstance(value, str) or len(value) > LONGEST_ANCESTOR):
+                raise ValueError(f"lineage.{number}.{key}: expected a text of at most {LONGEST_ANCESTOR} characters")
 
 
 def _check_accuracies(results: Mapping[str, Any]) -> None:

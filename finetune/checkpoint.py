@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from finetune.bounds import MOST_VALUES, check_said
+from finetune.bounds import LARGEST_INPUT, MOST_VALUES, check_said
 from finetune.digest import digest_of_all
 from finetune.errors import CheckpointError
 from finetune.files import write_whole
@@ -43,7 +43,7 @@ class InputMetadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
     channels: Literal[1, 3]
-    size: int = Field(ge=1, le=4096)
+    size: int = Field(ge=1, le=LARGEST_INPUT)
     mean: list[FiniteFloat]
     std: list[FiniteFloat]
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]

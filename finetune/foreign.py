@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.checkpoint import Weights, check_tensors, load_tensors, read_weights
 from finetune.errors import CheckpointError, SettingError
-from finetune.models.registry import InputSpec, build_model, check_size, find_model
+from finetune.models.registry import InputSpec, build_model, find_model
+from finetune.told import as_told, configured, size_that_fits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from finetune.models.staged import StagedNetwork
 
 _RESHAPING = ("img_size", "in_chans")  # arguments for whose sake timm changes the shapes of pretrained tensors
-_RESIZES = {"center": "shorter_side", "border": "shorter_side", "squash": "squash"}  # timm's crop_mode, and ours
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def from_timm(source: str, name: str, arguments: Mapping[str, Any]) -> Opened:
 def from_bare(path: Path, model: str, arguments: Mapping[str, Any]) -> Opened:
     """A bare file of weights of a model that the person named; its head, if it has one, knows classes "0", "1", ..."""
     weights = read_weights(path)
-    spec = _as_told(model, arguments, weights.texts)
+    spec = as_told(model, arguments, weights.texts)
     weights = replace(weights, tensors=_reshaped(weights.tensors, str(path), model, arguments))
     return _loaded(weights, str(path), model, arguments, spec, None)
 
@@ -74,27 +74,14 @@ def from_repository(path: Path, where: str, config: HubConfig) -> Opened:
     weights = read_weights(path)
     model, arguments = config.model, config.model_args
     try:
-        spec = _configured(find_model(model, arguments).input, config, where)
-        spec = replace(spec, size=_size_that_fits(config, spec.size))
+        spec = configured(find_model(model, arguments).input, config, where)
+        spec = replace(spec, size=size_that_fits(config, spec.size))
         state = _state_of(weights, where, config)
         return _loaded(
             replace(weights, tensors=state), where, model, arguments, spec, _class_names(state, where, config)
         )
     except SettingError as error:
         raise CheckpointError(f"{where}: its config.json does not hold: {error}") from None
-
-
-def _size_that_fits(config: HubConfig, size: int) -> int:
-    """The side of the input. timm's export leaves that of the source there when a network was built for another."""
-    built = config.model_args.get("img_size")
-    try:
-        if size != find_model(config.model, config.model_args).input.size:
-            check_size(config.model, config.model_args, size)
-    except SettingError:
-        if built is None:
-            raise
-        return int(built)
-    return size
 
 
 def _state_of(weights: Weights, where: str, config: HubConfig) -> dict[str, Tensor]:
@@ -187,61 +174,3 @@ def _loaded(
         raise CheckpointError(f"{where}: {len(names)} class names, and {rows} rows in the head")
     classes = tuple(names) if names is not None else tuple(map(str, range(rows)))
     return Opened(classifier_of(network, model, arguments, classes, spec), weights.sha256)
-
-
-def _as_told(model: str, arguments: Mapping[str, Any], texts: Mapping[str, str]) -> InputSpec:
-    """The input as the file's own metadata has it, where it has: texts such as mean 0.5, std 0.5, input 224.
-
-    What is no such number, or a size that the model does not take, is as if it were not said.
-    """
-    spec = find_model(model, arguments).input
-    told: dict[str, Any] = {}
-    for key in ("mean", "std"):
-        values = _decimals(texts.get(key, ""))
-        if len(values) in (1, spec.channels) and (key == "mean" or min(values) > 0):
-            told[key] = values * spec.channels if len(values) == 1 else values
-    size = texts.get("input", "")
-    if size.isascii() and size.isdecimal() and len(size) < 5 and _takes(model, arguments, int(size)):
-        told["size"] = int(size)
-    return replace(spec, **told)
-
-
-def _takes(model: str, arguments: Mapping[str, Any], size: int) -> bool:
-    try:
-        check_size(model, arguments, size)
-    except SettingError:
-        return False
-    return size > 0
-
-
-def _decimals(text: str) -> tuple[float, ...]:
-    """The numbers of a text such as "0.5" or "0.485, 0.456, 0.406"; none where it is something else."""
-    try:
-        found = tuple(float(part) for part in text.strip("()[] ").split(","))
-    except ValueError:
-        return ()
-    return found if all(-10 < value < 10 for value in found) else ()
-
-
-def _configured(spec: InputSpec, config: HubConfig, where: str) -> InputSpec:
-    """The input as a config.json has it. CheckpointError for a value that is of no use."""
-    from pydantic import ValidationError
-
-    from finetune.checkpoint import InputMetadata
-
-    said = config.pretrained_cfg
-    values = spec.as_dict()
-    try:
-        if "input_size" in said:
-            channels, height, width = said["input_size"]
-            if height != width or channels != spec.channels:
-                raise CheckpointError(f"{where}: its input_size is {said['input_size']}, which is not made here")
-            values["size"] = height
-        renamed = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "crop"}
-        values |= {ours: said[theirs] for theirs, ours in renamed.items() if said.get(theirs) is not None}
-        values |= {key: list(map(float, values[key])) for key in ("mean", "std")}
-        values["resize"] = _RESIZES.get(said.get("crop_mode") or "center", "shorter_side")
-        checked = InputMetadata.model_validate(values | {"crop": float(values["crop"])})
-    except (ValidationError, TypeError, ValueError):
-        raise CheckpointError(f"{where}: pretrained_cfg in its config.json does not describe an input") from None
-    return InputSpec(**checked.model_dump() | {"mean": tuple(checked.mean), "std": tuple(checked.std)})

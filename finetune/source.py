@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.bounds import LONGEST_LINEAGE
 from finetune.checkpoint import (
     Checkpoint,
     Metadata,
@@ -67,9 +68,10 @@ class Source:
         return None
 
     def lineage_of_child(self) -> list[dict[str, Any]]:
-        """The lineage of what is made from this source: the source itself, then its own parents."""
+        """The lineage of what is made from this source: the source itself, then its own parents, the nearest ones."""
         itself = {"id": self.id or str(self.path and self.path.name), "sha256": self.sha256, "task": self.dataset}
-        return [itself, *(self.metadata.lineage if self.metadata is not None else [])]
+        older = self.metadata.lineage if self.metadata is not None else []
+        return [itself, *older][:LONGEST_LINEAGE]
 
 
 @dataclass(frozen=True)

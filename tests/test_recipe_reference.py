@@ -35,7 +35,7 @@ def test_the_page_is_the_same_each_time_and_shows_bounds_and_defaults():
     page = reference_markdown()
     assert page == reference_markdown()
     assert "| `momentum` | number (at least 0, below 1) | `0.9` |" in page
-    assert "| `epochs` | whole number (at least 1) |  |" in page
+    assert "| `epochs` | whole number (at least 1, at most 100,000) |  |" in page
     assert "| `lr` | number (above 0) | required |" in page
 
 

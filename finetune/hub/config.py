@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune.bounds import MOST_CLASSES, check_classes
 from finetune.checkpoint import Metadata
 from finetune.errors import CheckpointError, HubRefusal, SettingError
 
@@ -64,8 +65,8 @@ def parse_config(values: Mapping[str, Any], where: str) -> HubConfig | None:
         names = [names[str(i)] for i in range(len(names))]
     problems = {
         "model_args": not (isinstance(args, dict) and all(isinstance(key, str) for key in args)),
-        "num_classes": not (count is None or (type(count) is int and 0 <= count < 10**6)),
-        "label_names": isinstance(names, list) and not all(isinstance(n, str) for n in names),
+        "num_classes": not (count is None or (type(count) is int and 0 <= count <= MOST_CLASSES)),
+        "label_names": isinstance(names, list) and not _are_class_names(names),
         "label_offset": inner.get("label_offset") not in (None, *range(100)),
     }
     wrong = [key for key, is_wrong in problems.items() if is_wrong]
@@ -77,6 +78,15 @@ def parse_config(values: Mapping[str, Any], where: str) -> HubConfig | None:
     name, _, tag = architecture.partition(".")
     kept = dict(inner) | ({"tag": tag} if tag and "tag" not in inner else {})
     return HubConfig(name, _arguments(args, inner), count, labels, kept)
+
+
+def _are_class_names(names: Sequence[object]) -> bool:
+    texts = [name for name in names if isinstance(name, str)]
+    try:
+        check_classes(texts)
+    except ValueError:
+        return False
+    return len(texts) == len(names)
 
 
 def _arguments(given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

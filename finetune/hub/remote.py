@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from finetune.files import write_whole
 from finetune.hub.client import Note, asked, is_offline, silent
 from finetune.hub.faults import RepositoryMissing
 from finetune.hub.names import OUR_FILES, HubName
+from finetune.strangers.regular import read_regular
+from finetune.strangers.strict_json import parse_json
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _CHUNK = 1 << 20
+MOST_JSON = 5_000_000  # bytes of a config.json, whose largest part are class names
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def read_json(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(read_regular(path, MOST_JSON), MOST_JSON)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

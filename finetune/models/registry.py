@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from finetune.models.staged import StagedNetwork
 
 TIMM = "timm/"
+_LONGEST = 200  # characters of a name that are repeated
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def find_model(name: str, arguments: Mapping[str, Any] | None = None) -> ModelRo
         return timm_row(name, arguments)
     if name not in MODELS:
         near = name_hint(name, MODELS, "models")
-        raise SettingError(f"unknown model {name!r}{near}, and timm/NAME: see `finetune models 'timm/*net*'`")
+        raise SettingError(
+            f"unknown model {name[:_LONGEST]!r}{near}, and timm/NAME: see `finetune models 'timm/*net*'`"
+        )
     row = MODELS[name]
     unknown = [key for key in arguments if key not in row.arguments]
     if unknown:

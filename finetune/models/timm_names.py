@@ -11,10 +11,13 @@ from typing import Any
 import timm
 from torch import nn
 
+from finetune.bounds import LARGEST_INPUT
 from finetune.errors import SettingError, listed, name_hint
+from finetune.strangers.printable import is_printable, quoted
 
 PREFIX = "timm/"
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)*")  # no ':', '/' or '\': timm reads the Hub or the disk for those
+_LONGEST = 100  # characters of a name, or of a text among the arguments
 _LARGEST = 16_384  # for any whole number among the arguments; larger ones only fill the memory
 
 # What timm's factory takes besides the architecture's own arguments, and why it is not for recipes.
@@ -44,8 +47,10 @@ def timm_names(pattern: str) -> list[str]:
 def parse_name(name: str) -> tuple[str, str]:
     """(architecture, tag or "") of timm/ARCH[.TAG]. SettingError for one that timm does not have, with near names."""
     wanted = name.removeprefix(PREFIX)
-    if not _NAME.fullmatch(wanted):
-        raise SettingError(f"model {name!r}: expected timm/NAME or timm/NAME.TAG of timm's own models, without paths")
+    if len(wanted) > _LONGEST or not _NAME.fullmatch(wanted):
+        raise SettingError(
+            f"model {quoted(name)}: expected timm/NAME or timm/NAME.TAG of timm's own models, without paths"
+        )
     architecture, _, tag = wanted.partition(".")
     known = timm.list_models()
     if architecture not in known:
@@ -81,13 +86,21 @@ def check_values(name: str, arguments: Mapping[str, Any]) -> None:
             raise SettingError(
                 f"model {name!r}: argument {key!r}: expected a number, true, false or a text, found {value!r}"
             )
+        if isinstance(value, str) and (len(value) > _LONGEST or not is_printable(value)):
+            raise SettingError(
+                f"model {name!r}: argument {key!r}: expected at most {_LONGEST} characters that can be shown, found "
+                f"{quoted(value)}"
+            )
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise SettingError(f"model {name!r}: argument {key!r}: expected at most {_LARGEST:,}, found {value:,}")
     if "in_chans" in arguments and (arguments["in_chans"] not in (1, 3) or type(arguments["in_chans"]) is not int):
         raise SettingError(f"model {name!r}: argument 'in_chans': expected 1 or 3, found {arguments['in_chans']!r}")
     size = arguments.get("img_size", 1)
-    if type(size) is not int or size < 1:
-        raise SettingError(f"model {name!r}: argument 'img_size': expected the side in whole pixels, found {size!r}")
+    if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
+        raise SettingError(
+            f"model {name!r}: argument 'img_size': expected the side in whole pixels, at most {LARGEST_INPUT:,}, found "
+            f"{size!r}"
+        )
 
 
 def taken_arguments(body: nn.Module) -> tuple[str, ...]:

@@ -18,6 +18,10 @@ from finetune.models.timm_build import PROBE, bare_body
 from finetune.models.timm_names import PREFIX, check_values, parse_name
 from finetune.models.timm_stages import head_path
 
+# timm's conversions make some tensors larger, position embeddings above all, but not the whole.
+MOST_GROWTH = 4
+GROWTH_ALLOWED = 10_000_000
+
 # What a tag says of the images, by the number of classes: only where both agree are the class names known.
 _TAG_OF_CLASSES = {1000: "in1k", 11821: "in12k", 21841: "in22k", 21842: "in22k", 21843: "in21k", 11221: "in21k"}
 
@@ -55,6 +59,10 @@ def converted(
     CheckpointError when the tensors are not that network's.
     """
     size = find_model(name, arguments).input.size
+    has = sum(t.numel() for t in tensors.values())
+    needs = sum(t.numel() for t in bare_body(name, classes, arguments).state_dict().values())
+    if needs > MOST_GROWTH * has + GROWTH_ALLOWED:
+        raise CheckpointError(f"the tensors do not fit model {name!r}: it has {needs:,} numbers, the file {has:,}")
     return _loaded(name, arguments, tensors, classes, label_offset=offset, input_size=(channels, size, size))
 
 

@@ -6,6 +6,7 @@ words follow YAML 1.2 exactly, and hostile input (endless nesting, aliases that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ from finetune.recipe.scalars import Scalar, resolve, unusable
 from finetune.recipe.syntax import syntax_fault
 
 DEEPEST = 20  # levels of nesting; a recipe needs 5
+_LONG_TAG = re.compile(r"!\S{5000}")
 MOST_VALUES = 50_000  # values in one recipe; the largest honest one is a list of some ten thousand class names
 
 
@@ -55,6 +57,11 @@ class _Stopped(Exception):
 def read_yaml(text: str, flow_only: bool = False) -> Document:
     """Reads one YAML document. With `flow_only`, collections must be written `[a, b]` and `{a: b}`."""
     document = Document()
+    if long := _LONG_TAG.search(text):  # the parser would take seconds over it, only to have it refused as a tag
+        line = text.count("\n", 0, long.start()) + 1
+        document.refuse((), "a '!' with thousands of characters after it; a recipe has no tags (!)", line=line)
+        document.whole = False
+        return document
     try:
         events = YAML(typ="safe", pure=True).parse(text)
         _Reading(document, events, flow_only).run()

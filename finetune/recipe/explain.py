@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from finetune.errors import listed
-from finetune.recipe.faults import Fault, Place, found, unknown_key
+from finetune.recipe.faults import Fault, Place, found, unknown_key, written
 from finetune.recipe.model import InputSettings, ModelSettings, SourceModelSettings
 from finetune.recipe.optimizer import OPTIMIZERS, SCHEDULES
 from finetune.recipe.phase import LastStages, LoraSettings, Phase
@@ -63,9 +63,11 @@ def _fault(error: Mapping[str, Any], recipe: type[Settings], data: Mapping[str, 
         return _missing(place, value, recipe, data)
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return Fault(place, f"must be {words} {context[key]:g}, found {value}")
+        return Fault(place, f"must be {words} {written(context[key])}, found {value}")
     if kind in ("too_short", "too_long"):
         return _length(place, value, context)
+    if kind == "string_too_long":
+        return Fault(place, f"expected at most {context['max_length']:,} characters, found {len(value):,}")
     if kind == "string_too_short":
         return Fault(place, "must not be empty text")
     if kind == "literal_error":
@@ -137,7 +139,9 @@ def _missing(place: Place, value: object, recipe: type[Settings], data: Mapping[
 def _length(place: Place, value: object, context: Mapping[str, Any]) -> Fault | None:
     count = len(cast(list[object], value))
     if "max_length" in context:
-        return Fault(place, f"expected {context['max_length']} numbers, found {count}")
+        what = "phases" if place == ("phases",) else "numbers"
+        at_most = "at most " if context["max_length"] != 2 else ""
+        return Fault(place, f"expected {at_most}{context['max_length']} {what}, found {count}")
     if count >= context["min_length"]:
         return None  # it has entries; they were refused one by one
     return Fault(place, "must not be empty")

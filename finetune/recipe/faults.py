@@ -47,6 +47,11 @@ def found(value: object) -> str:
     return "a list" if isinstance(value, list | tuple) else f"a Python {type(value).__name__}"
 
 
+def written(bound: float) -> str:
+    """Returns a bound as a person writes it: 0.001, 2, 100,000."""
+    return f"{int(bound):,}" if float(bound).is_integer() else f"{bound:g}"
+
+
 def unknown(what: str, name: str, known: Sequence[str], plural: str) -> str:
     """Returns `unknown stage "fc3"; did you mean 'fc1'? Stages are conv1, fc1, head`."""
     return f"unknown {what} {quoted(name)}{name_hint(name, known, plural)}"

@@ -94,9 +94,11 @@ def _validation_form(value: object) -> str | None:
     return "images" if isinstance(value, int) else "fraction"
 
 
-ClassName = Annotated[Text, BeforeValidator(_class_name, json_schema_input_type=int | str)]
+ClassName = Annotated[
+    str, Field(min_length=1, max_length=255), BeforeValidator(_class_name, json_schema_input_type=int | str)
+]
 Validation = Annotated[
-    Annotated[int, Field(ge=0), Tag("images")] | Annotated[float, Field(ge=0, lt=1), Tag("fraction")],
+    Annotated[int, Field(ge=0, le=100_000_000), Tag("images")] | Annotated[float, Field(ge=0, lt=1), Tag("fraction")],
     Discriminator(
         _validation_form,
         custom_error_type="expected",
@@ -127,7 +129,10 @@ class DataSettings(Settings):
         examples=[0.1],
     )
     shots: int | None = Field(
-        default=None, ge=1, description="Labelled training images used per class, drawn by the seed. Left out: all."
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="Labelled training images used per class, drawn by the seed. Left out: all.",
     )
     on_bad_image: Literal["fail", "skip"] = Field(
         default="fail",

@@ -79,7 +79,7 @@ Model = Annotated[
 SourceModel = Annotated[SourceModelSettings, BeforeValidator(_gathered), _json_schema([])]
 
 Mean = Annotated[float, Field(ge=-1, le=2)]
-Deviation = Annotated[float, Field(gt=0, le=2)]
+Deviation = Annotated[float, Field(ge=0.001, le=2)]
 
 
 class InputSettings(Settings):

@@ -7,25 +7,38 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from finetune.recipe.document import Document, read_yaml
+from finetune.recipe.document import DEEPEST, Document, read_yaml
 from finetune.recipe.faults import Fault, Place, found
 from finetune.recipe.scalars import unusable
 from finetune.strangers.printable import quoted
 
+MOST_SETTINGS = 1_000
+LONGEST_SETTING = 100_000  # characters
 _KEY = re.compile(r"[^.\[\]=\s]+(\[\d{1,6}\])*(\.[^.\[\]=\s]+(\[\d{1,6}\])*)*")
 _PART = re.compile(r"\[(\d+)\]|[^.\[\]]+")
 
 
 def override(document: Document, settings: Sequence[str]) -> None:
     """Puts each `KEY=VALUE` into the document, in order; what cannot be put becomes a fault of the document."""
+    if len(settings) > MOST_SETTINGS:
+        document.faults.append(Fault((), f"given {len(settings):,} times, at most {MOST_SETTINGS:,}", line="--set"))
+        return
     for setting in settings:
         label = f"--set {_one_line(setting)}"
         key, equals, text = setting.partition("=")
+        if len(setting) > LONGEST_SETTING:
+            message = f"has {len(setting):,} characters, at most {LONGEST_SETTING:,}; write it in the recipe"
+            document.faults.append(Fault((), message, line=label))
+            continue
         if not equals or not _KEY.fullmatch(key.strip()) or unusable(key.strip()):
             message = "expected KEY=VALUE, with a key such as phases[0].optimizer.lr"
             document.faults.append(Fault((), message, line=label))
             continue
         place = tuple(int(m[1]) if m[1] else m[0] for m in _PART.finditer(key.strip()))
+        if len(place) > DEEPEST:
+            message = f"names a place deeper than {DEEPEST} levels; a recipe has 5"
+            document.faults.append(Fault((), message, line=label))
+            continue
         value = read_yaml(text, flow_only=True)
         document.faults += [replace(f, place=(*place, *f.place), at=None, line=label) for f in value.faults]
         document.broken |= {(*place, *broken) for broken in value.broken}

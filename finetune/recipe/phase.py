@@ -85,29 +85,38 @@ class Phase(Settings):
     name: str = Field(
         default_factory=_name_from,
         min_length=1,
+        max_length=4096,
         description="Name of the phase in reports, once in a recipe. Left out: head, all, last-2, or conv1+fc1 from "
         "what trains, with -2, -3 and so on added where that name is taken.",
     )
     epochs: int | None = Field(
         default=None,
         ge=1,
+        le=100_000,
         description="Length in passes over the training images. Give either epochs or steps.",
         examples=[5],
     )
     steps: int | None = Field(
-        default=None, ge=1, description="Length in optimizer steps (batches). Give either epochs or steps."
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="Length in optimizer steps (batches). Give either epochs or steps.",
     )
     min_steps: int | None = Field(
         default=None,
         ge=1,
+        le=100_000_000,
         description="With epochs: at least so many optimizer steps, since a pass over a few images teaches little.",
     )
     max_steps: int | None = Field(
         default=None,
         ge=1,
+        le=100_000_000,
         description="With epochs: at most so many optimizer steps, so that a large data set does not take all day.",
     )
-    batch_size: int = Field(default=64, ge=1, description="Images per optimizer step, over all processes together.")
+    batch_size: int = Field(
+        default=64, ge=1, le=1_000_000, description="Images per optimizer step, over all processes together."
+    )
     optimizer: Optimizer | None = Field(
         default=None,
         description="The rule that turns gradients into steps. Every phase without a solver has one.",
@@ -185,6 +194,7 @@ Phases = Annotated[
     Field(
         strict=False,
         min_length=1,
+        max_length=100,
         description="What is trained, one phase after the other.",
         examples=[[{"train": "all", "epochs": 5, "optimizer": {"name": "sgd", "lr": 0.05}}]],
     ),

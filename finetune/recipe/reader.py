@@ -7,6 +7,7 @@ and what they found is put in one list (`faults`).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -25,6 +26,7 @@ from finetune.recipe.plain import from_python
 from finetune.recipe.rules import rule_faults
 from finetune.recipe.schema import KINDS, AdaptRecipe, PretrainRecipe
 from finetune.recipe.tags import near_keys, settled
+from finetune.strangers.regular import read_regular
 
 __all__ = ["KnownNames", "Recipe", "check_recipe", "dump_recipe", "parse_recipe", "read_recipe", "resolved"]
 
@@ -93,8 +95,7 @@ def _examined(data: dict[str, object], names: KnownNames) -> tuple[list[Fault], 
 
 def _text_of(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
+        content = read_regular(path, LARGEST)
     except FileNotFoundError:
         beside = {Path(name).stem: name for name in _recipes_in(path.parent)}
         near = [repr(beside[stem]) for stem in near_keys(path.stem, list(beside))]
@@ -104,11 +105,10 @@ def _text_of(path: Path) -> str:
         inside = _recipes_in(path)
         say = f"name one of its recipes: {', '.join(inside[:20])}" if inside else f"it holds no recipe; {_SHIPPED}"
         raise RecipeError([f"{path}: is a folder; {say}"]) from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "this is no file name"
-        raise RecipeError([f"{str(path)!r}: cannot be read ({why}); {_SHIPPED}"]) from None
-    if len(content) > LARGEST:
-        raise RecipeError([f"{path}: is larger than {LARGEST // 1000:,} kB; a recipe is far smaller"])
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise RecipeError([f"{path}: is larger than {LARGEST // 1000:,} kB; a recipe is far smaller"]) from None
+        raise RecipeError([f"{str(path)!r}: cannot be read ({error.strerror}); {_SHIPPED}"]) from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

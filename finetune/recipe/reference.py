@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from finetune.recipe.explain import flow
+from finetune.recipe.faults import written
 from finetune.recipe.model import InputSettings, ModelSettings, SourceModelSettings
 from finetune.recipe.optimizer import OPTIMIZERS, SCHEDULES
 from finetune.recipe.phase import LastStages, LoraSettings, Phase
@@ -153,7 +154,7 @@ def words(field: Schema, whole: Schema) -> str:
     if kind == "object":
         inside = field.get("properties") or {"": field.get("additionalProperties", {})}
         return f"mapping with {', '.join(f'`{key}`' for key in inside)}" if all(inside) else words(inside[""], whole)
-    bounds = ", ".join(f"{say} {field[key]:g}" for key, say in _BOUNDS if key in field)
+    bounds = ", ".join(f"{say} {written(field[key])}" for key, say in _BOUNDS if key in field)
     names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
     return names[cast(str, kind)] + (f" ({bounds})" if bounds else "")
 

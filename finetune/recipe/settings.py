@@ -15,7 +15,7 @@ class Settings(BaseModel):
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 def expected(what: str) -> PydanticCustomError:
