@@ -20,7 +20,7 @@ from test_data_sets import make_files
 from finetune.data import download
 from finetune.data.catalog import DATASETS, Archive, DatasetRow
 from finetune.data.download import fetch
-from finetune.data.torchvision_sets import read_splits
+from finetune.data.idx import read_splits
 from finetune.errors import DownloadError, OutputError
 
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]

@@ -241,7 +241,12 @@ LIES = {
         b"\x00\x00\x0d\x03" + struct.pack(">III", 3, 28, 28) + bytes(2352),
         "00 00 08 03.*00 00 0d 03",
     ),
-    "petabytes": (0, b"\x00\x00\x08\x03" + struct.pack(">III", *[2**32 - 1] * 3) + bytes(2352), "found 2,368 bytes"),
+    "petabytes": (
+        0,
+        b"\x00\x00\x08\x03" + struct.pack(">III", *[2**32 - 1] * 3) + bytes(2352),
+        "at most 2,000,000 images or labels, found 4,294,967,295",
+    ),
+    "gigabytes": (0, b"\x00\x00\x08\x03" + struct.pack(">III", 2_000_000, 28, 28) + bytes(2352), "found 2,368 bytes"),
     "no images": (0, b"\x00\x00\x08\x03" + struct.pack(">III", 0, 28, 28), "at least one value"),
     "another size": (0, idx(np.zeros((3, 32, 28), np.uint8)), "28×28 pixels, found 32×28"),
     "labels for images": (0, idx(np.zeros(3, np.uint8)), "expected"),
@@ -257,7 +262,7 @@ def test_a_header_that_lies_is_found_out(lie: str, packed: bool, tmp_path: Path)
     files = make_files("mnist", (3, 3))
     files[DATASETS["mnist"].train_files[which]] = content
     put(tmp_path, "mnist", files, packed)
-    if packed and lie == "petabytes":
+    if packed and lie == "gigabytes":
         found = "compressed bytes"
     with pytest.raises(DataError, match=f"{DATASETS['mnist'].train_files[which]}.*{found}"):
         open_dataset("mnist", tmp_path, download=False)

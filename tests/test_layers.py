@@ -25,7 +25,7 @@ ALLOWED = {
     "__init__": {"api", "saving", "source", "models", "reporting"},
     "reporting": {"strangers", "files", "errors"},
     "data": {"pictures", "bounds", "machine", "strangers", "errors"},
-    "models": {"pictures", "machine", "strangers", "errors"},
+    "models": {"pictures", "bounds", "machine", "strangers", "errors"},
     "recipe": {"strangers", "errors"},
     "checkpoint": {"tensors", "header", "bounds", "digest", "strangers", "files", "errors"},
     "training": {"data", "models", "header", "folders", "digest", "errors"},

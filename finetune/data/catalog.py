@@ -242,6 +242,6 @@ def open_dataset(name: str, root: Path, *, download: bool = True) -> DataSplits:
         from finetune.data.download import fetch
 
         fetch(row, root)
-    from finetune.data.torchvision_sets import read_splits
+    from finetune.data.idx import read_splits
 
     return read_splits(row, root)

@@ -1,0 +1,142 @@
+"""Reads the idx files of MNIST and its kin where torchvision keeps them; a root that is read-only stays as it is.
+
+The idx format: 0, 0, the type of its numbers, how many dimensions; their sizes as 4-byte big-endian numbers; the values
+(http://yann.lecun.com/exdb/mnist/). The end of a file's name says which: idx3-ubyte are bytes in three dimensions. What
+the header says is held against the data set and the size of the file before any room is made for the values.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune.data.images import DataSplits, ImageSet
+from finetune.errors import DataError
+from finetune.strangers.regular import open_regular
+
+if TYPE_CHECKING:
+    from finetune.data.catalog import DatasetRow
+
+MOST_ITEMS = 2_000_000  # images or labels in one file; EMNIST's largest has 697,932
+COLUMNS = 8  # of QMNIST's labels, of which the first is the class
+
+# One byte of gzip can stand for at most 1,032 (RFC 1951: 258 bytes in 2 bits).
+_GZIP_LIMIT = 1032
+
+
+@dataclass(frozen=True)
+class _Format:
+    """What a kind of idx file must begin with, and its numbers."""
+
+    magic: bytes
+    numbers: str
+
+    @property
+    def header_bytes(self) -> int:
+        return 4 + 4 * self.magic[3]
+
+
+_FORMATS = {
+    "idx3-ubyte": _Format(b"\x00\x00\x08\x03", "u1"),
+    "idx1-ubyte": _Format(b"\x00\x00\x08\x01", "u1"),
+    "idx2-int": _Format(b"\x00\x00\x0c\x02", ">i4"),
+}
+
+
+def read_splits(row: DatasetRow, root: Path) -> DataSplits:
+    """Both parts of a data set whose files are all under `root`. Raises DataError for one damaged or unreadable."""
+    return DataSplits(_read_part(row, root, "train", row.train_files), _read_part(row, root, "test", row.test_files))
+
+
+def _read_part(row: DatasetRow, root: Path, part: str, files: tuple[str, ...]) -> ImageSet:
+    image_path, label_path = (_present(row.raw_folder(root) / name) for name in files)
+    images, labels = _read_idx(image_path, row.size), _read_idx(label_path, row.size)
+    if len(images) != len(labels):
+        raise _damaged(
+            label_path, f"{len(images):,} labels, one for each image of {image_path.name}", f"{len(labels):,}"
+        )
+    classes = (labels[:, 0] if labels.ndim == 2 else labels).astype(np.int64) - row.first_label
+    lowest, highest = int(classes.min()), int(classes.max())
+    if lowest < 0 or highest >= len(row.class_names):
+        first, last = row.first_label, row.first_label + len(row.class_names) - 1
+        found = f"{lowest + row.first_label} to {highest + row.first_label}"
+        raise _damaged(label_path, f"labels from {first} to {last}", found)
+    upright = np.ascontiguousarray(images.transpose(0, 2, 1)) if row.transposed else images
+    pixels = torch.from_numpy(upright).unsqueeze(1)
+    return ImageSet(pixels, torch.from_numpy(classes), row.class_names, f"{row.name} {part}")
+
+
+def _present(path: Path) -> Path:
+    """The file itself, or the .gz beside it where only that is there."""
+    return path if path.is_file() else path.with_name(f"{path.name}.gz")
+
+
+def _read_idx(path: Path, side: int) -> npt.NDArray[np.generic]:
+    """The values of an idx file, plain or .gz, shaped as its header says. Raises DataError naming the file."""
+    kind = _FORMATS["idx" + path.name.removesuffix(".gz").rpartition("-idx")[2]]
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if path.suffix != ".gz":
+                return _values(path, kind, side, file, size)
+            with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+                return _values(path, kind, side, unpacked, size, packed=True)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as fault:
+        raise _damaged(path, "a whole gzip file", str(fault)) from None
+    except OSError as fault:
+        raise DataError(f"{path}: cannot be read: {fault.strerror or fault}") from None
+
+
+def _values(
+    path: Path, kind: _Format, side: int, file: IO[bytes], size: int, packed: bool = False
+) -> npt.NDArray[np.generic]:
+    """What an open file of `size` bytes holds. No more room is made than those bytes can account for."""
+    shape = _shape(path, kind, side, file.read(kind.header_bytes))
+    inside = " inside" if packed else ""
+    expected = kind.header_bytes + math.prod(shape) * np.dtype(kind.numbers).itemsize
+    if expected > size * _GZIP_LIMIT if packed else expected != size:
+        found = f"{size:,} {'compressed ' if packed else ''}bytes"
+        raise _damaged(path, f"{expected:,} bytes{inside}, as its header says", found)
+    values = np.empty(shape, kind.numbers)
+    room, done = memoryview(values.reshape(-1).view(np.uint8)), 0
+    while got := file.readinto(room[done:]):  # type: ignore[attr-defined]
+        done += got
+    if done != len(room) or file.read(1):
+        found = f"{kind.header_bytes + done:,} bytes" if done != len(room) else "more"
+        raise _damaged(path, f"{expected:,} bytes{inside}, as its header says", found)
+    return values
+
+
+def _shape(path: Path, kind: _Format, side: int, header: bytes) -> tuple[int, ...]:
+    """The sizes in a header. Raises DataError for one not of this kind, without a value, or not of such images."""
+    if len(header) < kind.header_bytes:
+        raise _damaged(path, f"a header of {kind.header_bytes} bytes", f"{len(header)} bytes")
+    if header[:4] != kind.magic:
+        raise _damaged(path, f"the bytes {kind.magic.hex(' ')} at its start", header[:4].hex(" "))
+    sizes: tuple[int, ...] = struct.unpack(f">{kind.magic[3]}I", header[4:])
+    if 0 in sizes:
+        raise _damaged(path, "at least one value", f"the sizes {'×'.join(map(str, sizes))} in its header")
+    if sizes[0] > MOST_ITEMS:
+        raise _damaged(path, f"at most {MOST_ITEMS:,} images or labels", f"{sizes[0]:,} in its header")
+    wanted = {1: (), 2: (COLUMNS,), 3: (side, side)}[len(sizes)]
+    if sizes[1:] != wanted:
+        what = f"images of {side}×{side} pixels" if len(sizes) == 3 else f"{COLUMNS} numbers a label"
+        raise _damaged(path, what, "×".join(map(str, sizes[1:])))
+    return sizes
+
+
+def _damaged(path: Path, expected: str, found: str) -> DataError:
+    return DataError(
+        f"{path}: damaged: expected {expected}, found {found}; delete this file and run again with a network "
+        "connection, which downloads it anew"
+    )
