@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import stat
 import threading
 import warnings
 from pathlib import Path
@@ -19,6 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.errors import DataError
+from finetune.machine import memory
+from finetune.strangers.gate import Gate
+from finetune.strangers.jpeg import MOST_SCANS, is_endless
+from finetune.strangers.regular import read_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MOST_PIXELS = 64_000_000
+PIXEL_BYTES = 16  # that decoding takes at its worst, 16-bit colour with transparency
 MOST_BYTES = 600_000_000  # of a file: MOST_PIXELS of 4 channels of 16 bits, and some room
 # A longer strip than this is not resized whole, as that could take 4 GB for a picture of one row, but near its middle.
 MOST_ELONGATED = 16
@@ -46,19 +50,13 @@ def read_picture(file: str | Path) -> Image:
 def read_bytes(file: str | Path) -> bytes:
     """A picture file's bytes. DataError where there is no such file, or it is not one that could be a picture."""
     try:
-        status = Path(file).stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe could wait for ever
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise DataError(f"{file}: cannot be read as an image (it is {kind})")
-        if status.st_size > MOST_BYTES:
-            raise DataError(
-                f"{file}: cannot be read as an image ({status.st_size:,} bytes; at most {MOST_BYTES:,} are read)"
-            )
-        return Path(file).read_bytes()
+        return read_regular(file, MOST_BYTES)
     except FileNotFoundError:
         raise DataError(f"{file}: there is no such image file") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise DataError(f"{file}: cannot be read as an image ({getattr(error, 'strerror', None) or error})") from None
+    except IsADirectoryError:
+        raise DataError(f"{file}: cannot be read as an image (it is a folder)") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read as an image ({error.strerror or error})") from None
 
 
 def decode_picture(content: bytes, name: str | Path) -> Image:
@@ -67,9 +65,13 @@ def decode_picture(content: bytes, name: str | Path) -> Image:
 
     if not content:
         raise DataError(f"{name}: cannot be read as an image (the file is empty)")
+    if is_endless(content):
+        raise DataError(f"{name}: cannot be read as an image (a JPEG of over {MOST_SCANS} scans; save it anew)")
     try:
         with _QUIET, Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            return eight_bits(picture)
+            _refuse_huge(picture)
+            with _ROOM.share(picture.width * picture.height):
+                return eight_bits(picture)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     except UnidentifiedImageError:
@@ -94,14 +96,18 @@ def is_grey(content: bytes) -> bool | None:
 
 def eight_bits(picture: Image) -> Image:
     """The conversion of `read_picture` for a picture already open. DataError without a path for what has no white."""
+    _refuse_huge(picture)
+    with _QUIET:
+        picture.load()
+        return _upright(picture, _opaque(picture, grey=_shows_grey(picture)))
+
+
+def _refuse_huge(picture: Image) -> None:
     width, height = picture.size
     if width * height > MOST_PIXELS:
         raise DataError(
             f"{width:,}×{height:,} pixels, and at most {MOST_PIXELS:,} are decoded; save the picture smaller"
         )
-    with _QUIET:
-        picture.load()
-        return _upright(picture, _opaque(picture, grey=_shows_grey(picture)))
 
 
 def framed(
@@ -239,3 +245,4 @@ class _Quiet:
 
 
 _QUIET = _Quiet()
+_ROOM = Gate(max(MOST_PIXELS, memory() // 4 // PIXEL_BYTES))  # pixels that all threads decode at one time

@@ -21,7 +21,7 @@ ALLOWED = {
     "bounds": {"strangers"},
     "lock": {"files", "errors"},
     "folders": {"files", "errors"},
-    "pictures": {"strangers", "errors"},
+    "pictures": {"machine", "strangers", "errors"},
     "__init__": {"api", "saving", "source", "models", "reporting"},
     "reporting": {"strangers", "files", "errors"},
     "data": {"pictures", "bounds", "machine", "strangers", "errors"},

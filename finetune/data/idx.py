@@ -14,7 +14,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +98,7 @@ def _read_idx(path: Path, side: int) -> npt.NDArray[np.generic]:
 
 
 def _values(
-    path: Path, kind: _Format, side: int, file: IO[bytes], size: int, packed: bool = False
+    path: Path, kind: _Format, side: int, file: Any, size: int, packed: bool = False
 ) -> npt.NDArray[np.generic]:
     """What an open file of `size` bytes holds. No more room is made than those bytes can account for."""
     shape = _shape(path, kind, side, file.read(kind.header_bytes))
@@ -108,8 +108,8 @@ def _values(
         found = f"{size:,} {'compressed ' if packed else ''}bytes"
         raise _damaged(path, f"{expected:,} bytes{inside}, as its header says", found)
     values = np.empty(shape, kind.numbers)
-    room, done = memoryview(values.reshape(-1).view(np.uint8)), 0
-    while got := file.readinto(room[done:]):  # type: ignore[attr-defined]
+    room, done = memoryview(values.reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type]
+    while got := file.readinto(room[done:]):
         done += got
     if done != len(room) or file.read(1):
         found = f"{kind.header_bytes + done:,} bytes" if done != len(room) else "more"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from finetune.bounds import LONGEST_CLASS, check_classes
 from finetune.errors import DataError, listed, name_hint
 from finetune.strangers.printable import printable
 
@@ -22,6 +23,7 @@ PART_NAMES: dict[str, Part] = {
     "validation": "validation",
     "test": "test",
 }
+MOST_TEXT = 4_000  # characters that a class's name is looked for in
 MOST_SHOWN = 20  # files named in one message or note
 
 
@@ -48,6 +50,12 @@ class Listing:
     class_names: tuple[str, ...]
     bad: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            check_classes(self.class_names)  # before a long run, whose checkpoint could not say them
+        except ValueError as error:
+            raise DataError(f"{self.name}: {error}") from None
 
     def with_classes(self, names: Sequence[str] | None) -> Listing:
         """Only the files of these classes, which become the class names in this order; DataError for a wrong name."""
@@ -79,10 +87,13 @@ def one_test_part(files: Iterable[PictureFile]) -> tuple[PictureFile, ...]:
 def class_name(text: str) -> str | None:
     """A class's name from a folder's or a table's text, composed (NFC), so that every system writes it the same.
 
-    None for what could not be shown and saved: characters that are not printable, or bytes that are not UTF-8.
+    None for what could not be shown and saved: characters that are not printable, bytes that are not UTF-8, or a name
+    of more than 255 characters.
     """
+    if len(text) > MOST_TEXT:  # to be composed it would be gone through several times
+        return None
     name = unicodedata.normalize("NFC", text.strip())
-    return name if name and name.isprintable() else None
+    return name if name and name.isprintable() and len(name) <= LONGEST_CLASS else None
 
 
 def shown_list(names: Sequence[str]) -> str:

@@ -23,10 +23,12 @@ import numpy.typing as npt
 
 from finetune.data.split import array_hashes
 from finetune.errors import OutputError
+from finetune.strangers.regular import open_regular, read_regular
 
 FORMAT = 1
 SALT = "photograph"  # of the hashes of pixels
 _HEADER = 128  # bytes
+_MOST_ABOUT = 1 << 30  # bytes of a JSON: of 16 million pictures
 _LEFTOVER = 24 * 3600  # seconds after which a file without its partner was left by a process that died
 
 Bytes = npt.NDArray[np.uint8]
@@ -73,8 +75,9 @@ def read_packs(folder: Path, shape: tuple[int, int, int], wanted: Iterable[str])
 
 def _read(sidecar: Path, shape: tuple[int, int, int]) -> Pack | None:
     try:
-        about = json.loads(sidecar.read_bytes())
+        about = json.loads(read_regular(sidecar, _MOST_ABOUT))
         digests, hashes = about["digests"], np.array([int(h, 16) for h in about["hashes"]], dtype=np.uint64)
+        open_regular(sidecar.with_suffix(".npy")).close()  # numpy would wait at a pipe for ever
         pixels = np.load(sidecar.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         fits = pixels.dtype == np.uint8 and pixels.shape == (len(digests), *shape) and pixels.flags.c_contiguous
         if about["format"] != FORMAT or not fits or len(hashes) != len(digests):
@@ -195,8 +198,8 @@ def tidy(folder: Path, new: Pack) -> None:
     with contextlib.suppress(OSError):
         for file in list(folder.iterdir()):
             if file.suffix == ".json" and file != new.sidecar:
-                with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                    if new.row_of.keys() >= set(json.loads(file.read_bytes())["digests"]):
+                with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+                    if new.row_of.keys() >= set(json.loads(read_regular(file, _MOST_ABOUT))["digests"]):
                         file.unlink(missing_ok=True)
                         file.with_suffix(".npy").unlink(missing_ok=True)
             alone = file.suffix == ".npy" and not file.with_suffix(".json").exists()

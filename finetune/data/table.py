@@ -2,12 +2,14 @@
 
 Paths are relative to the CSV's folder. An absolute path and one with `..` are taken as they stand: whoever wrote the
 table may keep pictures anywhere. That is safe with a stranger's table too: it can name files, but not look for any (no
-wildcards, no `~`, no variables, no addresses), and each is only ever decoded as a picture; of what is none, nothing but
-its first bytes is shown, on this computer.
+wildcards, no `~`, no variables, no addresses), and each is only ever decoded as a picture, if it is a regular file; of
+what is none, nothing but its first bytes is shown, on this computer. A table is read row by row, so that one that is
+hostile takes no more memory than its pictures' names.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.data.listing import (
+    MOST_SHOWN,
     PART_NAMES,
     Listing,
     PictureFile,
@@ -25,9 +28,14 @@ from finetune.data.listing import (
 )
 from finetune.errors import DataError, name_hint
 from finetune.strangers.printable import printable
+from finetune.strangers.regular import open_regular
 
-MOST_PROBLEMS = 40
+MOST_PROBLEMS = 40  # told one by one
+MOST_COUNTED = 10_000  # problems after which reading stops
+MOST_LINES = 10_000_000
+LONGEST_ROW = 1_000_000  # characters
 COLUMNS = ("path", "label", "split")
+_LONGEST_SHOWN = 200  # characters of one cell in a message
 
 
 def read_table(name: str | Path) -> Listing:
@@ -38,24 +46,64 @@ def read_table(name: str | Path) -> Listing:
     """
     path = Path(name)
     rows = _Rows(path)
-    rows.read(_text(path))
+    try:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
+            rows.read(_Lines(path, file))
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    except FileNotFoundError:
+        raise DataError(_not_there(path)) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     return rows.listing()
 
 
-def _text(path: Path) -> str:
+class _Lines:
+    """The lines of a table, one by one. DataError for too many, or a row that is too long; `row` starts the next."""
+
+    def __init__(self, path: Path, file: io.TextIOWrapper) -> None:
+        self.path, self.file, self.count, self.length = path, file, 0, 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self.file.readline(LONGEST_ROW + 1)
+        if not line:
+            raise StopIteration
+        self.count += 1
+        self.length += len(line)
+        if self.length > LONGEST_ROW:
+            raise DataError(
+                f"{self.path}:{self.count}: a row of over {LONGEST_ROW:,} characters; is a quote not closed, or is "
+                "this no table?"
+            )
+        if self.count > MOST_LINES:
+            raise DataError(f"{self.path}: over {MOST_LINES:,} lines, and at most so many are read; divide the table")
+        return line
+
+    def row(self) -> None:
+        self.length = 0
+
+
+def _not_utf8(path: Path) -> DataError:
+    """Where the first byte is that cannot be. The file is read again: text is decoded far ahead of the lines."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(_not_there(path)) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    try:
-        return content.decode("utf-8-sig")
+        with open_regular(path) as file:
+            while True:
+                chunk = file.read(1 << 20)
+                decoder.decode(chunk, final=not chunk)
+                line += chunk.count(b"\n")
+                if not chunk:
+                    break
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{line}: expected UTF-8, found the byte {content[error.start]:#04x}; save the table as CSV UTF-8"
-        ) from None
+        found = f"the byte {error.object[error.start]:#04x}"
+        line += error.object.count(b"\n", 0, error.start)
+        return DataError(f"{path}:{line}: expected UTF-8, found {found}; save the table as CSV UTF-8")
+    except OSError as error:
+        return DataError(f"{path}: cannot be read ({error.strerror or error})")
+    return DataError(f"{path}: changed while it was read; try again")
 
 
 def _not_there(path: Path) -> str:
@@ -70,22 +118,27 @@ class _Rows:
     path: Path
     files: list[PictureFile] = field(default_factory=list)
     first: dict[str, tuple[int, PictureFile]] = field(default_factory=dict)
-    repeated: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)  # the first ones
+    repetitions: int = 0
+    problems: list[str] = field(default_factory=list)  # the first ones
+    faults: int = 0  # all problems
 
-    def read(self, text: str) -> None:
-        rows = self._rows(text)
+    def read(self, lines: _Lines) -> None:
+        """Takes every row in. DataError at once where the first line or the file itself is no table's."""
+        rows = self._rows(lines)
         _, head = next(rows, (1, []))
         names = [cell.strip().lower() for cell in head]
         missing = [column for column in COLUMNS[:2] if column not in names]
         twice = sorted({column for column in COLUMNS if names.count(column) > 1})
         if missing or twice:
             fault = f"no column {', '.join(missing)}" if missing else f"the column {', '.join(twice)} twice"
-            found = printable(", ".join(head))[:200] or "nothing"
+            found = _cell(", ".join(head)) or "nothing"
             raise DataError(
                 f"{self.path}:1: {fault}; expected a first line of path,label or path,label,split, found {found}"
             )
         for line, row in rows:
+            if self.faults > MOST_COUNTED:
+                break
             if len(row) == len(names):
                 self._take(line, dict(zip(names, row, strict=True)))
             else:
@@ -93,10 +146,11 @@ class _Rows:
                     line, f"expected {len(names)} values, found {len(row)}; a path that has a comma needs quotes"
                 )
 
-    def _rows(self, text: str) -> Iterator[tuple[int, list[str]]]:
+    def _rows(self, lines: _Lines) -> Iterator[tuple[int, list[str]]]:
         """Each row that is not empty with the number of its first line."""
-        reader, line = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+        reader, line = csv.reader(lines, strict=True), 1
         while True:
+            lines.row()
             try:
                 row = next(reader, None)
             except csv.Error as error:
@@ -109,31 +163,35 @@ class _Rows:
             line = reader.line_num + 1
 
     def problem(self, line: int, fault: str) -> None:
-        self.problems.append(f"{self.path}:{line}: {fault}")
+        self.faults += 1
+        if self.faults <= MOST_PROBLEMS:
+            self.problems.append(f"{self.path}:{line}: {fault}")
 
     def _take(self, line: int, row: dict[str, str]) -> None:
         """One row becomes a file, a repeated one a note, and every problem of it is kept."""
         name, label, split = row["path"].strip(), class_name(row["label"]), row.get("split", "train").strip()
-        before = len(self.problems)
+        before = self.faults
         part = PART_NAMES.get(split.lower())
         if label is None:
             fault = "empty label" if not row["label"].strip() else "a label that cannot be shown"
             self.problem(line, f"{fault}; expected the name of a class")
         if part is None:
-            self.problem(line, f"unknown split {printable(split)!r}{name_hint(split, PART_NAMES, 'splits')}")
+            self.problem(line, f"unknown split {_cell(split)!r}{name_hint(split[:40], PART_NAMES, 'splits')}")
         path = self._picture(line, name)
-        if path is None or label is None or part is None or len(self.problems) > before:
+        if path is None or label is None or part is None or self.faults > before:
             return
         file = PictureFile(path, name, label, part)
         known = self.first.setdefault(os.path.realpath(path), (line, file))
         if known[1] is file:
             self.files.append(file)
         elif known[1].label != label:
-            self.problem(line, f"{printable(name)} is {label!r} here and {known[1].label!r} in line {known[0]}")
+            self.problem(line, f"{_cell(name)} is {label!r} here and {known[1].label!r} in line {known[0]}")
         elif known[1].part != part:
-            self.problem(line, f"{printable(name)} is in {split} here and in another split in line {known[0]}")
+            self.problem(line, f"{_cell(name)} is in {split} here and in another split in line {known[0]}")
         else:
-            self.repeated.append(name)
+            self.repetitions += 1
+            if len(self.repeated) < MOST_SHOWN:
+                self.repeated.append(name)
 
     def _picture(self, line: int, name: str) -> Path | None:
         """Where the file is; None, and a problem, where there is none."""
@@ -146,23 +204,27 @@ class _Rows:
         if not name:
             self.problem(line, "empty path; expected the name of a picture file")
         else:
-            self.problem(line, f"there is no file {printable(name)[:200]} (paths are relative to {self.path.parent}/)")
+            self.problem(line, f"there is no file {_cell(name)} (paths are relative to {self.path.parent}/)")
         return None
 
     def listing(self) -> Listing:
         classes = sorted({file.label for file in self.files})
-        if not self.problems:
+        if not self.faults:
             if not any(file.part == "train" for file in self.files):
                 self.problems.append(f"{self.path}: no picture to learn from; expected rows, and some of split train")
             elif len(classes) == 1:
                 self.problems.append(f"{self.path}: one class only, {classes[0]!r}; a classifier needs at least two")
         if self.problems:
-            more = len(self.problems) - MOST_PROBLEMS
-            last = [f"{self.path}: and {more:,} problems more"] if more > 0 else []
-            raise DataError("\n".join([*self.problems[:MOST_PROBLEMS], *last]))
+            more, at_least = self.faults - MOST_PROBLEMS, "over " if self.faults > MOST_COUNTED else ""
+            last = [f"{self.path}: and {at_least}{more:,} problems more"] if more > 0 else []
+            raise DataError("\n".join([*self.problems, *last]))
         notes = []
-        if self.repeated:
-            notes.append(
-                f"{self.path}: {len(self.repeated):,} rows repeat another and count once: {shown_list(self.repeated)}"
-            )
+        if self.repetitions:
+            more = self.repetitions - len(self.repeated)
+            names = shown_list(self.repeated) + (f" and {more:,} more" if more else "")
+            notes.append(f"{self.path}: {self.repetitions:,} rows repeat another and count once: {names}")
         return Listing(str(self.path), one_test_part(self.files), tuple(classes), (), tuple(notes))
+
+
+def _cell(text: str) -> str:
+    return printable(text[:_LONGEST_SHOWN])
