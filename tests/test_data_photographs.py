@@ -449,6 +449,32 @@ def test_what_a_process_that_died_left_is_tidied_when_old(pets, cache):
     assert {".new.part"} == {path.name for path in files_of(cache)} & {".old.part", ".new.part", "alone.npy"}
 
 
+def test_packs_that_somebody_put_there_do_no_harm(pets, cache):
+    before, _ = opened(pets)
+    for damage in ("pipe", "deep", "types", "pixels", "digests"):
+        sidecar = next(path for path in files_of(cache) if path.suffix == ".json")
+        about = json.loads(sidecar.read_bytes())
+        if damage == "pipe":
+            for path in (sidecar.with_name("a.json"), sidecar.with_name("b.npy")):
+                os.mkfifo(path)
+            sidecar.with_name("b.json").write_bytes(sidecar.read_bytes())
+        elif damage == "deep":
+            sidecar.with_name("deep.json").write_bytes(b"[" * 100_000)
+            put(pets / "train" / "cat" / "another.png")  # a pack is made, and what is left of old ones is looked at
+            before = None
+        elif damage == "types":
+            sidecar.write_text(json.dumps({**about, "hashes": [2**80] * len(about["hashes"])}))
+        elif damage == "digests":
+            sidecar.write_text(json.dumps({**about, "digests": [[d] for d in about["digests"]]}))
+        else:
+            pack = bytearray(sidecar.with_suffix(".npy").read_bytes())
+            pack[-50:] = bytes(50)
+            sidecar.with_suffix(".npy").write_bytes(pack)
+        again, _ = opened(pets)
+        assert before is None or prints(again) == prints(before), damage
+        before = again
+
+
 def test_sets_too_large_for_memory_stay_in_their_file(pets, monkeypatch):
     resident, _ = opened(pets)
     monkeypatch.setattr(photograph_sets, "memory_budget", lambda: 15 * 3 * 8 * 8 - 1)

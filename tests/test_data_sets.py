@@ -9,12 +9,14 @@ import random
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from measure import alone
 
 import finetune.data.catalog as catalog
 from finetune.data.catalog import DATASETS, find_dataset, is_present, open_dataset
@@ -266,6 +268,66 @@ def test_a_header_that_lies_is_found_out(lie: str, packed: bool, tmp_path: Path)
         found = "compressed bytes"
     with pytest.raises(DataError, match=f"{DATASETS['mnist'].train_files[which]}.*{found}"):
         open_dataset("mnist", tmp_path, download=False)
+
+
+BOMB = """
+import sys, time
+from pathlib import Path
+import torch
+from measure import peak
+from finetune.data.catalog import open_dataset
+from finetune.errors import DataError
+before, start = peak(), time.process_time()
+try:
+    open_dataset("mnist", Path(sys.argv[1]), download=False)
+except DataError as error:
+    said = str(error)
+assert peak() - before < 40 * 2**20, peak() - before
+print(said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((2**24, 28, 28), "expected at most 2,000,000 images or labels, found 16,777,216"),
+        ((100_000, 280, 280), "expected images of 28×28 pixels, found 280×280"),
+        ((2_000_000, 28, 28), "expected 1,568,000,016 bytes inside, as its header says, found 194,"),
+    ],
+)
+def test_a_small_file_that_would_become_a_large_one_takes_little_memory(tmp_path, shape, said):
+    files = make_files("mnist", (3, 3))
+    raw = put(tmp_path, "mnist", files, packed=True)
+    bomb = zlib.compressobj(9, wbits=31)
+    packed = bomb.compress(b"\x00\x00\x08\x03" + struct.pack(">III", *shape)) + bomb.compress(bytes(200_000_000))
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(packed + bomb.flush())
+    assert said in alone(BOMB, tmp_path)
+
+
+def test_the_labels_of_qmnist_have_eight_columns(tmp_path: Path) -> None:
+    files = make_files("qmnist", (3, 3))
+    files["qmnist-train-labels-idx2-int"] = idx(np.zeros((3, 7), np.int32))
+    put(tmp_path, "qmnist", files)
+    with pytest.raises(DataError, match=r"train-labels.*expected 8 numbers a label, found 7"):
+        open_dataset("qmnist", tmp_path, download=False)
+
+
+def test_what_is_no_regular_file_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    raw = put(tmp_path, "mnist", make_files("mnist", (3, 3)))
+    (raw / "t10k-images-idx3-ubyte").unlink()
+    os.mkfifo(raw / "t10k-images-idx3-ubyte")
+    assert not is_present("mnist", tmp_path)
+    with pytest.raises(DataError, match="lacks t10k-images-idx3-ubyte"):
+        open_dataset("mnist", tmp_path, download=False)
+
+
+def test_reading_small_images_needs_no_torchvision(tmp_path: Path) -> None:
+    put(tmp_path, "mnist", make_files("mnist", (3, 3)))
+    code = (
+        "import sys; from pathlib import Path; from finetune.data.catalog import open_dataset\n"
+        "open_dataset('mnist', Path(sys.argv[1]), download=False); assert 'torchvision' not in sys.modules"
+    )
+    alone(code, tmp_path)
 
 
 def test_letters_start_at_one(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 import csv
 import io
+import os
 import unicodedata
 
 import pytest
 from album import put
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from measure import alone
 
 from finetune.data.table import MOST_PROBLEMS, read_table
 from finetune.errors import DataError
+from finetune.strangers.printable import printable_lines
 
 ROWS = "a/1.png,cat\na/2.png,dog\n"
 
@@ -132,6 +135,109 @@ def test_a_table_that_is_not_there(place):
         read_table(place / "folder.csv")
 
 
+def test_places_that_are_no_tables_or_pictures_are_refused_at_once(place):
+    os.mkfifo(place / "pipe.csv")
+    (place / "device.csv").symlink_to("/dev/zero")
+    for name, kind in (("pipe.csv", "a pipe"), ("device.csv", "a device")):
+        with pytest.raises(DataError, match=rf"{name}: cannot be read \(it is {kind}, not a regular file\)"):
+            read_table(place / name)
+    os.mkfifo(place / "pipe.png")
+    (place / "device.png").symlink_to("/dev/zero")
+    (place / "ring.png").symlink_to(place / "ring.png")
+    found = refused(place, "path,label\npipe.png,cat\ndevice.png,dog\nring.png,dog\n/dev/stdin,dog\n")
+    assert [line.partition(" (")[0] for line in found] == [
+        ":2: there is no file pipe.png",
+        ":3: there is no file device.png",
+        ":4: there is no file ring.png",
+        ":5: there is no file /dev/stdin",
+    ]
+
+
+def test_old_line_ends(place):
+    found = read_table(table(place, "path,label\ra/1.png,cat\r\ra/2.png,dog\r"))
+    assert rows(found) == [("a/1.png", "cat", "train"), ("a/2.png", "dog", "train")]
+    assert "there is no file x.png" in refused(place, "path,label\rx.png,cat\r")[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("path,label," + ",".join(map(str, range(400_000))), ":1: a row of over 1,000,000 characters"),
+        ("path,label\n" + "a," * 600_000, ":2: a row of over 1,000,000 characters; is a quote not closed"),
+        ("path,label\n" + '"a\n",' * 300_000, "a row of over 1,000,000 characters"),
+        ("path,label\n" + '"' + "a\n" * 100_000, ":2: not CSV (field larger than field limit (131072))"),
+        ("x" * 200_000 + "\n", ":1: no column"),
+        ("path,label," + ",".join(map(str, range(100_000))) + "\na,b\n", "expected 100002 values, found 2"),
+        ("path,label\na/1.png," + "x" * 256 + "\n", ":2: a label that cannot be shown"),
+        ("path,label,split\na/1.png,cat," + "tes" * 30_000 + "\n", ":2: unknown split 'testes"),
+        ("path,label\n" + "x" * 100_000 + ",cat\n", ":2: there is no file xxx"),
+    ],
+    ids=range(9),
+)
+def test_what_is_too_large_is_refused_shortly(place, content, said):
+    found = refused(place, content)
+    assert any(said in line for line in found), found
+    assert all(len(line) < 600 for line in found)
+
+
+def test_the_lines_of_a_table_are_counted(place, monkeypatch):
+    monkeypatch.setattr("finetune.data.table.MOST_LINES", 3)
+    assert len(read_table(table(place, "path,label\n" + ROWS)).files) == 2
+    assert "over 3 lines, and at most so many are read" in refused(place, "path,label\n" + ROWS + "\n")[0]
+
+
+def test_reading_stops_after_very_many_problems(place):
+    found = refused(place, "path,label\n" + "x.png,cat\n" * 50_000)
+    assert len(found) == MOST_PROBLEMS + 1 and "and over 9,961 problems more" in found[-1]
+
+
+def test_rows_that_repeat_one_another_are_counted_and_not_kept(place):
+    found = read_table(table(place, "path,label\n" + ROWS + "a/1.png,cat\n" * 30_000))
+    (note,) = found.notes
+    assert "30,000 rows repeat another and count once: a/1.png" in note and note.endswith(" and 29,980 more")
+    assert len(note) < 800
+
+
+def test_too_many_classes_are_refused_before_anything_is_trained(place, monkeypatch):
+    monkeypatch.setattr("finetune.bounds.MOST_CLASSES", 2)
+    assert len(read_table(table(place, "path,label\n" + ROWS)).class_names) == 2
+    with pytest.raises(DataError, match="classes: 3 of them; at most 2"):
+        read_table(table(place, "path,label\n" + ROWS + "a/3.png,fly\n"))
+
+
+HUNGRY = """
+import sys
+from measure import peak
+from finetune.data.table import read_table
+from finetune.errors import DataError
+before = peak()
+try:
+    read_table(sys.argv[1])
+except DataError as error:
+    said = str(error)
+assert peak() - before < 40 * 2**20, peak() - before
+print(said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"a,b\n", "problems more"),
+        (b"\n", "over 10,000,000 lines"),
+        (b'"a""b"', "a row of"),
+        (b"\xc3\xa9\n\n,\n", "no column"),
+    ],
+    ids=range(4),
+)
+def test_a_large_table_takes_little_memory(place, line, said):
+    path = table(
+        place, b"path,label\n"[: 99 if b"," in line[:3] or line == b"\n" else 0] + line * (40_000_000 // len(line))
+    )
+    assert said in alone(HUNGRY, path)
+    path.unlink()
+
+
 CELL = st.one_of(
     st.sampled_from(["a/1.png", "a/2.png", "cat", "dog", "train", "test", "path", "label", "split", ""]),
     st.text(max_size=8),
@@ -155,7 +261,7 @@ def test_any_bytes_are_a_table_or_a_data_error(place, content):
         found = read_table(path)
     except DataError as error:
         assert str(error).startswith(str(path))
-        assert all(c.isprintable() or c == "\n" for c in str(error))
+        assert printable_lines(str(error)) == str(error)
     else:
         assert len(found.class_names) > 1 and found.files
 

@@ -347,6 +347,7 @@ COLOUR = {"channels": 3, "size": 160, "mean": [0.5] * 3, "std": [0.5] * 3, "inte
         ),
         ("timm/test_resnet", {"act_layer": "x" * 101}, "at most 100 characters that can be shown"),
         ("timm/test_resnet", {"act_layer": "os.system"}, "cannot be built with act_layer=os.system"),
+        ("timm/coat_tiny", {"return_interm_layers": True}, "it does not say its classifier"),
         ("timm/test_resnet", {"pretrained": True}, "weights come from --from"),
         ("timm/test_resnet", {"checkpoint_path": "/etc/passwd"}, "weights come from --from"),
         ("timm/test_resnet", {"cache_dir": "/tmp"}, "a recipe may not name files"),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 
+import finetune.pictures as pictures_module
 from finetune.errors import DataError
 from finetune.pictures import (
     MOST_PIXELS,
@@ -26,6 +27,7 @@ from finetune.pictures import (
     read_picture,
     working_side,
 )
+from finetune.strangers.gate import Gate
 
 INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -254,6 +256,32 @@ def test_very_large_pictures_are_refused_with_their_size_before_they_are_decoded
     assert "cut" in (message := refused(tmp_path / "a.png")) or "truncated" in message, "64 million are let through"
     (tmp_path / "a.png").write_bytes(png_head(100_000, 100_000))
     assert "decompression bomb" in refused(tmp_path / "a.png")
+
+
+def test_a_picture_that_is_painted_over_without_end_is_refused(tmp_path):
+    file = io.BytesIO()
+    Image.new("L", (16, 16), 90).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    scan = content[content.rfind(b"\xff\xda") : -2]
+    (tmp_path / "x.jpg").write_bytes(content[:-2] + scan * 20 + content[-2:])
+    assert read_picture(tmp_path / "x.jpg").size == (16, 16)
+    (tmp_path / "x.jpg").write_bytes(content[:-2] + scan * 100 + content[-2:])
+    assert "a JPEG of over 100 scans; save it anew" in refused(tmp_path / "x.jpg")
+
+
+def test_large_pictures_wait_for_one_another(monkeypatch):
+    file, seen = io.BytesIO(), []
+    Image.new("L", (300, 200), 90).save(file, "PNG")
+
+    class Watched(Gate):
+        def share(self, amount):
+            seen.append(amount)
+            return super().share(amount)
+
+    monkeypatch.setattr("finetune.pictures._ROOM", Watched(10))
+    decode_picture(file.getvalue(), "x")
+    assert seen == [60_000]
+    assert pictures_module._ROOM.taken == 0
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])

@@ -1,5 +1,6 @@
 """Whatever is given as a recipe, the answer is a recipe or a RecipeError, soon."""
 
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import RecipeError
-from finetune.recipe.reader import KnownNames, check_recipe, dump_recipe, parse_recipe
+from finetune.recipe.override import LONGEST_SETTING, MOST_SETTINGS
+from finetune.recipe.reader import KnownNames, check_recipe, dump_recipe, parse_recipe, read_recipe
 
 NAMES = KnownNames(models={"cnn": ("conv1", "head")}, datasets={"mnist": ("0", "1")}, source_stages=("conv1", "head"))
 BASE = """\
@@ -135,6 +137,9 @@ def test_any_setting(setting):
         "".join(f"key{n}: 1\n" for n in range(5_000)),
         "kind: adapt\nphases: [" + "{train: all}," * 2_000 + "]",
         "kind: adapt\ndata: {name: mnist, classes: [" + ",".join(f"x{n}" for n in range(5_000)) + "]}\n",
+        "kind: adapt\nmodel: {name: " + "m" * 900_000 + "}\n",
+        "!" * 900_000,
+        "a: !<" + "x" * 900_000 + ">",
     ],
     ids=lambda text: text[:12],
 )
@@ -145,6 +150,94 @@ def test_large_and_deep_input_is_answered_soon(text):
     assert time.process_time() - start < 8
     assert len(caught.value.problems) <= 101
     assert all(len(line) < 2000 for line in caught.value.problems)
+
+
+def refusal(read):
+    with pytest.raises(RecipeError) as caught:
+        read()
+    return caught.value.problems
+
+
+def test_places_that_are_no_files_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "device.yaml").symlink_to("/dev/zero")
+    (tmp_path / "ring.yaml").symlink_to(tmp_path / "ring.yaml")
+    for name, why in {
+        "pipe.yaml": "it is a pipe, not a regular file",
+        "device.yaml": "it is a device, not a regular file",
+        "ring.yaml": "Too many levels of symbolic links",
+        "a\0b.yaml": "this is no file name",
+    }.items():
+        (problem,) = refusal(lambda name=name: read_recipe(tmp_path / name, names=NAMES))
+        assert f"cannot be read ({why}); `finetune recipes` lists" in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (BASE.encode("utf-16"), "r.yaml:1: is not UTF-8 text; save the file as UTF-8"),
+        (BASE.encode("utf-16-le"), 'r.yaml:1: the character "\\x00" cannot stand in a recipe'),
+        (BASE.encode() + b"name: \xff\n", "r.yaml:9: is not UTF-8 text"),
+        (BASE.encode() + b"name: a\0b\n", 'r.yaml:9: the character "\\x00" cannot stand'),
+        (b"\xef\xbb\xbf" + BASE.encode() + b"\xef\xbb\xbfseed: 1\n", "seed"),
+        (b"x" * 1_000_001, "is larger than 1,000 kB; a recipe is far smaller"),
+        (b"", "is empty"),
+    ],
+)
+def test_bytes_that_are_no_recipe(tmp_path, content, said):
+    (tmp_path / "r.yaml").write_bytes(content)
+    assert said in " ".join(refusal(lambda: read_recipe(tmp_path / "r.yaml", names=NAMES)))
+
+
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path):
+    (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbf" + BASE.replace(", a: 1", "").encode())
+    assert read_recipe(tmp_path / "r.yaml", names=NAMES).kind == "pretrain"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("phases[0].batch_size=1000000000000", ": must be at most 1,000,000, found 1000000000000"),
+        ("phases[0].epochs=1000000000", ": must be at most 100,000, found 1000000000"),
+        ("phases[0].min_steps=100000001", ": must be at most 100,000,000"),
+        ("phases[0].max_steps=100000001", ": must be at most 100,000,000"),
+        ("phases[0].steps=100000001", ": must be at most 100,000,000"),
+        ("input.size=1000000", ": must be at most 4,096, found 1000000"),
+        ("input.std=[1e-9]", "input.std[0]: must be at least 0.001, found 1e-09"),
+        ("data.shots=100000001", ": must be at most 100,000,000"),
+        ("data.validation=100000001", ": must be at most 100,000,000"),
+        ("phases[0].lora.rank=1025", ": must be at most 1,024"),
+        ("phases[0].optimizer.lr=1e999", "must be a finite number"),
+        ("phases[0].optimizer.lr=.nan", "must be a finite number"),
+        ("seed=" + "9" * 10_000, "must be a finite number, not an infinite one, one that is too large"),
+        ("phases[0].name=" + "n" * 4097, ": expected at most 4,096 characters, found 4,097"),
+        ("model.name=" + "m" * 4097, "unknown model"),
+        ("data.name=" + "m" * 4097, ": expected at most 4,096 characters, found 4,097"),
+        ("data.classes=[" + "c" * 256 + "]", "data.classes[0]: expected at most 255 characters, found 256"),
+        (
+            "phases=[" + "{train: all, epochs: 1, optimizer: {name: sgd, lr: 1}}," * 101 + "]",
+            "at most 100 phases, found 101",
+        ),
+        (".".join("a" * 21) + "=1", "names a place deeper than 20 levels"),
+        (".".join("a" * 50_000) + "=1", "has 100,001 characters, at most 100,000"),
+        ("data.name=" + "x" * LONGEST_SETTING, "characters, at most 100,000; write it in the recipe"),
+        ("data={<<: {name: mnist}}", "no merge keys"),
+        ("data.name=!!python/name:os.system ", "no tags"),
+        ("data.name=&a [*a]", "no anchors"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_absurd_values_are_bounded(setting, said):
+    problems = refusal(lambda: parse_recipe(BASE.replace(", a: 1", ""), where="r", overrides=[setting], names=NAMES))
+    assert any(said in problem for problem in problems), problems
+    assert all(problem.isprintable() and len(problem) < 1000 for problem in problems)
+
+
+def test_settings_are_not_without_number():
+    (problem,) = refusal(
+        lambda: parse_recipe(BASE, where="r", overrides=["seed=1"] * (MOST_SETTINGS + 1), names=NAMES)
+    )[:1]
+    assert problem == "--set: given 1,001 times, at most 1,000"
 
 
 def test_reading_recipes_needs_no_torch():

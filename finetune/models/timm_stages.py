@@ -56,7 +56,10 @@ def head_path(body: nn.Module, classes: int) -> str:
     """Where the final linear layer is: the only one with `classes` outputs in what timm calls the classifier."""
     if not hasattr(body, "get_classifier"):
         raise SettingError("it has no classifier (timm's get_classifier)")
-    classifier: Any = body.get_classifier()  # type: ignore[operator]
+    try:
+        classifier: Any = body.get_classifier()  # type: ignore[operator]
+    except Exception as error:  # a family's own code; CoaT has no head with some of its arguments
+        raise SettingError(f"it does not say its classifier ({_first_line(error)})") from None
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.ModuleList):
         count = len(classifier) if isinstance(classifier, (tuple, nn.ModuleList)) else 0
         raise SettingError(f"it ends in {count or 'no'} classifiers side by side; one linear layer is needed")
