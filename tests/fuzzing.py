@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
@@ -21,6 +23,7 @@ Answer = TypeVar("Answer")
 
 TIMES = int(os.environ.get("FINETUNE_FUZZ", "1"))
 LONGEST = 20  # seconds for one example
+MOST_MEMORY = 1 << 30  # bytes that one example may take
 MOST_SAID = 40_000  # characters of one message
 
 
@@ -41,19 +44,22 @@ def fuzzed(examples: int) -> settings:
 
 
 @contextlib.contextmanager
-def soon() -> Iterator[None]:
-    """Raises Hang where the block takes longer than it may."""
+def modestly() -> Iterator[None]:
+    """Raises Hang where the block takes longer than it may, and lets it have no more memory than it may."""
 
     def ring(*_: object) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before, limits = signal.signal(signal.SIGALRM, ring), resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + MOST_MEMORY, limits[1]))
     signal.setitimer(signal.ITIMER_REAL, LONGEST)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def answered(call: Callable[[], Answer]) -> Answer | None:
@@ -61,7 +67,7 @@ def answered(call: Callable[[], Answer]) -> Answer | None:
 
     Any other exception is passed on, and so fails the test.
     """
-    with soon():
+    with modestly():
         try:
             return call()
         except UserError as error:
@@ -79,7 +85,7 @@ ODD_TEXTS = st.one_of(
 )
 ODD_NUMBERS = st.one_of(
     st.integers(-3, 20),
-    st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 10**5000]),
+    st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 10**4000]),
     st.floats(),
     st.sampled_from([1e308, -0.0, 5e-324, 1e-9]),
 )
