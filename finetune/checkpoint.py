@@ -150,7 +150,7 @@ def read_checkpoint(path: Path, *, refuse: bool = True) -> Checkpoint:
 
     CheckpointError names the fault. Without `refuse` the last two are left to whoever asked.
     """
-    metadata, tensors, digest = read_tensors(path, lambda header: _metadata(path, header), refuse=refuse)
+    metadata, tensors, digest = read_tensors(path, lambda header: _metadata(path, header), finite=refuse)
     if refuse and metadata.tensors is not None and metadata.tensors != (found := digest_of_all(tensors)):
         raise CheckpointError(
             f"{path}: its tensors are not those it was written with: expected the sha256 {metadata.tensors[:12]}…, "

@@ -75,8 +75,11 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(unreadable(path, error)) from None
 
 
-def parse_header(path: Path, file: BinaryIO, size: int) -> Header:
-    """The header of an open file of `size` bytes, which is left at the first tensor's. CheckpointError as above."""
+def parse_header(path: Path, file: BinaryIO, size: int, most: int = MOST_TENSORS) -> Header:
+    """The header of an open file of `size` bytes, which is left at the first tensor's. CheckpointError as above.
+
+    `most` is how many tensors it may have.
+    """
     if size == 0:
         raise CheckpointError(f"{path}: the file is empty; expected a .safetensors checkpoint")
     begin = file.read(16)
@@ -93,7 +96,7 @@ def parse_header(path: Path, file: BinaryIO, size: int) -> Header:
         raise CheckpointError(f"{path}: cut short: the header alone has {length:,} bytes, the file {size:,}")
     file.seek(8)
     try:
-        values = _object(file.read(length))
+        values = _object(file.read(length), most)
         texts = _texts(path, values.pop("__metadata__", {}))
     except ValueError as error:
         raise CheckpointError(
@@ -121,14 +124,14 @@ def _refuse_other_kinds(path: Path, begin: bytes) -> None:
             raise CheckpointError(f"{path}: this is {what}")
 
 
-def _object(content: bytes) -> dict[str, Any]:
+def _object(content: bytes, most: int) -> dict[str, Any]:
     if not content.startswith(b"{"):  # the format says so; what follows it may be filled up with spaces
         raise ValueError(f"it starts with {content[:8]!r} instead of {{")
-    if content.count(b'"data_offsets"') > MOST_TENSORS:
-        raise ValueError(f"more than {MOST_TENSORS:,} tensors")
+    if content.count(b'"data_offsets"') > most:
+        raise ValueError(f"more than {most:,} tensors")
     values: dict[str, Any] = parse_json(content, _MOST_VALUES)
-    if len(values) > MOST_TENSORS:
-        raise ValueError(f"more than {MOST_TENSORS:,} tensors")
+    if len(values) > most:
+        raise ValueError(f"more than {most:,} tensors")
     return values
 
 

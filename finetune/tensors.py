@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from finetune.errors import CheckpointError
-from finetune.header import Header, TensorEntry, parse_header, unreadable
+from finetune.header import MOST_TENSORS, Header, TensorEntry, parse_header, unreadable
 from finetune.machine import memory
 from finetune.strangers.regular import open_regular
 
@@ -41,17 +41,17 @@ _TORCH = {
 
 
 def read_tensors(
-    path: Path, about: Callable[[Header], Said], *, refuse: bool = True
+    path: Path, about: Callable[[Header], Said], *, finite: bool = True, most: int = MOST_TENSORS
 ) -> tuple[Said, dict[str, Tensor], str]:
     """What `about` makes of the header, the tensors by name, and the sha256 (hex) of a file.
 
-    CheckpointError for damage and, but without `refuse`, for NaN or infinity. What `about` raises comes before any
-    tensor is read.
+    CheckpointError for damage, for more than `most` tensors, and, but without `finite`, for NaN or infinity. What
+    `about` raises comes before any tensor is read.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            header = parse_header(path, file, size)
+            header = parse_header(path, file, size, most)
             said = about(header)
             if size > (room := memory()):
                 raise CheckpointError(f"{path}: {size:,} bytes do not fit the memory of this machine, {room:,} bytes")
@@ -60,7 +60,7 @@ def read_tensors(
             tensors = {name: _tensor(path, file, name, entry, digest) for name, entry in header.tensors.items()}
     except OSError as error:
         raise CheckpointError(unreadable(path, error)) from None
-    if refuse:
+    if finite:
         refuse_nonsense(tensors, str(path))
     return said, tensors, digest.hexdigest()
 
