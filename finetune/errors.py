@@ -11,7 +11,8 @@
     ├── HubError                   the Hub or the way to it failed; the same command may work later
     │   └── HubRefusal             (also a UserError) the Hub says no: a name, a token, a permission
     ├── TrainingError              the training itself cannot go on
-    │   └── NonFiniteError         a loss or a weight that is not a finite number
+    │   ├── NonFiniteError         a loss or a weight that is not a finite number
+    │   └── ProcessLost            another process of the same job is gone
     └── Interrupted                exit code 130: stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP); says what was kept
 
 The innermost raise names the fault; whoever knows the context adds it. A message says what was expected, what was
@@ -86,6 +87,10 @@ class NonFiniteError(TrainingError):
     def __init__(self, message: str, images: Sequence[int] = ()) -> None:
         self.images = tuple(images)
         super().__init__(message)
+
+
+class ProcessLost(TrainingError):
+    """Another process of the same job has ended or does not answer."""
 
 
 class Interrupted(FinetuneError):
