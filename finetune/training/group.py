@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -109,21 +109,25 @@ class Group:
             with torch.no_grad():
                 tensor.copy_(values)
 
-    def gathered(self, own: Tensor, count: int) -> Tensor:
-        """All parts (`part(count)` rows each, at least one) in order, in every process; bit for bit."""
+    def gathered(self, own: Tensor, lengths: Sequence[int]) -> Tensor:
+        """All parts in order, in every process, bit for bit.
+
+        lengths: the rows of each of the things that `part` dealt out; `own` has those of this process's, and some.
+        """
         if self.size == 1:
             return own
-        rows_last = own.dim() == 4 and not own.is_contiguous() and own.is_contiguous(memory_format=torch.channels_last)
-        dense = own.permute(0, 2, 3, 1) if rows_last else own.contiguous()
-        every = dense.new_empty((count, *dense.shape[1:]))
+        shape = own.permute(0, 2, 3, 1) if _channels_last(own) else own.contiguous()
+        every = shape.new_empty((sum(lengths), *shape.shape[1:]))
+        start = 0
         for rank in range(self.size):
-            start, stop = count * rank // self.size, count * (rank + 1) // self.size
-            rows = every[start:stop]
+            first, end = replace(self, rank=rank).part(len(lengths))
+            rows = every[start : start + sum(lengths[first:end])]
+            start += len(rows)
             if rank == self.rank:
-                rows.copy_(dense)
+                rows.copy_(shape)
             with lost_told():
                 dist.broadcast(rows.view(torch.uint8), src=rank)  # as bytes: gloo does not know every type
-        return every.permute(0, 3, 1, 2) if rows_last else every
+        return every.permute(0, 3, 1, 2) if _channels_last(own) else every
 
     def share(self, content: bytes | None) -> bytes:
         """The leader's bytes, in every process; the others may give None."""
@@ -187,3 +191,9 @@ def lost_told() -> Iterator[None]:
         if isinstance(error, dist.DistError) or any(text in str(error) for text in _GONE):
             raise ProcessLost(LOST) from None
         raise
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    """Whether the colours lie innermost in memory, and not outermost; torch chooses its arithmetic by that."""
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return last and not tensor.is_contiguous()
