@@ -87,6 +87,8 @@ def joined(device: str) -> Iterator[Group]:
         with warnings.catch_warnings():
             if not group.leader:
                 warnings.simplefilter("ignore")  # the leader has them too
+            # Of axes of length 1, whose strides mean nothing.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             _connect(group, store)
             yield group
             group.any(False)  # nobody ends well before all have

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
 
 from finetune.data.batches import Batches
 from finetune.errors import SettingError
@@ -111,8 +112,8 @@ class Sharded:
     """Each process has a part of every weight, gradient and optimizer value (torch's fully_shard).
 
     What trains is a twin of the network: the network itself stays as it is, and on a GPU goes to the processor's
-    memory while it is not shown. `x` is an input to try which modules are called on their own; each of those is put
-    together when it is needed, and what belongs to none of them at the beginning.
+    memory while it is not shown. `x` is an input to try which modules can be put together one at a time, when they are
+    called; what belongs to none of those is put together at the beginning.
     """
 
     def __init__(self, network: StagedNetwork, start: int, runtime: Runtime, x: Tensor) -> None:
@@ -129,7 +130,7 @@ class Sharded:
         self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         self.module = Stages(self.network, start)
         mesh = init_device_mesh(runtime.device.type, (runtime.group.size,))
-        for unit in units(self.network, _called(self.module, self.network, x)):
+        for unit in units(self.network, _callable_alone(self.module, self.network, x)):
             fully_shard(unit, mesh=mesh)
         fully_shard(self.module, mesh=mesh)
         self.hide()
@@ -154,40 +155,45 @@ class Sharded:
             fill(tensor, state[name])
 
 
-def _called(module: Stages, network: StagedNetwork, x: Tensor) -> set[nn.Module]:
-    """The modules that are called as such when the stages run, and not only what is inside them."""
-    called: set[nn.Module] = set()
-    hooks = [
-        part.register_forward_pre_hook(lambda part, _: called.add(part))
-        for part in network.modules()
-        if part is not network
-    ]
+def _callable_alone(module: Stages, network: StagedNetwork, x: Tensor) -> set[nn.Module]:
+    """The modules that are called as such when the stages run, and give something of their own.
+
+    Not those that give a view of what was computed inside them: who changes such a view in place, as a network may,
+    loses the mark by which torch knows in the backward pass when to put the module's weights together again.
+    """
+    found: set[nn.Module] = set()
+
+    def note(part: nn.Module, inputs: object, output: object) -> None:
+        if not any(isinstance(t, Tensor) and t._base is not None for t in tree_leaves(output)):
+            found.add(part)
+
+    hooks = [part.register_forward_hook(note) for part in network.modules() if part is not network]
     try:
-        with judging(network), torch.no_grad():
+        with judging(network):
             module(x)
     finally:
         for hook in hooks:
             hook.remove()
-    return called
+    return found
 
 
-def units(network: StagedNetwork, called: set[nn.Module]) -> Iterator[nn.Module]:
-    """What is put together at a time: a stage's module that is called, or the blocks in it, if it is a row of such."""
+def units(network: StagedNetwork, able: set[nn.Module]) -> Iterator[nn.Module]:
+    """What is put together at a time: a module of a stage, or the parts of one that is a row of blocks or not `able`."""
     for stage in network.stages:
         for module in network.stage_modules(stage):
-            yield from _units(module, called)
+            yield from _units(module, able)
 
 
-def _units(module: nn.Module, called: set[nn.Module]) -> Iterator[nn.Module]:
+def _units(module: nn.Module, able: set[nn.Module]) -> Iterator[nn.Module]:
     if not any(True for _ in module.parameters()):
         return
     inner = list(module.children())
     blocks = isinstance(module, nn.Sequential) and any(True for child in inner for _ in child.children())
-    if module in called and not blocks:
+    if module in able and not blocks:
         yield module
         return
     for child in inner:
-        yield from _units(child, called)
+        yield from _units(child, able)
 
 
 def spread(network: StagedNetwork, batches: Batches, start: int, runtime: Runtime, sharding: str | None) -> Parallel:
