@@ -25,9 +25,9 @@ class Guard(Protocol):
         """The first step whose loss was not finite on the device, if there is one: waits for it."""
 
 
-def build_guard(optimizer: Optimizer, runtime: Runtime, *, fused: bool = True) -> Guard:
+def build_guard(optimizer: Optimizer, runtime: Runtime) -> Guard:
     """The guard that costs a step nothing: on a GPU a look at a loss would make every step wait for it."""
-    on_device = runtime.device.type == "cuda" and fused
+    on_device = runtime.device.type == "cuda" and not runtime.divides  # only fused optimizers can be barred
     return DeviceGuard(optimizer, runtime.device, runtime.group) if on_device else HostGuard()
 
 

@@ -41,7 +41,7 @@ class Phase:
 
     `optimizer` and its `arguments` are torch's own; `schedule` multiplies the learning rate by a function of the part
     done. `steps` is the phase's length; `clip_norm` bounds the gradient's 2-norm; `ema` is the average's decay. With
-    `adapters` only low-rank adapters and the head train. `sharding` is None or fsdp.
+    `adapters` only low-rank adapters and the head train.
     """
 
     name: str
@@ -58,7 +58,6 @@ class Phase:
     keep: str = "last"
     start: int = 0
     adapters: bool = False
-    sharding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,11 @@ class Training:
         self.network, self.batches, self.phase, self.runtime = network, batches, phase, runtime
         self.group = runtime.group
         self.first_epoch, self.validate = first_epoch, validate
-        self.parallel = spread(network, batches, phase.start, runtime, phase.sharding)
+        self.parallel = spread(network, batches, phase.start, runtime)
         self.trained = self.parallel.network
-        divided = self.trained is not network
         groups = stage_groups(self.trained, phase.arguments["lr"], phase.layer_decay)
-        self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments, fused=not divided)
-        self.guard = build_guard(self.optimizer, runtime, fused=not divided)
+        self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments, fused=not runtime.divides)
+        self.guard = build_guard(self.optimizer, runtime)
         self.average = Average(trainable(self.trained), phase.ema) if phase.ema else None
         self.best = Best(network) if phase.keep == "best" else None
         self.meter = Meter(runtime.device, runtime.group)

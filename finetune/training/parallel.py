@@ -178,7 +178,7 @@ def _callable_alone(module: Stages, network: StagedNetwork, x: Tensor) -> set[nn
 
 
 def units(network: StagedNetwork, able: set[nn.Module]) -> Iterator[nn.Module]:
-    """What is put together at a time: a module of a stage, or the parts of one that is a row of blocks or not `able`."""
+    """What is put together at a time: a stage's module, or the parts of one that is a row of blocks or not `able`."""
     for stage in network.stages:
         for module in network.stage_modules(stage):
             yield from _units(module, able)
@@ -196,11 +196,11 @@ def _units(module: nn.Module, able: set[nn.Module]) -> Iterator[nn.Module]:
         yield from _units(child, able)
 
 
-def spread(network: StagedNetwork, batches: Batches, start: int, runtime: Runtime, sharding: str | None) -> Parallel:
-    """The passes of a phase whose batches enter at stage `start`. `sharding` is None or fsdp; alone it is nothing."""
+def spread(network: StagedNetwork, batches: Batches, start: int, runtime: Runtime) -> Parallel:
+    """The passes of a phase whose batches enter at stage `start`."""
     group = runtime.group
     group.same([*network.parameters(), *network.buffers()])
-    if sharding is not None and group.size > 1:
+    if runtime.divides:
         return Sharded(network, start, runtime, batches.at(0, 0)[0])
     return Replicated(network, start, group)
 

@@ -21,12 +21,19 @@ from finetune.training.group import ALONE, Group
 class Runtime:
     """`precision` is float32 or bfloat16 (autocast in training steps; evaluation is always float32).
 
-    `group` are the processes that train together; each has a device of its own, or all have the same CPU.
+    `group` are the processes that train together; each has a device of its own, or all have the same CPU. With
+    `sharding` fsdp each has a part of the state of training, else all of it.
     """
 
     device: torch.device
     precision: str
     group: Group = ALONE
+    sharding: str | None = None
+
+    @property
+    def divides(self) -> bool:
+        """Whether the state of training is divided; with one process there is nothing to divide it among."""
+        return self.sharding is not None and self.group.size > 1
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
@@ -36,16 +43,16 @@ class Runtime:
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def choose_runtime(device: str, precision: str, group: Group = ALONE) -> Runtime:
+def choose_runtime(device: str, precision: str, group: Group = ALONE, sharding: str | None = None) -> Runtime:
     """`device`: auto, cpu, cuda[:N] or mps. `precision`: auto (bfloat16 where it is fast), float32 or bfloat16.
 
     SettingError when the device is not there, or when bfloat16 is asked for where the processor lacks it.
     """
     chosen = _device(device) if group.size == 1 else _own_device(device, group)
-    fast = _fast_bfloat16(chosen)
+    fast = not group.any(not _fast_bfloat16(chosen))  # the same arithmetic in all processes
     if precision == "bfloat16" and not fast:
         raise SettingError(f"precision bfloat16: {chosen} has no fast bfloat16 arithmetic; use float32 or auto")
-    return Runtime(chosen, ("bfloat16" if fast else "float32") if precision == "auto" else precision, group)
+    return Runtime(chosen, ("bfloat16" if fast else "float32") if precision == "auto" else precision, group, sharding)
 
 
 def _own_device(name: str, group: Group) -> torch.device:
