@@ -12,7 +12,8 @@
     │   └── HubRefusal             (also a UserError) the Hub says no: a name, a token, a permission
     ├── TrainingError              the training itself cannot go on
     │   ├── NonFiniteError         a loss or a weight that is not a finite number
-    │   └── DriftError             a tensor that a phase freezes is not what it was
+    │   ├── DriftError             a tensor that a phase freezes is not what it was
+    │   └── ProcessLost            another process of the same job is gone
     ├── ClaimError                 what a checkpoint says of itself does not hold
     └── Interrupted                exit code 130: stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP); says what was kept
 
@@ -96,6 +97,10 @@ class DriftError(TrainingError):
 
 class ClaimError(FinetuneError):
     """`verify` looked at what a checkpoint says of itself, and some of it does not hold."""
+
+
+class ProcessLost(TrainingError):
+    """Another process of the same job has ended or does not answer."""
 
 
 class Interrupted(FinetuneError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,9 @@ def keeping_of(resume: bool, every: float) -> Keeping:
     """How a run's snapshots are kept; what to type to go on is what was typed, and --resume."""
     from finetune.commands.facts import Keeping
 
-    typed = ["finetune", *sys.argv[1:]]
-    return Keeping(resume, every, shlex.join(typed if resume else [*typed, "--resume"]))
+    words = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
+    program = "finetune" if os.environ.get("WORLD_SIZE", "1") == "1" else "torchrun ... -m finetune"
+    return Keeping(resume, every, f"{program} {shlex.join(words)}")
 
 
 def override(key: str, value: object) -> list[str]:

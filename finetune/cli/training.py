@@ -31,7 +31,7 @@ def pretrain(
     overrides = [*settings, *override("seed", seed)]
     keeping = keeping_of(resume, snapshot_every)
     report = run(recipe, out=out, root=data_root, device=device, overrides=overrides, keeping=keeping, console=console)
-    if as_json:
+    if as_json and not console.hushed:
         click.echo(report.to_json(), nl=False)
 
 
@@ -80,7 +80,7 @@ def adapt(
         keeping=keeping_of(resume, snapshot_every),
         console=console,
     )
-    if as_json:
+    if as_json and not console.hushed:
         click.echo(report.to_json(), nl=False)
 
 

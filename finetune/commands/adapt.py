@@ -23,6 +23,7 @@ from finetune.commands.phases import Watch, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, recorded, right_answers, run_report, save_run, what_decides
 from finetune.commands.session import Session
+from finetune.commands.together import one_speaks, sharding_told
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
@@ -35,6 +36,8 @@ from finetune.reporting.report import Report, Result, SourceSummary, Transplant
 from finetune.saving import describe
 from finetune.source import Source, locate
 from finetune.training.evaluation import predictions
+from finetune.training.group import Group
+from finetune.training.joining import joined
 from finetune.training.runtime import choose_runtime, environment, seeded
 from finetune.training.solver import solve_head
 
@@ -67,18 +70,39 @@ def adapt(
 
     `compare=False` leaves out the linear probe and the run from scratch, whatever the recipe says. `overrides` are
     KEY=VALUE texts as for --set; `root` is the data folder; `keeping` says whether to go on with an earlier attempt.
-    Errors are those of `finetune.errors`.
+    Errors are those of `finetune.errors`. Where torchrun has started several processes, all train together, and the
+    first one writes.
     """
     console = console or Console(quiet=True, results=False)
-    found = locate(source, note=console.note, bars=not console.quiet)
+    with joined(device) as group:
+        return _adapt(source, recipe, compare, out, data_root(root), device, overrides, keeping, console, group)
+
+
+def _adapt(
+    source: str | Path,
+    recipe: RecipeLike,
+    compare: bool,
+    out: str | Path | None,
+    root: Path,
+    device: str,
+    overrides: Sequence[str],
+    keeping: Keeping,
+    console: Console,
+    group: Group,
+) -> Report:
+    one_speaks(console, group)
+    with group.first_here("source"):
+        found = locate(source, note=console.note, bars=not console.quiet)
     plan = open_recipe(recipe, overrides, source=found.architecture)
     check_kind(plan, "adapt", recipe)
     assert isinstance(plan, AdaptRecipe)
     plan = plan if compare else plan.model_copy(update={"compare": ()})
-    runtime = choose_runtime(device, plan.precision)
-    origin, classifier, material = open_both(found, plan, data_root(root), console)
+    runtime = choose_runtime(device, plan.precision, group, plan.sharding)
+    sharding_told(runtime, console)
+    with group.first_here("images"):
+        origin, classifier, material = open_both(found, plan, root, console)
     check_adapters(classifier.network, plan.phases)
-    outputs = place_outputs(out, f"{origin.name}-{material.name}")
+    outputs = place_outputs(out, f"{origin.name}-{material.name}", writes=group.leader)
     described: dict[str, Any] = {"recipe": recorded(plan), "data": material.describe()}
     described["lineage"] = origin.lineage_of_child()
     adapted = classifier.with_classes(material.class_names)
@@ -88,8 +112,8 @@ def adapt(
     }
     with (
         seeded(plan.seed),
-        Session(outputs, dump_recipe(plan), run, environment(runtime), keeping, console) as session,
-        Keeper(outputs, lambda: describe(adapted, **described)) as keeper,
+        Session(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
+        Keeper(outputs, lambda: describe(adapted, **described), writes=group.leader) as keeper,
     ):
         if session.finished is not None:
             return session.finished
@@ -105,7 +129,7 @@ def adapt(
         phases = run_phases(adapted.network, plan.phases, setting, watch, leg)
         scratch = train_scratch(plan, classifier, setting, watch, leg) if "scratch" in plan.compare else None
         results, comparisons = _test(classifier, frozen, adapted.network, scratch, plan, setting)
-        kept = retention(origin, classifier, adapted.network, setting, data_root(root))
+        kept = retention(origin, classifier, adapted.network, setting, root)
         report = run_report(
             plan,
             material,
@@ -118,7 +142,8 @@ def adapt(
             comparisons=comparisons,
             retention=kept,
         )
-        session.finish(save_run(adapted, described, report, outputs, console))
+        if group.leader:
+            session.finish(save_run(adapted, described, report, outputs, console))
     return report
 
 
@@ -183,7 +208,7 @@ def _test(
     found_before, method = before_predictions(
         source.network.head, source.class_names, material.class_names, seen, frozen.means
     )
-    found_after = predictions(adapted, test.images.to(device), normalise)
+    found_after = predictions(adapted, test.images.to(device), normalise, group=setting.runtime.group)
     results: dict[str, Result | None] = {
         "before": measure(test, found_before, method=method, detailed=False),
         "linear_probe": None,
@@ -200,7 +225,7 @@ def _test(
             found = _solved_probe(frozen, material)(seen.cpu()).argmax(1)
         results["linear_probe"] = measure(test, found, detailed=False)
     if scratch is not None:
-        found = predictions(scratch, test.images.to(device), normalise)
+        found = predictions(scratch, test.images.to(device), normalise, group=setting.runtime.group)
         results["scratch"] = measure(test, found, detailed=False)
         comparisons["after_vs_scratch"] = verdict.compare(right_answers(test, found), right_after)
     return results, comparisons

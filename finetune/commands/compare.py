@@ -26,6 +26,7 @@ from finetune.recipe.schema import AdaptRecipe
 from finetune.reporting.report import Retention
 from finetune.source import Source
 from finetune.training.evaluation import outputs, predictions
+from finetune.training.group import ALONE
 from finetune.training.runtime import Runtime, seeded
 
 OWN_HEAD = "source head"
@@ -117,16 +118,21 @@ def retention(
     source's head is put back on the adapted stages, which shows whether the features still serve the old task.
     """
     test = _source_test(source, root)
+    group = setting.runtime.group
+    if group.any(test is None):  # on some machine: then who has it looks alone
+        group = ALONE
     if test is None:
         return None
     names, classes = classifier.class_names, setting.material.class_names
     images, normalise = test.images.to(setting.runtime.device), setting.normalise
     original = classifier.network
-    before = float((predictions(original, images, normalise) == test.labels).double().mean())
+    before = float((predictions(original, images, normalise, group=group) == test.labels).double().mean())
     if set(names) <= set(classes):
-        found = outputs(adapted, images, normalise)[:, [classes.index(name) for name in names]].argmax(1).cpu()
+        found = (
+            outputs(adapted, images, normalise, group=group)[:, [classes.index(name) for name in names]].argmax(1).cpu()
+        )
     else:
-        features = outputs(adapted, images, normalise, stop=-1)
+        features = outputs(adapted, images, normalise, stop=-1, group=group)
         with torch.no_grad():
             found = original.head(features).argmax(1).cpu()
     assert source.dataset is not None
@@ -151,7 +157,7 @@ def frozen_features(
 ) -> dict[str, Tensor]:
     """One pass of the frozen stages over each part: float, N×F."""
     return {
-        name: outputs(network, part.images.to(runtime.device), normalise, stop=-1)
+        name: outputs(network, part.images.to(runtime.device), normalise, stop=-1, group=runtime.group)
         for name, part in parts.items()
         if len(part)
     }

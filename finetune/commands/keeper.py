@@ -15,15 +15,20 @@ from finetune.errors import Interrupted, OutputError, TrainingError
 
 
 class Keeper:
-    """Holds the newest good weights; when the block ends by Ctrl-C, a failed training or a failed write, keeps them."""
+    """Holds the newest good weights; when the block ends by Ctrl-C, a failed training or a failed write, keeps them.
 
-    def __init__(self, outputs: Outputs, describe: Callable[[], Metadata]) -> None:
-        self.outputs, self.describe = outputs, describe
+    Of a group's processes only the leader `writes`.
+    """
+
+    def __init__(self, outputs: Outputs, describe: Callable[[], Metadata], *, writes: bool = True) -> None:
+        self.outputs, self.describe, self.writes = outputs, describe, writes
         self.state: dict[str, Tensor] = {}
         self.moment = ""
 
     def keep(self, network: nn.Module, moment: str) -> None:
         """Copies the weights as they are now; `moment` says when that was."""
+        if not self.writes:
+            return
         self.state = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
         self.moment = moment
 
@@ -34,11 +39,13 @@ class Keeper:
         if isinstance(error, KeyboardInterrupt):
             request = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
             raise Interrupted(f"stopped by {request.name}; {self._rescue()}", request.exit_code) from None
-        if isinstance(error, (TrainingError, OutputError)):
+        if isinstance(error, (TrainingError, OutputError)) and self.writes:
             error.args = (f"{error}\n{self._rescue()}",)
 
     def _rescue(self) -> str:
         folder = self.outputs.run_folder
+        if not self.writes:
+            return "the first process tells what was kept"
         if not self.state:
             return f"no epoch had ended, so there are no weights to keep; {folder} has the recipe and the log"
         try:

@@ -51,7 +51,8 @@ class Leg:
         session = self.session
         if training.step == training.phase.steps:
             return  # `over` comes next
-        if session.requests.asked is not None or session.due(row=row):
+        due = session.requests.agree(session.group, session.due(row=row))
+        if due or session.requests.asked is not None:
             state = training.state()
             facts = PhaseFacts(history=history, numbers=state.numbers, proof=proof)
             tensors = {f"phase/{name}": t for name, t in state.tensors.items()}
@@ -65,6 +66,7 @@ class Leg:
         done = LegFacts(phases=[*self.facts.phases, summary], epochs=self.facts.epochs + epochs)
         self.facts = done
         self._save(self.network.state_dict(), {}, None, f"the end of phase {summary.name}")
+        self.session.requests.agree(self.session.group)
         self.session.requests.release()
 
     def _save(

@@ -48,12 +48,17 @@ class Outputs:
         return self.run_folder / f"interrupted{SUFFIX}"
 
 
-def place_outputs(out: str | Path | None, name: str) -> Outputs:
-    """Makes sure before any work that everything can be written; changes nothing that is there. OutputError if not."""
+def place_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> Outputs:
+    """Makes sure before any work that everything can be written; changes nothing that is there. OutputError if not.
+
+    Without `writes` it is left to the process that does.
+    """
     checkpoint = Path(out) if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
     if checkpoint.suffix != SUFFIX:
         raise SettingError(f"--out {checkpoint}: expected a file name that ends in {SUFFIX}")
     outputs = Outputs(checkpoint, Path("runs") / checkpoint.stem)
+    if not writes:
+        return outputs
     for path in (outputs.checkpoint, outputs.report):
         if path.is_dir():
             raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")

@@ -109,9 +109,10 @@ def phase_batches(network: StagedNetwork, phase: Phase, setting: Setting, start:
     """The phase's batches: of images, or of activations behind the first `start` stages."""
     train, device = setting.material.train, setting.runtime.device
     images, labels = train.images.to(device), train.labels.to(device)
+    part = (setting.runtime.group.rank, setting.runtime.group.size)
     if start:
         kept = activations(network, images, setting.normalise, start, setting.runtime)
-        return Batches(kept, labels, batch_size=phase.batch_size, seed=setting.seed)
+        return Batches(kept, labels, batch_size=phase.batch_size, seed=setting.seed, part=part)
     return Batches(
         images,
         labels,
@@ -120,4 +121,5 @@ def phase_batches(network: StagedNetwork, phase: Phase, setting: Setting, start:
         normalise=setting.normalise,
         augment=setting.augment if phase.augment else None,
         classes=len(train.class_names),
+        part=part,
     )

@@ -168,7 +168,8 @@ def _validation(network: StagedNetwork, setting: Setting) -> Callable[[], float]
     images, labels = held.images.to(setting.runtime.device), held.labels
 
     def validate() -> float:
-        return float((predictions(network, images, setting.normalise) == labels).double().mean())
+        found = predictions(network, images, setting.normalise, group=setting.runtime.group)
+        return float((found == labels).double().mean())
 
     return validate
 
@@ -186,7 +187,8 @@ def _epoch_row(row: Row) -> EpochRow:
 
 def _record(row: Row, phase: Phase, epochs: int, watch: Watch, view: PhaseView, session: Session) -> None:
     values: dict[str, Any] = {"phase": phase.name, **asdict(row)}
-    append_metrics(watch.outputs, values)
+    if session.group.leader:
+        append_metrics(watch.outputs, values)
     session.record(values)
     validation = "" if row.validation_accuracy is None else f", validation {percent(row.validation_accuracy)}"
     view.row(

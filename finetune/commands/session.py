@@ -18,16 +18,17 @@ from finetune.commands.differences import differences
 from finetune.commands.facts import Facts, Keeping, LegFacts, PhaseFacts
 from finetune.commands.outputs import SNAPSHOTS, Outputs, clear_run_folder, rewrite_metrics
 from finetune.commands.stopping import StopRequests
+from finetune.commands.together import MOST_LISTED, same_run, shared
 from finetune.errors import DriftError, FinetuneError, NonFiniteError, SettingError
 from finetune.files import write_whole
 from finetune.lock import RunLock
 from finetune.reporting.console import Console
-from finetune.reporting.report import Report, read_report
+from finetune.reporting.report import Report, parse_report, read_report
 from finetune.reporting.tables import report_tables
+from finetune.training.group import ALONE, Group
 from finetune.training.snapshot import Snapshot, SnapshotStore
 
 MOST_OF_THE_TIME = 1 / 20  # that snapshots at the ends of very short epochs may take
-MOST_LISTED = 12  # differences in one message
 
 
 class Session:
@@ -35,7 +36,9 @@ class Session:
 
     run: what the result depends on (recipe, data, source, versions): an attempt with another one is not gone on with.
     machine: what may change its last bits. `found` is what an earlier attempt left, `finished` its report where it came
-    to its end. SettingError where that was another run; OutputError where another process holds the folder.
+    to its end. SettingError where that was another run; OutputError where another run holds the folder.
+
+    Of a group's processes the leader alone holds and writes; the others learn from it what was found.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Session:
         machine: Mapping[str, Any],
         keeping: Keeping,
         console: Console,
+        group: Group = ALONE,
     ) -> None:
+        self.group = group
         self.outputs, self.recipe_text, self.keeping, self.console = outputs, recipe_text, keeping, console
         self.run, self.machine = _plain(run), _plain(machine)
         self.store = SnapshotStore(outputs.run_folder / SNAPSHOTS)
@@ -62,13 +67,16 @@ class Session:
 
     def __enter__(self) -> Session:
         with self.stack:
-            self._hold()
-            if self.keeping.resume:
-                self._look_back()
-            if self.found is None and self.finished is None:
-                self._begin()
-            self.console.log = self.outputs.run_folder / "log.txt"
-            self._tell()
+            same_run(self.run, self.group)
+            if self.group.leader:
+                self._hold()
+                if self.keeping.resume:
+                    self._look_back()
+                if self.found is None and self.finished is None:
+                    self._begin()
+                self.console.log = self.outputs.run_folder / "log.txt"
+                self._tell()
+            self._share()
             self.stack.enter_context(self.requests)
             self.stack = self.stack.pop_all()
         return self
@@ -88,12 +96,12 @@ class Session:
         self.rows.append(_plain(row))
 
     def due(self, *, row: bool) -> bool:
-        """Whether it is time for a snapshot: the seconds are over, or an epoch has ended.
+        """Whether it is time for a snapshot: the seconds are over, or an epoch has ended. The leader knows.
 
         Where epochs are so short that snapshots would take more than a twentieth of the time, not every one counts.
         """
         since = time.monotonic() - self.saved
-        return since >= self.keeping.every or (row and since >= self.cost / MOST_OF_THE_TIME)
+        return self.group.leader and (since >= self.keeping.every or (row and since >= self.cost / MOST_OF_THE_TIME))
 
     def save(
         self,
@@ -104,6 +112,9 @@ class Session:
         moment: str,
     ) -> None:
         """Writes a snapshot: `tensors` and the state of chance. OutputError when that fails; earlier ones stay."""
+        if not self.group.leader:
+            self.moment = moment
+            return
         began = time.monotonic()
         facts = Facts(
             run=self.run,
@@ -150,6 +161,19 @@ class Session:
                 f"{self.outputs.run_folder}: its last run died without a word ({lock.recovered}); if nobody killed it, "
                 "memory may have run out"
             )
+
+    def _share(self) -> None:
+        """What the leader found is found in all processes."""
+        finished = None if self.finished is None else self.finished.to_dict()
+        said = {"finished": finished, "found": None if self.found is None else self.found.model_dump()}
+        said, self.tensors = shared(said, self.tensors, self.group)
+        if self.group.leader:
+            return
+        if said["finished"] is not None:
+            self.finished = parse_report(json.dumps(said["finished"]).encode())
+        if said["found"] is not None:
+            self.found = Facts.model_validate(said["found"])
+            self.rows, self.moment = self.found.rows, self.found.moment
 
     def _look_back(self) -> None:
         snapshot, faults = self.store.newest()

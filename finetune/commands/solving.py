@@ -21,7 +21,9 @@ def solved_head(network: StagedNetwork, material: Material, normalise: Normalise
     started = time.perf_counter()
     parts = {"train": material.train, "validation": material.validation}
     seen = {
-        name: features(network, part.images.to(runtime.device), normalise) for name, part in parts.items() if len(part)
+        name: features(network, part.images.to(runtime.device), normalise, group=runtime.group)
+        for name, part in parts.items()
+        if len(part)
     }
     labels, held_labels = material.train.labels, material.validation.labels
     held = (seen["validation"], held_labels) if "validation" in seen else None

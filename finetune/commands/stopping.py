@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from finetune.training.group import Group
+
 NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # not every system has all of them
+ECHO = 1.0  # seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -30,11 +34,13 @@ class StopRequests:
     """Turns the signals into Stopped while a block runs. Signals that somebody else handles or ignores stay theirs.
 
     Between `hold` and `release` the first request only sets `asked`, so that a step is finished; a second one stops at
-    once. After an error nobody releases, so that what is being saved is not cut short.
+    once, unless it follows so fast that it is the first one again: torchrun passes on what its processes have got from
+    the machine already. After an error nobody releases, so that what is being saved is not cut short.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self.since = 0.0
         self.holding = False
         self.handlers: dict[int, Any] = {}
 
@@ -59,13 +65,26 @@ class StopRequests:
         self.holding = False
         self.stop_if_asked()
 
+    def agree(self, group: Group, flag: bool = False) -> bool:
+        """A request that one process of a group has got is one to all. Returns whether `flag` is raised in any."""
+        numbers = [int(getattr(signal, name)) for name in NAMES if hasattr(signal, name)]
+        raised, *asked = group.vote(flag, *(self.asked == number for number in numbers))()
+        if any(asked):
+            self._ask(numbers[asked.index(True)])
+        return raised
+
     def stop_if_asked(self) -> None:
         """Raises Stopped if a request is waiting."""
         if self.asked is not None:
             raise Stopped(self.asked)
 
     def _asked_to(self, number: int, frame: FrameType | None) -> None:
-        if self.holding and self.asked is None:
-            self.asked = number
+        if self.holding and (self.asked is None or time.monotonic() - self.since < ECHO):
+            self._ask(number)
             return
         raise Stopped(number)
+
+    def _ask(self, number: int) -> None:
+        if self.asked is None:
+            self.since = time.monotonic()
+        self.asked = number

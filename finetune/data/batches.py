@@ -108,6 +108,10 @@ class Batches:
     as they are. Images that are not a tensor are read a few batches ahead. Batches come on the device of `labels`. The
     last batch of an epoch may be smaller; every image comes exactly once an epoch. Labels are int64, N; where `augment`
     mixes images they are float32, N×classes, the share of each class, and `classes` has to be given.
+
+    With `part` (r, s) these are the batches of the r-th of s processes, from 0: of each batch a run of its images, so
+    that all s together have the batch as it would be. Where there is no image for a process, it gets another's, which
+    `weights` tells.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Batches:
         normalise: Normaliser | None = None,
         augment: Augment | None = None,
         classes: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         assert len(inputs) == len(labels) > 0
         assert augment is None or normalise is not None, "activations cannot be augmented"
@@ -127,6 +132,7 @@ class Batches:
         self.inputs, self.labels = inputs, labels
         self.batch_size, self.seed, self.classes = batch_size, seed, classes
         self.normalise, self.augment = normalise, augment
+        self.part = part
 
     @property
     def images_per_epoch(self) -> int:
@@ -141,9 +147,8 @@ class Batches:
 
         `epoch` counts over the whole run, phases included.
         """
-        draw, count = self._draw(epoch), len(self.labels)
-        starts = range(first * self.batch_size, count, self.batch_size)
-        rows = (self._rows(draw, start, min(start + self.batch_size, count)) for start in starts)
+        draw = self._draw(epoch)
+        rows = (self._rows(draw, *self._places(batch)) for batch in range(first, self.steps_per_epoch))
         if isinstance(self.inputs, Tensor):
             for row in rows:
                 yield self._batch(self.inputs[row], row, draw)
@@ -151,6 +156,25 @@ class Batches:
         with closing(read_ahead(lambda row: (self._read(row), row), rows)) as batches:
             for inputs, row in batches:
                 yield self._batch(inputs, row, draw)
+
+    def weights(self, batch: int) -> tuple[int, int]:
+        """How many images of an epoch's batch count here, which may be none, and how many there are in it in all."""
+        start, stop, whole = self._run(batch)
+        return stop - start, whole
+
+    def _run(self, batch: int) -> tuple[int, int, int]:
+        """The first place of this process's part of a batch in the epoch's order, one past its last, and the batch's
+        size."""
+        begin, (rank, size) = batch * self.batch_size, self.part
+        whole = min(self.batch_size, len(self.labels) - begin)
+        return begin + whole * rank // size, begin + whole * (rank + 1) // size, whole
+
+    def _places(self, batch: int) -> tuple[int, int]:
+        start, stop, _ = self._run(batch)
+        if start < stop:
+            return start, stop
+        spare = min(start, len(self.labels) - 1)
+        return spare, spare + 1
 
     def images_of(self, epoch: int, batch: int) -> list[int]:
         """Which images a batch of an epoch has."""

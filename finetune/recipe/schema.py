@@ -70,6 +70,14 @@ Input = Annotated[
         examples=[{"size": 224}],
     ),
 ]
+Sharding = Annotated[
+    Literal["fsdp"] | None,
+    Field(
+        description="fsdp: each of several processes (torchrun) keeps a part of weights, gradients and optimizer state "
+        "while a phase trains, for models whose training does not fit otherwise. Left out: each keeps all of it.",
+        examples=["fsdp"],
+    ),
+]
 Seed = Annotated[int, Field(ge=0, description="Start of all random numbers: same recipe and seed, same bytes.")]
 Comparison = Literal["linear_probe", "scratch"]
 
@@ -92,6 +100,7 @@ class PretrainRecipe(_Recipe):
     data: NamedDataSettings = Field(description="The images.", examples=[{"name": "mnist"}])
     phases: Phases
     precision: Precision = "auto"
+    sharding: Sharding = None
     seed: Seed = 0
     test_each_epoch: bool = Field(
         default=False,
@@ -150,6 +159,7 @@ class AdaptRecipe(_Recipe):
         "not always fair to random weights.",
     )
     precision: Precision = "auto"
+    sharding: Sharding = None
     seed: Seed = 0
 
 

@@ -35,6 +35,11 @@ class Console:
         self.err = RichConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.out = RichConsole(highlight=False, markup=False, emoji=False, width=width)
         self.log: Path | None = None
+        self.hushed = False
+
+    def hush(self) -> None:
+        """From here on nothing is shown: another process of the same job shows it."""
+        self.hushed, self.quiet, self.results = True, True, False
 
     def note(self, text: str) -> None:
         """A remark on what is going on."""
@@ -47,6 +52,8 @@ class Console:
         """Something the person should know even when it is quiet."""
         text = printable_lines(text)
         self._log(f"warning: {text}")
+        if self.hushed:
+            return
         self.err.print(f"warning: {text}", style="yellow")
 
     def say(self, text: str) -> None:

@@ -26,4 +26,4 @@ def activations(network: StagedNetwork, images: Images, normalise: Normaliser, s
         with runtime.autocast():
             return network.run(x, stop=stop)
 
-    return in_batches(run, network, images, normalise)
+    return in_batches(run, network, images, normalise, runtime.group)

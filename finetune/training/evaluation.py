@@ -1,15 +1,20 @@
-"""What a network says of images: logits, predictions, features; in float32 and fixed batches, to reproduce."""
+"""What a network says of images: logits, predictions, features; in float32 and fixed batches, to reproduce.
+
+Of a group's processes each runs some of the batches, and all get all results, bit for bit those of one process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.data.batches import Normaliser
 from finetune.data.mapped import Images
 from finetune.models.staged import StagedNetwork
+from finetune.training.group import ALONE, Group
 
 BATCH = 500  # images, of few pixels; of larger ones fewer
 MOST_PIXELS = 4_000_000  # in one batch
@@ -21,31 +26,50 @@ def most_images(pixels: int) -> int:
 
 
 @torch.no_grad()
-def outputs(network: StagedNetwork, images: Images, normalise: Normaliser, *, stop: int | None = None) -> Tensor:
+def outputs(
+    network: StagedNetwork, images: Images, normalise: Normaliser, *, stop: int | None = None, group: Group = ALONE
+) -> Tensor:
     """What `stages[:stop]` give for uint8 images (N×C×H×W), in evaluation mode; on the network's device."""
-    return in_batches(lambda x: network.run(x, stop=stop), network, images, normalise)
+    return in_batches(lambda x: network.run(x, stop=stop), network, images, normalise, group)
 
 
-def features(network: StagedNetwork, images: Images, normalise: Normaliser) -> Tensor:
+def features(network: StagedNetwork, images: Images, normalise: Normaliser, *, group: Group = ALONE) -> Tensor:
     """What the head sees: float, N×F."""
-    return outputs(network, images, normalise, stop=-1)
+    return outputs(network, images, normalise, stop=-1, group=group)
 
 
-def predictions(network: StagedNetwork, images: Images, normalise: Normaliser) -> Tensor:
+def predictions(network: StagedNetwork, images: Images, normalise: Normaliser, *, group: Group = ALONE) -> Tensor:
     """The most probable class's index for each image: int64, N, on the CPU."""
-    return outputs(network, images, normalise).argmax(1).cpu()
+    return outputs(network, images, normalise, group=group).argmax(1).cpu()
 
 
 @torch.no_grad()
 def in_batches(
-    run: Callable[[Tensor], Tensor], network: StagedNetwork, images: Images, normalise: Normaliser
+    run: Callable[[Tensor], Tensor],
+    network: StagedNetwork,
+    images: Images,
+    normalise: Normaliser,
+    group: Group = ALONE,
 ) -> Tensor:
     """`run` over normalised batches of `images` with the network in evaluation mode, put together again."""
-    was_training = {name: module.training for name, module in network.named_modules()}
+    with judging(network):
+        size = most_images(normalise.pixels(images))
+        count = -(-len(images) // size)
+        if count < group.size:  # not a batch for each: then all of them for all
+            group = ALONE
+        first, end = group.part(count)
+        starts = range(first * size, min(end * size, len(images)), size)
+        own = torch.cat([run(normalise(images[i : i + size])) for i in starts])
+        return group.gathered(own, [min(size, len(images) - i * size) for i in range(count)])
+
+
+@contextmanager
+def judging(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode in the block; then every module's mode is what it was."""
+    was_training = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        size = most_images(normalise.pixels(images))
-        return torch.cat([run(normalise(images[i : i + size])) for i in range(0, len(images), size)])
+        yield
     finally:
-        for name, module in network.named_modules():
-            module.training = was_training[name]
+        for module, mode in was_training.items():
+            module.training = mode

@@ -8,27 +8,37 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from finetune.training.group import ALONE, Group
+from finetune.training.runtime import Runtime
+
 
 class Guard(Protocol):
-    """Looks at every loss between the backward pass and the update."""
+    """Looks at every loss before the update."""
 
-    def lost(self, loss: Tensor, step: int) -> int | None:
-        """The first step (from 1) whose loss is not finite, if that is known by now; its update must not be made."""
+    def sees(self, loss: Tensor) -> bool:
+        """Whether this process knows already that its loss is not finite."""
+
+    def bar(self, loss: Tensor, step: int) -> None:
+        """Keeps the update from being made where that is known on the device only; `step` counts from 1."""
 
     def seen(self) -> int | None:
-        """The same, for certain: waits for the device."""
+        """The first step whose loss was not finite on the device, if there is one: waits for it."""
 
 
-def build_guard(optimizer: Optimizer, device: torch.device) -> Guard:
+def build_guard(optimizer: Optimizer, runtime: Runtime) -> Guard:
     """The guard that costs a step nothing: on a GPU a look at a loss would make every step wait for it."""
-    return DeviceGuard(optimizer, device) if device.type == "cuda" else HostGuard()
+    on_device = runtime.device.type == "cuda" and not runtime.divides  # only fused optimizers can be barred
+    return DeviceGuard(optimizer, runtime.device, runtime.group) if on_device else HostGuard()
 
 
 class HostGuard:
     """Looks at once."""
 
-    def lost(self, loss: Tensor, step: int) -> int | None:
-        return None if bool(loss.isfinite()) else step
+    def sees(self, loss: Tensor) -> bool:
+        return not bool(loss.isfinite())
+
+    def bar(self, loss: Tensor, step: int) -> None:
+        pass
 
     def seen(self) -> int | None:
         return None
@@ -40,16 +50,19 @@ class DeviceGuard:
     They skip an update when the tensor `found_inf` that they are given is 1, as torch.amp's GradScaler makes them.
     """
 
-    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+    def __init__(self, optimizer: Optimizer, device: torch.device, group: Group = ALONE) -> None:
+        self.group = group
         self.found = torch.zeros((), device=device)
         self.first = torch.full((), -1, dtype=torch.int64, device=device)
         optimizer.found_inf = self.found  # type: ignore[attr-defined]
 
-    def lost(self, loss: Tensor, step: int) -> int | None:
-        bad = ~loss.isfinite()
+    def sees(self, loss: Tensor) -> bool:
+        return False
+
+    def bar(self, loss: Tensor, step: int) -> None:
+        bad = self.group.sum((~loss.isfinite()).float()) > 0
         self.first.copy_(torch.where(bad & (self.found == 0), step, self.first))
         self.found.copy_(torch.maximum(self.found, bad.float()))
-        return None
 
     def seen(self) -> int | None:
         first = int(self.first)

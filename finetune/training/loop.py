@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.data.batches import Batches
+from finetune.data.batches import Batches, generator
 from finetune.errors import NonFiniteError, listed
 from finetune.models.staged import StagedNetwork
+from finetune.training.best import Best
+from finetune.training.divided import copied, fill
 from finetune.training.freeze import set_trainable, trainable, training_mode
+from finetune.training.group import lost_told
 from finetune.training.guard import build_guard
 from finetune.training.meter import Meter, Row, Tick
 from finetune.training.optim import (
@@ -24,6 +27,7 @@ from finetune.training.optim import (
     set_rate,
     stage_groups,
 )
+from finetune.training.parallel import spread, statistics
 from finetune.training.runtime import Runtime
 from finetune.training.schedule import Schedule
 
@@ -76,6 +80,9 @@ class Training:
     `keep="best"` it holds those of the best row. Between two events, but not after the last one, `state` says where the
     phase stands, and `restore` goes there, in another process too.
 
+    In a group of processes each iterates its own, over its part of the batches; events, `state` and `restore` come in
+    all of them at the same step.
+
     `first_epoch` is the number of epochs that earlier phases used up; order and augmentation go on from there.
     `validate` gives the validation accuracy of the network as it stands. NonFiniteError when a loss or a weight is not
     a finite number: of a loss before it changes a weight.
@@ -92,21 +99,27 @@ class Training:
         validate: Callable[[], float] | None = None,
     ) -> None:
         set_trainable(network, phase.stages, adapters=phase.adapters)
-        groups = stage_groups(network, phase.arguments["lr"], phase.layer_decay)
         self.network, self.batches, self.phase, self.runtime = network, batches, phase, runtime
+        self.group = runtime.group
         self.first_epoch, self.validate = first_epoch, validate
-        self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments)
-        self.guard = build_guard(self.optimizer, runtime.device)
-        self.average = Average(trainable(network), phase.ema) if phase.ema else None
+        self.parallel = spread(network, batches, phase.start, runtime)
+        self.trained = self.parallel.network
+        groups = stage_groups(self.trained, phase.arguments["lr"], phase.layer_decay)
+        self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments, fused=not runtime.divides)
+        self.guard = build_guard(self.optimizer, runtime)
+        self.average = Average(trainable(self.trained), phase.ema) if phase.ema else None
         self.best = Best(network) if phase.keep == "best" else None
-        self.meter = Meter(runtime.device)
+        self.meter = Meter(runtime.device, runtime.group)
         self.step = self.epoch = self.batch = 0  # steps of the phase, its epochs, and batches of the one under way
+        self.tick_due = False
+        self.statistics: list[Tensor] = []
 
     def __iter__(self) -> Iterator[Tick | Row]:
         phase, meter = self.phase, self.meter
         meter.start()
         while self.step < phase.steps:
-            training_mode(self.network, phase.stages, phase.norms, adapters=phase.adapters)
+            training_mode(self.trained, phase.stages, phase.norms, adapters=phase.adapters)
+            self.statistics = statistics(self.trained)
             for inputs, labels in self.batches.epoch(self.first_epoch + self.epoch, self.batch):
                 set_rate(self.optimizer, phase.schedule(self.step / phase.steps))
                 self._step(inputs, labels)
@@ -114,52 +127,52 @@ class Training:
                 self.batch += 1
                 if self.step == phase.steps:
                     break
-                if meter.tick_due():
+                if self.tick_due:
                     self._refuse(self.guard.seen())
                     yield meter.tick(self.epoch + 1, self.step, phase.steps)
             self.epoch, self.batch = self.epoch + 1, 0
             if meter.steps >= SHORTEST_ROW or self.step == phase.steps:
                 yield self._row()
                 meter.start()  # what the caller did with the row was not training
-                if self.average and self.step < phase.steps:
-                    self.average.swap()
+                if self.step < phase.steps:
+                    self.parallel.hide()
+                    if self.average:
+                        self.average.swap()
 
     def state(self) -> State:
-        """Copies of everything. NonFiniteError when there is nothing good to copy."""
+        """Copies of everything; only the leader of a group gets the tensors. NonFiniteError if they are not good."""
         shown = self.average is not None and self.average.shown
         if self.average is not None and shown:
             self.average.swap()
         self._refuse(self.guard.seen())
-        self._refuse_lost_weights()
+        network = copied(self.trained.state_dict(), self.group.leader)
+        self._refuse_lost_weights(network)
+        summed, numbers = self.meter.state()
+        numbers |= {"step": self.step, "epoch": self.epoch, "batch": self.batch}
         tensors = {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
-        numbers: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "batch": self.batch}
-        tensors |= {"meter/loss": self.meter.loss, "meter/right": self.meter.right}
-        numbers |= {"images": self.meter.images, "steps": self.meter.steps, "seconds": self.meter.seconds()}
+        tensors |= {f"meter/{name}": t for name, t in summed.items()}
         if self.average is not None:
             tensors |= {f"average/{place}": t for place, t in enumerate(self.average.values)}
             numbers["averaged"] = self.average.steps
         if self.best is not None:
             tensors |= {f"best/{name}": t for name, t in self.best.state.items()}
             numbers["best"] = self.best.accuracy
-        found = State(copied(self.network.state_dict()), copied(tensors), numbers)
+        found = State(network, copied(tensors, self.group.leader), numbers)
         if self.average is not None and shown:
             self.average.swap()
         return found
 
     def restore(self, state: State) -> None:
-        """Goes to where another training of the same phase, network and batches stood."""
+        """Goes to where another training of the same phase, network and batches stood; all of a group have `state`."""
         tensors, numbers = state.tensors, state.numbers
-        self.network.load_state_dict(state.network)
+        self.parallel.load(state.network)
         load_optimizer(self.optimizer, beginning(tensors, "optimizer/"))
         self.step, self.epoch, self.batch = numbers["step"], numbers["epoch"], numbers["batch"]
-        self.meter.loss.copy_(tensors["meter/loss"])
-        self.meter.right.copy_(tensors["meter/right"])
-        self.meter.images, self.meter.steps = numbers["images"], numbers["steps"]
-        self.meter.earlier = numbers["seconds"]
+        self.meter.restore(beginning(tensors, "meter/"), numbers)
         if self.average is not None:
             self.average.steps = numbers["averaged"]
             for place, value in enumerate(self.average.values):
-                value.copy_(tensors[f"average/{place}"])
+                fill(value, tensors[f"average/{place}"])
         if self.best is not None:
             like = self.network.state_dict()
             kept = beginning(tensors, "best/")
@@ -168,26 +181,44 @@ class Training:
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
         """One step. `labels` are classes (int64, N), or where images are mixed the classes' shares (N×classes)."""
-        phase = self.phase
+        phase, group = self.phase, self.group
+        own, images = self.batches.weights(self.batch)
+        self._chance()
         with self.runtime.autocast():
-            logits = self.network.run(inputs, start=phase.start)
+            logits = self.parallel.forward(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
+        agreed = group.vote(self.guard.sees(loss.detach()), self.meter.tick_due())
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._refuse(self.guard.lost(loss.detach(), self.step + 1))
+        with lost_told():  # the gradients' mean over the processes is that over the images
+            share = loss if group.size == 1 else loss * (own * group.size / images)
+            share.backward()  # type: ignore[no-untyped-call]
+        lost, self.tick_due = agreed()
+        self._refuse(self.step + 1 if lost else None)
+        self.guard.bar(loss.detach(), self.step + 1)
         if phase.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(trainable(self.network), phase.clip_norm)
+            torch.nn.utils.clip_grad_norm_(trainable(self.trained), phase.clip_norm)
         self.optimizer.step()
+        group.average(self.statistics)
         if self.average:
             self.average.update()
-        self.meter.add(loss.detach(), logits.detach(), labels)
+        self.meter.add(loss.detach(), logits.detach()[:own], labels[:own], images)
+
+    def _chance(self) -> None:
+        """In a group, what a step leaves to chance (dropout) is a function of the step and the process.
+
+        So it need not be remembered, and each process drops out something else. Alone, it goes on from what was before.
+        """
+        if self.group.size > 1:
+            key = (self.batches.seed, self.first_epoch + self.epoch, self.batch, self.group.rank, "chance")
+            torch.manual_seed(generator(*key).initial_seed())
 
     def _row(self) -> Row:
         self._refuse(self.guard.seen())
         if self.average:
             self.average.swap()
+        self.parallel.show()
         row = self.meter.row(self.epoch, self.optimizer.param_groups[-1]["lr"], self.validate)
-        self._refuse_lost_weights()
+        self._refuse_lost_weights(self.network.state_dict())
         if self.best:
             self.best.offer(row)
             if self.step == self.phase.steps:
@@ -205,10 +236,9 @@ class Training:
             images=self.batches.images_of(self.first_epoch + epoch, batch),
         )
 
-    def _refuse_lost_weights(self) -> None:
+    def _refuse_lost_weights(self, weights: Mapping[str, Tensor]) -> None:
         """The loss is that of the step before; a step may still break the weights."""
-        state = self.network.state_dict()
-        lost = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        lost = [name for name, t in weights.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if lost:
             raise NonFiniteError(
                 f"the weights are no longer finite numbers after step {self.step:,} (epoch {self.epoch + 1}): "
@@ -216,29 +246,6 @@ class Training:
             )
 
 
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, of what may go on changing."""
-    return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
-
-
 def beginning(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose names begin so, by the rest of their names."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-class Best:
-    """Keeps the weights and buffers of the row with the best validation accuracy; the earlier of two equal ones."""
-
-    def __init__(self, network: StagedNetwork) -> None:
-        self.network = network
-        self.accuracy = -1.0
-        self.state: dict[str, Tensor] = {}
-
-    def offer(self, row: Row) -> None:
-        assert row.validation_accuracy is not None, "keep: best needs validation images"
-        if row.validation_accuracy > self.accuracy:
-            self.accuracy = row.validation_accuracy
-            self.state = {name: t.detach().clone() for name, t in self.network.state_dict().items()}
-
-    def restore(self) -> None:
-        self.network.load_state_dict(self.state)

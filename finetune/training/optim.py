@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from finetune.models.staged import StagedNetwork
+from finetune.training.divided import fill
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW}
 
@@ -34,8 +35,13 @@ def stage_groups(network: StagedNetwork, lr: float, layer_decay: float) -> list[
     return groups[::-1]
 
 
-def build_optimizer(groups: Sequence[Group], name: str, arguments: Mapping[str, Any]) -> Optimizer:
-    """`arguments` are torch's, `lr` left to the groups. Biases and normalisation weights (one axis) are not decayed."""
+def build_optimizer(
+    groups: Sequence[Group], name: str, arguments: Mapping[str, Any], *, fused: bool = True
+) -> Optimizer:
+    """`arguments` are torch's, `lr` left to the groups. Biases and normalisation weights (one axis) are not decayed.
+
+    Fused, one kernel updates all parameters; torch has none for SGD on parameters that are divided among processes.
+    """
     decay = arguments.get("weight_decay", 0.0)
     rest = {key: value for key, value in arguments.items() if key not in ("lr", "weight_decay")}
     split: list[dict[str, Any]] = []
@@ -45,7 +51,8 @@ def build_optimizer(groups: Sequence[Group], name: str, arguments: Mapping[str, 
             if parameters:
                 weight_decay = decay if decayed else 0.0
                 split.append({"params": parameters, "lr": group.lr, "top": group.lr, "weight_decay": weight_decay})
-    return OPTIMIZERS[name](split, lr=groups[-1].lr, fused=True, **rest)  # type: ignore[call-arg]
+    how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
+    return OPTIMIZERS[name](split, lr=groups[-1].lr, **how, **rest)  # type: ignore[call-arg]
 
 
 def set_rate(optimizer: Optimizer, multiplier: float) -> None:
@@ -70,9 +77,12 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         place, _, what = name.partition("/")
         parameter = parameters[int(place)]
-        alike = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-        # A count of steps stays where the optimizer itself makes it; fused ones want it on the parameter's device.
-        optimizer.state[parameter][what] = alike.to(parameter.device, value.dtype).copy_(value)
+        if value.shape == parameter.shape:
+            kept = torch.empty_like(parameter.detach(), dtype=value.dtype)
+        else:  # a count of steps; the fused kernels want it on the parameter's device, the others on the CPU
+            kept = torch.empty_like(value, device=parameter.device if optimizer.defaults.get("fused") else "cpu")
+        fill(kept, value)
+        optimizer.state[parameter][what] = kept
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

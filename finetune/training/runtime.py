@@ -14,14 +14,26 @@ import torch
 from torch import nn
 
 from finetune.errors import SettingError, TrainingError
+from finetune.training.group import ALONE, Group
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """`precision` is float32 or bfloat16 (autocast in training steps; evaluation is always float32)."""
+    """`precision` is float32 or bfloat16 (autocast in training steps; evaluation is always float32).
+
+    `group` are the processes that train together; each has a device of its own, or all have the same CPU. With
+    `sharding` fsdp each has a part of the state of training, else all of it.
+    """
 
     device: torch.device
     precision: str
+    group: Group = ALONE
+    sharding: str | None = None
+
+    @property
+    def divides(self) -> bool:
+        """Whether the state of training is divided; with one process there is nothing to divide it among."""
+        return self.sharding is not None and self.group.size > 1
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
@@ -31,16 +43,31 @@ class Runtime:
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def choose_runtime(device: str, precision: str) -> Runtime:
+def choose_runtime(device: str, precision: str, group: Group = ALONE, sharding: str | None = None) -> Runtime:
     """`device`: auto, cpu, cuda[:N] or mps. `precision`: auto (bfloat16 where it is fast), float32 or bfloat16.
 
     SettingError when the device is not there, or when bfloat16 is asked for where the processor lacks it.
     """
-    chosen = _device(device)
-    fast = _fast_bfloat16(chosen)
+    chosen = _device(device) if group.size == 1 else _own_device(device, group)
+    fast = not group.any(not _fast_bfloat16(chosen))  # the same arithmetic in all processes
     if precision == "bfloat16" and not fast:
         raise SettingError(f"precision bfloat16: {chosen} has no fast bfloat16 arithmetic; use float32 or auto")
-    return Runtime(chosen, ("bfloat16" if fast else "float32") if precision == "auto" else precision)
+    return Runtime(chosen, ("bfloat16" if fast else "float32") if precision == "auto" else precision, group, sharding)
+
+
+def _own_device(name: str, group: Group) -> torch.device:
+    """With several processes: the GPU of this one's number on the machine, or the CPU."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise SettingError(f"--device {name}: with several processes it is auto, cpu or cuda; each takes its own GPU")
+    if group.backend != "nccl":
+        return _device("cpu" if name == "auto" else name)
+    there = torch.cuda.device_count()
+    if group.local >= there:
+        raise SettingError(
+            f"process {group.local + 1} of this machine has no GPU, since there are {there}; start at most "
+            f"--nproc-per-node {there}, or use --device cpu"
+        )
+    return torch.device("cuda", group.local)
 
 
 def _device(name: str) -> torch.device:
@@ -71,6 +98,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 def environment(runtime: Runtime) -> dict[str, Any]:
     """What may change a result's last bits or its speed: versions, processor, threads, precision."""
+    group = runtime.group
     gpu = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else None
     return {
         **versions(),
@@ -79,6 +107,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "processor": gpu or _processor(),
         "threads": torch.get_num_threads(),
         "precision": runtime.precision,
+        **({"processes": group.size, "backend": group.backend} if group.size > 1 else {}),
     }
 
 
