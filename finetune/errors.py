@@ -95,12 +95,12 @@ class DriftError(TrainingError):
     """What a phase freezes has changed in it, so that the weights are not what the recipe says."""
 
 
-class ClaimError(FinetuneError):
-    """`verify` looked at what a checkpoint says of itself, and some of it does not hold."""
-
-
 class ProcessLost(TrainingError):
     """Another process of the same job has ended or does not answer."""
+
+
+class ClaimError(FinetuneError):
+    """`verify` looked at what a checkpoint says of itself, and some of it does not hold."""
 
 
 class Interrupted(FinetuneError):

@@ -101,6 +101,8 @@ def _train_phase(
     history, state, begun = leg.taken_up()
     if state is not None:
         network.load_state_dict(state.network)  # before anything is computed with the frozen part
+    # What each process has computed for itself (a solved head) may differ in last bits between unlike processors.
+    setting.runtime.group.same([*network.parameters(), *network.buffers()])
     proof = Proof(network, phase.name, stages, phase.norms, adapters=phase.lora is not None, begun=begun)
     start = cache_boundary(network, phase, setting)
     batches = phase_batches(network, phase, setting, start)

@@ -16,7 +16,7 @@ from finetune.data.listing import Listing, PictureFile
 from finetune.data.mapped import Images, MappedImages
 from finetune.data.split import choose_test
 from finetune.errors import DataError
-from finetune.machine import CONTAINER, memory
+from finetune.machine import CONTAINER, memory, processes
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
@@ -25,8 +25,10 @@ MEMORY_LIMIT = CONTAINER
 
 
 def memory_budget() -> int:
-    """How many bytes of pixels are held in memory: a quarter of what the machine or the container has."""
-    return memory(MEMORY_LIMIT) // 4
+    """How many bytes of pixels are held in memory: of all processes together a quarter of what the machine, or the
+    container, has.
+    """
+    return memory(MEMORY_LIMIT) // 4 // processes()
 
 
 def as_sets(listing: Listing, pixels: npt.NDArray[np.uint8], rows: Rows) -> tuple[ImageSet, ImageSet | None, ImageSet]:

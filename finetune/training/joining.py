@@ -26,7 +26,7 @@ CURE = "start with torchrun (docs/scaling.md), or unset WORLD_SIZE to train with
 
 # Seconds for which a process that has failed lets another one speak first. The leader's word counts most, then that of
 # one with a fault of its own; who only saw another one vanish knows least.
-_OWN_FAULT, _OTHERS_FAULT, _STOPPED = 1.5, 3.0, 25.0
+_OWN_FAULT, _OTHERS_FAULT, _STOPPED = 1.0, 2.0, 25.0
 
 _jobs = itertools.count()
 

@@ -80,8 +80,8 @@ class Training:
     `keep="best"` it holds those of the best row. Between two events, but not after the last one, `state` says where the
     phase stands, and `restore` goes there, in another process too.
 
-    In a group of processes each iterates its own, over its part of the batches; events, `state` and `restore` come in
-    all of them at the same step.
+    In a group of processes each iterates its own, over its part of the batches, and all begin with the same network;
+    events, `state` and `restore` come in all of them at the same step.
 
     `first_epoch` is the number of epochs that earlier phases used up; order and augmentation go on from there.
     `validate` gives the validation accuracy of the network as it stands. NonFiniteError when a loss or a weight is not

@@ -143,7 +143,8 @@ class Sharded:
     def show(self) -> None:
         self.runtime.place(self.shown)
         own = dict(self.shown.named_parameters()) | dict(self.shown.named_buffers())
-        for name, tensor in [*self.network.named_parameters(), *self.network.named_buffers()]:
+        trained = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+        for name, tensor in [*trained, *self.network.named_buffers()]:
             own[name].copy_(whole(tensor))
 
     def hide(self) -> None:
@@ -198,11 +199,9 @@ def _units(module: nn.Module, able: set[nn.Module]) -> Iterator[nn.Module]:
 
 def spread(network: StagedNetwork, batches: Batches, start: int, runtime: Runtime) -> Parallel:
     """The passes of a phase whose batches enter at stage `start`."""
-    group = runtime.group
-    group.same([*network.parameters(), *network.buffers()])
     if runtime.divides:
         return Sharded(network, start, runtime, batches.at(0, 0)[0])
-    return Replicated(network, start, group)
+    return Replicated(network, start, runtime.group)
 
 
 def statistics(network: nn.Module) -> list[Tensor]:
