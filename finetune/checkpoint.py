@@ -197,9 +197,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _text(metadata: Metadata) -> str:
     plain = metadata.model_dump()
-    plain["input"] = metadata.input.model_dump(exclude_unset=True)  # an older file's text comes out as it was
-    if metadata.tensors is None:
-        del plain["tensors"]
+    plain["input"] = metadata.input.model_dump(exclude_unset=True)  # an older file's comes out as it was
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 

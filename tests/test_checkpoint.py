@@ -664,6 +664,13 @@ def test_saving_does_not_need_the_file_that_was_loaded(trained, tmp_path):
         trained.write_bytes(content)
 
 
+def test_a_file_that_says_something_else_meanwhile_is_not_what_is_saved(trained, tmp_path):
+    classifier = source_module.load(trained)
+    write_checkpoint(trained, classifier.network.state_dict(), metadata(results={"test": {"accuracy": 1.0}}))
+    saving_module.save(classifier, tmp_path / "copy.safetensors")
+    assert source_module.peek(tmp_path / "copy.safetensors").results == {}
+
+
 def test_a_classifier_of_no_file_has_no_parents(tmp_path):
     classifier = Classifier(build_model("cnn", 2, {}), "cnn", {}, ["a", "b"], MODELS["cnn"].input)
     saving_module.save(classifier, tmp_path / "new.safetensors")

@@ -123,6 +123,36 @@ def test_beside_adapters_all_but_the_head_is_frozen(norms: str) -> None:
     assert set(network.state_dict()) == names
 
 
+def test_adapters_without_the_head() -> None:
+    network, stages = net(), ("body",)
+    with low_rank_adapters(network, stages, 2, 4.0, 0.0):
+        assert "head.bias" in frozen_tensors(network, stages, "hold", adapters=True)
+        assert drift(network, lambda n: n.head.bias.data.add_(1), stages, adapters=True).startswith("head.bias")
+
+
+class Counting(NormNet):
+    """A network with a buffer that belongs to no stage and counts the steps of training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def run(self, x: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        self.steps += float(self.training)
+        return super().run(x, start, stop)
+
+
+def test_a_buffer_of_no_stage_is_free_where_all_stages_train() -> None:
+    network = Counting()
+    with frozen_held(network, "tune", network.stages) as proof:
+        train(network, network.stages)
+    assert network.steps == 2 and proof.count == 0
+    with frozen_held(network, "tune", ("body", "head")) as proof:
+        train(network, ("body", "head"))
+    assert network.steps == 2 and "steps" in proof.digests, "it does not count there, as dropout would not drop"
+    assert drift(network, lambda n: n.steps.add_(1), ("body", "head")) == "steps (has other numbers)"
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -318,6 +348,13 @@ def test_only_what_a_checkpoint_has_is_counted() -> None:
     assert "stem.calls" in one.digests and (one.count, one.sha256) == (other.count, other.sha256)
 
 
+def test_beside_adapters_the_report_counts_the_weights_that_they_stand_beside(folder: Path, pretrained: Path) -> None:
+    Path("a.yaml").write_text(adapt_recipe(phase("all", "steps: 3", more="lora: {rank: 2}, name: low")))
+    worked("adapt", "--from", pretrained, "--target", "kmnist", "--recipe", "a.yaml", "--out", "new.safetensors")
+    digests = {n: tensor_digest(t) for n, t in load_file(pretrained).items() if not n.startswith("head.")}
+    assert report_of("new.safetensors")["phases"][0]["frozen"] == {"tensors": 6, "sha256": digest_of(digests)}
+
+
 class DriftingCNN(ArticleCNN):
     def run_stage(self, stage: str, x: torch.Tensor) -> torch.Tensor:
         if stage == "conv2" and not self.head.training:
@@ -325,18 +362,21 @@ class DriftingCNN(ArticleCNN):
         return super().run_stage(stage, x)
 
 
-def test_a_run_with_a_network_that_drifts_stops(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["trained", "solved"])
+def test_a_run_with_a_network_that_drifts_stops(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cnn = MODELS["cnn"]
     row = ModelRow("drifts", "here", cnn.stages, cnn.input, lambda classes, arguments: DriftingCNN(classes))
     monkeypatch.setitem(MODELS, "drifting", row)
-    phases = phase(length="steps: 3", more="name: first") + phase(
-        "head", "steps: 3", more="augment: false, name: second"
-    )
+    second = phase("head", "steps: 3", more="augment: false, name: second")
+    if how == "solved":
+        second = "  - {train: head, solver: lbfgs, name: second}\n"
+    phases = phase(length="steps: 3", more="name: first") + second
     text = pretrain_recipe(phases, "{name: mnist, validation: 60}").replace("model: cnn", "model: drifting")
     Path("a.yaml").write_text(text)
     message = refused("pretrain", "--recipe", "a.yaml", "--quiet", code=1)
     assert "phase second: what it freezes did not stay as it was: conv2.bias (has other numbers). Only head" in message
-    assert "kept: the weights after epoch 1 of 1 of phase second" in message
+    last = "second" if how == "trained" else "first"
+    assert f"kept: the weights after epoch 1 of 1 of phase {last}" in message
     assert not Path("checkpoints/a.safetensors").exists()
 
 

@@ -20,8 +20,11 @@ from tiny import Impatient, adapt_recipe, files_under, finetune, make_data, phas
 
 import finetune as toolkit
 from finetune.commands.adapt import adapt
+from finetune.commands.ancestors import Parent, parent_checks
+from finetune.commands.claims import subject_of
 from finetune.digest import digest_of, tensor_digest
 from finetune.errors import FinetuneError, Interrupted
+from finetune.source import Located
 
 SOLVED = "  - {train: head, solver: lbfgs}\n"
 FROZEN = SOLVED + phase("{last: 2}", "steps: 20", 50, "{name: sgd, lr: 1e-4}")
@@ -357,6 +360,20 @@ def test_another_parent_in_the_lineage(home: Path, data: Path) -> None:
     assert "other.safetensors was trained on mnist, and fashion-mnist is" in failed("child.safetensors")["parent 1"]
 
 
+def test_a_parent_of_another_model(home: Path, backbone: Path) -> None:
+    shutil.copy(backbone, home)
+    entry = {"id": "meadow.safetensors", "sha256": sha256("meadow.safetensors"), "task": "meadow"}
+    tampered("child.safetensors", lambda m: m.update(lineage=[entry]))
+    assert "meadow.safetensors has another sha256" in says(found("child.safetensors", code=1), "parent 1"), (
+        "passed over"
+    )
+    subject = subject_of(Located("child.safetensors", Path("child.safetensors")))
+    path = Path("meadow.safetensors")
+    parent = Parent(str(path), entry["sha256"], "meadow", Located(str(path), path), entry["sha256"])
+    (check,) = parent_checks(subject, [parent])
+    assert check.says == "meadow.safetensors is a timm/test_resnet, and what was made of it a cnn"
+
+
 @pytest.mark.parametrize(
     ("lineage", "fault"),
     [
@@ -432,6 +449,9 @@ def test_tensors_of_another_network(home: Path) -> None:
     assert states(values)["accuracy"] == states(values)["frozen"] == "not checked" and states(values)["hash"] == "ok"
     tampered("mnist.safetensors", lambda m: m.update(arguments={"depth": 3}))
     assert "unknown argument 'depth'" in failed("mnist.safetensors")["tensors"]
+    tampered("grandchild.safetensors", lambda m: m.update(arguments={"depth": 3}))
+    faults = failed("grandchild.safetensors")
+    assert "unknown argument 'depth'" in faults["tensors"] and "unknown argument 'depth'" in faults["recipe"]
 
 
 # The data
@@ -648,6 +668,9 @@ def test_rows_of_a_head_that_never_trained(home: Path) -> None:
     tampered("new.safetensors", lambda m: m.update(classes=["0", "1", "7"]))
     values = found("new.safetensors", "--data", "mnist", code=1)
     assert states(values)["classes"] == "failed" and states(values)["images"] == "ok", "the data set has another order"
+    tampered("new.safetensors", lambda m: [m.update(classes=["7", "1", "0"]), m["data"].pop("classes")])
+    values = found("new.safetensors", "--data", "mnist", code=1)
+    assert states(values)["classes"] == "not checked" and states(values)["images"] == "ok", "in the file's own order"
     held = adapted(
         "mnist.safetensors",
         "mnist",
