@@ -16,6 +16,7 @@ LONGEST_TEXT = 100_000  # of any other text
 MOST_CLASS_BYTES = 2_000_000  # of all class names together: they are in a file up to three times
 LONGEST_LINEAGE = 200  # ancestors
 LONGEST_ANCESTOR = 500  # characters of what is said of each
+MOST_REPORT = 100_000_000  # bytes of a report; the confusion of a thousand classes is a million numbers
 LARGEST_INPUT = 4096  # pixels, the side of an image
 DEEPEST = 20  # levels of lists and mappings
 _ANCESTOR = {"id", "sha256", "task"}

@@ -324,7 +324,7 @@ def test_the_card_links_data_sets_that_the_hub_has_and_no_folders(tmp_path, name
 
 
 def test_names_of_classes_cannot_break_the_card(tmp_path):
-    classes = ["| a | b |", "<img src=x onerror=alert(1)>", "---\nlicense: mit", "`x` [y](http://z)"]
+    classes = ["| a | b |", "<img src=x onerror=alert(1)>", "---license: mit", "`x` [y](http://z)"]
     lines = {"name": "/home/ada/a|b\n# Title"}
     path = make_checkpoint(tmp_path / "x.safetensors", classes=classes, data=lines)
     text = make_bundle(path, parse_name("ada/x"), None).card
@@ -344,6 +344,13 @@ def test_the_report_goes_along_only_with_its_own_checkpoint(hub: Loopback, tmp_p
     assert json.loads(bundle.files["report.json"])["results"]["after"]["accuracy"] == 0.9
     path.with_suffix(".report.json").write_text("{")
     assert "not the JSON of a report" in hub.refused("push", path, "ada/x")
+    path.with_suffix(".report.json").unlink()
+    os.mkfifo(path.with_suffix(".report.json"))
+    assert "not the JSON of a report" in hub.refused("push", path, "ada/x")
+    path.with_suffix(".report.json").unlink()
+    for odd in ({"comparisons": [1]}, {"comparisons": {"a_vs_b": 1}}, {"retention": {"before": "x"}}, {"retention": 5}):
+        write_report(path, **odd)
+        assert "another run" not in str(make_bundle(path, parse_name("ada/x"), None).remarks)
 
 
 def test_the_recipe_goes_up_whole_and_readable(tmp_path):

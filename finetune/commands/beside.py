@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.bounds import MOST_REPORT
 from finetune.commands.claims import Check, Subject
 from finetune.commands.phase_values import trained_stages
 from finetune.digest import digest_of_all
+from finetune.strangers.regular import read_regular
 from finetune.training.proof import frozen_tensors
 
 NAME = "report"
@@ -24,7 +26,7 @@ def report_of(subject: Subject) -> Path:
 def read_report(path: Path) -> dict[str, Any] | None:
     """A report's values, which may be anybody's and anything; None where there is no such file, or it is no report."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path, MOST_REPORT))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from finetune.bounds import MOST_REPORT
 from finetune.checkpoint import Metadata, read_metadata, read_shapes
 from finetune.commands.recipes import open_recipe
 from finetune.data.catalog import ALIASES, DATASETS
@@ -20,6 +21,7 @@ from finetune.hub.names import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
 from finetune.recipe.reader import dump_recipe
 from finetune.reporting.tables import percent
 from finetune.reporting.verdict import Comparison, sentence
+from finetune.strangers.regular import read_regular
 
 NO_RECIPE = "# These weights were saved without a recipe.\n"
 
@@ -107,7 +109,7 @@ def _report(checkpoint: Path, metadata: Metadata) -> tuple[dict[str, Any], list[
     if not path.exists():
         return own, [f"{path} is not there; report.json has what the checkpoint says"]
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path, MOST_REPORT))
         same = isinstance(found, dict) and found.get("recipe") == metadata.recipe and _same_results(found, metadata)
     except (OSError, ValueError, RecursionError, AttributeError, TypeError):
         raise CheckpointError(f"{path}: not the JSON of a report; move it away, and report.json is made anew") from None
@@ -136,7 +138,8 @@ def _same_results(report: Mapping[str, Any], metadata: Metadata) -> bool:
 def _verdicts(report: Mapping[str, Any]) -> list[str]:
     """The report's comparisons in words, and what was forgotten."""
     found = []
-    for key, values in (report.get("comparisons") or {}).items():
+    comparisons = report.get("comparisons")
+    for key, values in comparisons.items() if isinstance(comparisons, Mapping) else ():
         of, _, against = key.partition("_vs_")
         if values is not None and against:
             try:
@@ -145,9 +148,9 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
             except (TypeError, KeyError, ValueError):
                 continue
     kept = report.get("retention")
-    if isinstance(kept, Mapping):
+    if isinstance(kept, Mapping) and all(isinstance(kept.get(key), float) for key in ("before", "after")):
         before, after = percent(kept["before"]), percent(kept["after"])
-        found.append(f"on {data_title(str(kept['dataset']))} itself: {before} before, {after} after")
+        found.append(f"on {data_title(str(kept.get('dataset')))} itself: {before} before, {after} after")
     return found
 
 
