@@ -1,0 +1,38 @@
+"""The resnet18 of the races with photographs as the torch peers make it, and photographs as tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from contract import MEAN, STD
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+FEATURES = 512
+TRANSFORM = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+
+
+def resnet18(work: Path) -> nn.Module:
+    """timm's network without a classifier (N×3×H×W to N×512), with the weights that all start from."""
+    network = timm.create_model("resnet18", pretrained=False, num_classes=0)
+    network.load_state_dict(load_file(work / "resnet18.safetensors"))
+    return network.to(memory_format=torch.channels_last)
+
+
+def photographs(work: Path, part: str, limit: int | None = None) -> ImageFolder | torch.utils.data.Subset:
+    """The photographs of a part, decoded when they are asked for; of `limit`, evenly from all classes."""
+    found = ImageFolder(work / "photographs" / part, TRANSFORM)
+    if limit is None:
+        return found
+    return torch.utils.data.Subset(found, range(0, len(found), max(1, len(found) // limit)))
+
+
+def in_memory(work: Path, part: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """All photographs of a part, decoded and normalised: float N×3×64×64, channels last, and labels."""
+    found = photographs(work, part, limit)
+    images, labels = zip(*found, strict=True)
+    return torch.stack(images).to(memory_format=torch.channels_last), torch.tensor(labels)
