@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs bench bench-smoke clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,5 +28,12 @@ docs: .venv/ready
 	$(BIN)/python -m finetune.recipe.reference > docs/recipes.md
 	$(BIN)/python -m finetune.recipe.reference --json > docs/recipe.schema.json
 
+# Against its peers, on an idle machine: see benchmarks/bench.py for single races. FINETUNE_DATA_ROOT has MNIST.
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench.py
+
+bench-smoke: .venv/ready
+	$(BIN)/python benchmarks/bench.py --smoke
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs benchmarks/.envs benchmarks/.work

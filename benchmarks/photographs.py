@@ -2,9 +2,9 @@
 
     python benchmarks/photographs.py FOLDER [--data ROOT] [--train 2000] [--test 500]
 
-The pictures are crops of the photographs of ants and bees in ROOT/hymenoptera, test crops from its validation part; where
-that is not, of the two photographs that scikit-learn brings. The weights are a resnet18's, random, from one seed: no race
-is about accuracy. The same bytes each time, with the same versions of Pillow and torch.
+The pictures are crops of the photographs of ants and bees in ROOT/hymenoptera, test crops from its validation part;
+where that is not, of the two photographs that scikit-learn brings. The weights are a resnet18's, random, from one seed:
+no race with them is about accuracy. The same bytes each time, with the same versions of Pillow and torch.
 """
 
 from __future__ import annotations

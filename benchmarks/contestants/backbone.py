@@ -23,16 +23,12 @@ def resnet18(work: Path) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def photographs(work: Path, part: str, limit: int | None = None) -> ImageFolder | torch.utils.data.Subset:
-    """The photographs of a part, decoded when they are asked for; of `limit`, evenly from all classes."""
-    found = ImageFolder(work / "photographs" / part, TRANSFORM)
-    if limit is None:
-        return found
-    return torch.utils.data.Subset(found, range(0, len(found), max(1, len(found) // limit)))
+def photographs(work: Path, part: str) -> ImageFolder:
+    """The photographs of a part (train or val), decoded when they are asked for."""
+    return ImageFolder(work / "photographs" / part, TRANSFORM)
 
 
-def in_memory(work: Path, part: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+def in_memory(work: Path, part: str) -> tuple[Tensor, Tensor]:
     """All photographs of a part, decoded and normalised: float N×3×64×64, channels last, and labels."""
-    found = photographs(work, part, limit)
-    images, labels = zip(*found, strict=True)
+    images, labels = zip(*photographs(work, part), strict=True)
     return torch.stack(images).to(memory_format=torch.channels_last), torch.tensor(labels)

@@ -2,7 +2,8 @@
 
     python SCRIPT --data ROOT --work FOLDER --seed N --threads N [--limit N] [--epochs N] [--precision P] [own options]
 
-The last line of standard output is an object of figures: numbers by name, `versions` beside them. Standard library only.
+The last line of standard output is an object of figures: numbers by name, `versions` beside them. This file needs the
+standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def options(description: str | None) -> argparse.ArgumentParser:
     """The options that all have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="data sets in torchvision's layout")
-    parser.add_argument("--work", type=Path, required=True, help="what was prepared: photographs/, resnet18.safetensors")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="what was prepared: photographs/, resnet18.safetensors"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, help="so many training images only")

@@ -1,8 +1,8 @@
 """resnet18 on photographs in a fastai Learner: freeze and fit_one_cycle, or fine_tune with one epoch of all layers.
 
-Normalisation layers are frozen with the rest (`train_bn=False`): training them, the default, sends gradients through the
-whole frozen backbone and takes longer. The validation after every epoch is left out; the test is at the end. float32
-only: fastai's to_bf16 casts on CUDA devices and changes nothing on the CPU.
+Normalisation layers are frozen with the rest (`train_bn=False`): training them, the default, sends gradients through
+the whole frozen backbone and takes longer. The validation after every epoch is left out; the test is at the end.
+float32 only: fastai's to_bf16 casts on CUDA devices and changes nothing on the CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     started = time.perf_counter()
     block = fastai.DataBlock(
         blocks=(fastai.ImageBlock, fastai.CategoryBlock),
-        get_items=lambda folder: sorted(fastai.get_image_files(folder))[:: 1 if not given.limit else 2500 // given.limit],
+        get_items=fastai.get_image_files,
         splitter=fastai.GrandparentSplitter(train_name="train", valid_name="val"),
         get_y=fastai.parent_label,
         batch_tfms=fastai.Normalize.from_stats(MEAN, STD, cuda=False),

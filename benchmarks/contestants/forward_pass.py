@@ -20,7 +20,7 @@ def main() -> None:
 
     from finetune.training.runtime import choose_runtime
 
-    images, _ = in_memory(given.work, "train", given.limit)
+    images, _ = in_memory(given.work, "train")
     network = resnet18(given.work).eval()
 
     @torch.inference_mode()

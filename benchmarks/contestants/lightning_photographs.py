@@ -1,7 +1,7 @@
 """resnet18 on photographs under Lightning's Trainer with BackboneFinetuning: frozen epochs, then epochs of all layers.
 
-Normalisation layers are frozen with the rest (`train_bn=False`): training them, the default, sends gradients through the
-whole frozen backbone and takes longer.
+Normalisation layers are frozen with the rest (`train_bn=False`): training them, the default, sends gradients through
+the whole frozen backbone and takes longer.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
     lightning.seed_everything(given.seed, verbose=False)
     started = time.perf_counter()
     workers = {"num_workers": given.workers, "persistent_workers": given.workers > 0}
-    train = DataLoader(photographs(given.work, "train", given.limit), batch_size=BATCH, shuffle=True, **workers)
-    held = DataLoader(photographs(given.work, "val", given.limit), batch_size=250, **workers)
+    train = DataLoader(photographs(given.work, "train"), batch_size=BATCH, shuffle=True, **workers)
+    held = DataLoader(photographs(given.work, "val"), batch_size=250, **workers)
     thawing = BackboneFinetuning(
         unfreeze_backbone_at_epoch=given.epochs, backbone_initial_lr=1e-4, should_align=False, train_bn=False
     )

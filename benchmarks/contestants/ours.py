@@ -89,7 +89,6 @@ def figures(report: dict[str, Any], watches: dict[str, Watch]) -> dict[str, floa
     rows = [row for phase in report["phases"] for row in phase["epochs"]]
     result = report["results"].get("test") or report["results"]["after"]
     return {
-        "work_seconds": report["seconds"],
         "rows_seconds": sum(row["seconds"] for row in rows),
         "images_per_second": rows[-1]["images_per_second"],
         "accuracy": result["accuracy"],

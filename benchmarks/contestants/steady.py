@@ -7,6 +7,7 @@ them). Loop, bare steps, bare steps, loop, so that a machine that gets slower or
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from contract import MNIST_MEAN, MNIST_STD, answer, options
 
@@ -49,7 +50,7 @@ def main() -> None:
     phase = loop.Phase("all", network.stages, steps, "sgd", arguments, schedule("constant"))
 
     def looped() -> None:
-        for _ in loop.train(network, batches, phase, runtime):
+        for _ in loop.Training(network, batches, phase, runtime):
             pass
 
     def bare() -> None:
@@ -63,16 +64,16 @@ def main() -> None:
             loss.backward()
             optimizer.step()
 
-    def timed(work: object) -> float:
+    def timed(work: Callable[[], None]) -> float:
         started = time.perf_counter()
         work()
         return time.perf_counter() - started
 
     fixed, labels = next(iter(batches.epoch(0)))
-    looped(), bare()  # the first steps of all are slow
-    ours, fastest = zip(*[(timed(looped), timed(bare)), (timed(bare), timed(looped))[::-1]], strict=True)
-    speed, bare_speed = 2 * count / sum(ours), 2 * steps * BATCH / sum(fastest)
-    answer(("torch",), images_per_second=speed, fixed_images_per_second=bare_speed, share=speed / bare_speed)
+    timed(looped)  # the first steps of all are slow
+    first, second, third, fourth = (timed(work) for work in (looped, bare, bare, looped))
+    speed, fixed_speed = 2 * count / (first + fourth), 2 * steps * BATCH / (second + third)
+    answer(("torch",), images_per_second=speed, fixed_images_per_second=fixed_speed, share=speed / fixed_speed)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def main() -> None:
 
     torch.manual_seed(given.seed)
     started = time.perf_counter()
-    images, labels = in_memory(given.work, "train", given.limit)
-    held, held_labels = in_memory(given.work, "val", given.limit)
+    images, labels = in_memory(given.work, "train")
+    held, held_labels = in_memory(given.work, "val")
     opened = time.perf_counter()
     backbone, head = resnet18(given.work), torch.nn.Linear(FEATURES, 2)
     cast = torch.autocast("cpu", torch.bfloat16, enabled=given.precision == "bfloat16")
