@@ -54,7 +54,7 @@ def test_a_race_names_each_contestant_once_and_asks_in_known_units(race):
 
 @pytest.mark.parametrize("recipe", sorted((BENCHMARKS / "recipes").glob("*.yaml")), ids=lambda file: file.name)
 def test_the_recipes_of_the_races_hold(recipe):
-    assert open_recipe(recipe).phases
+    assert open_recipe(recipe, []).phases
 
 
 def test_what_is_watched_is_there_under_that_name():
