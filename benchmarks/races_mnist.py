@@ -34,10 +34,20 @@ EPOCH = (
     Contestant(KERAS[0], "keras_cnn.py", "keras", ("--pipeline", "arrays"), LIMIT),
     Contestant(KERAS[1], "keras_cnn.py", "keras", ("--pipeline", "tf.data"), LIMIT),
     Contestant(KERAS[2], "keras_cnn.py", "keras", ("--pipeline", "tf.data", "--precision", "bfloat16"), LIMIT),
-    Contestant("fastai, DataBlock", "fastai_cnn.py", "fastai", ("--pipeline", "datablock"), LIMIT),
+    Contestant("fastai, DataBlock", "fastai_cnn.py", "fastai", ("--pipeline", "datablock", "--workers", "2"), LIMIT),
     Contestant("fastai, tensors", "fastai_cnn.py", "fastai", ("--pipeline", "tensors"), LIMIT),
+    Contestant(
+        "fastai, tensors, workers", "fastai_cnn.py", "fastai", ("--pipeline", "tensors", "--workers", "2"), LIMIT
+    ),
     Contestant("Lightning", "lightning_cnn.py", "lightning", (), LIMIT),
     Contestant("Lightning, bfloat16", "lightning_cnn.py", "lightning", ("--precision", "bfloat16"), LIMIT),
+    Contestant(
+        "Lightning, bfloat16, workers",
+        "lightning_cnn.py",
+        "lightning",
+        ("--precision", "bfloat16", "--workers", "2"),
+        LIMIT,
+    ),
 )
 
 
@@ -78,7 +88,7 @@ RACES: tuple[Race, ...] = (
                 at_least=3,
             ),
             Claim(
-                "the same in float32",
+                "the same, float32 both",
                 ratio("finetune, float32", "article's loop", "images_per_second"),
                 "times",
                 at_least=3,
@@ -90,13 +100,13 @@ RACES: tuple[Race, ...] = (
                 at_least=2.5,
             ),
             Claim(
-                "the same, float32 both",
+                "against Keras, float32 both",
                 ratio("finetune, float32", KERAS[:2], "images_per_second", max),
                 "times",
                 at_least=2.5,
             ),
             Claim(
-                "the same, bfloat16 both",
+                "against Keras, bfloat16 both",
                 ratio("finetune", KERAS[2], "images_per_second"),
                 "times",
                 at_least=2.5,

@@ -17,7 +17,7 @@ RESNET = (
     "{work}/photographs",
 )
 WATCHED = (
-    *("--preload", "timm", "--watch", f"work={ADAPT}:adapt", "--watch", f"data={ADAPT}:open_both"),
+    *("--preload", "timm", "--watch", f"work={ADAPT}:adapt", "--watch", "data=finetune.commands.opening:open_material"),
     *("--watch", f"look={ADAPT}:_look_at_target", "--watch", f"train={ADAPT}:run_phases"),
 )
 
@@ -46,6 +46,7 @@ def _photographs(recipe: str, thawed: int) -> tuple[Contestant, ...]:
 PASS = Contestant("one forward pass", "forward_pass.py", OURS)
 FROZEN, ALL = _photographs("photographs-frozen", 0), _photographs("photographs-all", 1)
 PEERS = tuple(contestant.name for contestant in FROZEN[1:])
+AS_THEY_COME = tuple(name for name in PEERS if "bfloat16" not in name)
 
 
 def _forward_passes(one: Round) -> float:
@@ -63,13 +64,19 @@ RACES: tuple[Race, ...] = (
         (*FROZEN, PASS),
         (
             Claim(
-                "4 frozen epochs: the quickest peer takes",
+                "4 frozen epochs: the quickest peer as it comes, in float32, takes",
+                ratio(AS_THEY_COME, "finetune", "work_seconds"),
+                "times as long",
+                at_least=5,
+            ),
+            Claim(
+                "the quickest peer, bfloat16 too, takes",
                 ratio(PEERS, "finetune", "work_seconds"),
                 "times as long",
                 at_least=5,
             ),
             Claim(
-                "the same without the head's steps and without reading and testing",
+                "4 frozen epochs without the head's steps, reading and testing",
                 each(_forward_passes),
                 "forward passes",
                 at_most=1.3,
@@ -84,7 +91,7 @@ RACES: tuple[Race, ...] = (
         ALL,
         (
             Claim(
-                "4 frozen epochs and 1 of all layers: the quickest peer takes",
+                "4 frozen epochs and 1 of all layers: the quickest peer, bfloat16 too, takes",
                 ratio(PEERS, "finetune", "work_seconds"),
                 "times as long",
                 at_least=1,

@@ -1,4 +1,9 @@
-"""The article's network as a LightningModule under a Trainer: images/s of the last epoch."""
+"""The article's network as a LightningModule under a Trainer: images/s of the last epoch.
+
+The images lie in memory, normalised, behind a DataLoader without workers or with two: which is faster was not to be
+told on a busy machine, so both are contestants. The network is in channels_last order; bar, log, summary and
+checkpoints are off.
+"""
 
 from __future__ import annotations
 

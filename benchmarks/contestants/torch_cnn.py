@@ -1,6 +1,8 @@
 """The article's network in a plain torch loop, written with care: images/s of the last epoch.
 
 All images are normalised once and lie in memory, a batch is one indexing operation, nothing is read back from the loss.
+channels_last order pays: 5,400 against 3,600 images/s in bfloat16, 3,200 against 2,700 in float32 (one thread, process
+time). torch.compile did not: 40 ms a step against 22 (bfloat16, one thread, batches of 128).
 """
 
 from __future__ import annotations
