@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs bench bench-smoke clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,5 +28,13 @@ docs: .venv/ready
 	$(BIN)/python -m finetune.recipe.reference > docs/recipes.md
 	$(BIN)/python -m finetune.recipe.reference --json > docs/recipe.schema.json
 
+# Against its peers, on an idle machine, for an hour or two; benchmarks/bench.py runs single races. MNIST has to be in
+# FINETUNE_DATA_ROOT. The first time it makes the peers' environments, 8 GB.
+bench: .venv/ready
+	$(BIN)/python benchmarks/bench.py
+
+bench-smoke: .venv/ready
+	$(BIN)/python benchmarks/bench.py --smoke
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs benchmarks/.envs benchmarks/.work
