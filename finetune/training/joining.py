@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -135,8 +136,13 @@ def _connect(group: Group, store: Any) -> None:
 
 
 def _part() -> None:
-    """Who still waits for this process is told at once, by the end of the connection."""
+    """Who still waits for this process is told at once, by the end of the connection.
+
+    The group's own threads end with the last that refers to it, which may be a DDP module in a cycle of references.
+    Left to the interpreter's end, one of them could be giving back a tensor just then, and that aborts the process.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
