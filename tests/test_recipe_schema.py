@@ -71,6 +71,7 @@ PRETRAIN = {
     "data": DATA,
     "phases": [PHASE, {**STEPPED, "schedule": {"name": "step", "at": [0.5, 0.75], "factor": 0.2}}],
     "precision": "float32",
+    "sharding": "fsdp",
     "seed": 3,
     "test_each_epoch": True,
 }
@@ -84,6 +85,7 @@ ADAPT = {
     "compare": ["scratch"],
     "scratch": {"optimizer": ADAMW, "schedule": {"name": "constant"}},
     "precision": "bfloat16",
+    "sharding": "fsdp",
     "seed": 4,
 }
 ONE = {"train": "all", "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.1}}
