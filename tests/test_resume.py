@@ -291,6 +291,14 @@ def test_a_finished_run_is_not_done_again() -> None:
     assert done.json["results"] == first.json["results"] and Path("checkpoints/small.safetensors").exists()
 
 
+def test_a_finished_adapt_is_not_done_again(pretrained: Path) -> None:
+    recipe = write(adapt_recipe(compare="[linear_probe, scratch]"))
+    words = ("adapt", "--from", pretrained, "--target", "kmnist", "--recipe", recipe, "--json")
+    first = worked(*words)
+    again = worked(*words, "--resume")
+    assert "this run came to its end already" in again.err and again.json == first.json
+
+
 def test_without_resume_an_unfinished_run_is_moved_aside_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[object] = ["pretrain", "--recipe", write(pretrain_recipe())]
     stopped_after(words, monkeypatch)

@@ -23,12 +23,12 @@ class Result(Score):
     confusion: list[list[int]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceSummary:
     """Where the weights came from: a file's `path` or a repository's `id`, and what the source says of itself."""
 
-    path: str | None
-    id: str | None
+    path: str | None = None
+    id: str | None = None
     sha256: str
     model: str
     dataset: str | None
