@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+import finetune.models.timm_build  # noqa: F401 (what is large is loaded before the limits below are set)
 from finetune.errors import UserError
 from finetune.strangers.printable import printable_lines
 

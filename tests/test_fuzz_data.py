@@ -171,7 +171,7 @@ ODD_PNGS = st.builds(
 
 
 @fuzzed(400)
-@given(content=st.sampled_from(PICTURES).flatmap(damaged) | ODD_PNGS)
+@given(content=st.integers(0, len(PICTURES) - 1).flatmap(lambda number: damaged(PICTURES[number])) | ODD_PNGS)
 def test_pictures(content):
     grey = is_grey(content)
     found = answered(lambda: decode_picture(content, "x.png"))
