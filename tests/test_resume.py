@@ -362,7 +362,7 @@ def test_a_signal_ends_a_run_with_a_snapshot_and_the_command_that_goes_on(
         finally:
             process.kill()
     assert process.returncode == code and "Traceback" not in err
-    assert time.monotonic() - asked < 5
+    assert time.monotonic() - asked < 30  # a second or two on a machine with nothing else to do
     assert f"finetune: stopped by {name}; kept: " in err
     (line,) = [line for line in err.splitlines() if line.startswith("snapshot: step ")]
     words = shlex.split(line.partition("go on with: finetune ")[2])
