@@ -102,6 +102,6 @@ def _is_finite(tensor: Tensor) -> bool:
         tensor = torch.view_as_real(tensor)
     if not tensor.is_floating_point():
         return True
-    narrow = tensor.element_size() == 1  # torch computes little with 8 bits
+    narrow = tensor.element_size() == 1  # torch 2.11 cannot say it of 8 bits, or says it wrongly
     parts = torch.split(tensor.reshape(-1), _CHUNK)
     return all(bool((part.float() if narrow else part).isfinite().all()) for part in parts)

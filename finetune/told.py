@@ -75,7 +75,7 @@ def configured(spec: InputSpec, config: HubConfig, where: str) -> InputSpec:
         if "input_size" in said:
             channels, height, width = said["input_size"]
             if height != width or channels != spec.channels:
-                raise CheckpointError(f"{where}: its input_size is {said['input_size']!r}, which is not made here")
+                raise CheckpointError(f"{where}: its input_size is {said['input_size']!r:.100}, which is not made here")
             values["size"] = height
         renamed = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "crop"}
         values |= {ours: said[theirs] for theirs, ours in renamed.items() if said.get(theirs) is not None}

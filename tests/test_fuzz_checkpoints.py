@@ -18,7 +18,7 @@ from tiny import finetune
 from finetune.bounds import LARGEST_INPUT
 from finetune.checkpoint import KEY, encode, read_checkpoint, read_metadata, read_weights
 from finetune.commands.inspect import inspect
-from finetune.errors import HubRefusal
+from finetune.errors import CheckpointError, HubRefusal
 from finetune.foreign import from_repository
 from finetune.hub.config import parse_config
 from finetune.models.registry import build_model
@@ -237,6 +237,18 @@ CONFIG = {
         "label_offset": 0,
     },
 }
+
+
+def test_what_a_configuration_says_is_repeated_shortly():
+    FILE.write_bytes(safetensors.torch.save(THEIRS))
+    for part, value in (("model_args", {"in_chans": [1] * 9999}), ("model_args", {"img_size": "9" * 90})):
+        with pytest.raises(CheckpointError) as caught:
+            from_repository(FILE, "here", parse_config({**CONFIG, part: value}, "here"))
+        assert len(str(caught.value)) < 400
+    settings = {**CONFIG["pretrained_cfg"], "input_size": [[1] * 9999, 160, 160]}
+    with pytest.raises(CheckpointError, match="its input_size is") as caught:
+        from_repository(FILE, "here", parse_config({**CONFIG, "pretrained_cfg": settings}, "here"))
+    assert len(str(caught.value)) < 400
 
 
 THEIRS = build_model("timm/test_resnet", 2, {"in_chans": 1}).state_dict()

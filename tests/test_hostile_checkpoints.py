@@ -310,6 +310,8 @@ def test_places_that_are_no_files_are_refused_at_once_by_every_command(folder):
 def test_the_names_of_files_beside_one_that_is_missing_are_shown_harmless(folder):
     Path("a\x1b[2J.safetensors").touch()
     assert "has a�[2J.safetensors" in refused("inspect", "none.safetensors")
+    with pytest.raises(CheckpointError, match="has a�"):
+        read_metadata(Path("none.safetensors"))
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------

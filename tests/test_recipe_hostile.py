@@ -233,6 +233,15 @@ def test_absurd_values_are_bounded(setting, said):
     assert all(problem.isprintable() and len(problem) < 1000 for problem in problems)
 
 
+def test_an_item_of_what_is_not_there_is_refused():
+    bare = "kind: adapt\ndata: {validation: 0.1}\nphases: [{train: all, epochs: 1, optimizer: {name: sgd, lr: 1}}]\n"
+    for place in ("model", "data.augment"):
+        (problem,) = refusal(
+            lambda place=place: parse_recipe(bare, where="r", overrides=[f"{place}[0]=null"], names=NAMES)
+        )
+        assert problem == f"--set {place}[0]=null: {place}: is nothing (null), so it has no item [0]"
+
+
 def test_settings_are_not_without_number():
     (problem,) = refusal(
         lambda: parse_recipe(BASE, where="r", overrides=["seed=1"] * (MOST_SETTINGS + 1), names=NAMES)

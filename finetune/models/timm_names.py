@@ -84,7 +84,7 @@ def check_values(name: str, arguments: Mapping[str, Any]) -> None:
             raise SettingError(f"model {name!r}: argument {key!r} cannot be set: {REFUSED[key]}")
         if not isinstance(value, (bool, int, float, str)):
             raise SettingError(
-                f"model {name!r}: argument {key!r}: expected a number, true, false or a text, found {value!r}"
+                f"model {name!r}: argument {key!r}: expected a number, true, false or a text, found {value!r:.100}"
             )
         if isinstance(value, str) and (len(value) > _LONGEST or not is_printable(value)):
             raise SettingError(
@@ -94,12 +94,14 @@ def check_values(name: str, arguments: Mapping[str, Any]) -> None:
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise SettingError(f"model {name!r}: argument {key!r}: expected at most {_LARGEST:,}, found {value:,}")
     if "in_chans" in arguments and (arguments["in_chans"] not in (1, 3) or type(arguments["in_chans"]) is not int):
-        raise SettingError(f"model {name!r}: argument 'in_chans': expected 1 or 3, found {arguments['in_chans']!r}")
+        raise SettingError(
+            f"model {name!r}: argument 'in_chans': expected 1 or 3, found {arguments['in_chans']!r:.100}"
+        )
     size = arguments.get("img_size", 1)
     if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
         raise SettingError(
             f"model {name!r}: argument 'img_size': expected the side in whole pixels, at most {LARGEST_INPUT:,}, found "
-            f"{size!r}"
+            f"{size!r:.100}"
         )
 
 

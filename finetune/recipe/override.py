@@ -67,10 +67,10 @@ def _put(document: Document, place: Place, value: Document, label: str) -> None:
             inner[part] = {}
             document.lines[(*here, part)] = label
             document.broken.discard((*here, part))
-        elif here == () and part == "model" and isinstance(inner[part], str):
+        elif here == () and part == "model" and isinstance(inner.get(part), str):
             inner[part] = {"name": inner[part]}
             document.lines[("model", "name")] = document.lines.get(("model",), label)
-        elif here == ("data",) and part == "augment" and isinstance(inner[part], str):
+        elif here == ("data",) and part == "augment" and isinstance(inner.get(part), str):
             inner[part] = {"preset": inner[part]}
             document.lines[("data", "augment", "preset")] = document.lines.get(("data", "augment"), label)
         node = inner.get(part) if isinstance(part, str) else inner[part]
