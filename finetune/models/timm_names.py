@@ -88,8 +88,8 @@ def check_values(name: str, arguments: Mapping[str, Any]) -> None:
             )
         if isinstance(value, str) and (len(value) > _LONGEST or not is_printable(value)):
             raise SettingError(
-                f"model {name!r}: argument {key!r}: expected at most {_LONGEST} characters that can be shown, found "
-                f"{quoted(value)}"
+                f"model {name!r}: argument {key!r}: expected at most {_LONGEST} characters that can be shown, "
+                f"found {quoted(value)}"
             )
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise SettingError(f"model {name!r}: argument {key!r}: expected at most {_LARGEST:,}, found {value:,}")

@@ -121,6 +121,10 @@ def _meet(place: Place) -> Any:
 
 
 def _connect(group: Group, store: Any) -> None:
+    # DDP imports it, and what it imports keeps the processes' connections for ever if they are there by then. Their
+    # threads would live on while Python ends, and a tensor they give back at that moment ends the process by a signal.
+    import torch._dynamo
+
     if group.backend == "nccl":
         torch.cuda.set_device(min(group.local, torch.cuda.device_count() - 1))
     with lost_told():
@@ -136,13 +140,9 @@ def _connect(group: Group, store: Any) -> None:
 
 
 def _part() -> None:
-    """Who still waits for this process is told at once, by the end of the connection.
-
-    The group's own threads end with the last that refers to it, which may be a DDP module in a cycle of references.
-    Left to the interpreter's end, one of them could be giving back a tensor just then, and that aborts the process.
-    """
+    """Who still waits for this process is told at once, by the end of the connection."""
     if dist.is_initialized():
-        gc.collect()
+        gc.collect()  # of what still refers to the connections in circles
         dist.destroy_process_group()
 
 

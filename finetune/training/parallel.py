@@ -123,13 +123,15 @@ class Sharded:
                 f"sharding fsdp: torch cannot divide parameters that are single numbers, which this model has: "
                 f"{', '.join(scalars[:5])}; leave sharding out"
             )
-        from torch.distributed.device_mesh import init_device_mesh
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
         self.shown, self.runtime = network, runtime
         self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         self.module = Stages(self.network, start)
-        mesh = init_device_mesh(runtime.device.type, (runtime.group.size,))
+        # Connections of its own: torch keeps those of fully_shard for ever (joining says what that may lead to).
+        mesh = DeviceMesh.from_group(dist.new_group(), runtime.device.type)  # type: ignore[arg-type]
         for unit in units(self.network, _callable_alone(self.module, self.network, x)):
             fully_shard(unit, mesh=mesh)
         fully_shard(self.module, mesh=mesh)
