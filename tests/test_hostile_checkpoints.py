@@ -340,7 +340,11 @@ COLOUR = {"channels": 3, "size": 160, "mean": [0.5] * 3, "std": [0.5] * 3, "inte
             {"embed_dim": 8192, "num_heads": 1, "depth": 24},
             "parameters; at most 10,000,000,000",
         ),
-        ("timm/vit_tiny_patch16_224", {"img_size": 4097}, "the side in whole pixels, at most 4,096, found 4097"),
+        (
+            "timm/vit_tiny_patch16_224",
+            {"img_size": 4097},
+            "expected the side in whole pixels, found 4097; at most 4,096 are taken",
+        ),
         ("timm/vit_tiny_patch16_224", {"patch_size": 1, "img_size": 4096}, "a tensor of 12,884,902,656 bytes; at most"),
         (
             "timm/swin_tiny_patch4_window7_224",

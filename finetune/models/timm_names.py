@@ -81,18 +81,22 @@ def check_values(name: str, arguments: Mapping[str, Any]) -> None:
     """SettingError for an argument that is not for recipes, or whose value is not a plain one in range."""
     for key, value in arguments.items():
         if key in REFUSED:
-            raise SettingError(f"model {name!r}: argument {key!r} cannot be set: {REFUSED[key]}")
+            raise SettingError(f"model {name!r}: argument {key!r:.100} cannot be set: {REFUSED[key]}")
         if not isinstance(value, (bool, int, float, str)):
             raise SettingError(
-                f"model {name!r}: argument {key!r}: expected a number, true, false or a text, found {value!r:.100}"
+                f"model {name!r}: argument {key!r:.100}: expected a number, true, false or a text, found {value!r:.100}"
             )
         if isinstance(value, str) and (len(value) > _LONGEST or not is_printable(value)):
             raise SettingError(
+<<<<<<< HEAD
                 f"model {name!r}: argument {key!r}: expected at most {_LONGEST} characters that can be shown, "
+=======
+                f"model {name!r}: argument {key!r:.100}: expected at most {_LONGEST} characters that can be shown, "
+>>>>>>> w-foreign
                 f"found {quoted(value)}"
             )
         if isinstance(value, int) and abs(value) > _LARGEST:
-            raise SettingError(f"model {name!r}: argument {key!r}: expected at most {_LARGEST:,}, found {value:,}")
+            raise SettingError(f"model {name!r}: argument {key!r:.100}: expected at most {_LARGEST:,}, found {value:,}")
     if "in_chans" in arguments and (arguments["in_chans"] not in (1, 3) or type(arguments["in_chans"]) is not int):
         raise SettingError(
             f"model {name!r}: argument 'in_chans': expected 1 or 3, found {arguments['in_chans']!r:.100}"
@@ -100,8 +104,8 @@ def check_values(name: str, arguments: Mapping[str, Any]) -> None:
     size = arguments.get("img_size", 1)
     if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
         raise SettingError(
-            f"model {name!r}: argument 'img_size': expected the side in whole pixels, at most {LARGEST_INPUT:,}, found "
-            f"{size!r:.100}"
+            f"model {name!r}: argument 'img_size': expected the side in whole pixels, found {size!r:.100}; at most "
+            f"{LARGEST_INPUT:,} are taken"
         )
 
 
@@ -125,4 +129,4 @@ def check_taken(name: str, body: nn.Module, arguments: Mapping[str, Any]) -> Non
         if key not in takes:
             every = f"it takes {listed(takes)}"
             near = _near(key, list(takes))
-            raise SettingError(f"model {name!r}: unknown argument {key!r}{near or ';'} {every}")
+            raise SettingError(f"model {name!r}: unknown argument {key!r:.100}{near or ';'} {every}")
