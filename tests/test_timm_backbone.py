@@ -287,7 +287,7 @@ def test_an_input_is_timms():
         ("timm/test_resnet", {"drop_rate": None}, "expected a number, true, false or a text, found None"),
         ("timm/test_resnet", {"in_chans": 4}, "expected 1 or 3, found 4"),
         ("timm/test_resnet", {"in_chans": True}, "expected 1 or 3, found True"),
-        ("timm/test_vit", {"img_size": 0}, "expected the side in whole pixels, at most 4,096, found 0"),
+        ("timm/test_vit", {"img_size": 0}, "expected the side in whole pixels, found 0"),
         ("timm/test_vit", {"depth": 10**9}, "expected at most 16,384"),
         ("timm/test_vit", {"num_heads": 5}, "cannot be built with num_heads=5"),
         ("timm/test_resnet", {"act_layer": "nonsense"}, "cannot be built with act_layer=nonsense"),

@@ -88,11 +88,7 @@ def check_values(name: str, arguments: Mapping[str, Any]) -> None:
             )
         if isinstance(value, str) and (len(value) > _LONGEST or not is_printable(value)):
             raise SettingError(
-<<<<<<< HEAD
-                f"model {name!r}: argument {key!r}: expected at most {_LONGEST} characters that can be shown, "
-=======
                 f"model {name!r}: argument {key!r:.100}: expected at most {_LONGEST} characters that can be shown, "
->>>>>>> w-foreign
                 f"found {quoted(value)}"
             )
         if isinstance(value, int) and abs(value) > _LARGEST:
