@@ -32,7 +32,7 @@ from finetune.recipe.reader import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.reporting import verdict
 from finetune.reporting.console import Console
-from finetune.reporting.report import Report, Result, SourceSummary, Transplant
+from finetune.reporting.report import PhaseSummary, Report, Result, Retention, SourceSummary, Transplant
 from finetune.saving import describe
 from finetune.source import Source, locate
 from finetune.training.evaluation import predictions
@@ -44,6 +44,7 @@ from finetune.training.solver import solve_head
 DEFAULT_RECIPE = Path("recipes/adapt.yaml")
 
 Names = tuple[str, ...]
+Tested = tuple[dict[str, Result | None], dict[str, verdict.Comparison | None]]
 
 
 @dataclass(frozen=True)
@@ -128,23 +129,37 @@ def _adapt(
         leg = Leg(session, TRAINED, adapted.network)
         phases = run_phases(adapted.network, plan.phases, setting, watch, leg)
         scratch = train_scratch(plan, classifier, setting, watch, leg) if "scratch" in plan.compare else None
-        results, comparisons = _test(classifier, frozen, adapted.network, scratch, plan, setting)
+        tested = _test(classifier, frozen, adapted.network, scratch, plan, setting)
         kept = retention(origin, classifier, adapted.network, setting, root)
-        report = run_report(
-            plan,
-            material,
-            runtime,
-            session.seconds(),
-            phases,
-            results,
-            source=_source_summary(origin),
-            transplant=transplant,
-            comparisons=comparisons,
-            retention=kept,
-        )
+        report = _report(plan, origin, setting, session.seconds(), phases, transplant, tested, kept)
         if group.leader:
             session.finish(save_run(adapted, described, report, outputs, console))
     return report
+
+
+def _report(
+    plan: AdaptRecipe,
+    source: Source,
+    setting: Setting,
+    seconds: float,
+    phases: list[PhaseSummary],
+    transplant: Transplant,
+    tested: Tested,
+    kept: Retention | None,
+) -> Report:
+    results, comparisons = tested
+    return run_report(
+        plan,
+        setting.material,
+        setting.runtime,
+        seconds,
+        phases,
+        results,
+        source=_source_summary(source),
+        transplant=transplant,
+        comparisons=comparisons,
+        retention=kept,
+    )
 
 
 def _source_summary(source: Source) -> SourceSummary:
@@ -200,7 +215,7 @@ def _test(
     scratch: StagedNetwork | None,
     plan: AdaptRecipe,
     setting: Setting,
-) -> tuple[dict[str, Result | None], dict[str, verdict.Comparison | None]]:
+) -> Tested:
     """Opens the test set, once: every row of the verdict is measured on the same images."""
     material, normalise = setting.material, setting.normalise
     test, device = material.test, setting.runtime.device
