@@ -14,6 +14,7 @@ from finetune.data.augment import Augment
 from finetune.data.batches import Normaliser
 from finetune.data.photograph_sets import memory_budget
 from finetune.data.root import cache_folder
+from finetune.machine import processes
 from finetune.models.registry import InputSpec
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings, PretrainRecipe
 from finetune.reporting.console import Console
@@ -66,11 +67,10 @@ def open_setting(
         TEST: Part(material.test.images),
     }
     folder, given = cache_folder(), plan.cache
-    memory = min(MOST_MEMORY, memory_budget() // runtime.group.size) if given is None else round(given.memory * GB)
+    memory = min(MOST_MEMORY, memory_budget()) if given is None else round(given.memory * GB)
     disk = MOST_DISK if given is None else round(given.disk * GB)
-    group = runtime.group
-    disk = max(0, min(disk, (_free(folder) - RESERVE) // group.size))
-    room = dict(zip((MEMORY, FILE), _least(group, memory, disk), strict=True))
+    disk = max(0, min(disk, (_free(folder) - RESERVE) // processes()))
+    room = dict(zip((MEMORY, FILE), _least(runtime.group, memory, disk), strict=True))
     cache = Cache(parts, normalise, runtime, room, folder, console.warn)
     return Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed, cache, looked)
 

@@ -18,12 +18,13 @@ class CacheSettings(Settings):
         default=2.0,
         ge=0,
         le=1e6,
-        description="Most memory it may take, in GB (1,000,000,000 bytes); the GPU's where that trains. 0: none.",
+        description="Most memory it may take, in GB (1,000,000,000 bytes), in each process; the GPU's where that "
+        "trains. 0: none.",
     )
     disk: float = Field(
         default=20.0,
         ge=0,
         le=1e6,
-        description="Most room on the disk for what does not fit into memory, in GB, in the folder FINETUNE_CACHE or "
-        "~/.cache/finetune, of which 1 GB is always left free. 0: none.",
+        description="Most room on the disk for what does not fit into memory, in GB, in each process; in the folder "
+        "FINETUNE_CACHE, else ~/.cache/finetune, where 1 GB is left free. 0: none.",
     )
