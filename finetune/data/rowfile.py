@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
@@ -33,12 +34,10 @@ class RowFile:
         self.order = [axes[0], *axes[2:], axes[1]] if last_channels(like) else list(axes)  # from the slowest axis on
         self.row = like[0].numel() * like.element_size()  # bytes
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115, closed by `close`
-        try:
-            _take_room(self.file.fileno(), count * self.row)
-        except BaseException:
-            self.file.close()
-            raise
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            _take_room(file.fileno(), count * self.row)
+            self.descriptor = os.dup(file.fileno())
+        self.close = weakref.finalize(self, os.close, self.descriptor)  # gives the room back; nothing is read after it
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -49,7 +48,7 @@ class RowFile:
         plain = rows.detach().permute(self.order).contiguous().cpu().reshape(-1).view(torch.uint8)
         rest, place = plain.numpy().data, start * self.row
         while rest:
-            done = os.pwrite(self.file.fileno(), rest, place)
+            done = os.pwrite(self.descriptor, rest, place)
             rest, place = rest[done:], place + done
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
@@ -69,14 +68,10 @@ class RowFile:
         back = [self.order.index(axis) for axis in range(len(self.order))]
         return stored.permute(back).to(self.device)
 
-    def close(self) -> None:
-        """Gives the room back. Nothing can be read after it."""
-        self.file.close()
-
     def _read(self, rest: memoryview, place: int) -> None:
         try:
             while rest:
-                done = os.preadv(self.file.fileno(), [rest], place)
+                done = os.preadv(self.descriptor, [rest], place)
                 if not done:
                     raise OSError(None, "it is shorter than it was")
                 rest, place = rest[done:], place + done
