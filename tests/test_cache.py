@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 FLOAT32, BFLOAT16 = Runtime(CPU, "float32"), Runtime(CPU, "bfloat16")
 GREY, COLOUR = (Normaliser((0.5,) * channels, (0.25,) * channels, CPU) for channels in (1, 3))
 COUNT = 24
-# What is run in other batches may differ in the last bits: torch chooses among its kernels by the batch's size. Where the
+# What is run in other batches may differ in the last bits: torch chooses its kernels by the size of a batch. Where the
 # first three were tried, the weights are equal bit for bit; 1×1 and depthwise convolutions make a difference, and what
 # BatchNorm learns from few images enlarges it. In bfloat16 all were equal.
 NETWORKS = {

@@ -94,8 +94,15 @@ class CachePlan:
         return kept_batches(phase, setting, kept.rows, caching.views)
 
     def over(self, number: int) -> None:
-        """Gives back what no later phase wants."""
-        self.cache.release([key for key, _ in self._wanted(number + 1, number + 1)])
+        """Gives back what no later phase wants, nor can go on from to what it wants."""
+        useful = set()
+        for later, caching in enumerate(self.cachings()[number + 1 :], number + 1):
+            most = self.untouched(number + 1, later)
+            for key in caching.wanted:
+                there = key in self.cache.kept and key.cut <= most
+                before = (Key(key.part, cut, key.views) for cut in range(1, min(key.cut, most) + 1))
+                useful |= {key} if there else set(before)
+        self.cache.release(useful)
 
     def depth(self, number: int) -> int:
         """How many stages a phase leaves as they are, from the input to where the network can be cut; not the head."""
