@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_is_lost(tmp_pa
 
 def test_a_disk_that_gets_full_on_the_way_loses_only_what_was_to_go_there(tmp_path, monkeypatch):
     monkeypatch.setattr(rowfile, "_take_room", lambda descriptor, size: None)
-    monkeypatch.setattr("finetune.training.cache.most_images", lambda pixels: 5)
+    monkeypatch.setattr("finetune.training.cache.most_images", lambda pixels, device: 5)
     said, fresh = [], network()
     wanted = {Key(TRAIN, 1): FILE, Key(TRAIN, 2): FILE, Key(TRAIN, 3): MEMORY}
     with opened_cache(pictures(), GREY, FLOAT32, tmp_path, warn=said.append) as kept, no_file_above(400_000):

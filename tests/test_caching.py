@@ -175,7 +175,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_to_the_same_result(
 ) -> None:
     if not ahead:
         monkeypatch.setattr(rowfile, "_take_room", lambda descriptor, size: None)
-        monkeypatch.setattr("finetune.training.cache.most_images", lambda pixels: 50)
+        monkeypatch.setattr("finetune.training.cache.most_images", lambda pixels, device: 50)
     with no_file_above(2_500_000):
         said = adapted(pretrained, BIG, "--set", "cache.memory=0")
     (warning,) = [line for line in said.splitlines() if line.startswith("warning: ")]

@@ -11,11 +11,10 @@ from finetune.data.batches import Batches
 from finetune.errors import amount
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase import Phase
-from finetune.training.activations import FILE, MEMORY, TRAIN, VALIDATION, Key
+from finetune.training.activations import FILE, MEMORY, PLACES, TRAIN, VALIDATION, Key
 from finetune.training.freeze import frozen_prefix
 
 NOTHING_FROZEN = "nothing frozen"
-PLACES = {MEMORY: "memory", FILE: "a file"}
 
 _Placed = dict[tuple[Key, int], str]  # where activations are from which phase on
 

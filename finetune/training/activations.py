@@ -12,6 +12,7 @@ from finetune.data.rowfile import RowFile
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"  # the parts that every run has
 MEMORY, FILE = "memory", "file"
+PLACES = {MEMORY: "memory", FILE: "a file"}  # in words
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from finetune.data.batches import Normaliser
 from finetune.data.rowfile import RowFile, last_channels
 from finetune.errors import amount
 from finetune.models.staged import StagedNetwork
-from finetune.training.activations import FILE, MEMORY, Kept, Key, Part
+from finetune.training.activations import FILE, MEMORY, PLACES, Kept, Key, Part
 from finetune.training.evaluation import Rows, in_batches, most_images
 from finetune.training.identity import identities
 from finetune.training.runtime import Runtime
@@ -160,7 +160,7 @@ class Cache:
         for where, gone in zip((MEMORY, FILE), lost, strict=True):
             if gone and self.room[where]:
                 self.room[where] = 0
-                self.warn(f"another process has no room for activations in {where}; none keeps them there")
+                self.warn(f"another process has no room for activations in {PLACES[where]}; none keeps them there")
         return not failed
 
     def _through(
@@ -212,7 +212,7 @@ class Cache:
         return len(self.parts[key.part].images) * (key.views or 1)
 
     def _batch(self, part: str) -> int:
-        return most_images(self.normalise.pixels(self.parts[part].images))
+        return most_images(self.normalise.pixels(self.parts[part].images), self.runtime.device)
 
     def _drop(self, keys: Collection[Key]) -> None:
         _close({key: self.kept.pop(key).rows for key in keys if key in self.kept})
