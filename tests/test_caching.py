@@ -239,7 +239,7 @@ def test_plan_says_what_the_run_then_says(folder: Path, pretrained: Path) -> Non
         "frozen part run once for each of 2 views (6.8 MB in memory)",
         "not cached: norms: update moves the frozen layers",
         "not cached: images are augmented; views: K would keep K passes",
-        "not cached: conv1 trains",
+        "not cached: conv1, the first stage, trains",
         "nothing frozen",
     ]
     views = plan[2]["cache"]

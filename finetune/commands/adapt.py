@@ -200,7 +200,7 @@ def _test(
     """Opens the test set, once: every row of the verdict is measured on the same images."""
     material, cache = caches.setting.material, caches.cache
     test = material.test
-    cache.keep_if_there_is_room(source.network, Key(TEST, caches.untouched()))
+    cache.keep_in_memory(source.network, Key(TEST, caches.untouched()))
     seen = cache.outputs(source.network, TEST, -1)
     found_before, method = before_predictions(
         source.network.head, source.class_names, material.class_names, seen, frozen.means

@@ -138,11 +138,12 @@ class CachePlan:
         elif not why:
             start = depth if phase.solver else 0
         if not why and start < depth:
-            why = self._lack(number, depth, views)
+            why = self._lack(number, start, depth, views)
         cut = start or depth
         if len(self.setting.material.validation) and cut:
             key = Key(VALIDATION, cut)
-            if kept := self._place(key, number, left, placed, (MEMORY, FILE)):
+            kinds = (MEMORY, FILE) if found is not None else (MEMORY,)  # few rows are no reason to fill a disk
+            if kept := self._place(key, number, left, placed, kinds):
                 wanted[key] = kept
         return Caching(start, views if start else None, found[1] if found is not None else None, size, wanted, why)
 
@@ -153,11 +154,16 @@ class CachePlan:
 
         They are when fewer passes than otherwise come of it. Where the pass is made anyway, memory costs nothing.
         """
-        gains = self._seen(number) > self._images * (views or 1)
         for cut in reversed(self.network.cuts):
             if 0 < cut <= self.depth(number):
                 key = Key(TRAIN, cut, views)
-                kinds = (MEMORY, FILE) if gains else (MEMORY,) if self._is_made(key, number, placed) else ()
+                kinds = (
+                    (MEMORY, FILE)
+                    if self._gains(number, views)
+                    else (MEMORY,)
+                    if self._is_made(key, number, placed)
+                    else ()
+                )
                 if where := self._place(key, number, left, placed, kinds):
                     return key, where
         return None
@@ -193,16 +199,18 @@ class CachePlan:
             return "norms: update moves the frozen layers"
         if depth == 0:
             first = stages[0] in trained
-            return f"{stages[0]} trains" if first else "this network cannot be cut behind what is frozen"
+            return (
+                f"{stages[0]}, the first stage, trains" if first else "this network cannot be cut behind what is frozen"
+            )
         if self._augmented(phase) and phase.views is None:
             assert self.setting.augment is not None
             mixed = " and mixed" if self.setting.augment.mixes else "; views: K would keep K passes"
             return f"images are augmented{mixed}"
         return ""
 
-    def _lack(self, number: int, depth: int, views: int | None) -> str:
+    def _lack(self, number: int, start: int, depth: int, views: int | None) -> str:
         """Why not all that is frozen is run once, though it could be."""
-        if self._seen(number) <= self._images * (views or 1) and not self.phases[number].solver:
+        if not start and not self._gains(number, views) and not self.phases[number].solver:
             return f"no {'view' if views else 'image'} is seen twice"
         size = amount(self.cache.size(self.network, Key(TRAIN, depth, views)))
         memory, disk = (amount(self.cache.room[where]) for where in (MEMORY, FILE))
@@ -214,11 +222,7 @@ class CachePlan:
     def _augmented(self, phase: Phase) -> bool:
         return self.setting.augment is not None and phase.augment and phase.solver is None
 
-    @property
-    def _images(self) -> int:
-        return len(self.setting.material.train)
-
-    def _seen(self, number: int) -> int:
-        """How many images the steps of a phase see, each as often as it is seen."""
-        phase = self.phases[number]
-        return images_seen(phase_steps(phase, self._images), phase.batch_size, self._images)
+    def _gains(self, number: int, views: int | None) -> bool:
+        """Whether a phase's steps see more images, each as often as it comes, than the passes that fill its cache."""
+        phase, images = self.phases[number], len(self.setting.material.train)
+        return images_seen(phase_steps(phase, images), phase.batch_size, images) > images * (views or 1)

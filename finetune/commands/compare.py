@@ -125,7 +125,7 @@ def retention(
     original = classifier.network
     runtime, kept = replace(setting.runtime, group=group), setting.cache
     with Cache({SOURCE: Part(test.images)}, setting.normalise, runtime, kept.room, kept.folder, kept.warn) as cache:
-        cache.keep_if_there_is_room(original, Key(SOURCE, untouched))
+        cache.keep_in_memory(original, Key(SOURCE, untouched))
         before = float((cache.outputs(original, SOURCE).argmax(1).cpu() == test.labels).double().mean())
         if set(names) <= set(classes):
             found = cache.outputs(adapted, SOURCE)[:, [classes.index(name) for name in names]].argmax(1).cpu()

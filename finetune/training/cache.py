@@ -92,16 +92,11 @@ class Cache:
             self.kept[key] = Kept(identity[key.cut], rows, self.size(network, key))
         return len(places) == len(missing)
 
-    def keep_if_there_is_room(self, network: StagedNetwork, key: Key) -> None:
-        """Keeps activations; where there is no room for them they are computed whenever they are asked for."""
-        if not key.cut:
-            return
-        size, used = self.size(network, key), {MEMORY: 0, FILE: 0}
-        for kept in self.kept.values():
-            used[FILE if isinstance(kept.rows, RowFile) else MEMORY] += kept.size
-        for where in (MEMORY, FILE):
-            if used[where] + size <= self.room[where] and self.keep(network, {key: where}):
-                return
+    def keep_in_memory(self, network: StagedNetwork, key: Key) -> None:
+        """Keeps activations, if memory has room for them; else they are computed whenever they are asked for."""
+        used = sum(kept.size for kept in self.kept.values() if isinstance(kept.rows, Tensor))
+        if key.cut and used + self.size(network, key) <= self.room[MEMORY]:
+            self.keep(network, {key: MEMORY})
 
     def outputs(self, network: StagedNetwork, part: str, stop: int | None = None) -> Tensor:
         """What `stages[:stop]` give for the images in evaluation mode, from the furthest boundary that is kept."""
