@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch
 from networks import opened_cache
 from safetensors.torch import load_file
 from test_rowfile import no_file_above, small_disk
-from tiny import adapt_recipe, phase, worked
+from tiny import adapt_recipe, phase, refused, worked
 
 from finetune.commands import setting
 from finetune.commands.caching import CachePlan
@@ -20,6 +21,7 @@ from finetune.data import rowfile
 from finetune.data.augment import Augment
 from finetune.data.batches import Normaliser
 from finetune.data.root import CACHE_VARIABLE
+from finetune.data.rowfile import RowFile
 from finetune.models.cnn import ArticleCNN
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase import Phase
@@ -212,6 +214,41 @@ def test_a_run_that_lost_the_disk_still_uses_memory(folder: Path, pretrained: Pa
         "not cached: 3.4 MB of activations behind conv2, and room for 200 kB in memory",
         "frozen part run once",
     ]
+
+
+def test_a_file_shortened_under_the_run_ends_it_in_words_and_with_a_snapshot(
+    folder: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can do that by accident, as the file has no name; a failing disk can."""
+    opened: list[RowFile] = []
+    init = RowFile.__init__
+
+    def noting(file: RowFile, *given: Any) -> None:
+        init(file, *given)
+        opened.append(file)
+
+    def shorten(*_: object) -> None:
+        for file in opened:
+            os.truncate(f"/proc/self/fd/{file.descriptor}", 1000)
+
+    monkeypatch.setattr(RowFile, "__init__", noting)
+    monkeypatch.setattr("finetune.commands.phases.append_metrics", shorten)
+    Path("recipe.yaml").write_text(adapt_recipe(phase("{last: 2}", "epochs: 20"), "{validation: 0}"))
+    words = ("adapt", "--from", pretrained, "--recipe", "recipe.yaml", "--target", "kmnist", "--quiet")
+    message = refused(*words, "--set", "cache.memory=0", code=1)
+    first, *rest = message.splitlines()
+    assert first.endswith("--set cache.disk=0)") and "cannot be read back (it is shorter than it was); run" in first
+    assert any("go on with: finetune adapt" in line and "--resume" in line for line in rest)
+
+
+def test_a_machine_with_little_memory_keeps_a_quarter_of_it(
+    folder: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setting, "memory_budget", lambda: 100_000)
+    said = adapted(pretrained, adapt_recipe(phase("head")))
+    assert phase_lines(said) == ["frozen part run once (138 kB in a file)"]
+    said = adapted(pretrained, adapt_recipe(phase("head")), "--set", "cache.memory=1", out="other.safetensors")
+    assert phase_lines(said) == ["frozen part run once (138 kB in memory)"]
 
 
 # --- what plan says ---------------------------------------------------------------------------------------------------

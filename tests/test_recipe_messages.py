@@ -152,8 +152,8 @@ def test_the_good_recipe_is_good():
         ("validation: 0.1}\nphases:\n  - train: all", "augment: photo}\nphases:\n  - train: all\n    views: 2",
          "6: phases[0].views: nothing is frozen in this phase, so nothing can be kept of the views: drop it"),
         ("validation: 0.1}\nphases:\n  - train: all", "augment: photo}\nphases:\n  - train: head\n    views: 2\n    "
-         "norms: update", "6: phases[0].views: norms: update moves frozen layers, so nothing can be kept of the views: drop "
-         "one of the two"),
+         "norms: update", "6: phases[0].views: norms: update moves frozen layers, so no views can be kept: drop one of "
+         "the two"),
         ("validation: 0.1}\nphases:\n  - train: all", "augment: photo}\nphases:\n  - train: head\n    views: 2\n    "
          "augment: false", "6: phases[0].views: no image of this phase is augmented, so there is one view of each: drop it"),
         ("validation: 0.1}\nphases:\n  - train: all", "augment: {preset: photo, mixup: 0.2}}\nphases:\n  - train: head\n"
