@@ -18,7 +18,7 @@ RESNET = (
 )
 WATCHED = (
     *("--preload", "timm", "--watch", f"work={ADAPT}:adapt", "--watch", "data=finetune.commands.opening:open_material"),
-    *("--watch", f"look={ADAPT}:_look_at_target", "--watch", f"train={ADAPT}:run_phases"),
+    *("--watch", f"look={ADAPT}:look_at_target", "--watch", f"train={ADAPT}:run_phases"),
 )
 
 

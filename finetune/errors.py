@@ -118,6 +118,15 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(every[:_MOST_NAMES]) + more
 
 
+def amount(size: float) -> str:
+    """Bytes for a person, as in '4.9 MB', in thousands."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
 def name_hint(name: str, known: Iterable[str], plural: str) -> str:
     """The end of a message about an unknown name: `; did you mean 'cnn'? Models are cnn`, or `; models are cnn`."""
     names = list(known)

@@ -1,9 +1,30 @@
-"""A small staged network with normalisation and dropout, for what the article's CNN does not have."""
+"""A small staged network with normalisation and dropout, for what the article's CNN does not have; and a cache."""
+
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from finetune.models.staged import StagedNetwork
+from finetune.training.activations import FILE, MEMORY, TRAIN, Key, Part
+from finetune.training.cache import Cache
+
+
+def opened_cache(pixels, normalise, runtime, folder=Path("nowhere"), room=(10**9, 10**9), warn=None, **parts):
+    """A cache of these images to learn from, and of other `parts` to judge."""
+    every = {TRAIN: Part(pixels, learnt=True), **{name: Part(images) for name, images in parts.items()}}
+    return Cache(every, normalise, runtime, dict(zip((MEMORY, FILE), room, strict=True)), folder, warn or refuse)
+
+
+def refuse(said):
+    raise AssertionError(f"nobody should have to hear this: {said}")
+
+
+def activations(network, pixels, normalise, cut, runtime):
+    """What is kept of these images in front of stage number `cut`."""
+    cache, key = opened_cache(pixels, normalise, runtime), Key(TRAIN, cut)
+    assert cache.keep(network, {key: MEMORY})
+    return cache.kept[key].rows
 
 
 class NormNet(StagedNetwork):

@@ -433,12 +433,12 @@ def test_what_is_frozen_stays_bit_for_bit(train: str, stages: set[str], folder: 
     assert summary["trainable_parameters"] == wanted
 
 
-def test_the_cache_changes_nothing(folder: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_changes_nothing(folder: Path, pretrained: Path) -> None:
     recipe = adapt_recipe(phase("head") + phase("{last: 2}", more="name: two"))
     report = adapted(pretrained, recipe=recipe, out="cached.safetensors")
     assert [p["cached"] for p in report["phases"]] == [True, True]
-    monkeypatch.setattr("finetune.commands.phase_values.BUDGET", 0)
-    report = adapted(pretrained, recipe=recipe, out="not.safetensors")
+    nothing = ("--set", "cache={memory: 0, disk: 0}")
+    report = adapted(pretrained, *nothing, recipe=recipe, out="not.safetensors")
     assert [p["cached"] for p in report["phases"]] == [False, False]
     cached, plain = load_file("cached.safetensors"), load_file("not.safetensors")
     assert all(torch.allclose(cached[name], plain[name], atol=1e-5) for name in plain)

@@ -110,9 +110,19 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     for one in plan["phases"]:
         assert set(one) == {
             *("name", "trains", "frozen", "trainable_parameters", "learning_rates", "norms", "cached", "augmented"),
-            *("steps", "batch_size", "seconds"),
+            *("cache", "steps", "batch_size", "seconds"),
         }
         assert 0 < one.pop("seconds") < 600
+    caches = [one.pop("cache") for one in plan["phases"]]
+    assert [one["says"] for one in caches] == [
+        "not cached: images are augmented; views: K would keep K passes",
+        "frozen part run once (3.4 MB in memory)",
+        "nothing frozen",
+        "nothing frozen",
+    ]
+    kept = {"behind": "conv2", "passes": 1, "where": "memory", "bytes": 270 * 3136 * 4}
+    assert {key: caches[1][key] for key in kept} == kept
+    assert {key: caches[0][key] for key in kept} == {"behind": None, "passes": 0, "where": None, "bytes": 0}
     head, top, everything, scratch = plan["phases"]
     assert head == {
         "name": "head",

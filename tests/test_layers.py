@@ -36,7 +36,7 @@ ALLOWED = {
     "saving": {"source", "training", "models", "checkpoint", "files", "errors"},
     "commands": {
         *("saving", "source", "hub", "training", "data", "models", "pictures", "recipe", "checkpoint"),
-        *("reporting", "lock", "header", "bounds", "digest", "strangers", "files", "errors"),
+        *("reporting", "lock", "header", "bounds", "digest", "machine", "strangers", "files", "errors"),
     },
     "api": {"commands", "reporting", "errors"},
     "options": set(),

@@ -208,14 +208,12 @@ def test_phases_before_between_and_after(folder: Path, backbone: Path, orchard: 
     assert list(load_file(NEW)) == list(load_file(backbone))
 
 
-def test_the_part_before_the_adapters_may_be_run_once(
-    folder: Path, backbone: Path, orchard: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_part_before_the_adapters_may_be_run_once(folder: Path, backbone: Path, orchard: Path) -> None:
     recipe = adapt_recipe(low_rank("{last: 2}"))
     assert adapted(backbone, orchard, recipe)["phases"][0]["cached"]
     cached = load_file(NEW)
-    monkeypatch.setattr("finetune.commands.phase_values.BUDGET", 0)
-    assert not adapted(backbone, orchard, recipe)["phases"][0]["cached"]
+    nothing = ("--set", "cache={memory: 0, disk: 0}")
+    assert not adapted(backbone, orchard, recipe, *nothing)["phases"][0]["cached"]
     plain = load_file(NEW)
     assert all(torch.allclose(cached[name], plain[name], atol=1e-4) for name in plain)
 

@@ -3,7 +3,8 @@
 import pytest
 
 from finetune.commands.compare import scratch_phase
-from finetune.commands.phase_values import augmentation, phase_steps, trained_stages
+from finetune.commands.phase_values import phase_steps, trained_stages
+from finetune.commands.setting import augmentation
 from finetune.recipe.phase import LastStages, Phase
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings
 

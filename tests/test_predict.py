@@ -119,7 +119,7 @@ def test_many_pictures_go_through_in_batches(
 ) -> None:
     whole = worked("predict", trees, orchard, "--json").json
     assert len(whole) == 78
-    monkeypatch.setattr("finetune.training.evaluation.MOST_PIXELS", 1)  # eight at once
+    monkeypatch.setattr("finetune.training.evaluation.PROCESSOR", (8, 500, 1))  # eight at once
     Path("no.png").touch()
     files = [sight["file"] for sight in whole]
     found = finetune("predict", trees, *files[:20], "no.png", *files[20:], "--json").json

@@ -27,7 +27,7 @@ seed: 0
 """
 PHASE_KEYS = (
     "train, name, epochs, steps, min_steps, max_steps, batch_size, optimizer, solver, lora, schedule, label_smoothing, "
-    "clip_norm, ema, layer_decay, norms, augment, keep"
+    "clip_norm, ema, layer_decay, norms, augment, views, keep"
 )
 
 
@@ -52,12 +52,12 @@ def test_the_good_recipe_is_good():
         # keys
         ("optimizer:", "optimiser:", f"7: phases[0].optimiser: unknown key; did you mean 'optimizer'? Allowed keys are "
          f"{PHASE_KEYS}"),
-        ("seed: 0", "zzz: 0", "9: zzz: unknown key; allowed keys are kind, model, input, data, phases, precision, sharding, seed, "
-         "test_each_epoch"),
+        ("seed: 0", "zzz: 0", "9: zzz: unknown key; allowed keys are kind, model, input, data, phases, precision, "
+         "sharding, cache, seed, test_each_epoch"),
         ("name: cosine", "nam: cosine", "8: phases[0].schedule.nam: unknown key; did you mean 'name'? Allowed keys are "
          "name, warmup, shape, at, factor"),
         ("kind: pretrain", "knid: pretrain", "1: knid: unknown key; did you mean 'kind'? Allowed keys are kind, model, "
-         "input, data, phases, precision, sharding, seed, test_each_epoch, head, compare, scratch"),
+         "input, data, phases, precision, sharding, cache, seed, test_each_epoch, head, compare, scratch"),
         ("model: cnn", "model: {nmae: cnn}", "2: model.nmae: unknown key; did you mean 'name'? A model needs its name"),
         (", lr: 0.05", "", "7: phases[0].optimizer: missing key 'lr', for example lr: 0.01"),
         ("name: sgd, lr", "lr", "7: phases[0].optimizer: missing key 'name', one of sgd, adamw"),
@@ -147,6 +147,20 @@ def test_the_good_recipe_is_good():
         ("seed: 0", "  - {train: all, name: x, epochs: 1, optimizer: {name: sgd, lr: 1}}\n"
          "  - {train: all, name: x, epochs: 1, optimizer: {name: sgd, lr: 1}}",
          '10: phases[2].name: the name "x" is taken by phases[1]; give each phase its own'),
+        ("train: all\n    epochs: 8", "train: head\n    epochs: 8\n    views: 2", "7: phases[0].views: no image is augmented, "
+         "so there is one view of each: drop it, or set data.augment"),
+        ("validation: 0.1}\nphases:\n  - train: all", "augment: photo}\nphases:\n  - train: all\n    views: 2",
+         "6: phases[0].views: nothing is frozen in this phase, so nothing can be kept of the views: drop it"),
+        ("validation: 0.1}\nphases:\n  - train: all", "augment: photo}\nphases:\n  - train: head\n    views: 2\n    "
+         "norms: update", "6: phases[0].views: norms: update moves frozen layers, so no views can be kept: drop one of "
+         "the two"),
+        ("validation: 0.1}\nphases:\n  - train: all", "augment: photo}\nphases:\n  - train: head\n    views: 2\n    "
+         "augment: false", "6: phases[0].views: no image of this phase is augmented, so there is one view of each: drop it"),
+        ("validation: 0.1}\nphases:\n  - train: all", "augment: {preset: photo, mixup: 0.2}}\nphases:\n  - train: head\n"
+         "    views: 2", "6: phases[0].views: an image that is mixed with others has no views to keep: drop it, or mixup "
+         "and cutmix"),
+        ("seed: 0", "cache: {memory: 2GB}", '9: cache.memory: expected a number, found the text "2GB"'),
+        ("seed: 0", "cache: {memory: -1}", "9: cache.memory: must be at least 0, found -1"),
         # what YAML has and a recipe has not
         ("model: cnn", "model: &m cnn", "2: model: a recipe has no anchors (&name); remove it"),
         ("model: cnn", "model: *m", "2: model: a recipe has no aliases (*name); write the value out"),

@@ -45,6 +45,8 @@ PHASE = {
     "keep": "best",
 }
 STEPPED = {"train": ["fc1", "head"], "steps": 7, "optimizer": ADAMW}
+VIEWED = {**STEPPED, "views": 3}
+CACHE = {"memory": 0.5, "disk": 4}
 AUGMENT = {"shift": 1, "rotate": 2, "scale": 0.1, "shear": 3, "elastic": 1.5, "elastic_grid": 5, "erase": 6}
 AUGMENT |= {"crop": 0.4, "flip": True, "colour": 0.3, "erasing": 0.2, "mixup": 0.2, "cutmix": 1.0}
 DATA = {
@@ -72,6 +74,7 @@ PRETRAIN = {
     "phases": [PHASE, {**STEPPED, "schedule": {"name": "step", "at": [0.5, 0.75], "factor": 0.2}}],
     "precision": "float32",
     "sharding": "fsdp",
+    "cache": CACHE,
     "seed": 3,
     "test_each_epoch": True,
 }
@@ -79,13 +82,14 @@ ADAPT = {
     "kind": "adapt",
     "model": {"name": "cnn", "rate": 0.5},
     "input": INPUT,
-    "data": DATA,
+    "data": {**DATA, "augment": {key: AUGMENT[key] for key in AUGMENT if key not in ("mixup", "cutmix")}},
     "head": "random",
-    "phases": [SOLVED, ADAPTED, PHASE, {**STEPPED, "schedule": {"name": "cosine", "warmup": 0.1}}],
+    "phases": [SOLVED, ADAPTED, PHASE, {**VIEWED, "schedule": {"name": "cosine", "warmup": 0.1}}],
     "compare": ["scratch"],
     "scratch": {"optimizer": ADAMW, "schedule": {"name": "constant"}},
     "precision": "bfloat16",
     "sharding": "fsdp",
+    "cache": CACHE,
     "seed": 4,
 }
 ONE = {"train": "all", "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.1}}
@@ -163,7 +167,8 @@ def test_a_recipe_written_out_reads_back_equal(recipe):
 )
 def test_text_of_any_kind_survives_writing_and_reading(text):
     known = KnownNames(models=NAMES.models, datasets={text: (text,)}, source_stages=NAMES.source_stages)
-    first = check_recipe({**ADAPT, "data": {"name": text, "classes": [text], "validation": 9}}, names=known)
+    data = {"name": text, "classes": [text], "validation": 9, "augment": "digits"}
+    first = check_recipe({**ADAPT, "data": data}, names=known)
     assert parse_recipe(dump_recipe(first), where="dump", names=known) == first
 
 

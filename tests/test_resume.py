@@ -37,6 +37,12 @@ FULL = adapt_recipe(
     compare="[linear_probe, scratch]",
     data="{validation: 0.2, augment: {shift: 1}}",
 )
+KEPT = adapt_recipe(
+    phase("{last: 2}", "epochs: 3", batch=64, more="name: views, views: 2")
+    + phase("head", "epochs: 2", batch=64, more="name: plain, augment: false"),
+    data="{validation: 0.2, augment: {shift: 1}}",
+    more="cache: {memory: 0, disk: 1}\n",
+)
 DROPOUT = (
     "kind: pretrain\nmodel: {name: timm/test_resnet, drop_rate: 0.3}\ndata: {name: mnist, validation: 0.2}\nphases:\n"
     + phase("all", "steps: 5", batch=32, optimizer="{name: adamw, lr: 1e-3}", more="name: one")
@@ -162,6 +168,23 @@ def test_an_adapt_killed_in_every_phase(pretrained: Path, monkeypatch: pytest.Mo
         ("scratch", 0),
         ("scratch", 1),
     }
+
+
+def test_what_was_kept_in_files_is_made_again(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[object] = ["adapt", "--from", pretrained, "--target", "kmnist", "--recipe", write(KEPT)]
+    places = killed_everywhere(words, monkeypatch)
+    assert len(set(places)) == 6 and len(places) == 20
+
+
+def test_a_run_goes_on_with_another_room_for_what_is_kept(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[object] = ["adapt", "--from", pretrained, "--target", "kmnist", "--recipe", write(KEPT)]
+    more = ("--set", "cache={memory: 2, disk: 0}")
+    worked(*words, *more, "--out", "whole.safetensors", "--quiet")
+    stopped_after([*words, "--out", "other.safetensors"], monkeypatch)
+    worked(*words, *more, "--out", "other.safetensors", "--resume", "--quiet")
+    assert sha256("other.safetensors") == sha256("whole.safetensors"), (
+        "in memory or in a file, the numbers are the same"
+    )
 
 
 def test_dropout_moving_statistics_and_adapters(monkeypatch: pytest.MonkeyPatch) -> None:

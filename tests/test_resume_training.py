@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from networks import NormNet
+from networks import NormNet, activations
 from safetensors.torch import load, save
 from test_training import NORMALISE, SGD, images, net, phase
 
@@ -12,7 +12,6 @@ from finetune.data.augment import Augment
 from finetune.data.batches import Batches
 from finetune.errors import NonFiniteError
 from finetune.training import meter
-from finetune.training.cache import activations
 from finetune.training.guard import DeviceGuard
 from finetune.training.loop import State, Training
 from finetune.training.meter import Row

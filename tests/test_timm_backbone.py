@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from networks import activations
 from torch import nn
 
 from finetune.data.batches import Batches, Normaliser
@@ -13,7 +14,6 @@ from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model, check_size, find_model, list_models
 from finetune.saving import save
 from finetune.source import load
-from finetune.training.cache import activations
 from finetune.training.freeze import frozen_prefix, set_trainable, training_mode
 from finetune.training.loop import Phase, Training
 from finetune.training.optim import stage_groups

@@ -5,14 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NormNet
+from networks import NormNet, activations
 from torch import nn
 
 from finetune.data.augment import Augment
 from finetune.data.batches import Batches, Normaliser
 from finetune.errors import SettingError, TrainingError
 from finetune.models.cnn import ArticleCNN
-from finetune.training.cache import activations
 from finetune.training.evaluation import outputs, predictions
 from finetune.training.freeze import frozen_prefix, set_trainable, training_mode
 from finetune.training.loop import Phase, Training

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from finetune.commands.compare import before_predictions, frozen_features, retention, train_scratch
+from finetune.commands.caching import CachePlan
+from finetune.commands.compare import before_predictions, retention, train_scratch
 from finetune.commands.facts import AFRESH, Keeping
-from finetune.commands.fitting import view_of
 from finetune.commands.keeper import Keeper
-from finetune.commands.legs import TRAINED, Leg
-from finetune.commands.material import Material
+from finetune.commands.legs import TRAINED, Leg, phases_over
 from finetune.commands.opening import open_both
 from finetune.commands.outputs import place_outputs
-from finetune.commands.phase_values import Setting, augmentation, check_adapters
+from finetune.commands.phase_values import check_adapters
 from finetune.commands.phases import Watch, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, recorded, right_answers, run_report, save_run, what_decides
 from finetune.commands.session import Session
+from finetune.commands.setting import Setting, open_setting
+from finetune.commands.target import Frozen, look_at_target, looks_at_target, solved_probe
 from finetune.commands.together import one_speaks, sharding_told
 from finetune.data.root import data_root
 from finetune.models.classifier import Classifier
-from finetune.models.head import ClassMeans, class_means, swap_head
+from finetune.models.head import swap_head
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.reader import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
@@ -35,24 +34,15 @@ from finetune.reporting.console import Console
 from finetune.reporting.report import PhaseSummary, Report, Result, Retention, SourceSummary, Transplant
 from finetune.saving import describe
 from finetune.source import Source, locate
-from finetune.training.evaluation import predictions
+from finetune.training.activations import TEST, Key
 from finetune.training.group import Group
 from finetune.training.joining import joined
 from finetune.training.runtime import choose_runtime, environment, seeded
-from finetune.training.solver import solve_head
 
 DEFAULT_RECIPE = Path("recipes/adapt.yaml")
 
 Names = tuple[str, ...]
 Tested = tuple[dict[str, Result | None], dict[str, verdict.Comparison | None]]
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What the untouched source sees in the images to learn from: features by part, and the class means of those."""
-
-    features: dict[str, Tensor]
-    means: ClassMeans
 
 
 def adapt(
@@ -111,26 +101,27 @@ def _adapt(
         **what_decides(plan, classifier.model, described["data"], runtime),
         "source": {"id": origin.id, "sha256": origin.sha256},
     }
+    looked = looks_at_target(plan, classifier.class_names, material.class_names)
+    setting = open_setting(plan, material, classifier.input, runtime, console, looked=looked)
     with (
         seeded(plan.seed),
         Session(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
+        setting.cache,
         Keeper(outputs, lambda: describe(adapted, **described), writes=group.leader) as keeper,
     ):
         if session.finished is not None:
             return session.finished
         for network in (classifier.network, adapted.network):
             runtime.place(network)
-        normalise = view_of(classifier.input, runtime.device)
-        setting = Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed)
-        watch = Watch(console, outputs, keeper)
-        frozen = _look_at_target(classifier.network, setting)
+        watch, caches = Watch(console, outputs, keeper), CachePlan(adapted.network, plan.phases, setting)
+        frozen = look_at_target(classifier.network, caches, phases_over(session, TRAINED), plan)
         transplant = _swap_head(adapted.network, plan, frozen, setting, classifier.class_names)
         _say_map(transplant, plan, material.class_names, console)
         leg = Leg(session, TRAINED, adapted.network)
         phases = run_phases(adapted.network, plan.phases, setting, watch, leg)
         scratch = train_scratch(plan, classifier, setting, watch, leg) if "scratch" in plan.compare else None
-        tested = _test(classifier, frozen, adapted.network, scratch, plan, setting)
-        kept = retention(origin, classifier, adapted.network, setting, root)
+        tested = _test(classifier, frozen, caches, scratch, plan)
+        kept = retention(origin, classifier, adapted.network, setting, root, caches.untouched())
         report = _report(plan, origin, setting, session.seconds(), phases, transplant, tested, kept)
         if group.leader:
             session.finish(save_run(adapted, described, report, outputs, console))
@@ -173,15 +164,6 @@ def _source_summary(source: Source) -> SourceSummary:
     )
 
 
-def _look_at_target(network: StagedNetwork, setting: Setting) -> Frozen:
-    """One pass of the untouched source over the images to learn from; its features serve class means and probe."""
-    material = setting.material
-    parts = {"train": material.train, "validation": material.validation}
-    features = frozen_features(network, parts, setting.normalise, setting.runtime)
-    means = class_means(features["train"].cpu(), material.train.labels, len(material.class_names))
-    return Frozen(features, means)
-
-
 def _swap_head(network: StagedNetwork, plan: AdaptRecipe, frozen: Frozen, setting: Setting, known: Names) -> Transplant:
     """Gives the network a head for the target's classes, and returns what was taken over and what started new."""
     wanted = setting.material.class_names
@@ -211,19 +193,19 @@ def _say_map(transplant: Transplant, plan: AdaptRecipe, classes: Names, console:
 def _test(
     source: Classifier,
     frozen: Frozen,
-    adapted: StagedNetwork,
+    caches: CachePlan,
     scratch: StagedNetwork | None,
     plan: AdaptRecipe,
-    setting: Setting,
 ) -> Tested:
     """Opens the test set, once: every row of the verdict is measured on the same images."""
-    material, normalise = setting.material, setting.normalise
-    test, device = material.test, setting.runtime.device
-    seen = frozen_features(source.network, {"test": test}, normalise, setting.runtime)["test"]
+    material, cache = caches.setting.material, caches.cache
+    test = material.test
+    cache.keep_in_memory(source.network, Key(TEST, caches.untouched()))
+    seen = cache.outputs(source.network, TEST, -1)
     found_before, method = before_predictions(
         source.network.head, source.class_names, material.class_names, seen, frozen.means
     )
-    found_after = predictions(adapted, test.images.to(device), normalise, group=setting.runtime.group)
+    found_after = cache.outputs(caches.network, TEST).argmax(1).cpu()
     results: dict[str, Result | None] = {
         "before": measure(test, found_before, method=method, detailed=False),
         "linear_probe": None,
@@ -237,17 +219,10 @@ def _test(
     }
     if "linear_probe" in plan.compare:
         with torch.no_grad():
-            found = _solved_probe(frozen, material)(seen.cpu()).argmax(1)
+            found = solved_probe(frozen, material)(seen.cpu()).argmax(1)
         results["linear_probe"] = measure(test, found, detailed=False)
     if scratch is not None:
-        found = predictions(scratch, test.images.to(device), normalise, group=setting.runtime.group)
+        found = cache.outputs(scratch, TEST).argmax(1).cpu()
         results["scratch"] = measure(test, found, detailed=False)
         comparisons["after_vs_scratch"] = verdict.compare(right_answers(test, found), right_after)
     return results, comparisons
-
-
-def _solved_probe(frozen: Frozen, material: Material) -> torch.nn.Linear:
-    """The best linear head on the frozen features that were computed before the phases."""
-    held = frozen.features.get("validation")
-    validation = (held, material.validation.labels) if held is not None else None
-    return solve_head(frozen.features["train"], material.train.labels, len(material.class_names), validation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from finetune.commands.legs import SCRATCH, Leg
-from finetune.commands.phase_values import Setting, phase_steps
+from finetune.commands.phase_values import images_seen, phase_steps
 from finetune.commands.phases import Watch, run_phases
-from finetune.data.batches import Normaliser
+from finetune.commands.setting import Setting
 from finetune.data.catalog import is_present, open_dataset
 from finetune.data.images import ImageSet
 from finetune.errors import DataError
@@ -25,12 +24,14 @@ from finetune.recipe.phase import Phase
 from finetune.recipe.schema import AdaptRecipe
 from finetune.reporting.report import Retention
 from finetune.source import Source
-from finetune.training.evaluation import outputs, predictions
+from finetune.training.activations import Key, Part
+from finetune.training.cache import Cache
 from finetune.training.group import ALONE
-from finetune.training.runtime import Runtime, seeded
+from finetune.training.runtime import seeded
 
 OWN_HEAD = "source head"
 NEAREST_MEAN = "nearest class mean"
+SOURCE = "source's test"
 
 
 def before_predictions(
@@ -38,25 +39,20 @@ def before_predictions(
     source_classes: tuple[str, ...],
     classes: tuple[str, ...],
     features: Tensor,
-    means: ClassMeans,
+    means: ClassMeans | None,
 ) -> tuple[Tensor, str]:
     """What the source says of frozen `features` (N×F) untouched, as target class indices, and the method used.
 
     Its own head answers where it knows every class of the target (its other classes are not offered); else the nearest
-    mean of the target's training features does.
+    mean of the target's training features does, of which `means` are then given.
     """
     if set(classes) <= set(source_classes):
         rows = torch.tensor([source_classes.index(name) for name in classes], device=features.device)
         with torch.no_grad():
             return head(features)[:, rows].argmax(1).cpu(), OWN_HEAD
+    assert means is not None, "features are looked at where the source cannot answer itself"
     logits = features.cpu().double() @ means.weight.cpu().T + means.bias.cpu()
     return logits.argmax(1), NEAREST_MEAN
-
-
-def images_seen(steps: int, batch_size: int, images: int) -> int:
-    """How many images so many steps see: an epoch shows each of `images` once, in its last batch fewer."""
-    epochs, rest = divmod(steps, -(-images // batch_size))
-    return epochs * images + rest * batch_size
 
 
 def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
@@ -84,6 +80,7 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
         "augment": True,
         "solver": None,
         "lora": None,
+        "views": None,  # nothing is frozen
         "norms": "hold",  # random weights have no statistics to hold on to
     }
     if recipe.scratch is not None:
@@ -110,12 +107,13 @@ def train_scratch(
 
 
 def retention(
-    source: Source, classifier: Classifier, adapted: StagedNetwork, setting: Setting, root: Path
+    source: Source, classifier: Classifier, adapted: StagedNetwork, setting: Setting, root: Path, untouched: int
 ) -> Retention | None:
     """Accuracy on the source's own test images before and after; None unless its data set is at hand.
 
     Where the adapted head knows every class of the source, it answers (its other classes are not offered); else the
-    source's head is put back on the adapted stages, which shows whether the features still serve the old task.
+    source's head is put back on the adapted stages, which shows whether the features still serve the old task. The
+    `untouched` first stages are the same in both, and are run once.
     """
     test = _source_test(source, root)
     group = setting.runtime.group
@@ -124,17 +122,16 @@ def retention(
     if test is None:
         return None
     names, classes = classifier.class_names, setting.material.class_names
-    images, normalise = test.images.to(setting.runtime.device), setting.normalise
     original = classifier.network
-    before = float((predictions(original, images, normalise, group=group) == test.labels).double().mean())
-    if set(names) <= set(classes):
-        found = (
-            outputs(adapted, images, normalise, group=group)[:, [classes.index(name) for name in names]].argmax(1).cpu()
-        )
-    else:
-        features = outputs(adapted, images, normalise, stop=-1, group=group)
-        with torch.no_grad():
-            found = original.head(features).argmax(1).cpu()
+    runtime, kept = replace(setting.runtime, group=group), setting.cache
+    with Cache({SOURCE: Part(test.images)}, setting.normalise, runtime, kept.room, kept.folder, kept.warn) as cache:
+        cache.keep_in_memory(original, Key(SOURCE, untouched))
+        before = float((cache.outputs(original, SOURCE).argmax(1).cpu() == test.labels).double().mean())
+        if set(names) <= set(classes):
+            found = cache.outputs(adapted, SOURCE)[:, [classes.index(name) for name in names]].argmax(1).cpu()
+        else:
+            with torch.no_grad():
+                found = original.head(cache.outputs(adapted, SOURCE, -1)).argmax(1).cpu()
     assert source.dataset is not None
     return Retention(source.dataset, before, float((found == test.labels).double().mean()))
 
@@ -150,14 +147,3 @@ def _source_test(source: Source, root: Path) -> ImageSet | None:
     own = source.metadata.data.get("test") if source.metadata is not None else None
     same = not isinstance(own, dict) or own.get("fingerprint") in (None, test.fingerprint())
     return test if same else None  # a folder may be called like a data set
-
-
-def frozen_features(
-    network: StagedNetwork, parts: Mapping[str, ImageSet], normalise: Normaliser, runtime: Runtime
-) -> dict[str, Tensor]:
-    """One pass of the frozen stages over each part: float, N×F."""
-    return {
-        name: outputs(network, part.images.to(runtime.device), normalise, stop=-1, group=runtime.group)
-        for name, part in parts.items()
-        if len(part)
-    }

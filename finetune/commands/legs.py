@@ -14,6 +14,12 @@ from finetune.training.loop import State, Training, beginning
 TRAINED, SCRATCH = "training", "scratch"
 
 
+def phases_over(session: Session, name: str) -> int:
+    """How many phases of a leg an earlier attempt brought to their end."""
+    found = session.found
+    return len(found.legs[name].phases) if found is not None and name in found.legs else 0
+
+
 class Leg:
     """One network's way, begun where an earlier attempt left it.
 

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
-from finetune.commands.material import Material
-from finetune.data.augment import Augment
-from finetune.data.batches import Batches, Normaliser
+from torch import Tensor
+
+from finetune.commands.setting import Setting
+from finetune.data.batches import Batches
+from finetune.data.rowfile import RowFile
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase import LastStages, Phase, Train
-from finetune.recipe.schema import AugmentSettings
 from finetune.training import loop
-from finetune.training.cache import BUDGET, activations, cached_bytes
-from finetune.training.freeze import frozen_prefix
 from finetune.training.lora import adaptable, low_rank_adapters
-from finetune.training.runtime import Runtime
 from finetune.training.schedule import schedule
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all phases of a run work with."""
-
-    material: Material
-    normalise: Normaliser
-    augment: Augment | None
-    runtime: Runtime
-    seed: int
 
 
 def trained_stages(stages: Sequence[str], train: Train) -> tuple[str, ...]:
@@ -40,12 +26,6 @@ def trained_stages(stages: Sequence[str], train: Train) -> tuple[str, ...]:
     if isinstance(train, LastStages):
         return tuple(stages[-train.last :])
     return tuple(stage for stage in stages if stage in train)
-
-
-def augmentation(settings: AugmentSettings | None) -> Augment | None:
-    """The recipe's augmentation in plain values; None when it changes nothing."""
-    augment = Augment(**settings.model_dump()) if settings is not None else None
-    return augment if augment is not None and augment.changes else None
 
 
 def phase_steps(phase: Phase, images: int) -> int:
@@ -60,14 +40,10 @@ def phase_steps(phase: Phase, images: int) -> int:
     return min(steps, phase.max_steps or steps)
 
 
-def cache_boundary(network: StagedNetwork, phase: Phase, setting: Setting) -> int:
-    """How many stages may be run once for the whole phase: the frozen prefix, or 0 when it has to be run each time."""
-    images = setting.material.train.images[:1].to(setting.runtime.device)
-    prefix = frozen_prefix(network, trained_stages(network.stages, phase.train))
-    if prefix == 0 or (setting.augment is not None and phase.augment) or phase.norms == "update":
-        return 0
-    size = cached_bytes(network, images, setting.normalise, prefix, setting.runtime)
-    return prefix if size * len(setting.material.train) <= BUDGET else 0
+def images_seen(steps: int, batch_size: int, images: int) -> int:
+    """How many images so many steps see: an epoch shows each of `images` once, in its last batch fewer."""
+    epochs, rest = divmod(steps, -(-images // batch_size))
+    return epochs * images + rest * batch_size
 
 
 def loop_phase(phase: Phase, stages: tuple[str, ...], steps: int, start: int) -> loop.Phase:
@@ -105,21 +81,24 @@ def adapters_of(phase: Phase, network: StagedNetwork) -> AbstractContextManager[
     return low_rank_adapters(network, trained_stages(network.stages, phase.train), **phase.lora.model_dump())
 
 
-def phase_batches(network: StagedNetwork, phase: Phase, setting: Setting, start: int) -> Batches:
-    """The phase's batches: of images, or of activations behind the first `start` stages."""
+def image_batches(phase: Phase, setting: Setting) -> Batches:
+    """The phase's batches of images."""
     train, device = setting.material.train, setting.runtime.device
-    images, labels = train.images.to(device), train.labels.to(device)
-    part = (setting.runtime.group.rank, setting.runtime.group.size)
-    if start:
-        kept = activations(network, images, setting.normalise, start, setting.runtime)
-        return Batches(kept, labels, batch_size=phase.batch_size, seed=setting.seed, part=part)
     return Batches(
-        images,
-        labels,
+        train.images.to(device),
+        train.labels.to(device),
         batch_size=phase.batch_size,
         seed=setting.seed,
         normalise=setting.normalise,
         augment=setting.augment if phase.augment else None,
         classes=len(train.class_names),
-        part=part,
+        part=(setting.runtime.group.rank, setting.runtime.group.size),
+        views=phase.views,
     )
+
+
+def kept_batches(phase: Phase, setting: Setting, kept: Tensor | RowFile, views: int | None = None) -> Batches:
+    """The phase's batches of activations, which are kept of each image or of so many views of each."""
+    labels = setting.material.train.labels.to(setting.runtime.device)
+    part = (setting.runtime.group.rank, setting.runtime.group.size)
+    return Batches(kept, labels, batch_size=phase.batch_size, seed=setting.seed, part=part, views=views)

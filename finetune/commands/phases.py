@@ -9,19 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from finetune.commands.caching import CachePlan
 from finetune.commands.keeper import Keeper
 from finetune.commands.legs import Leg
 from finetune.commands.outputs import Outputs, append_metrics
-from finetune.commands.phase_values import (
-    Setting,
-    adapters_of,
-    cache_boundary,
-    loop_phase,
-    phase_batches,
-    phase_steps,
-    trained_stages,
-)
+from finetune.commands.phase_values import adapters_of, loop_phase, phase_steps, trained_stages
 from finetune.commands.session import Session
+from finetune.commands.setting import Setting
 from finetune.commands.solving import solved_head
 from finetune.data.images import ImageSet
 from finetune.errors import NonFiniteError
@@ -31,7 +25,7 @@ from finetune.reporting.console import Console, PhaseView
 from finetune.reporting.report import EpochRow, Frozen, PhaseSummary
 from finetune.reporting.tables import percent
 from finetune.training import loop
-from finetune.training.evaluation import predictions
+from finetune.training.activations import VALIDATION
 from finetune.training.freeze import set_trainable
 from finetune.training.lora import merged
 from finetune.training.meter import Row, Tick
@@ -58,43 +52,43 @@ def run_phases(
     network: StagedNetwork, phases: Sequence[Phase], setting: Setting, watch: Watch, leg: Leg
 ) -> list[PhaseSummary]:
     """Trains `network` in place through all phases that are not over yet and returns the histories of all."""
-    for number, phase in enumerate(phases, 1):
-        if number <= len(leg.facts.phases):
+    caches = CachePlan(network, phases, setting)
+    for number, phase in enumerate(phases):
+        if number < len(leg.facts.phases):
             continue
-        title = f"phase {number}/{len(phases)} {phase.name}" if len(phases) > 1 else f"phase {phase.name}"
+        title = f"phase {number + 1}/{len(phases)} {phase.name}" if len(phases) > 1 else f"phase {phase.name}"
         with memory_told(phase.name, phase.batch_size):
-            done = _run_phase(network, phase, setting, watch, title, leg)
+            done = _run_phase(caches, number, watch, title, leg)
+        caches.over(number)
         leg.over(*done)
     return leg.facts.phases
 
 
-def _run_phase(
-    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, leg: Leg
-) -> tuple[PhaseSummary, int]:
+def _run_phase(caches: CachePlan, number: int, watch: Watch, title: str, leg: Leg) -> tuple[PhaseSummary, int]:
+    network, phase = caches.network, caches.phases[number]
     if phase.solver is not None:
-        return _solve_phase(network, phase, setting, watch, title, leg.session), 0
+        return _solve_phase(caches, number, watch, title, leg.session), 0
     with adapters_of(phase, network):
-        return _train_phase(network, phase, setting, watch, title, leg)
+        return _train_phase(caches, number, watch, title, leg)
 
 
-def _solve_phase(
-    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, session: Session
-) -> PhaseSummary:
+def _solve_phase(caches: CachePlan, number: int, watch: Watch, title: str, session: Session) -> PhaseSummary:
     """The best linear head on the features as they are now; one pass over the images, no epochs."""
+    network, phase = caches.network, caches.phases[number]
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages)
     watch.console.note(f"{title}: {', '.join(stages)} ({parameters:,} parameters), solved on frozen features")
     proof = Proof(network, phase.name, stages)
-    row = solved_head(network, setting.material, setting.normalise, setting.runtime)
+    caches.begin(number)
+    row = solved_head(network, caches.setting)
     proof.check()
     _record(row, phase, 1, watch, PhaseView(watch.console, None, None), session)
     _keep(network, phase, watch, f"after phase {phase.name}")
     return PhaseSummary(phase.name, list(stages), parameters, True, [_epoch_row(row)], _frozen(proof))
 
 
-def _train_phase(
-    network: StagedNetwork, phase: Phase, setting: Setting, watch: Watch, title: str, leg: Leg
-) -> tuple[PhaseSummary, int]:
+def _train_phase(caches: CachePlan, number: int, watch: Watch, title: str, leg: Leg) -> tuple[PhaseSummary, int]:
+    network, phase, setting = caches.network, caches.phases[number], caches.setting
     train = setting.material.train
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages, adapters=phase.lora is not None)
@@ -104,25 +98,24 @@ def _train_phase(
     # What each process has computed for itself (a solved head) may differ in last bits between unlike processors.
     setting.runtime.group.same([*network.parameters(), *network.buffers()])
     proof = Proof(network, phase.name, stages, phase.norms, adapters=phase.lora is not None, begun=begun)
-    start = cache_boundary(network, phase, setting)
-    batches = phase_batches(network, phase, setting, start)
-    if start and isinstance(batches.inputs, Tensor):
-        proof.keep(f"activations of {network.stages[start - 1]}", batches.inputs)
+    caching = caches.begin(number)
+    batches = caches.batches(number, caching)
+    if caching.where is not None and isinstance(batches.inputs, Tensor):
+        proof.keep(f"activations of {network.stages[caching.start - 1]}", batches.inputs)
     steps = phase_steps(phase, len(train))
     epochs = -(-steps // batches.steps_per_epoch)
-    how = "frozen part run once" if start else "nothing frozen" if len(stages) == len(network.stages) else "not cached"
     training = loop.Training(
         network,
         batches,
-        loop_phase(phase, stages, steps, start),
+        loop_phase(phase, stages, steps, caching.start),
         setting.runtime,
         first_epoch=leg.facts.epochs,
-        validate=_validation(network, setting),
+        validate=_validation(network, setting, caches.depth(number)),
     )
     if state is not None:
         training.restore(state)
         leg.session.restore_chance()
-    title = f"{title}: {', '.join(stages)} train ({parameters:,} parameters), {steps:,} steps, {how}"
+    title = f"{title}: {', '.join(stages)} train ({parameters:,} parameters), {steps:,} steps, {caching}"
     with watch.console.phase(title, steps) as view, _images_named(train):
         leg.session.requests.hold()
         for event in training:
@@ -136,7 +129,7 @@ def _train_phase(
                     watch.after_row(network, event.epoch, epochs)
             leg.moved(training, history, proof.digests, row=isinstance(event, Row))
     proof.check()
-    return PhaseSummary(phase.name, list(stages), parameters, start > 0, history, _frozen(proof)), epochs
+    return PhaseSummary(phase.name, list(stages), parameters, caching.start > 0, history, _frozen(proof)), epochs
 
 
 def _frozen(proof: Proof) -> Frozen | None:
@@ -163,17 +156,13 @@ def _images_named(train: ImageSet) -> Iterator[None]:
         raise
 
 
-def _validation(network: StagedNetwork, setting: Setting) -> Callable[[], float] | None:
-    held = setting.material.validation
-    if not len(held):
+def _validation(network: StagedNetwork, setting: Setting, frozen: int) -> Callable[[], float] | None:
+    """What tells the accuracy on the validation images, while `stages[:frozen]` stay as they are now."""
+    labels = setting.material.validation.labels
+    if not len(labels):
         return None
-    images, labels = held.images.to(setting.runtime.device), held.labels
-
-    def validate() -> float:
-        found = predictions(network, images, setting.normalise, group=setting.runtime.group)
-        return float((found == labels).double().mean())
-
-    return validate
+    logits = setting.cache.onward(network, VALIDATION, frozen)
+    return lambda: float((logits().argmax(1).cpu() == labels).double().mean())
 
 
 def _epoch_row(row: Row) -> EpochRow:

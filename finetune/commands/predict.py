@@ -98,7 +98,7 @@ def _sights(
             return str(error)
 
     waiting = iter(files)
-    size = most_images(classifier.input.size**2)
+    size = most_images(classifier.input.size**2, device)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(waiting, size)):
             found = list(pool.map(read, batch))

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from finetune.commands.facts import AFRESH, Keeping
-from finetune.commands.fitting import view_of
 from finetune.commands.keeper import Keeper
 from finetune.commands.legs import TRAINED, Leg
 from finetune.commands.material import Material
 from finetune.commands.opening import open_images
 from finetune.commands.outputs import place_outputs
-from finetune.commands.phase_values import Setting, augmentation, check_adapters
+from finetune.commands.phase_values import check_adapters
 from finetune.commands.phases import Watch, run_phases
 from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
 from finetune.commands.results import measure, recorded, run_report, save_run, what_decides
 from finetune.commands.session import Session
+from finetune.commands.setting import open_setting
 from finetune.commands.together import one_speaks, sharding_told
 from finetune.data.batches import Normaliser
 from finetune.data.root import data_root
@@ -84,15 +84,16 @@ def _pretrain(
         classifier = Classifier(network, plan.model.name, arguments, material.class_names, spec)
         outputs = place_outputs(out, name, writes=group.leader)
         run = what_decides(plan, plan.model.name, described["data"], runtime)
+        setting = open_setting(plan, material, spec, runtime, console)
         with (
             Session(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
+            setting.cache,
             Keeper(outputs, lambda: describe(classifier, **described), writes=group.leader) as keeper,
         ):
             if session.finished is not None:
                 return session.finished
             runtime.place(network)
-            normalise = view_of(spec, runtime.device)
-            setting = Setting(material, normalise, augmentation(plan.data.augment), runtime, plan.seed)
+            normalise = setting.normalise
             after_row = _article_line(material, normalise, console, group) if plan.test_each_epoch else None
             watch = Watch(console, outputs, keeper, after_row)
             phases = run_phases(network, plan.phases, setting, watch, Leg(session, TRAINED, network))

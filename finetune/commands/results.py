@@ -68,10 +68,13 @@ def recorded(plan: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
 def what_decides(
     plan: PretrainRecipe | AdaptRecipe, model: str, data: Mapping[str, Any], runtime: Runtime
 ) -> dict[str, Any]:
-    """What a run's bytes depend on, but the processor and its threads: only an equal run is gone on with."""
+    """What a run's bytes depend on, but the processor and its threads: only an equal run is gone on with.
+
+    How much may be cached has no part in it, so that a run which ran out of memory or disk can go on with less.
+    """
     return {
         "kind": plan.kind,
-        "recipe": resolved(plan),
+        "recipe": {key: value for key, value in resolved(plan).items() if key != "cache"},
         "data": data,
         "precision": runtime.precision,
         "versions": versions(model),

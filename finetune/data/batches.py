@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -82,7 +82,7 @@ class Normaliser:
 
 
 class Stored(Protocol):
-    """Images that are read when they are asked for: uint8, N×C×H×W."""
+    """Images (uint8, N×C×H×W) or activations (N×...) that are read when they are asked for."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -94,11 +94,15 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decided for one epoch. Tensors are by image, except `order`: which image comes when."""
+    """What chance decided for one epoch. Tensors are by image, except `order`: which image comes when.
+
+    `first`: the row of the first image among the inputs, which is not 0 where they have several views of the images.
+    """
 
     order: Tensor
     numbers: Tensor | None
     mix: Tensor | None
+    first: int = 0
 
 
 class Batches:
@@ -108,6 +112,9 @@ class Batches:
     as they are. Images that are not a tensor are read a few batches ahead. Batches come on the device of `labels`. The
     last batch of an epoch may be smaller; every image comes exactly once an epoch. Labels are int64, N; where `augment`
     mixes images they are float32, N×classes, the share of each class, and `classes` has to be given.
+
+    With `views` chance changes the images in so many ways only: epoch e as it would epoch e mod `views`. Activations
+    are then those of all views, one view after the other.
 
     With `part` (r, s) these are the batches of the r-th of s processes, from 0: of each batch a run of its images, so
     that all s together have the batch as it would be. Where there is no image for a process, it gets another's, which
@@ -124,15 +131,17 @@ class Batches:
         normalise: Normaliser | None = None,
         augment: Augment | None = None,
         classes: int | None = None,
+        views: int | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        assert len(inputs) == len(labels) > 0
+        assert len(inputs) == len(labels) * (views if views and normalise is None else 1) > 0
         assert augment is None or normalise is not None, "activations cannot be augmented"
         assert augment is None or not augment.mixes or classes is not None, "mixed targets need the number of classes"
+        assert augment is None or not augment.mixes or views is None, "mixed images have no views"
         self.inputs, self.labels = inputs, labels
         self.batch_size, self.seed, self.classes = batch_size, seed, classes
         self.normalise, self.augment = normalise, augment
-        self.part = part
+        self.views, self.part = views, part
 
     @property
     def images_per_epoch(self) -> int:
@@ -151,9 +160,9 @@ class Batches:
         rows = (self._rows(draw, *self._places(batch)) for batch in range(first, self.steps_per_epoch))
         if isinstance(self.inputs, Tensor):
             for row in rows:
-                yield self._batch(self.inputs[row], row, draw)
+                yield self._batch(self.inputs[row + draw.first], row, draw)
             return
-        with closing(read_ahead(lambda row: (self._read(row), row), rows)) as batches:
+        with closing(read_ahead(lambda row: (self._read(row + draw.first), row), rows)) as batches:
             for inputs, row in batches:
                 yield self._batch(inputs, row, draw)
 
@@ -186,18 +195,27 @@ class Batches:
         draw = self._draw(epoch)
         place = int((draw.order == index).nonzero())
         row = self._rows(draw, place, place + 1)
-        return self._batch(self._read(row), row, draw)
+        return self._batch(self._read(row + draw.first), row, draw)
+
+    def prepared(self, epoch: int) -> Callable[[Tensor], Tensor]:
+        """What gives the inputs of images by their places, as `epoch` has them; not where images are mixed."""
+        draw = self._draw(epoch)
+        assert draw.mix is None, "a mixed image is not one image's input"
+        return lambda rows: self._batch(self._read(rows + draw.first), rows, draw)[0]
 
     def _draw(self, epoch: int) -> Draw:
         count, device = len(self.labels), self.labels.device
         order = torch.randperm(count, generator=generator(self.seed, epoch, "order"))
+        view = epoch % self.views if self.views else epoch
+        first = view * count if self.views and self.normalise is None else 0
         numbers = mix = None
         if self.augment is not None and self.augment.numbers:
-            drawn = torch.rand(count, self.augment.numbers, generator=generator(self.seed, epoch, "augment"))
+            drawn = torch.rand(count, self.augment.numbers, generator=generator(self.seed, view, "augment"))
             numbers = drawn.to(device)
         if self.augment is not None and self.augment.mixes:
             mix = mix_drawn(count, self.augment, generator(self.seed, epoch, "mix")).to(device)
-        return Draw(order.to(self.inputs.device) if isinstance(self.inputs, Tensor) else order, numbers, mix)
+        order = order.to(self.inputs.device) if isinstance(self.inputs, Tensor) else order
+        return Draw(order, numbers, mix, first)
 
     def _rows(self, draw: Draw, start: int, stop: int) -> Tensor:
         """The images at these places of the order; where images are mixed, also the one after them."""

@@ -15,7 +15,7 @@ from finetune.recipe.model import InputSettings, ModelSettings, SourceModelSetti
 from finetune.recipe.optimizer import OPTIMIZERS, SCHEDULES
 from finetune.recipe.phase import LastStages, LoraSettings, Phase
 from finetune.recipe.scalars import number_hint, truth_hint
-from finetune.recipe.schema import AdaptRecipe, AugmentSettings, ScratchSettings
+from finetune.recipe.schema import AdaptRecipe, AugmentSettings, CacheSettings, ScratchSettings
 from finetune.recipe.settings import Settings
 from finetune.recipe.tags import near_keys
 
@@ -113,6 +113,7 @@ def _part(place: Place, recipe: type[Settings], data: Mapping[str, object]) -> t
         ("phases", "train"): LastStages,
         ("phases", "lora"): LoraSettings,
         ("scratch",): ScratchSettings,
+        ("cache",): CacheSettings,
     }
     return parts.get(keys, recipe)
 

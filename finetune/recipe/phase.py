@@ -165,6 +165,15 @@ class Phase(Settings):
         "follow the images seen.",
     )
     augment: bool = Field(default=True, description="Whether data.augment applies in this phase.")
+    views: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Change each image in so many ways only, the epochs taking them in turn: what frozen stages make "
+        "of them is then kept from one turn to the next, as it is of images that are not augmented. Left out: anew in "
+        "each epoch, and nothing is kept.",
+        examples=[4],
+    )
     keep: Literal["last", "best"] = Field(
         default="last",
         description="Weights the phase ends with: those after its last step, or those of the row of the report with "

@@ -22,6 +22,7 @@ from finetune.recipe.phase import LastStages, LoraSettings, Phase
 from finetune.recipe.schema import (
     AdaptRecipe,
     AugmentSettings,
+    CacheSettings,
     DataSettings,
     PretrainRecipe,
     ScratchSettings,
@@ -85,6 +86,7 @@ _SECTIONS: dict[type[Settings], str] = {
     **{variant: f"optimizer: {name}" for name, variant in OPTIMIZERS.items()},
     **{variant: f"schedule: {name}" for name, variant in SCHEDULES.items()},
     ScratchSettings: "scratch",
+    CacheSettings: "cache",
 }
 
 

@@ -30,6 +30,7 @@ _STEPWISE: dict[str, object] = {
     "layer_decay": 1.0,
     "keep": "last",
     "norms": "hold",
+    "views": None,
 }
 
 
@@ -136,6 +137,28 @@ def _best_can_be_known(data: Data) -> Iterator[Fault]:
             yield Fault((*place, "keep"), message, lacks=(("data", "validation"), ("data",)))
 
 
+def _views_can_be_kept(data: Data) -> Iterator[Fault]:
+    settings = data.get("data", {})
+    if not isinstance(settings, Mapping):
+        return
+    augment = settings.get("augment")
+    for place, phase in phases_of(data):
+        if phase.get("views") is None or phase.get("solver") is not None:
+            continue
+        at = (*place, "views")
+        if augment in (None, "none"):
+            message = "no image is augmented, so there is one view of each: drop it, or set data.augment"
+            yield Fault(at, message, lacks=(("data", "augment"), ("data",)))
+        elif phase.get("augment") is False:
+            yield Fault(at, "no image of this phase is augmented, so there is one view of each: drop it")
+        elif isinstance(augment, Mapping) and (augment.get("mixup") or augment.get("cutmix")):
+            yield Fault(at, "an image that is mixed with others has no views to keep: drop it, or mixup and cutmix")
+        if phase.get("train") == "all":
+            yield Fault(at, "nothing is frozen in this phase, so nothing can be kept of the views: drop it")
+        elif phase.get("norms") == "update":
+            yield Fault(at, "norms: update moves frozen layers, so no views can be kept: drop one of the two")
+
+
 def _phase_names_differ(data: Data) -> Iterator[Fault]:
     first: dict[str, Place] = {}
     for place, phase in phases_of(data):
@@ -176,6 +199,7 @@ _RULES: tuple[Callable[[Data], Iterator[Fault]], ...] = (
     _nesterov_has_momentum,
     _steps_grow,
     _best_can_be_known,
+    _views_can_be_kept,
     _phase_names_differ,
     _entries_differ,
 )

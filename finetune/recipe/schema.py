@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from finetune.recipe.cache import CacheSettings
 from finetune.recipe.image_data import AugmentSettings, DataSettings, NamedDataSettings
 from finetune.recipe.model import InputSettings, Model, ModelSettings, SourceModel, SourceModelSettings
 from finetune.recipe.optimizer import (
@@ -36,6 +37,7 @@ __all__ = [
     "AdamW",
     "AdaptRecipe",
     "AugmentSettings",
+    "CacheSettings",
     "Constant",
     "Cosine",
     "DataSettings",
@@ -78,6 +80,14 @@ Sharding = Annotated[
         examples=["fsdp"],
     ),
 ]
+Caching = Annotated[
+    CacheSettings | None,
+    Field(
+        description="How much may be kept of what frozen stages make of the images. Left out: 2 GB of memory, or a "
+        "quarter of what the machine has if that is less, and 20 GB of the disk.",
+        examples=[{"memory": 4}],
+    ),
+]
 Seed = Annotated[int, Field(ge=0, description="Start of all random numbers: same recipe and seed, same bytes.")]
 Comparison = Literal["linear_probe", "scratch"]
 
@@ -101,6 +111,7 @@ class PretrainRecipe(_Recipe):
     phases: Phases
     precision: Precision = "auto"
     sharding: Sharding = None
+    cache: Caching = None
     seed: Seed = 0
     test_each_epoch: bool = Field(
         default=False,
@@ -160,6 +171,7 @@ class AdaptRecipe(_Recipe):
     )
     precision: Precision = "auto"
     sharding: Sharding = None
+    cache: Caching = None
     seed: Seed = 0
 
 

@@ -173,7 +173,7 @@ def sight_line(file: str, top: Sequence[tuple[str, float]]) -> str:
 
 
 def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
-    """What `finetune plan` shows: a table with one column per phase, which fits into 80 characters."""
+    """What `finetune plan` shows: a table with one column per phase, in 80 characters, and a line on each cache."""
     counts = _counts(plan["train"], plan["validation"], plan["test"])
     title = Text(f"{plan['kind']} of {plan['model']} on {plan['data']}: {counts}")
     table = Table()
@@ -191,4 +191,5 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("cached", *("yes" if p["cached"] else "no" for p in phases))
     table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
-    return [title, table]
+    caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
+    return [title, table, *caches]
