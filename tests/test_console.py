@@ -316,6 +316,7 @@ PHASE = {
     "norms": "hold",
     "augmented": False,
     "cached": True,
+    "cache": {"says": "2.1 MB of activations behind fc1, in memory"},
     "steps": 2110,
     "batch_size": 128,
     "seconds": 12.34,
@@ -329,6 +330,7 @@ WHOLE = {
     "frozen": [],
     "augmented": True,
     "cached": False,
+    "cache": {"says": "nothing is frozen"},
 }
 
 
@@ -350,6 +352,10 @@ def test_a_plan_shows_all_of_each_phase_uncut(width):
         ["steps", "2,110 of 128", "2,110 of 128", "2,110 of 128"],
         ["about", "12.3 s", "12.3 s", "12.3 s"],
     ]
+    words = " ".join(text.split())
+    assert words.endswith(
+        "head: 2.1 MB of activations behind fc1, in memory top: 2.1 MB of activations behind fc1, in memory"
+    )
 
 
 def test_small_texts():
