@@ -40,7 +40,7 @@ ALLOWED = {
     },
     "api": {"commands", "reporting", "errors"},
     "options": set(),
-    "cli": {"options", "commands", "data", "reporting", "strangers", "errors", "__init__"},
+    "cli": {"options", "commands", "data", "reporting", "machine", "strangers", "errors", "__init__"},
     "help": {"cli"},
     "__main__": {"cli"},
 }

@@ -15,6 +15,9 @@ PASSES = 3
 
 def main() -> None:
     given = options(__doc__).parse_args()
+    from finetune.machine import settle_in
+
+    settle_in()
     import torch
     from backbone import in_memory, resnet18
 
@@ -25,7 +28,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def seconds(precision: str, size: int) -> float:
-        with choose_runtime("cpu", precision).autocast():
+        with choose_runtime("cpu", precision).arithmetic():
             network(images[:size])
             found = []
             for _ in range(PASSES):

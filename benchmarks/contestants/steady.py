@@ -18,6 +18,9 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--augment", choices=("none", "shift", "affine"), default="none")
     given = parser.parse_args()
+    from finetune.machine import settle_in
+
+    settle_in()
     import torch
     import torch.nn.functional as F
 
@@ -57,7 +60,7 @@ def main() -> None:
         optimizer = build_optimizer(stage_groups(network, arguments["lr"], 1.0), "sgd", arguments)
         network.train()
         for _ in range(steps):
-            with runtime.autocast():
+            with runtime.arithmetic():
                 logits = network(fixed)
             loss = F.cross_entropy(logits.float(), labels)
             optimizer.zero_grad()

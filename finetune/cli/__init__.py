@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 
 import click
@@ -12,6 +11,7 @@ import click
 from finetune import __version__
 from finetune.cli import listing, looking, sharing, training
 from finetune.errors import FinetuneError
+from finetune.machine import settle_in
 from finetune.strangers.printable import printable_lines
 
 EXIT_CODES = """\b
@@ -47,9 +47,7 @@ for command in (
 
 def main() -> None:
     """Runs the command line. Every error that is raised on purpose ends as one message and an exit code."""
-    # Threads that go on spinning while they wait take most of the speed on a machine with other work (docs/log.md).
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    settle_in()
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it

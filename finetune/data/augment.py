@@ -105,17 +105,15 @@ def shifted(images: Tensor, numbers: Tensor, limit: int, background: Tensor) -> 
     padded[:, :, limit : limit + height, limit : limit + width] = images
     top = (numbers[:, SHIFT_Y] * (2 * limit + 1)).long()
     left = (numbers[:, SHIFT_X] * (2 * limit + 1)).long()
-    rows = (top[:, None] + torch.arange(height, device=images.device))[:, None, :, None]
-    columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, None, :]
-    each = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    return padded[each, channel, rows, columns]
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)  # N×top×left×C×H×W, a view
+    return windows[torch.arange(count, device=images.device), top, left]
 
 
 def _warped(images: Tensor, numbers: Tensor, augment: Augment, background: Tensor) -> Tensor:
-    grid = F.affine_grid(affine(numbers, augment, *images.shape[-2:]), list(images.shape), align_corners=False)
+    size = (images.shape[-2], images.shape[-1])
+    grid = affine_grid(affine(numbers, augment, *size), *size)
     if augment.elastic:
-        grid = grid + displacement(numbers, augment, *images.shape[-2:])
+        grid = grid + displacement(numbers, augment, *size)
     return F.grid_sample(images - background, grid, mode="bilinear", align_corners=False) + background
 
 
@@ -133,6 +131,18 @@ def affine(numbers: Tensor, augment: Augment, height: int, width: int) -> Tensor
     across = torch.stack([cos * wide, (cos * shear - sin) * high, right], 1)
     along = torch.stack([sin * wide, (cos + sin * shear) * high, down], 1)
     return torch.stack([across, along], 1)
+
+
+def affine_grid(matrix: Tensor, height: int, width: int) -> Tensor:
+    """`F.affine_grid` (N×H×W×2, x before y) a few times faster: x and y are not carried through a matrix product.
+
+    In memory all x come before all y, as `grid_sample` reads them fastest.
+    """
+    across = (torch.arange(width, device=matrix.device) * 2 + 1) / width - 1
+    along = (torch.arange(height, device=matrix.device) * 2 + 1) / height - 1
+    rows = matrix[:, :, 1, None] * along + matrix[:, :, 2, None]  # N×2×H
+    columns = matrix[:, :, 0, None] * across  # N×2×W
+    return (rows[..., None] + columns[:, :, None]).permute(0, 2, 3, 1)
 
 
 def displacement(numbers: Tensor, augment: Augment, height: int, width: int) -> Tensor:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -19,6 +20,9 @@ from finetune.data.mixing import drawn as mix_drawn
 from finetune.data.mixing import mixed
 from finetune.data.photo import photographed
 from finetune.pictures import centre
+
+
+AT_ONCE = 2**20  # numbers
 
 
 def generator(*key: object) -> torch.Generator:
@@ -159,12 +163,20 @@ class Batches:
         draw = self._draw(epoch)
         rows = (self._rows(draw, *self._places(batch)) for batch in range(first, self.steps_per_epoch))
         if isinstance(self.inputs, Tensor):
-            for row in rows:
-                yield self._batch(self.inputs[row + draw.first], row, draw)
+            while some := list(islice(rows, 1 if draw.mix is not None else self._at_once())):
+                row = torch.cat(some)
+                images, labels = self._batch(self.inputs[row + draw.first], row, draw)
+                counts = [len(own) for own in some]
+                yield from zip(images.split(counts), labels.split(counts), strict=True)
             return
         with closing(read_ahead(lambda row: (self._read(row + draw.first), row), rows)) as batches:
             for inputs, row in batches:
                 yield self._batch(inputs, row, draw)
+
+    def _at_once(self) -> int:
+        """How many batches are prepared in one go, for the sake of few and larger operations: as fit into a cache."""
+        one = self.inputs.shape[1:] if self.normalise is None else (self.normalise.pixels(self.inputs),)
+        return max(1, AT_ONCE // (self.batch_size * math.prod(one)))
 
     def weights(self, batch: int) -> tuple[int, int]:
         """How many images of an epoch's batch count here, which may be none, and how many there are in it in all."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.data.augment import PHOTO_NUMBERS, Augment, affine, displacement, erased, shifted
+from finetune.data.augment import PHOTO_NUMBERS, Augment, affine, affine_grid, displacement, erased, shifted
 
 AREA, ASPECT, LEFT, TOP, FLIP, BRIGHTNESS, CONTRAST, SATURATION = range(8)
 ERASING, ERASING_AREA, ERASING_ASPECT, ERASING_LEFT, ERASING_TOP = range(8, PHOTO_NUMBERS)
@@ -72,21 +72,12 @@ def _moved(pixels: Tensor, numbers: Tensor, own: Tensor, augment: Augment, size:
         centre, half = crops(own, augment.crop)
         matrix = matrix * half[:, :, None]
         matrix[:, :, 2] += centre
-    grid = _grid(matrix, *size)
+    grid = affine_grid(matrix, *size)
     if augment.elastic:
         field = displacement(numbers, augment, *size)
         grid += field if half is None else field * half[:, None, None, :]
     padding = "reflection" if augment.crop else "zeros"
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-
-
-def _grid(matrix: Tensor, height: int, width: int) -> Tensor:
-    """`F.affine_grid` (N×H×W×2) in a third of the time, because x and y are not carried through a matrix product."""
-    across = (torch.arange(width, device=matrix.device) * 2 + 1) / width - 1
-    along = (torch.arange(height, device=matrix.device) * 2 + 1) / height - 1
-    rows = matrix[:, None, :, 1] * along[:, None] + matrix[:, None, :, 2]  # N×H×2
-    columns = matrix[:, None, :, 0] * across[:, None]  # N×W×2
-    return rows[:, :, None, :] + columns[:, None, :, :]
 
 
 def crops(own: Tensor, smallest: float) -> tuple[Tensor, Tensor]:

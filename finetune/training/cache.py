@@ -166,7 +166,7 @@ class Cache:
         prepare = prepare or (lambda images: self.normalise(images.to(device)))
 
         def run(rows: Tensor) -> Tensor:
-            with self.runtime.autocast() if learnt else nullcontext():
+            with self.runtime.arithmetic() if learnt else nullcontext():
                 return network.run(prepare(rows) if start == 0 else rows, start, stop)
 
         return run

@@ -184,7 +184,7 @@ class Training:
         phase, group = self.phase, self.group
         own, images = self.batches.weights(self.batch)
         self._chance()
-        with self.runtime.autocast():
+        with self.runtime.arithmetic():
             logits = self.parallel.forward(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
         agreed = group.vote(self.guard.sees(loss.detach()), self.meter.tick_due())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,15 @@ from torch.optim import SGD, AdamW, Optimizer
 from finetune.models.staged import StagedNetwork
 from finetune.training.divided import fill
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW}
+
+def _light(optimizer: type[Optimizer]) -> type[Optimizer]:
+    """torch's optimizer without the wrappers that load torch's compiler, which takes a second, at the first call."""
+    own = ("add_param_group", "zero_grad", "step")
+    bare = {name: inspect.unwrap(getattr(optimizer, name)) for name in own}
+    return type(optimizer.__name__, (optimizer,), bare | {"step": torch.no_grad()(bare["step"])})
+
+
+OPTIMIZERS = {"sgd": _light(SGD), "adamw": _light(AdamW)}
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,13 @@ def build_optimizer(
     """
     decay = arguments.get("weight_decay", 0.0)
     rest = {key: value for key, value in arguments.items() if key not in ("lr", "weight_decay")}
-    split: list[dict[str, Any]] = []
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}  # by learning rate and decay: a call of the kernel each
     for group in groups:
-        for decayed in (True, False):
-            parameters = [p for p in group.parameters if (p.ndim > 1) == decayed]
-            if parameters:
-                weight_decay = decay if decayed else 0.0
-                split.append({"params": parameters, "lr": group.lr, "top": group.lr, "weight_decay": weight_decay})
+        for parameter in group.parameters:
+            alike.setdefault((group.lr, decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    split = [
+        {"params": parameters, "lr": lr, "top": lr, "weight_decay": own} for (lr, own), parameters in alike.items()
+    ]
     how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
     return OPTIMIZERS[name](split, lr=groups[-1].lr, **how, **rest)  # type: ignore[call-arg]
 

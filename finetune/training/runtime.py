@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from finetune.errors import SettingError, TrainingError
+from finetune.models.blocked import blocked
 from finetune.training.group import ALONE, Group
 
 
@@ -35,8 +36,11 @@ class Runtime:
         """Whether the state of training is divided; with one process there is nothing to divide it among."""
         return self.sharding is not None and self.group.size > 1
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """How passes of training are computed: in `precision`, and in the memory layout that is fastest."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"), blocked():
+            yield
 
     def place(self, network: nn.Module) -> None:
         """Moves a network to the device, convolutions in channels_last order, which is the faster one here."""

@@ -1,0 +1,66 @@
+"""Convolution, max-pooling and ReLU in oneDNN's own memory layout, in which it pools much faster than torch's kernels.
+
+torch keeps such tensors apart (`Tensor.is_mkldnn`, https://docs.pytorch.org/docs/stable/tensor_attributes.html); few of
+its operations take them, and none here can be differentiated twice. So networks use them only inside `blocked`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_wanted = ContextVar("blocked", default=False)
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, which takes blocked inputs too and then gives blocked outputs, in the inputs' type."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not input.is_mkldnn:
+            return super()._conv_forward(input, weight, bias)
+        assert not isinstance(self.padding, str) and self.padding_mode == "zeros"
+        own = [None if own is None else own.to(input.dtype) for own in (weight, bias)]
+        return torch.mkldnn_convolution(input, *own, self.padding, self.stride, self.dilation, self.groups)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """In the block, networks that can use blocked tensors between their layers where they are on the processor."""
+    token = _wanted.set(True)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def pooled(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Convolution, 2×2 max-pooling and ReLU of N×C×H×W; blocked if `x` is, or may become so."""
+    if x.is_mkldnn or (_wanted.get() and _can_be(convolution, x)):
+        return F.relu(torch.mkldnn_max_pool2d(convolution(_blocked(x)), [2, 2], [2, 2]))
+    # max(relu(x)) and relu(max(x)) are the same numbers; pooling first leaves ReLU a quarter of the work.
+    return F.relu(F.max_pool2d(convolution(x), 2))
+
+
+def dense(x: Tensor) -> Tensor:
+    """The same numbers as an ordinary tensor."""
+    return x.to_dense() if x.is_mkldnn else x
+
+
+def _blocked(x: Tensor) -> Tensor:
+    return x if x.is_mkldnn else x.to(_arithmetic(x)).to_mkldnn()
+
+
+def _can_be(convolution: nn.Module, x: Tensor) -> bool:
+    """Whether oneDNN has all that is needed. Convolutions with something beside or around them take no part."""
+    plain = type(convolution) is Conv2d and x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return plain and _arithmetic(x) in (torch.float32, torch.bfloat16)
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    """The type that autocast computes in, else that of the numbers themselves."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
