@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.machine import settle_in
-
-settle_in()  # as the command line does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does; torch reads it when it is imported
 
 import pytest
 from album import scenes

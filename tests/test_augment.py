@@ -20,6 +20,7 @@ from finetune.data.augment import (
     SHIFT_Y,
     WIDTH,
     Augment,
+    affine_grid,
     augmented,
 )
 
@@ -302,3 +303,10 @@ def test_a_black_image_stays_black_in_every_colour(augment):
     black = BLACK.expand(20, 3, 12, 12)
     found = augmented(black, torch.rand(20, augment.numbers), augment, BLACK)
     torch.testing.assert_close(found, black, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (5, 9)])
+def test_the_grid_is_torchs(size):
+    matrix = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = F.affine_grid(matrix, [6, 1, *size], align_corners=False)
+    assert torch.allclose(affine_grid(matrix, *size), expected, atol=1e-6)

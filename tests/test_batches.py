@@ -140,6 +140,19 @@ def test_the_data_are_left_as_they_were():
     assert torch.equal(given.inputs, before)
 
 
+@pytest.mark.parametrize("augment", [None, Augment(shift=2), Augment(rotate=10, scale=0.1, elastic=1)])
+def test_several_batches_prepared_at_once_are_those_prepared_one_at_a_time(augment, monkeypatch):
+    pixels = torch.randint(0, 256, (50, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    normalise = Normaliser((0.1,), (0.3,), torch.device("cpu"))
+    given = Batches(pixels, torch.arange(50), batch_size=7, seed=0, normalise=normalise, augment=augment)
+    together = list(given.epoch(1, 2))
+    monkeypatch.setattr("finetune.data.batches.AT_ONCE", 1)
+    alone = list(given.epoch(1, 2))
+    assert [len(labels) for _, labels in together] == [7, 7, 7, 7, 7, 1]
+    for (images, labels), (own_images, own_labels) in zip(together, alone, strict=True):
+        assert torch.equal(images, own_images) and torch.equal(labels, own_labels)
+
+
 def test_activations_pass_through_bit_by_bit():
     kept = torch.randn(COUNT, 4, 3, 3).to(torch.bfloat16)
     assert torch.equal(by_index(batches(kept, normalise=False)), kept)

@@ -142,6 +142,12 @@ def test_what_is_judged_from_a_boundary_is_what_the_whole_network_says(name, whe
                 assert torch.equal(kept.outputs(fresh, "other", stop), expected), cut
 
 
+def in_training(network, stop=None):
+    """What the network gives for the pictures when it is computed as in training."""
+    with FLOAT32.arithmetic():
+        return outputs(network, pictures(), GREY, stop=stop)
+
+
 # --- found by the weights ---------------------------------------------------------------------------------------------
 
 
@@ -163,11 +169,11 @@ def test_other_weights_in_front_do_not_find_it_and_others_behind_do(cache, image
     with torch.no_grad():
         fresh.fc1.weight[0, 0] += 1
         fresh.head.bias[0] += 1
-    expected = outputs(fresh, pictures(), GREY)
+    expected = in_training(fresh)
     before = dict(images_run)
     assert torch.equal(cache.outputs(fresh, TRAIN), expected) and images_run["conv1"] == before["conv1"]
     fresh.conv2.bias.data[0] += 1e-3  # behind autograd's back, as adapters are added
-    expected = outputs(fresh, pictures(), GREY)
+    expected = in_training(fresh)
     assert torch.equal(cache.outputs(fresh, TRAIN), expected) and images_run["conv1"] == before["conv1"] + 2 * COUNT
     assert cache.keep(fresh, {Key(TRAIN, 2): MEMORY})
     assert images_run["conv1"] == before["conv1"] + 3 * COUNT, "what does not fit any more is made anew"
@@ -238,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_is_lost(tmp_pa
         (line,) = said
         assert line.startswith(f"{tmp_path / 'file'}: 301 kB of activations cannot be kept there (")
         assert "FINETUNE_CACHE" in line and "--set cache.disk=0" in line and "\n" not in line
-        assert torch.equal(kept.outputs(network(), TRAIN), outputs(network(), pictures(), GREY))
+        assert torch.equal(kept.outputs(network(), TRAIN), in_training(network()))
 
 
 def test_a_disk_that_gets_full_on_the_way_loses_only_what_was_to_go_there(tmp_path, monkeypatch):
@@ -250,7 +256,7 @@ def test_a_disk_that_gets_full_on_the_way_loses_only_what_was_to_go_there(tmp_pa
         assert not kept.keep(fresh, wanted)
         assert set(kept.kept) == {Key(TRAIN, 3)} and kept.room[FILE] == 0 and len(said) == 1
         assert "602 kB of activations cannot be kept there (File too large)" in said[0]
-        assert torch.equal(kept.kept[Key(TRAIN, 3)].rows, outputs(fresh, pictures(), GREY, stop=3))
+        assert torch.equal(kept.kept[Key(TRAIN, 3)].rows, in_training(fresh, 3))
         assert not kept.keep(fresh, {Key(TRAIN, 1): FILE}) or pytest.fail("there is no room")
     assert not list(tmp_path.iterdir())
 

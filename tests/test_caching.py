@@ -255,15 +255,16 @@ def test_a_machine_with_little_memory_keeps_a_quarter_of_it(
 
 
 def test_plan_says_what_the_run_then_says(folder: Path, pretrained: Path) -> None:
+    slow = "{name: sgd, lr: 1e-4}"
     phases = (
         SOLVED
-        + phase("head", more="augment: false, name: plain")
-        + phase("{last: 2}", "epochs: 5", more="views: 2, name: views")
-        + phase("{last: 2}", "epochs: 2", more="views: 2, name: same")
-        + phase("head", more="norms: update, name: norms")
-        + phase("head", more="name: anew")
-        + phase("[conv1, head]", more="augment: false, name: first")
-        + phase("all", more="name: all")
+        + phase("head", optimizer=slow, more="augment: false, name: plain")
+        + phase("{last: 2}", "epochs: 5", optimizer=slow, more="views: 2, name: views")
+        + phase("{last: 2}", "epochs: 2", optimizer=slow, more="views: 2, name: same")
+        + phase("head", optimizer=slow, more="norms: update, name: norms")
+        + phase("head", optimizer=slow, more="name: anew")
+        + phase("[conv1, head]", optimizer=slow, more="augment: false, name: first")
+        + phase("all", optimizer=slow, more="name: all")
     )
     recipe = adapt_recipe(phases, SHIFTED)
     said = phase_lines(adapted(pretrained, recipe))

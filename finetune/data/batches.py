@@ -21,7 +21,6 @@ from finetune.data.mixing import mixed
 from finetune.data.photo import photographed
 from finetune.pictures import centre
 
-
 AT_ONCE = 2**20  # numbers
 
 
@@ -166,8 +165,8 @@ class Batches:
             while some := list(islice(rows, 1 if draw.mix is not None else self._at_once())):
                 row = torch.cat(some)
                 images, labels = self._batch(self.inputs[row + draw.first], row, draw)
-                counts = [len(own) for own in some]
-                yield from zip(images.split(counts), labels.split(counts), strict=True)
+                counts = [len(own) for own in some] if draw.mix is None else [len(labels)]
+                yield from zip(torch.split(images, counts), torch.split(labels, counts), strict=True)
             return
         with closing(read_ahead(lambda row: (self._read(row + draw.first), row), rows)) as batches:
             for inputs, row in batches:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from finetune.data.photographs import Frame
 
 Progress: TypeAlias = Callable[[int, int], None]
+READ_TOGETHER = 32  # files read by a thread before it asks for more
 _Row: TypeAlias = tuple[npt.NDArray[np.uint8], int]  # C×R×R, and its hash
 
 
@@ -53,7 +54,9 @@ def decode_files(files: Sequence[Path], frame: Frame, folder: Path, progress: Pr
     With frame.channels None, the pixels have one channel if every picture is grey, else 3.
     """
     with _threads() as pool:
-        named = list(pool.map(lambda file: _named(file, look=frame.channels is None), files))
+        parts = [files[i : i + READ_TOGETHER] for i in range(0, len(files), READ_TOGETHER)]
+        look = frame.channels is None
+        named = [one for some in pool.map(lambda part: [_named(f, look=look) for f in part], parts) for one in some]
         reasons = {place: reason for place, (_, reason, _) in enumerate(named) if reason}
         channels = frame.channels or (1 if all(grey in (True, None) for _, _, grey in named) else 3)
         first: dict[str, int] = {}  # the first file with each content

@@ -22,10 +22,13 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not input.is_mkldnn:
-            return super()._conv_forward(input, weight, bias)
+            found: Tensor = super()._conv_forward(input, weight, bias)
+            return found
         assert not isinstance(self.padding, str) and self.padding_mode == "zeros"
-        own = [None if own is None else own.to(input.dtype) for own in (weight, bias)]
-        return torch.mkldnn_convolution(input, *own, self.padding, self.stride, self.dilation, self.groups)
+        weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+        return torch.mkldnn_convolution(  # its stub lacks what the function has
+            input, weight, bias, self.padding, self.stride, self.dilation, self.groups
+        )
 
 
 @contextmanager
@@ -57,8 +60,9 @@ def _blocked(x: Tensor) -> Tensor:
 
 def _can_be(convolution: nn.Module, x: Tensor) -> bool:
     """Whether oneDNN has all that is needed. Convolutions with something beside or around them take no part."""
-    plain = type(convolution) is Conv2d and x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return plain and _arithmetic(x) in (torch.float32, torch.bfloat16)
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    plain = type(convolution) is Conv2d and x.device.type == "cpu"
+    return there and plain and _arithmetic(x) in (torch.float32, torch.bfloat16)
 
 
 def _arithmetic(x: Tensor) -> torch.dtype:

@@ -23,7 +23,7 @@ Rows: TypeAlias = Images | RowFile  # images, or activations in memory or in a f
 # The least and the most images in a batch, and the pixels that lie between. A processor is quickest while what a layer
 # gives stays below 32 MB, from where on glibc fetches memory anew each time: `cnn` runs 250 images at once twice as
 # fast as 500.
-PROCESSOR, ACCELERATOR = (16, 250, 2**18), (8, 500, 4_000_000)
+PROCESSOR, ACCELERATOR = (16, 250, 2**19), (8, 500, 4_000_000)
 
 
 def most_images(pixels: int, device: torch.device) -> int:
