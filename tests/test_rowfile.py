@@ -158,16 +158,16 @@ def test_a_file_shortened_under_the_run_is_an_error_and_no_signal(tmp_path, read
 
 
 def test_what_is_read_does_not_stay_in_memory(tmp_path):
-    """64 MB go through; a mapped file would count as resident as far as it was touched."""
+    """160 MB go through; a mapped file would count as resident as far as it was touched."""
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    one = torch.zeros(1, 16_000)
+    one = torch.zeros(1, 40_000)
     kept = RowFile(tmp_path, 1000, one)
     for start in range(0, 1000, 20):
         kept.write(start, one.expand(20, -1).contiguous())
     batches = Batches(kept, torch.zeros(1000, dtype=torch.int64), batch_size=20, seed=0)
     before = resident()
     assert sum(len(labels) for _, labels in batches.epoch(0)) == 1000
-    assert resident() - before < 24e6
+    assert resident() - before < 80e6  # what waits to be trained on, and what malloc keeps of it
