@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from finetune.files import write_whole
 from finetune.header import Header, read_header
 from finetune.strangers.printable import printable
 from finetune.strangers.strict_json import parse_json
-from finetune.tensors import read_tensors, refuse_nonsense
+from finetune.tensors import pieces, read_tensors, refuse_nonsense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -107,20 +106,10 @@ class Checkpoint:
 
 def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
     """A checkpoint's bytes. The same tensors and metadata give the same bytes. CheckpointError for NaN among them."""
-    from safetensors.torch import save
-
     refuse_nonsense(tensors, "not written")
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    said = metadata.model_copy(update={"tensors": digest_of_all(tensors)})
-    return _with_texts(content, {KEY: _text(said), "format": "pt"})
-
-
-def _with_texts(content: bytes, texts: Mapping[str, str]) -> bytes:
-    """The same tensors under a header with these texts, in this order: `save` shuffles them when there are several."""
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.dumps({"__metadata__": texts, **json.loads(content[8:end])}, ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)  # the format wants the tensors aligned to 8 bytes
-    return b"".join([struct.pack("<Q", len(header)), header, memoryview(content)[end:]])
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    said = metadata.model_copy(update={"tensors": digest_of_all(plain)})
+    return b"".join(pieces(plain, {KEY: _text(said), "format": "pt"}))
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> str:

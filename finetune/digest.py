@@ -41,13 +41,13 @@ def tensor_digest(tensor: Tensor) -> str:
     # As whole numbers, since numpy has no bfloat16.
     numbers = plain.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).numpy()
     little = numbers.astype(f"<i{size}" if size > 1 else "u1", copy=False)
-    line = f"{_type_name(tensor.dtype)} {json.dumps(list(tensor.shape), separators=(',', ':'))}\n"
+    line = f"{type_name(tensor.dtype)} {json.dumps(list(tensor.shape), separators=(',', ':'))}\n"
     found = hashlib.sha256(line.encode())
     found.update(little.data if little.size else b"")
     return found.hexdigest()
 
 
-def _type_name(dtype: dtype) -> str:
+def type_name(dtype: dtype) -> str:
     """What safetensors calls a type of torch's: F32 for float32, F8_E4M3 for float8_e4m3fn."""
     name = str(dtype).removeprefix("torch.")
     if name.startswith("float8_"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.checkpoint import Weights, check_tensors, load_tensors, read_weights
 from finetune.errors import CheckpointError, SettingError
-from finetune.models.registry import InputSpec, build_model, find_model
+from finetune.models.registry import InputSpec, find_model
 from finetune.told import as_told, configured, size_that_fits
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ def from_timm(source: str, name: str, arguments: Mapping[str, Any]) -> Opened:
     """Pretrained weights of timm/ARCH[.TAG] through timm: from the Hub, or from its cache."""
     from finetune.models.timm_files import pretrained_file
     from finetune.models.timm_weights import source_classes, timm_state
+    from finetune.models.unfilled import build_unfilled
 
     spec = find_model(name, arguments).input
     weights = read_weights(pretrained_file(name))
     classes = source_classes(name, weights.tensors)
-    network = build_model(name, max(1, len(classes)), arguments)
+    network = build_unfilled(name, max(1, len(classes)), arguments)
     load_tensors(network, timm_state(name, arguments, weights.tensors, max(1, len(classes))), source)
     return Opened(classifier_of(network, name, arguments, classes, spec), weights.sha256)
 
@@ -139,8 +140,10 @@ def _outline(model: str, classes: int, arguments: Mapping[str, Any]) -> StagedNe
     """The network without numbers: a file that names a huge one has to have the tensors for it."""
     import torch
 
+    from finetune.models.unfilled import build_unfilled
+
     with torch.device("meta"):
-        return build_model(model, classes, arguments)
+        return build_unfilled(model, classes, arguments)
 
 
 def _rows(outline: StagedNetwork, tensors: Mapping[str, Tensor]) -> int:
@@ -165,8 +168,10 @@ def _loaded(
     weights: Weights, where: str, model: str, arguments: Mapping[str, Any], spec: InputSpec, names: Sequence[str] | None
 ) -> Opened:
     """Tensors that have the network's own names and shapes, but for the head, which may be missing."""
+    from finetune.models.unfilled import build_unfilled
+
     rows = _check(model, arguments, weights.tensors, where)
-    network = build_model(model, max(1, rows), arguments)
+    network = build_unfilled(model, max(1, rows), arguments)
     state = network.state_dict()
     without_head = {} if rows else {name: state[name] for name in network.head_tensors()}
     load_tensors(network, {**without_head, **weights.tensors}, where)

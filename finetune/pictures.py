@@ -10,6 +10,7 @@ import io
 import math
 import threading
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -245,4 +246,11 @@ class _Quiet:
 
 
 _QUIET = _Quiet()
+
+
+def quiet() -> AbstractContextManager[None]:
+    """Around the decoding of many pictures: what each of them would do to the list of warnings is done once."""
+    return _QUIET
+
+
 _ROOM = Gate(max(MOST_PIXELS, memory() // 4 // PIXEL_BYTES))  # pixels that all threads decode at one time

@@ -21,7 +21,7 @@ from finetune.errors import CheckpointError, SettingError
 from finetune.foreign import Opened, classifier_of, from_bare, from_repository, from_timm
 from finetune.hub.fetching import HubFile, fetch
 from finetune.hub.names import is_hub_source
-from finetune.models.registry import InputSpec, build_model, check_size, find_model, is_model
+from finetune.models.registry import InputSpec, check_size, find_model, is_model
 
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
@@ -206,13 +206,15 @@ def classifier_in(checkpoint: Checkpoint) -> Classifier:
     """What a file that was read holds, in evaluation mode. CheckpointError unless it fits the model that it names."""
     import torch
 
+    from finetune.models.unfilled import build_unfilled
+
     metadata = checkpoint.metadata
     given = metadata.input
     try:
         with torch.device("meta"):  # a file that names a huge network has to have the tensors for it
-            outline = build_model(metadata.model, len(metadata.classes), metadata.arguments)
+            outline = build_unfilled(metadata.model, len(metadata.classes), metadata.arguments)
         check_tensors(outline, checkpoint.tensors, str(checkpoint.path))
-        network = build_model(metadata.model, len(metadata.classes), metadata.arguments)
+        network = build_unfilled(metadata.model, len(metadata.classes), metadata.arguments)
         takes = find_model(metadata.model, metadata.arguments).input
         if given.size != takes.size:
             check_size(metadata.model, metadata.arguments, given.size)

@@ -1,17 +1,19 @@
-"""The tensors of a safetensors file, read with their header already checked: each straight into its own memory.
+"""The tensors of a safetensors file: read with their header already checked, and made into a file's bytes.
 
-Reading takes the file's size and little more. (`safetensors.torch.load` needs the file's bytes and then all of the
-tensors beside them.)
+Each is read straight into its own memory and written straight from it. (safetensors' own `load` needs the file's bytes
+and then all of the tensors beside them, and its `save` the whole of them twice more.)
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
+from finetune.digest import type_name
 from finetune.errors import CheckpointError
 from finetune.header import MOST_TENSORS, Header, TensorEntry, parse_header, unreadable
 from finetune.machine import memory
@@ -84,6 +86,30 @@ def _tensor(path: Path, file: BinaryIO, name: str, entry: TensorEntry, digest: h
     if dtype == torch.bool and len(raw) and int(raw.max()) > 1:
         raise CheckpointError(f"{path}: tensor {name} is BOOL, and a byte of it is neither 0 nor 1")
     return raw.view(dtype).reshape(entry.shape)
+
+
+def pieces(tensors: Mapping[str, Tensor], texts: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file with `texts` as its metadata: its head, then a tensor at a time.
+
+    The order of the mapping does not matter: wide types come first, which aligns every tensor to its type, and those as
+    wide by name. Of float32 and int64 tensors, safetensors' own `save` makes the same.
+    """
+    import torch
+
+    assert "__metadata__" not in tensors
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {} if texts is None else {"__metadata__": dict(texts)}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": type_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
+    said = json.dumps(header, ensure_ascii=False).encode()
+    said += b" " * (-len(said) % 8)  # the format wants the tensors aligned to 8 bytes
+    yield len(said).to_bytes(8, "little") + said
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data
 
 
 def refuse_nonsense(tensors: Mapping[str, Tensor], where: str) -> None:

@@ -19,7 +19,7 @@ ALLOWED = {
     "lock": {"files", "errors"},
     "folders": {"files", "errors"},
     "header": {"strangers", "errors"},
-    "tensors": {"header", "machine", "strangers", "errors"},
+    "tensors": {"header", "digest", "machine", "strangers", "errors"},
     "bounds": {"strangers"},
     "pictures": {"machine", "strangers", "errors"},
     "__init__": {"api", "saving", "source", "models", "reporting"},

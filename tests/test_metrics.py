@@ -224,3 +224,10 @@ def test_classes_that_cannot_be_are_refused() -> None:
 def test_importing_loads_neither_scipy_nor_torch() -> None:
     program = "import sys, finetune.reporting.verdict; assert not {'scipy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(("first", "second"), [(4_980, 5_020), (4_981, 5_020), (5_200, 5_600)])
+def test_the_p_value_of_very_many_differing_images(first: int, second: int) -> None:
+    from scipy.special import bdtr
+
+    assert paired(9, second, first, 9).p_value == pytest.approx(2 * bdtr(first, first + second, 0.5), rel=1e-9)

@@ -1,4 +1,4 @@
-"""Picture files are decoded once: by many threads, into a pack that is found again by the files' bytes.
+"""Picture files are decoded once, into a pack that is found again by the files' bytes; large files by many threads.
 
 Every file is read and hashed each time, so that a changed picture is never served stale, whatever its date says.
 """
@@ -9,28 +9,32 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import PIL
 
-from finetune.data.pack import FORMAT, SALT, Pack, PackWriter, read_packs, tidy
+from finetune.data.pack import FORMAT, SALT, Each, Pack, PackWriter, read_packs, tidy
 from finetune.data.split import array_hashes
 from finetune.errors import DataError
-from finetune.pictures import decode_picture, framed, is_grey, read_bytes, working_side
+from finetune.pictures import decode_picture, framed, is_grey, quiet, read_bytes, working_side
 
 if TYPE_CHECKING:
     from finetune.data.photographs import Frame
 
 Progress: TypeAlias = Callable[[int, int], None]
-READ_TOGETHER = 32  # files read by a thread before it asks for more
+# Bytes of a file, on average, below which threads do not pay: Python then has more to do than what lets others run.
+SMALL = 16_384
+SAMPLE = 200  # files whose sizes are looked at
 _Row: TypeAlias = tuple[npt.NDArray[np.uint8], int]  # C×R×R, and its hash
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -53,24 +57,22 @@ def decode_files(files: Sequence[Path], frame: Frame, folder: Path, progress: Pr
 
     With frame.channels None, the pixels have one channel if every picture is grey, else 3.
     """
-    with _threads() as pool:
-        parts = [files[i : i + READ_TOGETHER] for i in range(0, len(files), READ_TOGETHER)]
-        look = frame.channels is None
-        named = [one for some in pool.map(lambda part: [_named(f, look=look) for f in part], parts) for one in some]
-        reasons = {place: reason for place, (_, reason, _) in enumerate(named) if reason}
-        channels = frame.channels or (1 if all(grey in (True, None) for _, _, grey in named) else 3)
+    with _workers(files) as each:
+        named = list(each(_named, files))
+        reasons = {place: reason for place, (_, reason) in enumerate(named) if reason}
         first: dict[str, int] = {}  # the first file with each content
-        for place, (digest, _, _) in enumerate(named):
+        for place, (digest, _) in enumerate(named):
             if place not in reasons:
                 first.setdefault(digest, place)
+        channels = frame.channels or _channels(files[place] for place in first.values())
         side = working_side(frame.size, frame.crop)
         shape, folder = (channels, side, side), folder / _frame_key(frame, channels)
-        pack, fault = _pack_of(first, files, frame, shape, folder, pool, progress, reasons)
-    rows = np.array([pack.row_of.get(digest, -1) for digest, _, _ in named], dtype=np.int64)
+        pack, fault = _pack_of(first, files, frame, shape, folder, each, progress, reasons)
+    rows = np.array([pack.row_of.get(digest, -1) for digest, _ in named], dtype=np.int64)
     for place in np.flatnonzero(rows < 0).tolist():
         reasons.setdefault(place, reasons.get(first.get(named[place][0], -1), ""))
     bad = tuple(sorted(reasons.items()))
-    return Decoded(pack, rows, tuple(digest for digest, _, _ in named), bad, fault)
+    return Decoded(pack, rows, tuple(digest for digest, _ in named), bad, fault)
 
 
 def _pack_of(
@@ -79,19 +81,19 @@ def _pack_of(
     frame: Frame,
     shape: tuple[int, int, int],
     folder: Path,
-    pool: ThreadPoolExecutor,
+    each: Each,
     progress: Progress | None,
     reasons: dict[int, str],
 ) -> tuple[Pack, str | None]:
     """A pack with a row for each content in `first` that is a picture; `reasons` gets why the others are none."""
-    found = _kept(read_packs(folder, shape, first), list(first), pool)
+    found = _kept(read_packs(folder, shape, first), list(first), each)
     missing = [digest for digest in first if digest not in found]
     sources = {id(pack): pack for pack, _ in found.values()}
     if not missing and len(sources) == 1:
         return next(iter(sources.values())), None
     with PackWriter(folder, shape, len(first)) as writer:
         work = [(files[first[digest]], digest, frame, shape[0]) for digest in missing]
-        for done, (digest, result) in enumerate(zip(missing, _in_order(pool, work), strict=True), 1):
+        for done, (digest, result) in enumerate(zip(missing, each(_decoded, work), strict=True), 1):
             if isinstance(result, str):
                 reasons[first[digest]] = result
             else:
@@ -107,14 +109,14 @@ def _pack_of(
         return made, None if writer.fault is None else f"{folder} ({writer.fault.strerror or writer.fault})"
 
 
-def _kept(packs: list[Pack], wanted: list[str], pool: ThreadPoolExecutor) -> dict[str, tuple[Pack, int]]:
+def _kept(packs: list[Pack], wanted: list[str], each: Each) -> dict[str, tuple[Pack, int]]:
     """Where each content wanted lies, from one pack if one has them all. Packs with damaged rows are deleted."""
     found: dict[str, tuple[Pack, int]] = {}
     for pack in packs:
         there = [digest for digest in wanted if digest in pack.row_of]
         if len(there) < len(wanted):
             there = [digest for digest in there if digest not in found]
-        good = pack.intact([pack.row_of[digest] for digest in there], pool)
+        good = pack.intact([pack.row_of[digest] for digest in there], each)
         if not good.all():
             pack.forget()
         elif len(there) == len(wanted):
@@ -125,17 +127,29 @@ def _kept(packs: list[Pack], wanted: list[str], pool: ThreadPoolExecutor) -> dic
     return found
 
 
-def _named(file: Path, *, look: bool) -> tuple[str, str, bool | None]:
-    """A file's digest, or the reason why it cannot be read; and, if one is to look, whether it is grey."""
+def _named(file: Path) -> tuple[str, str]:
+    """A file's digest, or the reason why it cannot be read."""
     try:
-        content = read_bytes(file)
+        return _digest(read_bytes(file)), ""
     except DataError as error:
-        return "", _reason(error, file), None
-    return _digest(content), "", is_grey(content) if look else None
+        return "", _reason(error, file)
 
 
-def _decoded(file: Path, digest: str, frame: Frame, channels: int) -> _Row | str:
-    """The pixels kept of a file, or why there are none."""
+def _channels(files: Iterable[Path]) -> int:
+    """1 if every picture is grey, else 3; the heads of files are looked at up to the first colour."""
+    for file in files:
+        try:
+            grey = is_grey(read_bytes(file))
+        except DataError:  # gone since; it will be met again
+            continue
+        if grey is False:
+            return 3
+    return 1
+
+
+def _decoded(work: tuple[Path, str, Frame, int]) -> _Row | str:
+    """The pixels kept of a file, or why there are none. `work`: it, its digest, the frame, and how many channels."""
+    file, digest, frame, channels = work
     try:
         content = read_bytes(file)
         if _digest(content) != digest:
@@ -171,21 +185,42 @@ def _frame_key(frame: Frame, channels: int) -> str:
 
 
 @contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """One thread a core; Pillow and hashlib let the others run meanwhile. Ctrl-C waits for no more than is begun."""
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _workers(files: Sequence[Path]) -> Iterator[Each]:
+    """What works through these files: this thread where they are small, else one a core.
+
+    Pillow and hashlib let the others run meanwhile. Ctrl-C waits for no more than is begun.
+    """
+    with quiet():
+        if _mean_size(files) < SMALL:
+            yield map
+            return
+        threads = os.cpu_count() or 1
+        pool = ThreadPoolExecutor(threads)
+        try:
+            yield lambda work, items: _in_order(pool, work, items, 4 * threads)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ThreadPoolExecutor, work: Sequence[tuple[Path, str, Frame, int]]) -> Iterator[_Row | str]:
-    """What `_decoded` gives for each, in order; only a few wait in memory at a time."""
-    waiting: deque[Future[_Row | str]] = deque()
-    ahead = 4 * (os.cpu_count() or 1)
-    for place in range(len(work) + ahead):
-        if place < len(work):
-            waiting.append(pool.submit(_decoded, *work[place]))
-        if place >= ahead and waiting:
+def _mean_size(files: Sequence[Path]) -> float:
+    """Bytes; of some files from all over the list."""
+    sizes = []
+    for file in files[:: -(-len(files) // SAMPLE) or 1]:
+        try:
+            sizes.append(file.stat().st_size)
+        except (OSError, ValueError):  # the reason is told when it is read
+            continue
+    return sum(sizes) / max(1, len(sizes))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Found], items: Iterable[_Item], ahead: int
+) -> Iterator[_Found]:
+    """`work` of each item, in order; only a few results wait in memory at a time."""
+    waiting: deque[Future[_Found]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

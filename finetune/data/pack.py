@@ -13,10 +13,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,13 @@ _HEADER = 128  # bytes
 _MOST_ABOUT = 1 << 30  # bytes of a JSON: of 16 million pictures
 _LEFTOVER = 24 * 3600  # seconds after which a file without its partner was left by a process that died
 
+
+class Each(Protocol):
+    """`map`, or what does the same in several threads: a function of each item, in the order of the items."""
+
+    def __call__(self, function: Any, items: Any, /) -> Iterator[Any]: ...
+
+
 Bytes = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
 
@@ -44,15 +51,12 @@ class Pack:
     row_of: dict[str, int]
     sidecar: Path | None = None
 
-    def intact(self, rows: Sequence[int], pool: ThreadPoolExecutor) -> npt.NDArray[np.bool_]:
+    def intact(self, rows: Sequence[int], each: Each) -> npt.NDArray[np.bool_]:
         """For each of these rows whether its pixels are what was written."""
         step = max(1, (4 << 20) // max(1, self.pixels[0].size))
         parts = [np.array(rows[i : i + step], dtype=np.int64) for i in range(0, len(rows), step)]
-        found = pool.map(lambda part: self._hashes(part) == self.hashes[part], parts)
+        found = each(lambda part: array_hashes(self.pixels[part], SALT) == self.hashes[part], parts)
         return np.concatenate([np.empty(0, dtype=bool), *found])
-
-    def _hashes(self, rows: npt.NDArray[np.int64]) -> Hashes:
-        return np.concatenate([array_hashes(self.pixels[row : row + 1], SALT) for row in rows])
 
     def forget(self) -> None:
         """Deletes its files; who has them mapped keeps them."""

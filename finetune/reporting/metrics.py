@@ -19,6 +19,8 @@ Booleans = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.integer[Any]]
 ClassScores = dict[str, dict[str, int | float | None]]
 
+MOST_COUNTED = 10_000  # images that two classifiers answer differently; summing up their ways takes some milliseconds
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -127,12 +129,16 @@ def confusion(labels: Integers, predictions: Integers, n: int) -> list[list[int]
 
 def _mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided chance, if neither were better, of the images on which they differ falling at least this unevenly."""
-    from scipy.special import bdtr  # scipy.stats has binomtest, but takes a second to import
+    differing, fewer = only_first + only_second, min(only_first, only_second)
+    if differing > MOST_COUNTED:
+        from scipy.special import bdtr  # takes longer to import than to sum up the usual few
 
-    differing = only_first + only_second
-    if differing == 0:
-        return 1.0
-    return min(1.0, 2 * float(bdtr(min(only_first, only_second), differing, 0.5)))
+        return min(1.0, 2 * float(bdtr(fewer, differing, 0.5)))
+    ways = as_uneven = 1  # in which just so many, and in which at most so many, of the differing are the first's
+    for count in range(fewer):
+        ways = ways * (differing - count) // (count + 1)
+        as_uneven += ways
+    return min(1.0, as_uneven / (1 << (differing - 1))) if differing else 1.0
 
 
 def _newcombe(both: int, only_second: int, only_first: int, neither: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ MOST_SEGMENTS = 20_000  # a long video or depth map kept in a picture has hundre
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what ends a scan's bytes; the others are part of them
 _START, _END, _SCAN = b"\xff\xd8", 0xD9, 0xDA
+_MARKED, _BEGINS = b"\xff", bytes((0xFF, _SCAN))  # as often in a file as it has segments and scans, or oftener
 
 
 def is_endless(content: bytes) -> bool:
@@ -17,7 +18,8 @@ def is_endless(content: bytes) -> bool:
     Only the picture itself counts: not what a segment holds, such as a thumbnail, nor what follows its end.
     """
     place, scans = len(_START), 0
-    if not content.startswith(_START):
+    few = content.count(_MARKED) <= MOST_SEGMENTS and content.count(_BEGINS) <= MOST_SCANS
+    if few or not content.startswith(_START):
         return False
     for _ in range(MOST_SEGMENTS):
         found = _MARKER.search(content, place)

@@ -20,17 +20,8 @@ _KINDS = {
 
 def open_regular(path: str | Path) -> BinaryIO:
     """A regular file, open at its start. OSError, whose strerror says why, for everything else, and what is no name."""
-    try:
-        _refuse_others(path, Path(path).stat().st_mode)  # before it is opened: some devices act on that
-        handle = os.open(path, _FLAGS)
-    except ValueError:  # a zero byte, or characters that no file's name can have
-        raise OSError(errno.EINVAL, "this is no file name") from None
-    try:
-        _refuse_others(path, os.fstat(handle).st_mode)  # another file may have that name by now
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
+    handle, _ = _opened(path)
+    return os.fdopen(handle, "rb")
 
 
 def read_regular(path: str | Path, most: int) -> bytes:
@@ -38,11 +29,33 @@ def read_regular(path: str | Path, most: int) -> bytes:
 
     What says that it has no bytes is not read: so do files of the system that never end or wait for something.
     """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    handle, size = _opened(path)
+    try:
         if size > most:
             raise OSError(errno.EFBIG, f"{size:,} bytes, and at most {most:,} are read")
-        return file.read(size)
+        content = os.read(handle, size)
+        if len(content) < size:  # a signal came, or it is larger than one read gives
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                content += file.read(size - len(content))
+        return content
+    finally:
+        os.close(handle)
+
+
+def _opened(path: str | Path) -> tuple[int, int]:
+    """A descriptor of a regular file, and its size."""
+    try:
+        _refuse_others(path, Path(path).stat().st_mode)  # before it is opened: some devices act on that
+        handle = os.open(path, _FLAGS)
+    except ValueError:  # a zero byte, or characters that no file's name can have
+        raise OSError(errno.EINVAL, "this is no file name") from None
+    try:
+        found = os.fstat(handle)
+        _refuse_others(path, found.st_mode)  # another file may have that name by now
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle, found.st_size
 
 
 def _refuse_others(path: str | Path, mode: int) -> None:

@@ -11,36 +11,22 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from finetune.errors import CheckpointError, OutputError
 from finetune.folders import Written, new_folder, remove_folder, sweep_folders
-from finetune.tensors import read_tensors
+from finetune.tensors import pieces, read_tensors
 
 FORMAT = 1
 STATE, FACTS, MANIFEST = "state.safetensors", "facts.json", "manifest.json"
 _NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,11}")
 MOST_TENSORS = 200_000  # two networks of thousands each, several times over
 _LONGEST_MANIFEST = 10_000  # bytes; ours has some 300
-_NAMES = {  # of the types in the safetensors format
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ class SnapshotStore:
         try:
             with new_folder(place) as folder:
                 files = {
-                    STATE: folder.write(STATE, _safetensors(snapshot.tensors)),
+                    STATE: folder.write(STATE, pieces(snapshot.tensors)),
                     FACTS: folder.write(FACTS, [facts]),
                 }
                 folder.write(MANIFEST, [_manifest(files)])
@@ -127,29 +113,6 @@ class SnapshotStore:
 def _manifest(files: Mapping[str, Written]) -> bytes:
     values = {name: {"size": file.size, "sha256": file.sha256} for name, file in files.items()}
     return json.dumps({"format": FORMAT, "files": values}, sort_keys=True).encode()
-
-
-# --- tensors ----------------------------------------------------------------------------------------------------------
-
-
-def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file, a tensor at a time: safetensors' own `save` holds the whole state twice more.
-
-    Wide types come first, which aligns every tensor to its type; the order of the mapping does not matter.
-    """
-    assert "__metadata__" not in tensors
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {}, 0
-    for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in names:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).numpy().data
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
