@@ -133,7 +133,7 @@ RECIPE = pretrain_recipe(
     + phase("{last: 2}", "steps: 12", batch=32, more="name: two, augment: false"),
     "{name: mnist, validation: 60, augment: {shift: 1}}",
 )
-LONG = ("--set", "phases[0].epochs=400", "--snapshot-every", "0.5")
+LONG = ("--set", "phases[0].epochs=120", "--snapshot-every", "0.2")
 ADAPT = """kind: adapt
 data: {validation: 0.2}
 phases:

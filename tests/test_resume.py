@@ -366,7 +366,7 @@ def test_the_images_of_a_bad_step_are_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_signal_ends_a_run_with_a_snapshot_and_the_command_that_goes_on(
     number: signal.Signals, code: int, name: str, folder: Path
 ) -> None:
-    recipe = write(pretrain_recipe(phase(length="epochs: 30", batch=10)))
+    recipe = write(pretrain_recipe(phase(length="epochs: 12", batch=10)))
     typed = ["pretrain", "--recipe", recipe, "--out", "a b.safetensors", "--snapshot-every", "3600"]
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from finetune.cli import main; main()"
