@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune.data import photograph_sets
+from finetune.data import decoded, photograph_sets
 from finetune.data.mapped import MappedImages
 from finetune.data.photographs import Frame, is_photographs, open_photographs
 from finetune.data.root import cache_folder
@@ -82,6 +83,21 @@ def test_each_image_is_its_file(pets, frame):
             )
             assert np.array_equal(image.permute(1, 2, 0).numpy(), kept)
     assert found.train.origin == "pets train" and found.test.origin == "pets test"
+
+
+def test_threads_for_large_files_and_none_for_small_ones_give_the_same(pets, cache, monkeypatch):
+    bad = spoil(pets)
+    begun = []
+    monkeypatch.setattr(decoded, "ThreadPoolExecutor", lambda count: begun.append(count) or ThreadPoolExecutor(count))
+    for small in (0, 10**9):
+        monkeypatch.setattr(decoded, "SMALL", small)
+        shutil.rmtree(cache, ignore_errors=True)
+        with pytest.raises(DataError) as caught:
+            opened(pets)
+        begun.append((prints(opened(pets, on_bad_image="skip")[0]), str(caught.value)))
+    threads = os.cpu_count()
+    assert begun[:2] == [threads] * 2 and begun[2] == begun[3] and len(begun) == 4, "threads for the first two only"
+    assert all(name in begun[3][1] for name in bad)
 
 
 def test_a_table_is_opened_like_a_folder(tmp_path, pets):

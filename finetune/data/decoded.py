@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = Callable[[int, int], None]
 # Bytes of a file, on average, below which threads do not pay: Python then has more to do than what lets others run.
-SMALL = 16_384
+SMALL = 8_192
 SAMPLE = 200  # files whose sizes are looked at
 _Row: TypeAlias = tuple[npt.NDArray[np.uint8], int]  # C×R×R, and its hash
 _Item = TypeVar("_Item")
