@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+RUNS = ("finetune", "recipes", "benchmarks", "checkpoints", "pyproject.toml")
 
 
 def circumstances(threads: int) -> dict[str, Any]:
@@ -28,10 +29,14 @@ def circumstances(threads: int) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit that is checked out, marked where files differ from it."""
-    git = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--exclude", "*"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    """The commit that is checked out, marked where what runs in a race differs from it."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = commit and _git("status", "--porcelain", "--", *RUNS, ":!benchmarks/results")
+    return f"{commit}{'-dirty' if changed else ''}" or "unknown"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", "-C", str(PROJECT), *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _processor() -> str:
