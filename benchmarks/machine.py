@@ -36,7 +36,8 @@ def _commit() -> str:
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", "-C", str(PROJECT), *words], capture_output=True, text=True, check=False).stdout.strip()
+    found = subprocess.run(["git", "-C", str(PROJECT), *words], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def _processor() -> str:
