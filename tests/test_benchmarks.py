@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import machine
 import pytest
 from bench import in_turn
 from contest import Contestant, Race
@@ -242,3 +243,24 @@ def test_an_unknown_name_is_answered_with_what_there_is(given):
     done = subprocess.run([sys.executable, "bench.py", *given], cwd=BENCHMARKS, capture_output=True, text=True)
     assert done.returncode == 1
     assert "; there are " in done.stderr
+
+
+def test_a_commit_is_marked_where_what_runs_differs_and_not_for_new_results(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(machine, "PROJECT", tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "benchmarks/bench.py")])
+    for name in ("finetune/a.py", "benchmarks/results/epoch.jsonl", "docs/benchmarks.md"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("before")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    for name in ("benchmarks/results/epoch.jsonl", "docs/benchmarks.md"):
+        (tmp_path / name).write_text("after")
+    commit = machine.circumstances(1)["commit"]
+    assert re.fullmatch("[0-9a-f]{7,}", commit)
+    (tmp_path / "finetune/new.py").write_text("x = 1")
+    assert machine.circumstances(1)["commit"] == f"{commit}-dirty"
