@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -148,7 +149,13 @@ def options() -> argparse.Namespace:
     return given
 
 
+def end_together() -> None:
+    """A termination ends the contestant under way too, as Ctrl-C does; it would go on, and slow down the next race."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def main() -> None:
+    end_together()
     given = options()
     if not given.page:
         races = chosen(given)

@@ -1,9 +1,11 @@
 """The benchmarks' machinery, without a peer: the registry is sound, rows become the right page, failures cost a row."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import machine
@@ -193,6 +195,28 @@ def test_a_run_gives_a_row_whatever_happens(tmp_path, text, failure):
     found = run(Contestant("x", str(script), OURS), Ground(tmp_path, tmp_path, 1), 0, 1 if "sleep" in text else 60)
     assert found["failure"] == failure
     assert ("seconds" in found["figures"]) == (failure is None)
+
+
+def test_a_contestant_ends_with_the_one_who_runs_it(tmp_path):
+    script, told = tmp_path / "contestant.py", tmp_path / "pid"
+    script.write_text(
+        f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    code = (
+        "from pathlib import Path; import bench; from contest import Contestant; bench.end_together();"
+        f"bench.run(Contestant('x', {str(script)!r}, 'ours'), bench.Ground(Path('.'), Path('.'), 1), 0, 60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=BENCHMARKS) as runner:
+        until = time.monotonic() + 30
+        while not (told.exists() and told.read_text()):
+            assert runner.poll() is None and time.monotonic() < until
+            time.sleep(0.02)
+        runner.terminate()
+        assert runner.wait(30) == 143
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < until:  # it is killed, and then somebody's to wait for
+            os.kill(int(told.read_text()), 0)
+            time.sleep(0.02)
 
 
 def test_a_run_measures_the_memory_of_the_process_alone(tmp_path):
