@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.data.batches import Normaliser
 from finetune.data.mapped import Images
-from finetune.data.rowfile import RowFile
+from finetune.data.rowfile import RowFile, last_channels
 from finetune.models.staged import StagedNetwork
 from finetune.training.group import ALONE, Group
 
@@ -62,8 +62,29 @@ def in_batches(
             group = ALONE
         first, end = group.part(count)
         starts = range(first * size, min(end * size, len(rows)), size)
-        own = torch.cat([run(rows[i : i + size]) for i in starts])
+        own = _together((run(rows[i : i + size]) for i in starts), min(end * size, len(rows)) - first * size)
         return group.gathered(own, [min(size, len(rows) - i * size) for i in range(count)])
+
+
+def _together(parts: Iterator[Tensor], count: int) -> Tensor:
+    """All parts, of `count` rows, as one tensor, as torch.cat would give it.
+
+    Parts that lay about until the last one is there would come to lie between what the network needs and frees, so that
+    the next batch finds no room as large as the one before had, and memory grows with each.
+    """
+    one = next(parts)
+    if len(one) == count:
+        return one
+    layout = torch.channels_last if last_channels(one) else torch.contiguous_format
+    every = torch.empty((count, *one.shape[1:]), dtype=one.dtype, device=one.device, memory_format=layout)
+    done = 0
+    while True:
+        every[done : done + len(one)] = one
+        done += len(one)
+        del one
+        if done == count:
+            return every
+        one = next(parts)
 
 
 @contextmanager
