@@ -28,7 +28,7 @@ docs: .venv/ready
 	$(BIN)/python -m finetune.recipe.reference > docs/recipes.md
 	$(BIN)/python -m finetune.recipe.reference --json > docs/recipe.schema.json
 
-# Against its peers, on an idle machine, for two hours, or with ROUNDS=1 half an hour; benchmarks/bench.py runs single races.
+# Against its peers, on an idle machine, for hours; ROUNDS=2 took 55 minutes. benchmarks/bench.py runs single races.
 # MNIST has to be in FINETUNE_DATA_ROOT. The first time it makes the peers' environments, 8 GB.
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py $(if $(ROUNDS),--rounds $(ROUNDS))
