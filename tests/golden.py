@@ -23,6 +23,8 @@ from finetune.training.runtime import choose_runtime, environment
 RECORDS = Path(__file__).with_name("golden.json")
 MNIST = Path(__file__).parents[1] / "checkpoints" / "mnist.safetensors"
 
+QUIET = ("--quiet", "--device", "cpu", "--data-root", "data")  # where nothing is: retention is not measured
+
 ADAPT_TIMM = """kind: adapt
 data: {name: orchard, validation: 0.1, augment: {preset: photo}}
 head: class_means
@@ -45,12 +47,12 @@ precision: float32
 
 
 def pretrain(*more: str) -> Path:
-    worked("pretrain", "--recipe", "recipes/digits.yaml", "--quiet", "--device", "cpu", *more)
+    worked("pretrain", "--recipe", "recipes/digits.yaml", *QUIET, *more)
     return Path("checkpoints/digits.safetensors")
 
 
 def adapt(*more: str) -> Path:
-    worked("adapt", "--from", MNIST, "--target", "digits", "--shots", "10", "--quiet", "--device", "cpu", *more)
+    worked("adapt", "--from", MNIST, "--target", "digits", "--shots", "10", *QUIET, *more)
     return Path("checkpoints/mnist-digits.safetensors")
 
 
@@ -61,9 +63,9 @@ def adapt_timm() -> Path:
     scenes(Path("orchard"), noise=400, train=dict.fromkeys(theirs, 9), test=dict.fromkeys(theirs, 6))
     Path("meadow.yaml").write_text(PRETRAIN_TIMM)
     Path("orchard.yaml").write_text(ADAPT_TIMM)
-    worked("pretrain", "--recipe", "meadow.yaml", "--quiet", "--device", "cpu")
+    worked("pretrain", "--recipe", "meadow.yaml", *QUIET)
     source = Path("checkpoints/meadow.safetensors")
-    worked("adapt", "--from", source, "--recipe", "orchard.yaml", "--quiet", "--device", "cpu")
+    worked("adapt", "--from", source, "--recipe", "orchard.yaml", *QUIET)
     return Path("checkpoints/meadow-orchard.safetensors")
 
 
