@@ -17,7 +17,7 @@ RESNET = (
     "{work}/photographs",
 )
 WATCHED = (
-    *("--preload", "timm", "--watch", f"work={ADAPT}:adapt", "--watch", "data=finetune.commands.opening:open_material"),
+    *("--preload", "timm", "--watch", f"work={ADAPT}:adapt", "--watch", "data=finetune.run.setup:open_material"),
     *("--watch", f"look={ADAPT}:look_at_target", "--watch", f"train={ADAPT}:run_phases"),
 )
 

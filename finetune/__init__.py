@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetune.api import adapt, evaluate, pretrain, pull, push, verify
     from finetune.models.classifier import Classifier, Prediction
-    from finetune.reporting.report import Report
-    from finetune.saving import save
-    from finetune.source import load
+    from finetune.report.report import Report
+    from finetune.run.finalize import save
+    from finetune.sources.resolve import load
+
 
 __version__ = "0.1.0"
 
@@ -39,14 +40,14 @@ __all__ = [
 _HOMES = {
     "Classifier": "finetune.models.classifier",
     "Prediction": "finetune.models.classifier",
-    "Report": "finetune.reporting.report",
+    "Report": "finetune.report.report",
     "adapt": "finetune.api",
     "evaluate": "finetune.api",
-    "load": "finetune.source",
+    "load": "finetune.sources.resolve",
     "pretrain": "finetune.api",
     "pull": "finetune.api",
     "push": "finetune.api",
-    "save": "finetune.saving",
+    "save": "finetune.run.finalize",
     "verify": "finetune.api",
 }
 

@@ -1,5 +1,7 @@
 """`python -m finetune` is `finetune`."""
 
-from finetune.cli import main
+from __future__ import annotations
+
+from finetune.cli.main import main
 
 main()

@@ -11,17 +11,17 @@ from finetune.commands.adapt import DEFAULT_RECIPE
 from finetune.commands.adapt import adapt as _adapt
 from finetune.commands.evaluate import Evaluation
 from finetune.commands.evaluate import evaluate as _evaluate
-from finetune.commands.facts import Keeping
 from finetune.commands.pretrain import pretrain as _pretrain
 from finetune.commands.pull import Pulled
 from finetune.commands.pull import pull as _pull
 from finetune.commands.push import Pushed
 from finetune.commands.push import push as _push
-from finetune.commands.recipes import RecipeLike
-from finetune.commands.verify import Verification
-from finetune.commands.verify import verify as _verify
-from finetune.reporting.console import Console
-from finetune.reporting.report import Report
+from finetune.report.console import Console
+from finetune.report.report import Report
+from finetune.run.setup import RecipeLike
+from finetune.run.snapshot import ResumeOptions
+from finetune.verify.verify import Verification
+from finetune.verify.verify import verify as _verify
 
 Settings = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def pretrain(
         root=data_root,
         device=device,
         overrides=_overrides(settings),
-        keeping=Keeping(resume, snapshot_every),
+        keeping=ResumeOptions(resume, snapshot_every),
         console=_console(quiet),
     )
 
@@ -89,7 +89,7 @@ def adapt(
         root=data_root,
         device=device,
         overrides=overrides,
-        keeping=Keeping(resume, snapshot_every),
+        keeping=ResumeOptions(resume, snapshot_every),
         console=_console(quiet),
     )
 

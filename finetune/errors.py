@@ -23,10 +23,7 @@ found, where, and what to type next. `cli` is the one place that turns these int
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
-
-_MOST_NAMES = 30  # known names listed in one message
+from collections.abc import Sequence
 
 
 class FinetuneError(Exception):
@@ -109,30 +106,3 @@ class Interrupted(FinetuneError):
     def __init__(self, message: str, exit_code: int = 130) -> None:
         self.exit_code = exit_code
         super().__init__(message)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Returns the names with commas between, the first ones only where there are very many."""
-    every = list(names)
-    more = f" and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else ""
-    return ", ".join(every[:_MOST_NAMES]) + more
-
-
-def amount(size: float) -> str:
-    """Bytes for a person, as in '4.9 MB', in thousands."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
-
-
-def name_hint(name: str, known: Iterable[str], plural: str) -> str:
-    """The end of a message about an unknown name: `; did you mean 'cnn'? Models are cnn`, or `; models are cnn`."""
-    names = list(known)
-    every = f"{plural} are {listed(names)}" if names else f"there are no {plural}"
-    lowered = {k.lower(): k for k in names}
-    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=2, cutoff=0.55)]
-    if not near:
-        return f"; {every}"
-    return f"; did you mean {' or '.join(map(repr, near))}? {every[0].upper()}{every[1:]}"

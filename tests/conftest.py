@@ -13,7 +13,7 @@ import pytest
 from album import scenes
 from tiny import make_data, phase, pretrain_recipe, worked
 
-from finetune.data.root import CACHE_VARIABLE, ROOT_VARIABLE
+from finetune.paths import CACHE_VARIABLE, ROOT_VARIABLE
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from PIL import Image
 from races import RACES
 from running import Ground, run
 
-from finetune.commands.recipes import open_recipe
+from finetune.run.setup import open_recipe
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from finetune.models.cnn import ArticleCNN
-from finetune.reporting import metrics
-from finetune.reporting.verdict import compare, sentence
-from finetune.training.optim import Average, stage_groups
-from finetune.training.schedule import schedule
+from finetune.report import statistics as metrics
+from finetune.report.comparison import compare, sentence
+from finetune.train.optim import WeightAverage, make_schedule, stage_groups
 
 PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -266,7 +265,7 @@ def test_the_schedules_are_the_projects(warmup: float) -> None:
     parts = np.linspace(0, 1, 41).tolist()
     for name in ("cosine", "one_cycle"):
         ours = [getattr(page, name)(r, warmup) for r in parts]
-        assert ours == pytest.approx([schedule(name, warmup=warmup)(r) for r in parts], abs=1e-12)
+        assert ours == pytest.approx([make_schedule(name, warmup=warmup)(r) for r in parts], abs=1e-12)
 
 
 def test_ease_goes_from_one_end_to_the_other() -> None:
@@ -280,7 +279,7 @@ def test_averaged_weights_are_the_projects() -> None:
     assert page.ema_decay(889, 0.99) < 0.99 == page.ema_decay(890, 0.99) == page.ema_decay(10**6, 0.99)
     weights = normal(30, 4)
     parameter = nn.Parameter(torch.from_numpy(weights[0].copy()))
-    average, ours = Average([parameter], 0.7), weights[0]
+    average, ours = WeightAverage([parameter], 0.7), weights[0]
     for k, w in enumerate(weights[1:], start=1):
         parameter.data.copy_(torch.from_numpy(w))
         average.update()

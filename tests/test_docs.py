@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.help import commands_markdown
-from finetune.recipe.reference import json_schema, reference_markdown
+from finetune.cli.docs import commands_markdown
+from finetune.recipe.docs import json_schema, reference_markdown
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +40,7 @@ def test_links_between_pages_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", pages(), ids=lambda p: p.name)
 def test_commands_in_the_pages_exist(page):
-    from finetune.cli import cli
+    from finetune.cli.main import cli
 
     for line in re.findall(
         r"^(?:\$ )?finetune ([a-z]+)((?: [^\n#]*)?)", page.read_text(encoding="utf-8"), re.MULTILINE

@@ -9,7 +9,7 @@ import pytest
 def check(name, make, folder: Path) -> None:
     expected = golden.known()
     if expected is None:
-        pytest.skip(f"no hashes recorded for {golden.machine()}; `python tests/golden.py` records them")
+        pytest.skip(f"no hashes recorded for {golden.machine()}; `python tests/support/golden.py` records them")
     assert golden.hashes(make, folder) == expected[name]
 
 

@@ -1,109 +1,134 @@
-"""Imports point down only, and what must be light stays light."""
+"""Imports point down only, without a cycle of any kind, and what must be light stays light."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "finetune"
 
-# What each room may import from, besides itself. Lower rooms stand further down; siblings are not in each other's sets.
-ALLOWED = {
+# The rooms from the ground up, and what each may import from besides itself. A room stands above all that it imports.
+ROOMS = {
     "errors": set(),
-    "files": {"errors"},
-    "digest": set(),
-    "machine": set(),
-    "strangers": set(),
-    "lock": {"files", "errors"},
-    "folders": {"files", "errors"},
-    "header": {"strangers", "errors"},
-    "tensors": {"header", "digest", "machine", "strangers", "errors"},
-    "bounds": {"strangers"},
-    "pictures": {"machine", "strangers", "errors"},
-    "__init__": {"api", "saving", "source", "models", "reporting"},
-    "reporting": {"strangers", "files", "errors"},
-    "data": {"pictures", "bounds", "machine", "strangers", "errors"},
-    "models": {"pictures", "bounds", "machine", "strangers", "errors"},
-    "recipe": {"strangers", "errors"},
-    "checkpoint": {"tensors", "header", "bounds", "digest", "strangers", "files", "errors"},
-    "training": {"data", "models", "tensors", "folders", "digest", "errors"},
-    "hub": {"checkpoint", "bounds", "strangers", "files", "errors"},
-    "told": {"models", "hub", "checkpoint", "bounds", "errors"},
-    "foreign": {"told", "models", "hub", "checkpoint", "errors"},
-    "source": {"foreign", "models", "hub", "checkpoint", "bounds", "errors"},
-    "saving": {"source", "training", "models", "checkpoint", "files", "errors"},
-    "commands": {
-        *("saving", "source", "hub", "training", "data", "models", "pictures", "recipe", "checkpoint"),
-        *("reporting", "lock", "header", "bounds", "digest", "machine", "strangers", "files", "errors"),
+    "text": set(),
+    "paths": set(),
+    "system": set(),
+    "io": {"errors"},
+    "checkpoint": {"io", "system", "text", "errors"},
+    "data": {"checkpoint", "io", "system", "paths", "text", "errors"},
+    "models": {"data", "checkpoint", "io", "system", "text", "errors"},
+    "recipe": {"io", "text", "errors"},
+    "report": {"io", "text", "errors"},
+    "distributed": {"text", "errors"},
+    "train": {"distributed", "models", "data", "checkpoint", "text", "errors"},
+    "hub": {"recipe", "report", "data", "checkpoint", "io", "text", "errors"},
+    "sources": {"hub", "models", "checkpoint", "io", "text", "errors"},
+    "run": {
+        *("sources", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
+        *("system", "paths", "text", "errors"),
     },
-    "api": {"commands", "reporting", "errors"},
-    "options": set(),
-    "cli": {"options", "commands", "data", "reporting", "machine", "strangers", "errors", "__init__"},
-    "help": {"cli"},
+    "commands": {
+        *("run", "sources", "hub", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
+        *("system", "paths", "text", "errors"),
+    },
+    "verify": {
+        *("commands", "run", "sources", "hub", "train", "models", "data", "recipe", "report", "checkpoint", "io"),
+        *("paths", "text", "errors"),
+    },
+    "cli": {"verify", "commands", "run", "recipe", "report", "data", "io", "system", "paths", "text", "errors", "__init__"},
+    "__init__": {"verify", "commands", "run", "sources", "models", "report"},
     "__main__": {"cli"},
 }
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    """The dotted name inside the package, "data.loader"; a package's __init__ is the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
 
-def rooms_imported(path: Path) -> set[str]:
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def imports_of(module: str) -> frozenset[str]:
+    """The modules that one imports from anywhere in it: inside functions and under TYPE_CHECKING too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module] if node.module != "finetune" else [f"finetune.{a.name}" for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import hides its direction"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "finetune":
-                room = parts[1] if len(parts) > 1 else "__init__"
-                found.add(room if room in ALLOWED else "__init__")
-    return found
+            head, *parts = name.split(".")
+            if head == "finetune":
+                whole = ".".join(parts)
+                found.add(whole if whole in MODULES else ".".join(parts[:-1]) or "__init__")
+    return frozenset(found) - {module}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down_only(path):
-    room = room_of(path)
-    assert room in ALLOWED, f"a new room {room!r}: say in this test what it may import"
-    assert rooms_imported(path) - {room} <= ALLOWED[room]
+def first_cycle(graph: dict[str, set[str]]) -> list[str] | None:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None
 
 
-def test_no_relative_imports_hide_a_direction():
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}:{node.lineno}"
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down_only(module):
+    room = module.split(".")[0]
+    assert room in ROOMS, f"a new room {room!r}: say in this test what it may import"
+    assert {name.split(".")[0] for name in imports_of(module)} - {room} <= ROOMS[room]
 
 
-def test_the_allowed_directions_have_no_cycle():
-    done: set[str] = set()
-    rooms = {room: set(below) - {"__init__"} for room, below in ALLOWED.items()}
-    while len(done) < len(rooms):
-        free = [room for room, below in rooms.items() if room not in done and below <= done]
-        assert free, f"a cycle among {set(rooms) - done}"
-        done |= set(free)
+def test_no_module_imports_itself_by_a_detour():
+    assert first_cycle({module: set(imports_of(module)) for module in MODULES}) is None
+
+
+def test_the_rooms_have_no_cycle():
+    assert first_cycle(ROOMS) is None
+
+
+def test_a_cycle_would_be_found():
+    assert first_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
+
+
+def test_every_room_has_several_modules_that_say_enough():
+    for room in ROOMS.keys() - {"__init__", "__main__", "errors", "text", "paths", "system"}:
+        assert len([m for m in MODULES if m.startswith(f"{room}.")]) > 1, room
+    short = {m for m, p in MODULES.items() if p.name not in ("__init__.py", "__main__.py") and lines(p) < 20}
+    assert not short, "a module under 20 lines belongs to its neighbour"
+    assert not {m for m in MODULES if m.rpartition(".")[2] in ("utils", "helpers", "common", "misc")}
+
+
+def lines(path: Path) -> int:
+    return path.read_text(encoding="utf-8").count("\n")
 
 
 @pytest.mark.parametrize(
     "statement",
     [
         "import finetune",
-        "import finetune.cli",
+        "import finetune.cli.main",
         "import finetune.errors",
-        "import finetune.pictures",
-        "import finetune.recipe.reader",
-        "import finetune.recipe.reference",
-        "import finetune.data.catalog",
-        "from finetune.data.photographs import is_photographs; is_photographs('mnist')",
+        "import finetune.data.image_io",
+        "import finetune.recipe.load",
+        "import finetune.recipe.docs",
+        "import finetune.data.registry",
+        "from finetune.data.manifest import is_image_path; is_image_path('mnist')",
         "import finetune.models.registry",
-        "import finetune.commands.recipes",
+        "import finetune.commands.listing",
         "import finetune.commands.inspect",
-        "import finetune.reporting.tables",
-        "import finetune.reporting.pictures",
+        "import finetune.report.tables",
+        "import finetune.report.plots",
     ],
 )
 def test_needs_no_torch(statement):
@@ -115,7 +140,7 @@ def test_needs_no_torch(statement):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['finetune', '--help']\n"
-        "from finetune.cli import main\n"
+        "from finetune.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'ruamel', 'rich', 'scipy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
@@ -130,5 +155,5 @@ def test_only_freeze_touches_requires_grad():
         targets = node.targets if isinstance(node, ast.Assign) else []
         return called or any(getattr(target, "attr", "") == "requires_grad" for target in targets)
 
-    owners = {p.name for p in PACKAGE.rglob("*.py") if any(map(touches, ast.walk(ast.parse(p.read_text()))))}
-    assert owners == {"freeze.py", "solver.py"}  # the solver's are its own fresh variables
+    owners = {m for m, p in MODULES.items() if any(map(touches, ast.walk(ast.parse(p.read_text()))))}
+    assert owners == {"train.freeze", "train.linear_probe"}  # the probe's are its own fresh variables

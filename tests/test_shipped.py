@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import finetune
-from finetune.data.catalog import is_present
-from finetune.data.root import data_root
-from finetune.source import open_source, peek
+from finetune.data.registry import is_present
+from finetune.paths import data_root
+from finetune.sources.resolve import open_source, read_source_metadata
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "mnist.safetensors"
@@ -26,10 +26,10 @@ def test_the_checkpoint_and_its_report_say_the_same():
 
 
 def test_the_checkpoint_is_made_by_the_shipped_recipe():
-    from finetune.commands.recipes import open_recipe
+    from finetune.run.setup import open_recipe
 
     # Read again, so that keys which came later have the default that leaves the run as it was.
-    assert open_recipe(peek(CHECKPOINT).recipe, []) == open_recipe(ROOT / "recipes" / "mnist.yaml", [])
+    assert open_recipe(read_source_metadata(CHECKPOINT).recipe, []) == open_recipe(ROOT / "recipes" / "mnist.yaml", [])
 
 
 def test_the_checkpoint_reaches_the_accuracy_it_claims():

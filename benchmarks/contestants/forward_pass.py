@@ -15,13 +15,13 @@ PASSES = 3
 
 def main() -> None:
     given = options(__doc__).parse_args()
-    from finetune.machine import settle_in
+    from finetune.system import configure_process
 
-    settle_in()
+    configure_process()
     import torch
     from backbone import in_memory, resnet18
 
-    from finetune.training.runtime import choose_runtime
+    from finetune.train.device import choose_runtime
 
     images, _ = in_memory(given.work, "train")
     network = resnet18(given.work).eval()

@@ -64,7 +64,7 @@ def run_command(
 
     They are put up where the command line hands over to click: before that nothing heavy may be imported.
     """
-    from finetune.cli import cli
+    from finetune.cli.main import cli
 
     watches: dict[str, Watch] = {}
     inner = cli.main

@@ -18,19 +18,19 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--augment", choices=("none", "shift", "affine"), default="none")
     given = parser.parse_args()
-    from finetune.machine import settle_in
+    from finetune.system import configure_process
 
-    settle_in()
+    configure_process()
     import torch
     import torch.nn.functional as F
 
-    from finetune.data.augment import Augment
-    from finetune.data.batches import Batches, Normaliser
+    from finetune.data.augment.affine import Augment
+    from finetune.data.loader import Batches
+    from finetune.data.normalize import Normalizer
     from finetune.models.registry import build_model
-    from finetune.training import loop
-    from finetune.training.optim import build_optimizer, stage_groups
-    from finetune.training.runtime import choose_runtime
-    from finetune.training.schedule import schedule
+    from finetune.train import loop
+    from finetune.train.device import choose_runtime
+    from finetune.train.optim import build_optimizer, make_schedule, stage_groups
 
     changes = {"none": {}, "shift": {"shift": 1}, "affine": {"shift": 2, "rotate": 10, "scale": 0.1, "shear": 5}}
     runtime = choose_runtime("cpu", given.precision)
@@ -44,13 +44,13 @@ def main() -> None:
         torch.randint(0, 10, (count,)),
         batch_size=BATCH,
         seed=given.seed,
-        normalise=Normaliser((MNIST_MEAN,), (MNIST_STD,), runtime.device),
+        normalise=Normalizer((MNIST_MEAN,), (MNIST_STD,), runtime.device),
         augment=Augment(**changes[given.augment]) if changes[given.augment] else None,
         classes=10,
     )
     arguments = {"lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
     steps = batches.steps_per_epoch
-    phase = loop.Phase("all", network.stages, steps, "sgd", arguments, schedule("constant"))
+    phase = loop.PhaseConfig("all", network.stages, steps, "sgd", arguments, make_schedule("constant"))
 
     def looped() -> None:
         for _ in loop.Training(network, batches, phase, runtime):

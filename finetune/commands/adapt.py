@@ -8,40 +8,60 @@ from typing import Any
 
 import torch
 
-from finetune.commands.caching import CachePlan
-from finetune.commands.compare import before_predictions, retention, train_scratch
-from finetune.commands.facts import AFRESH, Keeping
-from finetune.commands.keeper import Keeper
-from finetune.commands.legs import TRAINED, Leg, phases_over
-from finetune.commands.opening import open_both
-from finetune.commands.outputs import place_outputs
-from finetune.commands.phase_values import check_adapters
-from finetune.commands.phases import Watch, run_phases
-from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
-from finetune.commands.results import measure, recorded, right_answers, run_report, save_run, what_decides
-from finetune.commands.session import Session
-from finetune.commands.setting import Setting, open_setting
-from finetune.commands.target import Frozen, look_at_target, looks_at_target, solved_probe
-from finetune.commands.together import one_speaks, sharding_told
-from finetune.data.root import data_root
+from finetune.commands.baselines import (
+    SourceFeatures,
+    before_predictions,
+    extract_source_features,
+    linear_probe,
+    needs_source_features,
+    retention,
+    train_scratch,
+)
+from finetune.distributed.launch import distributed_context
+from finetune.distributed.process_group import ProcessGroup
 from finetune.models.classifier import Classifier
 from finetune.models.head import swap_head
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.reader import dump_recipe
+from finetune.paths import data_root
+from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
-from finetune.reporting import verdict
-from finetune.reporting.console import Console
-from finetune.reporting.report import PhaseSummary, Report, Result, Retention, SourceSummary, Transplant
-from finetune.saving import describe
-from finetune.source import Source, locate
-from finetune.training.activations import TEST, Key
-from finetune.training.group import Group
-from finetune.training.joining import joined
-from finetune.training.runtime import choose_runtime, environment, seeded
+from finetune.report import comparison as verdict
+from finetune.report.console import Console
+from finetune.report.report import PhaseSummary, Report, Result, Retention, SourceSummary, Transplant
+from finetune.run.cache_plan import CachePlan
+from finetune.run.context import TrainContext, make_context
+from finetune.run.finalize import (
+    build_report,
+    correct_mask,
+    make_metadata,
+    public_recipe,
+    run_fingerprint,
+    save_run,
+    score,
+)
+from finetune.run.interrupt import InterruptCheckpoint
+from finetune.run.output_paths import check_outputs
+from finetune.run.phase_config import check_adapters
+from finetune.run.phases import RunLogger, run_phases
+from finetune.run.progress import TRAINED, NetworkProgress, completed_phases
+from finetune.run.run_folder import RunFolder
+from finetune.run.setup import (
+    RecipeLike,
+    check_kind,
+    mute_non_leaders,
+    open_recipe,
+    open_source_and_data,
+    warn_sharding,
+)
+from finetune.run.snapshot import AFRESH, ResumeOptions
+from finetune.sources.resolve import Source, locate
+from finetune.train.activation_cache import TEST, ActivationKey
+from finetune.train.device import choose_runtime, environment, seeded
 
 DEFAULT_RECIPE = Path("recipes/adapt.yaml")
 
 Names = tuple[str, ...]
+
 Tested = tuple[dict[str, Result | None], dict[str, verdict.Comparison | None]]
 
 
@@ -54,7 +74,7 @@ def adapt(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    keeping: Keeping = AFRESH,
+    keeping: ResumeOptions = AFRESH,
     console: Console | None = None,
 ) -> Report:
     """Fine-tunes a checkpoint on the recipe's data and compares; writes `out`, its report, and returns the report.
@@ -65,7 +85,7 @@ def adapt(
     first one writes.
     """
     console = console or Console(quiet=True, results=False)
-    with joined(device) as group:
+    with distributed_context(device) as group:
         return _adapt(source, recipe, compare, out, data_root(root), device, overrides, keeping, console, group)
 
 
@@ -77,11 +97,11 @@ def _adapt(
     root: Path,
     device: str,
     overrides: Sequence[str],
-    keeping: Keeping,
+    keeping: ResumeOptions,
     console: Console,
-    group: Group,
+    group: ProcessGroup,
 ) -> Report:
-    one_speaks(console, group)
+    mute_non_leaders(console, group)
     with group.first_here("source"):
         found = locate(source, note=console.note, bars=not console.quiet)
     plan = open_recipe(recipe, overrides, source=found.architecture)
@@ -89,35 +109,35 @@ def _adapt(
     assert isinstance(plan, AdaptRecipe)
     plan = plan if compare else plan.model_copy(update={"compare": ()})
     runtime = choose_runtime(device, plan.precision, group, plan.sharding)
-    sharding_told(runtime, console)
+    warn_sharding(runtime, console)
     with group.first_here("images"):
-        origin, classifier, material = open_both(found, plan, root, console)
+        origin, classifier, material = open_source_and_data(found, plan, root, console)
     check_adapters(classifier.network, plan.phases)
-    outputs = place_outputs(out, f"{origin.name}-{material.name}", writes=group.leader)
-    described: dict[str, Any] = {"recipe": recorded(plan), "data": material.describe()}
+    outputs = check_outputs(out, f"{origin.name}-{material.name}", writes=group.leader)
+    described: dict[str, Any] = {"recipe": public_recipe(plan), "data": material.describe()}
     described["lineage"] = origin.lineage_of_child()
     adapted = classifier.with_classes(material.class_names)
     run = {
-        **what_decides(plan, classifier.model, described["data"], runtime),
+        **run_fingerprint(plan, classifier.model, described["data"], runtime),
         "source": {"id": origin.id, "sha256": origin.sha256},
     }
-    looked = looks_at_target(plan, classifier.class_names, material.class_names)
-    setting = open_setting(plan, material, classifier.input, runtime, console, looked=looked)
+    looked = needs_source_features(plan, classifier.class_names, material.class_names)
+    setting = make_context(plan, material, classifier.input, runtime, console, looked=looked)
     with (
         seeded(plan.seed),
-        Session(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
+        RunFolder(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
         setting.cache,
-        Keeper(outputs, lambda: describe(adapted, **described), writes=group.leader) as keeper,
+        InterruptCheckpoint(outputs, lambda: make_metadata(adapted, **described), writes=group.leader) as keeper,
     ):
         if session.finished is not None:
             return session.finished
         for network in (classifier.network, adapted.network):
             runtime.place(network)
-        watch, caches = Watch(console, outputs, keeper), CachePlan(adapted.network, plan.phases, setting)
-        frozen = look_at_target(classifier.network, caches, phases_over(session, TRAINED), plan)
+        watch, caches = RunLogger(console, outputs, keeper), CachePlan(adapted.network, plan.phases, setting)
+        frozen = extract_source_features(classifier.network, caches, completed_phases(session, TRAINED), plan)
         transplant = _swap_head(adapted.network, plan, frozen, setting, classifier.class_names)
-        _say_map(transplant, plan, material.class_names, console)
-        leg = Leg(session, TRAINED, adapted.network)
+        _log_head_rows(transplant, plan, material.class_names, console)
+        leg = NetworkProgress(session, TRAINED, adapted.network)
         phases = run_phases(adapted.network, plan.phases, setting, watch, leg)
         scratch = train_scratch(plan, classifier, setting, watch, leg) if "scratch" in plan.compare else None
         tested = _test(classifier, frozen, caches, scratch, plan)
@@ -131,7 +151,7 @@ def _adapt(
 def _report(
     plan: AdaptRecipe,
     source: Source,
-    setting: Setting,
+    setting: TrainContext,
     seconds: float,
     phases: list[PhaseSummary],
     transplant: Transplant,
@@ -139,7 +159,7 @@ def _report(
     kept: Retention | None,
 ) -> Report:
     results, comparisons = tested
-    return run_report(
+    return build_report(
         plan,
         setting.material,
         setting.runtime,
@@ -164,7 +184,9 @@ def _source_summary(source: Source) -> SourceSummary:
     )
 
 
-def _swap_head(network: StagedNetwork, plan: AdaptRecipe, frozen: Frozen, setting: Setting, known: Names) -> Transplant:
+def _swap_head(
+    network: StagedNetwork, plan: AdaptRecipe, frozen: SourceFeatures, setting: TrainContext, known: Names
+) -> Transplant:
     """Gives the network a head for the target's classes, and returns what was taken over and what started new."""
     wanted = setting.material.class_names
     head, reused = swap_head(
@@ -181,7 +203,7 @@ def _swap_head(network: StagedNetwork, plan: AdaptRecipe, frozen: Frozen, settin
     return Transplant([name for name in tensors if name not in new], new, reused)
 
 
-def _say_map(transplant: Transplant, plan: AdaptRecipe, classes: Names, console: Console) -> None:
+def _log_head_rows(transplant: Transplant, plan: AdaptRecipe, classes: Names, console: Console) -> None:
     fresh = [name for name in classes if name not in transplant.head_rows_reused]
     if transplant.head_rows_reused:
         console.note(f"head: rows kept for {', '.join(transplant.head_rows_reused)}")
@@ -192,7 +214,7 @@ def _say_map(transplant: Transplant, plan: AdaptRecipe, classes: Names, console:
 
 def _test(
     source: Classifier,
-    frozen: Frozen,
+    frozen: SourceFeatures,
     caches: CachePlan,
     scratch: StagedNetwork | None,
     plan: AdaptRecipe,
@@ -200,29 +222,29 @@ def _test(
     """Opens the test set, once: every row of the verdict is measured on the same images."""
     material, cache = caches.setting.material, caches.cache
     test = material.test
-    cache.keep_in_memory(source.network, Key(TEST, caches.untouched()))
+    cache.keep_in_memory(source.network, ActivationKey(TEST, caches.untouched()))
     seen = cache.outputs(source.network, TEST, -1)
     found_before, method = before_predictions(
         source.network.head, source.class_names, material.class_names, seen, frozen.means
     )
     found_after = cache.outputs(caches.network, TEST).argmax(1).cpu()
     results: dict[str, Result | None] = {
-        "before": measure(test, found_before, method=method, detailed=False),
+        "before": score(test, found_before, method=method, detailed=False),
         "linear_probe": None,
-        "after": measure(test, found_after),
+        "after": score(test, found_after),
         "scratch": None,
     }
-    right_after = right_answers(test, found_after)
+    right_after = correct_mask(test, found_after)
     comparisons: dict[str, verdict.Comparison | None] = {
-        "after_vs_before": verdict.compare(right_answers(test, found_before), right_after),
+        "after_vs_before": verdict.compare(correct_mask(test, found_before), right_after),
         "after_vs_scratch": None,
     }
     if "linear_probe" in plan.compare:
         with torch.no_grad():
-            found = solved_probe(frozen, material)(seen.cpu()).argmax(1)
-        results["linear_probe"] = measure(test, found, detailed=False)
+            found = linear_probe(frozen, material)(seen.cpu()).argmax(1)
+        results["linear_probe"] = score(test, found, detailed=False)
     if scratch is not None:
         found = cache.outputs(scratch, TEST).argmax(1).cpu()
-        results["scratch"] = measure(test, found, detailed=False)
-        comparisons["after_vs_scratch"] = verdict.compare(right_answers(test, found), right_after)
+        results["scratch"] = score(test, found, detailed=False)
+        comparisons["after_vs_scratch"] = verdict.compare(correct_mask(test, found), right_after)
     return results, comparisons

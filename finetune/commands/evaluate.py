@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.fitting import view_of
-from finetune.commands.material import open_test
-from finetune.commands.results import measure
-from finetune.data.images import ImageSet
-from finetune.data.root import data_root
+from finetune.data.image_dataset import ImageSet
 from finetune.errors import DataError, SettingError
 from finetune.models.classifier import Classifier
-from finetune.reporting.console import Console
-from finetune.reporting.report import Result, result_values
-from finetune.source import Source, locate, open_source
-from finetune.training.evaluation import outputs
-from finetune.training.runtime import Runtime, choose_runtime
+from finetune.paths import data_root
+from finetune.report.console import Console
+from finetune.report.report import Result, result_values
+from finetune.run.data import open_test
+from finetune.run.finalize import score
+from finetune.run.input_spec import make_normalizer
+from finetune.sources.resolve import Source, locate, open_source
+from finetune.train.device import Runtime, choose_runtime
+from finetune.train.inference import outputs
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluatedSet:
     """A result, the test images it is of, with classes in the checkpoint's order, and the data set's own order."""
 
     evaluation: Evaluation
@@ -76,11 +76,13 @@ def evaluate(
     source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
     runtime = choose_runtime(device, "float32")
     root = data_root(root)
-    found = measured(source.classifier, str(checkpoint), data, root, runtime, console, on_bad_image=on_bad_image)
+    found = evaluate_classifier(
+        source.classifier, str(checkpoint), data, root, runtime, console, on_bad_image=on_bad_image
+    )
     return replace(found.evaluation, claimed=_claimed(source, found.test))
 
 
-def measured(
+def evaluate_classifier(
     classifier: Classifier,
     checkpoint: str,
     data: str,
@@ -89,7 +91,7 @@ def measured(
     console: Console,
     *,
     on_bad_image: str = "fail",
-) -> Measured:
+) -> EvaluatedSet:
     """The result of a classifier; nothing is claimed yet.
 
     `checkpoint` is what messages call it. The network is left on the runtime's device. Errors as for `evaluate`.
@@ -106,13 +108,13 @@ def measured(
         )
     whole, test = test, test.with_classes(shared, empty=True)
     runtime.place(classifier.network)
-    normalise = view_of(classifier.input, runtime.device)
+    normalise = make_normalizer(classifier.input, runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalise)
     rows = [classifier.class_names.index(name) for name in shared]
-    result = measure(test, logits[:, rows].argmax(1))
+    result = score(test, logits[:, rows].argmax(1))
     not_offered = [name for name in classifier.class_names if name not in shared]
     found = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None)
-    return Measured(found, test, tuple(name for name in whole.class_names if name in shared))
+    return EvaluatedSet(found, test, tuple(name for name in whole.class_names if name in shared))
 
 
 def _claimed(source: Source, test: ImageSet) -> float | None:

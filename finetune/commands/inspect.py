@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoint import has_metadata
-from finetune.header import read_header
-from finetune.source import Located, locate, peek
+from finetune.checkpoint.format import has_metadata
+from finetune.checkpoint.safetensors_io import read_header
+from finetune.sources.resolve import SourceRef, locate, read_source_metadata
 
-MOST_TEXT = 1_000  # characters of each text in other people's files that are shown
+MAX_TEXT = 1_000  # characters of each text in other people's files that are shown
 
 
 def inspect(checkpoint: str | Path, *, bars: bool = False) -> dict[str, Any]:
@@ -22,11 +22,11 @@ def inspect(checkpoint: str | Path, *, bars: bool = False) -> dict[str, Any]:
     """
     found = locate(checkpoint, bars=bars)
     if found.path is None or has_metadata(found.path):
-        return peek(found).model_dump()
+        return read_source_metadata(found).model_dump()
     return _of_others(found, found.path)
 
 
-def _of_others(found: Located, path: Path) -> dict[str, Any]:
+def _of_others(found: SourceRef, path: Path) -> dict[str, Any]:
     header = read_header(path)
     values: dict[str, Any] = {"source": found.text, "made by": "others: there is no metadata of finetune"}
     config = found.hub.config if found.hub is not None else None
@@ -39,7 +39,7 @@ def _of_others(found: Located, path: Path) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for entry in header.tensors.values():
         kinds[entry.dtype] += prod(entry.shape)
-    texts = {key: text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..." for key, text in header.texts.items()}
+    texts = {key: text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..." for key, text in header.texts.items()}
     values |= {"texts in the file": texts, "tensors": len(header.tensors), "numbers by type": dict(kinds)}
     named = "" if config is not None else " --model timm/NAME"
     return values | {"use it with": f"finetune adapt --from {found.text}{named} --target DATA"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.recipes import first_comment, shipped_recipes
-from finetune.data.catalog import DATASETS, find_dataset, is_present
-from finetune.errors import SettingError, name_hint
+from finetune.data.registry import DATASETS, find_dataset, is_present
+from finetune.errors import SettingError
 from finetune.models.registry import MODELS, build_model, find_model, list_models
+from finetune.recipe.load import first_comment, shipped_recipes
+from finetune.text import name_hint
 
 
 def models() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`finetune plan`: what a recipe would do, without training anything."""
+"""`finetune plan`: says what a recipe would train and for how long; trains nothing."""
 
 from __future__ import annotations
 
@@ -9,34 +9,89 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.caching import CachePlan, Caching
-from finetune.commands.compare import scratch_phase
-from finetune.commands.opening import open_both, open_images
-from finetune.commands.phase_values import adapters_of, image_batches, loop_phase, phase_steps, trained_stages
-from finetune.commands.recipes import RecipeLike, open_recipe
-from finetune.commands.setting import open_setting
-from finetune.commands.show_augment import augment_grid
-from finetune.commands.target import looks_at_target
-from finetune.data.batches import Batches
-from finetune.data.root import data_root
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune.commands.baselines import needs_source_features, scratch_phase
+from finetune.data.augment.affine import Augment
+from finetune.data.image_dataset import ImageSet
+from finetune.data.loader import Batches
+from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
 from finetune.models.registry import build_model
+from finetune.paths import data_root
 from finetune.recipe.schema import AdaptRecipe
-from finetune.reporting.console import Console
-from finetune.reporting.pictures import grid_picture
-from finetune.source import locate
-from finetune.training.activations import Part
-from finetune.training.freeze import set_trainable
-from finetune.training.loop import Training
-from finetune.training.optim import stage_groups
-from finetune.training.runtime import choose_runtime, memory_told, seeded
+from finetune.report.console import Console
+from finetune.report.plots import grid_picture
+from finetune.run.cache_plan import CachePlan, PhaseCache
+from finetune.run.context import make_context
+from finetune.run.phase_config import image_batches, phase_adapters, phase_config, phase_steps, trained_stages
+from finetune.run.setup import RecipeLike, open_pretrain_data, open_recipe, open_source_and_data
+from finetune.sources.resolve import locate
+from finetune.train.activation_cache import CachePart
+from finetune.train.device import choose_runtime, seeded, translate_oom
+from finetune.train.freeze import set_trainable
+from finetune.train.loop import Training
+from finetune.train.optim import stage_groups
+
+ROWS = 8
+
+VERSIONS = 8
+
+
+def augment_grid(
+    train: ImageSet,
+    normalise: Normalizer,
+    augment: Augment | None,
+    seed: int,
+    *,
+    rows: int = ROWS,
+    versions: int = VERSIONS,
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Some images of `train`, uint8, N×V×H×W×C, and their classes, as `grid_picture` takes them.
+
+    The first version of an image is the evaluation view, the others are what a run with this seed trains on in its
+    first epochs, made by the same code, mixing included. The images are of different classes while there are classes
+    left. `train` is all that the run trains on: the place of an image decides what chance does to it.
+    """
+    chosen = _spread_indices(train, rows)
+    device = normalise.scale.device
+    labels = train.labels.to(device)
+    batches = Batches(
+        train.images,
+        labels,
+        batch_size=1,
+        seed=seed,
+        normalise=normalise,
+        augment=augment,
+        classes=len(train.class_names),
+    )
+    found = []
+    for index in chosen:
+        seen = [normalise(train.images[torch.tensor([index])].to(device))]
+        seen += [batches.at(epoch, index)[0] for epoch in range(versions - 1)]
+        found.append(normalise.restored(torch.cat(seen)).permute(0, 2, 3, 1).cpu().numpy())
+    return np.stack(found), [train.class_names[int(train.labels[index])] for index in chosen]
+
+
+def _spread_indices(train: ImageSet, rows: int) -> list[int]:
+    """Images in turn of each class: the first ones of all, then the second ones."""
+    places: list[list[int]] = [[] for _ in train.class_names]
+    for index, label in enumerate(train.labels.tolist()):
+        if len(places[label]) < rows:
+            places[label].append(index)
+    turns = [own[turn] for turn in range(rows) for own in places if turn < len(own)]
+    return turns[:rows]
+
 
 TRIAL_STEPS = 6
+
 TRIAL_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class CachePlanned:
+class CacheEstimate:
     """What of a phase's frozen stages is run `passes` times and not at every step: those up to the one named `behind`.
 
     What comes out, `bytes` in all, is kept `where`: in memory or in a file; None: nowhere. `says`: all that, or why
@@ -66,7 +121,7 @@ class PhasePlan:
     learning_rates: dict[str, float]
     norms: str
     cached: bool
-    cache: CachePlanned
+    cache: CacheEstimate
     augmented: bool
     steps: int
     batch_size: int
@@ -120,13 +175,13 @@ def plan(
     arguments: Mapping[str, Any]
     if isinstance(read, AdaptRecipe):
         assert found is not None
-        _, classifier, material = open_both(found, read, data_root(root), console)
+        _, classifier, material = open_source_and_data(found, read, data_root(root), console)
         model, arguments, spec = classifier.model, classifier.arguments, classifier.input
-        looked = looks_at_target(read, classifier.class_names, material.class_names)
+        looked = needs_source_features(read, classifier.class_names, material.class_names)
     else:
-        spec, arguments, material = open_images(read, data_root(root), console)
+        spec, arguments, material = open_pretrain_data(read, data_root(root), console)
         model, looked = read.model.name, False
-    setting = open_setting(read, material, spec, runtime, console, looked=looked)
+    setting = make_context(read, material, spec, runtime, console, looked=looked)
     if show_augment is not None:
         grid = augment_grid(material.train, setting.normalise, setting.augment, read.seed)
         grid_picture(*grid, Path(show_augment))
@@ -154,7 +209,7 @@ def _phase_plan(caches: CachePlan, number: int) -> PhasePlan:
     network, phase, setting = caches.network, caches.phases[number], caches.setting
     stages = trained_stages(network.stages, phase.train)
     caching = caches.cachings()[number]
-    with adapters_of(phase, network):
+    with phase_adapters(phase, network):
         parameters = set_trainable(network, stages, adapters=phase.lora is not None)
         groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
         steps = phase_steps(phase, len(setting.material.train))
@@ -167,7 +222,7 @@ def _phase_plan(caches: CachePlan, number: int) -> PhasePlan:
         learning_rates={group.stage: group.lr for group in groups},
         norms=phase.norms if phase.lora is None else "hold_all",
         cached=caching.start > 0,
-        cache=CachePlanned(
+        cache=CacheEstimate(
             network.stages[caching.start - 1] if caching.start else None,
             caching.passes,
             caching.where,
@@ -181,28 +236,28 @@ def _phase_plan(caches: CachePlan, number: int) -> PhasePlan:
     )
 
 
-def _estimate(caches: CachePlan, number: int, caching: Caching, stages: tuple[str, ...], steps: int) -> float:
+def _estimate(caches: CachePlan, number: int, caching: PhaseCache, stages: tuple[str, ...], steps: int) -> float:
     """Seconds for the phase, from a pass of a few images and a few timed steps at a learning rate of 0, scaled up."""
     phase, setting = caches.phases[number], caches.setting
-    batches, passing = _tried(caches, number, caching)
+    batches, passing = _time_steps(caches, number, caching)
     if phase.solver is not None:
         return passing
     trial = copy.deepcopy(caches.network)
     seconds = 0.0
     for count in (1, min(steps, TRIAL_STEPS)):  # the first step warms up and is not counted
         began = time.perf_counter()
-        planned = loop_phase(phase, stages, count, caching.start)
+        planned = phase_config(phase, stages, count, caching.start)
         still = replace(
             planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break
-        with memory_told(phase.name, phase.batch_size):
+        with translate_oom(phase.name, phase.batch_size):
             for _ in Training(trial, batches, still, setting.runtime):
                 pass
         seconds = time.perf_counter() - began
     return passing + seconds * steps / min(steps, TRIAL_STEPS)
 
 
-def _tried(caches: CachePlan, number: int, caching: Caching) -> tuple[Batches, float]:
+def _time_steps(caches: CachePlan, number: int, caching: PhaseCache) -> tuple[Batches, float]:
     """Batches like the phase's, of a few images where activations are kept, and seconds for the passes it makes.
 
     Those that an earlier phase has made are not counted again.
@@ -212,7 +267,7 @@ def _tried(caches: CachePlan, number: int, caching: Caching) -> tuple[Batches, f
         return image_batches(phase, setting), 0.0
     train = setting.material.train
     count = min(len(train), max(phase.batch_size, TRIAL_IMAGES))
-    caches.cache.parts["trial"] = Part(train.images[:count], learnt=True)
+    caches.cache.parts["trial"] = CachePart(train.images[:count], learnt=True)
     began = time.perf_counter()
     kept = caches.cache.outputs(caches.network, "trial", caching.start)
     seconds = (time.perf_counter() - began) * caching.passes * len(train) / count

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.data.image_io import IMAGE_SUFFIXES
 from finetune.errors import DataError, SettingError
 from finetune.models.classifier import Classifier
-from finetune.pictures import PICTURE_ENDINGS
-from finetune.source import locate, open_source
-from finetune.training.evaluation import most_images
-from finetune.training.runtime import choose_runtime
+from finetune.sources.resolve import locate, open_source
+from finetune.train.device import choose_runtime
+from finetune.train.inference import eval_batch_size
 
 STANDARD_INPUT = "-"
 
 
 @dataclass(frozen=True)
-class Sight:
+class FilePrediction:
     """One picture: its most probable classes with their probabilities, best first; or why it could not be read."""
 
     file: str
@@ -48,7 +48,7 @@ def predict(
     flip: bool = False,
     device: str = "auto",
     bars: bool = False,
-) -> Iterator[Sight]:
+) -> Iterator[FilePrediction]:
     """Looks at each picture and yields what it shows, in order, a batch at a time.
 
     `images` are files, folders (all pictures beneath them, by name), and "-" for paths on standard input. `top` is the
@@ -62,7 +62,7 @@ def predict(
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
     runtime = choose_runtime(device, "float32")
     runtime.place(classifier.network)
-    return _sights(classifier, files, min(top, len(classifier.class_names)), flip, runtime.device)
+    return _predict_batch(classifier, files, min(top, len(classifier.class_names)), flip, runtime.device)
 
 
 def _files(images: Sequence[str | Path]) -> Iterator[str]:
@@ -81,16 +81,16 @@ def _files(images: Sequence[str | Path]) -> Iterator[str]:
 def _is_picture(path: Path, folder: Path) -> bool:
     """By its name, and not hidden, such as what macOS puts beside the files of a zip."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in PICTURE_ENDINGS and not hidden and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
 def _endings() -> str:
-    return ", ".join(sorted(PICTURE_ENDINGS))
+    return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def _sights(
+def _predict_batch(
     classifier: Classifier, files: Sequence[str], top: int, flip: bool, device: torch.device
-) -> Iterator[Sight]:
+) -> Iterator[FilePrediction]:
     def read(file: str) -> Tensor | str:
         try:
             return classifier.preprocess(file)
@@ -98,7 +98,7 @@ def _sights(
             return str(error)
 
     waiting = iter(files)
-    size = most_images(classifier.input.size**2, device)
+    size = eval_batch_size(classifier.input.size**2, device)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(waiting, size)):
             found = list(pool.map(read, batch))
@@ -106,9 +106,9 @@ def _sights(
             rows = iter(_probabilities(classifier, torch.stack(inputs).to(device), flip) if inputs else ())
             for file, item in zip(batch, found, strict=True):
                 if isinstance(item, str):
-                    yield Sight(file, error=item)
+                    yield FilePrediction(file, error=item)
                 else:
-                    yield Sight(file, _best(next(rows), classifier.class_names, top))
+                    yield FilePrediction(file, _best(next(rows), classifier.class_names, top))
 
 
 @torch.no_grad()

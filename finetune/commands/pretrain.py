@@ -8,33 +8,30 @@ from typing import Any
 
 import torch
 
-from finetune.commands.facts import AFRESH, Keeping
-from finetune.commands.keeper import Keeper
-from finetune.commands.legs import TRAINED, Leg
-from finetune.commands.material import Material
-from finetune.commands.opening import open_images
-from finetune.commands.outputs import place_outputs
-from finetune.commands.phase_values import check_adapters
-from finetune.commands.phases import Watch, run_phases
-from finetune.commands.recipes import RecipeLike, check_kind, open_recipe
-from finetune.commands.results import measure, recorded, run_report, save_run, what_decides
-from finetune.commands.session import Session
-from finetune.commands.setting import open_setting
-from finetune.commands.together import one_speaks, sharding_told
-from finetune.data.batches import Normaliser
-from finetune.data.root import data_root
+from finetune.data.normalize import Normalizer
+from finetune.distributed.launch import distributed_context
+from finetune.distributed.process_group import ProcessGroup
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.reader import dump_recipe
+from finetune.paths import data_root
+from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import PretrainRecipe
-from finetune.reporting.console import Console
-from finetune.reporting.report import Report
-from finetune.saving import describe
-from finetune.training.evaluation import predictions
-from finetune.training.group import Group
-from finetune.training.joining import joined
-from finetune.training.runtime import choose_runtime, environment, seeded
+from finetune.report.console import Console
+from finetune.report.report import Report
+from finetune.run.context import make_context
+from finetune.run.data import RunData
+from finetune.run.finalize import build_report, make_metadata, public_recipe, run_fingerprint, save_run, score
+from finetune.run.interrupt import InterruptCheckpoint
+from finetune.run.output_paths import check_outputs
+from finetune.run.phase_config import check_adapters
+from finetune.run.phases import RunLogger, run_phases
+from finetune.run.progress import TRAINED, NetworkProgress
+from finetune.run.run_folder import RunFolder
+from finetune.run.setup import RecipeLike, check_kind, mute_non_leaders, open_pretrain_data, open_recipe, warn_sharding
+from finetune.run.snapshot import AFRESH, ResumeOptions
+from finetune.train.device import choose_runtime, environment, seeded
+from finetune.train.inference import predictions
 
 
 def pretrain(
@@ -44,7 +41,7 @@ def pretrain(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    keeping: Keeping = AFRESH,
+    keeping: ResumeOptions = AFRESH,
     console: Console | None = None,
 ) -> Report:
     """Trains from scratch, writes `out` (by default checkpoints/NAME.safetensors) and its report, returns the report.
@@ -54,7 +51,7 @@ def pretrain(
     started several processes, all train together, and the first one writes.
     """
     console = console or Console(quiet=True, results=False)
-    with joined(device) as group:
+    with distributed_context(device) as group:
         return _pretrain(recipe, out, data_root(root), device, overrides, keeping, console, group)
 
 
@@ -64,49 +61,49 @@ def _pretrain(
     root: Path,
     device: str,
     overrides: Sequence[str],
-    keeping: Keeping,
+    keeping: ResumeOptions,
     console: Console,
-    group: Group,
+    group: ProcessGroup,
 ) -> Report:
-    one_speaks(console, group)
+    mute_non_leaders(console, group)
     plan = open_recipe(recipe, overrides)
     check_kind(plan, "pretrain", recipe)
     assert isinstance(plan, PretrainRecipe)
     runtime = choose_runtime(device, plan.precision, group, plan.sharding)
-    sharding_told(runtime, console)
+    warn_sharding(runtime, console)
     with group.first_here("images"):
-        spec, arguments, material = open_images(plan, root, console)
+        spec, arguments, material = open_pretrain_data(plan, root, console)
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else material.name
-    described: dict[str, Any] = {"recipe": recorded(plan), "data": material.describe()}
+    described: dict[str, Any] = {"recipe": public_recipe(plan), "data": material.describe()}
     with seeded(plan.seed):
         network = build_model(plan.model.name, len(material.class_names), arguments)
         check_adapters(network, plan.phases)
         classifier = Classifier(network, plan.model.name, arguments, material.class_names, spec)
-        outputs = place_outputs(out, name, writes=group.leader)
-        run = what_decides(plan, plan.model.name, described["data"], runtime)
-        setting = open_setting(plan, material, spec, runtime, console)
+        outputs = check_outputs(out, name, writes=group.leader)
+        run = run_fingerprint(plan, plan.model.name, described["data"], runtime)
+        setting = make_context(plan, material, spec, runtime, console)
         with (
-            Session(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
+            RunFolder(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
             setting.cache,
-            Keeper(outputs, lambda: describe(classifier, **described), writes=group.leader) as keeper,
+            InterruptCheckpoint(outputs, lambda: make_metadata(classifier, **described), writes=group.leader) as keeper,
         ):
             if session.finished is not None:
                 return session.finished
             runtime.place(network)
             normalise = setting.normalise
             after_row = _article_line(material, normalise, console, group) if plan.test_each_epoch else None
-            watch = Watch(console, outputs, keeper, after_row)
-            phases = run_phases(network, plan.phases, setting, watch, Leg(session, TRAINED, network))
+            watch = RunLogger(console, outputs, keeper, after_row)
+            phases = run_phases(network, plan.phases, setting, watch, NetworkProgress(session, TRAINED, network))
             found = predictions(network, material.test.images.to(runtime.device), normalise, group=group)
-            test = measure(material.test, found)
-            report = run_report(plan, material, runtime, session.seconds(), phases, {"test": test})
+            test = score(material.test, found)
+            report = build_report(plan, material, runtime, session.seconds(), phases, {"test": test})
             if group.leader:
                 session.finish(save_run(classifier, described, report, outputs, console))
     return report
 
 
 def _article_line(
-    material: Material, normalise: Normaliser, console: Console, group: Group
+    material: RunData, normalise: Normalizer, console: Console, group: ProcessGroup
 ) -> Callable[[StagedNetwork, int, int], None]:
     """Prints the test accuracy after each epoch in the article's words; nothing is chosen by it."""
 

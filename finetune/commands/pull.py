@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoint import encode, has_metadata, read_metadata
-from finetune.commands.bundle import headline
-from finetune.commands.outputs import SUFFIX, Outputs, set_aside
+from finetune.checkpoint.format import encode, has_metadata, read_metadata
 from finetune.errors import HubError, OutputError, SettingError
-from finetune.files import prepared, remove_file, write_whole
-from finetune.hub.fetching import HubFile, fetch
-from finetune.hub.names import parse_name
-from finetune.hub.remote import sha256_of
-from finetune.reporting.console import Console
-from finetune.saving import describe
-from finetune.source import Located, open_source
+from finetune.hub.bundle import headline
+from finetune.hub.download import HubFile, fetch
+from finetune.hub.repo import sha256_of
+from finetune.hub.repo_id import parse_name
+from finetune.io.atomic import prepared_files, remove_file, write_atomic
+from finetune.report.console import Console
+from finetune.run.finalize import make_metadata
+from finetune.run.output_paths import SUFFIX, OutputPaths, move_aside
+from finetune.sources.resolve import SourceRef, open_source
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def pull(repository: str, *, out: str | Path | None = None, console: Console | N
     path = Path(out) if out is not None else Path("checkpoints") / f"{name.stem}{SUFFIX}"
     if path.suffix != SUFFIX:
         raise SettingError(f"--out {path}: expected a file name that ends in {SUFFIX}")
-    outputs = Outputs(path, Path())
+    outputs = OutputPaths(path, Path())
     for place in (outputs.checkpoint, outputs.report):
         if place.is_dir():
             raise OutputError(f"--out {path}: {place} is a folder; expected a file name that is free or a file")
@@ -59,8 +59,8 @@ def pull(repository: str, *, out: str | Path | None = None, console: Console | N
     content, what = _content(found)
     converted = sha256_of(content) != found.sha256
     if outputs.digest() != sha256_of(content):
-        with prepared({path: content}):
-            set_aside(outputs, console)
+        with prepared_files({path: content}):
+            move_aside(outputs, console)
             remove_file(outputs.report)  # the old file's; it has its other name
     report = _write_report(found, outputs) if has_metadata(found.path) else None
     console.say(f"wrote {path} (sha256 {sha256_of(content)[:12]}): {what}")
@@ -76,14 +76,14 @@ def _content(found: HubFile) -> tuple[bytes, str]:
     if found.config is None:
         use = "without finetune's metadata and timm's config.json; name their model where you use them, with --model"
         return _as_it_is(found), f"weights {use}"
-    source = open_source(Located(found.id, found.path, found))
+    source = open_source(SourceRef(found.id, found.path, found))
     if source.sha256 != found.sha256:
         raise _changed(found)
     classifier = source.classifier
     if not classifier.class_names:
         use = f"--from {found.id} (or --from this file --model {found.config.model})"
         return _as_it_is(found), f"{found.config.model} without a head, as it is; adapt gives it one: {use}"
-    metadata = describe(classifier, lineage=source.lineage_of_child())
+    metadata = make_metadata(classifier, lineage=source.lineage_of_child())
     return encode(classifier.network.state_dict(), metadata), f"{headline(metadata)}, made a checkpoint of finetune"
 
 
@@ -98,9 +98,9 @@ def _changed(found: HubFile) -> HubError:
     return HubError(f"{found.id}: the file changed in the cache while it was read; pull it again")
 
 
-def _write_report(found: HubFile, outputs: Outputs) -> Path | None:
+def _write_report(found: HubFile, outputs: OutputPaths) -> Path | None:
     """Puts the repository's report beside the file, unless another one lies there."""
     if found.report is None or outputs.report.exists():
         return outputs.report if outputs.report.exists() else None
-    write_whole(outputs.report, found.report.read_bytes())
+    write_atomic(outputs.report, found.report.read_bytes())
     return outputs.report

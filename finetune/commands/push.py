@@ -8,19 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.bundle import Bundle, make_bundle
 from finetune.errors import OutputError, SettingError
-from finetune.files import write_whole
-from finetune.hub.client import endpoint, logged_in, open_api, redact
-from finetune.hub.metadata import check_licence
-from finetune.hub.names import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name
-from finetune.hub.publishing import Published, check_card, check_private, check_tag, publish
-from finetune.hub.remote import Remote, look_if_there, sha256_of
-from finetune.hub.standing import describe_remote
-from finetune.reporting.console import Console
+from finetune.hub.bundle import Bundle, make_bundle
+from finetune.hub.client import logged_in, open_api
+from finetune.hub.credentials import endpoint, redact
+from finetune.hub.model_card import check_licence
+from finetune.hub.repo import Remote, describe, find_repo, sha256_of
+from finetune.hub.repo_id import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name
+from finetune.hub.upload import Published, check_card, check_private, check_tag, publish
+from finetune.io.atomic import write_atomic
+from finetune.report.console import Console
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
 
 Confirm = Callable[[str], bool]
 
@@ -78,7 +79,7 @@ def push(
         return _write_folder(bundle, name, console)
     api = open_api(bars=not console.quiet)
     console.note(f"pushing to {name} on {endpoint()} as {logged_in(api, console.note)}")
-    there = look_if_there(api, name, console.note)
+    there = find_repo(api, name, console.note)
     if private and there is not None and there.private is False:
         raise SettingError(f"--private: {name} is there and public; make it private in its settings, or drop --private")
     if not create_pr:
@@ -114,7 +115,7 @@ def _ask(
     others = [n for n, mark in (there.files if there else {}).items() if n == WEIGHTS and not mark.fits(weights)]
     if there is None or not others:
         return
-    shown = redact(describe_remote(api, there, console.note))
+    shown = redact(describe(api, there, console.note))
     shown += f"\nwould be replaced by\n  {bundle.headline}, sha256 {sha256_of(weights)[:12]}"
     if yes:
         console.note(shown)
@@ -149,7 +150,7 @@ def _write_folder(bundle: Bundle, name: HubName, console: Console) -> Pushed:
             raise OutputError(f"{folder}: cannot be moved aside ({error.strerror}); move it yourself") from None
         console.note(f"{folder} was there already: moved to {aside}")
     for file, content in contents.items():
-        write_whole(folder / file, content)
+        write_atomic(folder / file, content)
     console.say(f"wrote {folder}, which a push would upload to {name}; nothing was sent")
     for file, content in contents.items():
         console.say(f"  {file:<18} {len(content):>12,} bytes")

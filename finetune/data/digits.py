@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from finetune.data.images import DataSplits, ImageSet
+from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.split import hold_out
 
 Integers = npt.NDArray[np.int64]

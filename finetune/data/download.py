@@ -1,9 +1,4 @@
-"""Downloads the missing files of a data set, each mirror in turn, and lets nothing half-done look finished.
-
-Bytes arrive under a name that starts with a dot and ends with .part, and take their own name by a rename once they are
-complete and their MD5 is right. A .gz is unpacked and dropped. A .zip is kept, since it holds other data sets too, and
-only the files asked for are taken out of it.
-"""
+"""Downloads the files of registered data sets and checks their MD5."""
 
 from __future__ import annotations
 
@@ -26,10 +21,12 @@ from typing import IO, TYPE_CHECKING
 from finetune.errors import DownloadError, OutputError
 
 if TYPE_CHECKING:
-    from finetune.data.catalog import Archive, DatasetRow
+    from finetune.data.spec import Archive, DatasetSpec
+
 
 # Seconds to wait for a connection, and for the next bytes on it.
 TIMEOUT = 10.0
+
 _CHUNK = 1 << 16
 
 
@@ -37,7 +34,7 @@ class _MirrorFailed(Exception):
     """Why one mirror did not give one archive; the next is tried."""
 
 
-def fetch(row: DatasetRow, root: Path) -> None:
+def fetch(row: DatasetSpec, root: Path) -> None:
     """Puts the missing files of a data set under `root`, in torchvision's layout; those that are there stay untouched.
 
     Shows a bar on a terminal and plain lines elsewhere, on standard error. Raises DownloadError naming every address
@@ -60,7 +57,7 @@ def _may_hold(archive: Archive, name: str) -> bool:
     return archive.name.endswith(".zip") or archive.name == f"{name}.gz"
 
 
-def _fetch_archive(row: DatasetRow, archive: Archive, wanted: list[str], raw: Path) -> None:
+def _fetch_archive(row: DatasetSpec, archive: Archive, wanted: list[str], raw: Path) -> None:
     """Unpacks `wanted` from the archive: from a good copy already there, else from the first mirror that works."""
     kept = raw / archive.name
     reasons = []

@@ -20,14 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from finetune.data.images import DataSplits, ImageSet
+from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.errors import DataError
-from finetune.strangers.regular import open_regular
+from finetune.io.safe_open import open_regular
 
 if TYPE_CHECKING:
-    from finetune.data.catalog import DatasetRow
+    from finetune.data.spec import DatasetSpec
 
-MOST_ITEMS = 2_000_000  # images or labels in one file; EMNIST's largest has 697,932
+
+MAX_ITEMS = 2_000_000  # images or labels in one file; EMNIST's largest has 697,932
+
 COLUMNS = 8  # of QMNIST's labels, of which the first is the class
 
 # One byte of gzip can stand for at most 1,032 (RFC 1951: 258 bytes in 2 bits).
@@ -53,12 +55,12 @@ _FORMATS = {
 }
 
 
-def read_splits(row: DatasetRow, root: Path) -> DataSplits:
+def read_splits(row: DatasetSpec, root: Path) -> DataSplits:
     """Both parts of a data set whose files are all under `root`. Raises DataError for one damaged or unreadable."""
     return DataSplits(_read_part(row, root, "train", row.train_files), _read_part(row, root, "test", row.test_files))
 
 
-def _read_part(row: DatasetRow, root: Path, part: str, files: tuple[str, ...]) -> ImageSet:
+def _read_part(row: DatasetSpec, root: Path, part: str, files: tuple[str, ...]) -> ImageSet:
     image_path, label_path = (_present(row.raw_folder(root) / name) for name in files)
     images, labels = _read_idx(image_path, row.size), _read_idx(label_path, row.size)
     if len(images) != len(labels):
@@ -126,8 +128,8 @@ def _shape(path: Path, kind: _Format, side: int, header: bytes) -> tuple[int, ..
     sizes: tuple[int, ...] = struct.unpack(f">{kind.magic[3]}I", header[4:])
     if 0 in sizes:
         raise _damaged(path, "at least one value", f"the sizes {'×'.join(map(str, sizes))} in its header")
-    if sizes[0] > MOST_ITEMS:
-        raise _damaged(path, f"at most {MOST_ITEMS:,} images or labels", f"{sizes[0]:,} in its header")
+    if sizes[0] > MAX_ITEMS:
+        raise _damaged(path, f"at most {MAX_ITEMS:,} images or labels", f"{sizes[0]:,} in its header")
     wanted = {1: (), 2: (COLUMNS,), 3: (side, side)}[len(sizes)]
     if sizes[1:] != wanted:
         what = f"images of {side}×{side} pixels" if len(sizes) == 3 else f"{COLUMNS} numbers a label"

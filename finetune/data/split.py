@@ -12,8 +12,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.images import ImageSet
-from finetune.data.mapped import Images, chunks
+from finetune.data.image_dataset import Images, ImageSet, chunks
 from finetune.errors import DataError
 
 Integers = npt.NDArray[np.int64]

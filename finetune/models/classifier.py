@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune.data.image_io import center_crop, crop_to_square, read_picture, to_eight_bits
 from finetune.errors import DataError, SettingError
-from finetune.models.registry import InputSpec
+from finetune.models.spec import InputSpec
 from finetune.models.staged import StagedNetwork
-from finetune.pictures import centre, eight_bits, framed, read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+
+if TYPE_CHECKING:
     ImageLike: TypeAlias = str | Path | Image | np.ndarray | Tensor
 
 PREDICT_BATCH = 256  # images, of few pixels; of larger ones fewer
-MOST_PIXELS = 4_000_000  # in one batch
+
+MAX_PIXELS = 4_000_000  # in one batch
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Classifier(nn.Module):
         what is transparent lies over white. DataError when it is no picture.
         """
         spec = self.input
-        square = framed(
+        square = crop_to_square(
             _open_picture(image),
             channels=spec.channels,
             size=spec.size,
@@ -79,7 +82,7 @@ class Classifier(nn.Module):
             resize=spec.resize,
             interpolation=spec.interpolation,
         )
-        pixels = centre(torch.from_numpy(square).permute(2, 0, 1), spec.size)
+        pixels = center_crop(torch.from_numpy(square).permute(2, 0, 1), spec.size)
         mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (spec.mean, spec.std))
         return (pixels.float() / 255 - mean) / std
 
@@ -92,7 +95,7 @@ class Classifier(nn.Module):
         self.eval()
         try:
             found: list[Prediction] = []
-            waiting, size = iter(images), max(8, min(PREDICT_BATCH, MOST_PIXELS // self.input.size**2))
+            waiting, size = iter(images), max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2))
             while inputs := [self.preprocess(image) for image in islice(waiting, size)]:
                 logits = self(torch.stack(inputs).to(device))
                 for row in logits.float().softmax(1).cpu().tolist():
@@ -110,7 +113,7 @@ def _open_picture(image: ImageLike) -> Image:
 
     if isinstance(image, (str, Path)):
         return read_picture(image)
-    return eight_bits(image if isinstance(image, Image.Image) else Image.fromarray(_pixels(image)))
+    return to_eight_bits(image if isinstance(image, Image.Image) else Image.fromarray(_pixels(image)))
 
 
 def _pixels(image: np.ndarray | Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.models.blocked import Conv2d, dense, pooled
+from finetune.models.onednn import Conv2d, max_pool, to_dense
 from finetune.models.staged import StagedNetwork
 
 
@@ -25,15 +25,15 @@ class ArticleCNN(StagedNetwork):
         self.head = nn.Linear(128, classes)
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        return dense(super().run(x, start, stop))
+        return to_dense(super().run(x, start, stop))
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
         match stage:
             case "conv1":
-                return pooled(self.conv1, x)
+                return max_pool(self.conv1, x)
             case "conv2":
-                return pooled(self.conv2, x)
+                return max_pool(self.conv2, x)
             case "fc1":
-                return F.relu(self.fc1(dense(x).flatten(1)))
+                return F.relu(self.fc1(to_dense(x).flatten(1)))
             case _:
                 return self.head(x)  # type: ignore[no-any-return]

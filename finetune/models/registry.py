@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from finetune.errors import SettingError, name_hint
+from finetune.errors import SettingError
+from finetune.models.spec import InputSpec, ModelSpec
+from finetune.text import name_hint
 
 if TYPE_CHECKING:
     from finetune.models.staged import StagedNetwork
 
+
 TIMM = "timm/"
-_LONGEST = 200  # characters of a name that are repeated
 
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How an image becomes a network's input.
-
-    `size` is the side of the square input in pixels; `mean` and `std` are per channel, for values scaled to 0..1.
-    `resize` says how a picture becomes square: "squash" its two sides, or keep its shape and bring the "shorter_side"
-    to `working` pixels. `crop` is the part of `working` that the network then sees, the centre.
-    """
-
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bilinear"
-    crop: float = 1.0
-    resize: Literal["squash", "shorter_side"] = "squash"
-
-    @property
-    def working(self) -> int:
-        """The side in pixels to which a picture is brought before its centre is cut out, as timm rounds it."""
-        return int(self.size / self.crop)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain JSON values, for a checkpoint."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """One kind of network. `build(classes, arguments)` makes it with random weights from torch's current generator.
-
-    `check_size(size)` raises SettingError when images of size×size pixels do not fit. `arguments` are the names taken.
-    """
-
-    title: str
-    source: str
-    stages: tuple[str, ...]
-    input: InputSpec
-    build: Callable[[int, Mapping[str, Any]], StagedNetwork]
-    arguments: tuple[str, ...] = ()
-    check_size: Callable[[int], None] | None = None
+_MAX_LEN = 200  # characters of a name that are repeated
 
 
 def _build_cnn(classes: int, arguments: Mapping[str, Any]) -> StagedNetwork:
@@ -64,8 +24,8 @@ def _build_cnn(classes: int, arguments: Mapping[str, Any]) -> StagedNetwork:
     return ArticleCNN(classes)
 
 
-MODELS: dict[str, ModelRow] = {
-    "cnn": ModelRow(
+MODELS: dict[str, ModelSpec] = {
+    "cnn": ModelSpec(
         title="the article's small CNN: two convolutions, two linear layers; 421,642 parameters for 10 classes",
         source="docs/concepts.md",
         stages=("conv1", "conv2", "fc1", "head"),
@@ -85,7 +45,7 @@ def is_model(name: str) -> bool:
     return name in MODELS or name.startswith(TIMM)
 
 
-def find_model(name: str, arguments: Mapping[str, Any] | None = None) -> ModelRow:
+def find_model(name: str, arguments: Mapping[str, Any] | None = None) -> ModelSpec:
     """The row of model `name`, "cnn" or "timm/ARCH[.TAG]", as it is with `arguments`.
 
     SettingError, with the near names, for one that there is not; for an argument that the model does not take; and for
@@ -93,13 +53,13 @@ def find_model(name: str, arguments: Mapping[str, Any] | None = None) -> ModelRo
     """
     arguments = arguments or {}
     if name.startswith(TIMM):
-        from finetune.models.timm_build import timm_row
+        from finetune.models.timm.build import timm_spec
 
-        return timm_row(name, arguments)
+        return timm_spec(name, arguments)
     if name not in MODELS:
         near = name_hint(name, MODELS, "models")
         raise SettingError(
-            f"unknown model {name[:_LONGEST]!r}{near}, and timm/NAME: see `finetune models 'timm/*net*'`"
+            f"unknown model {name[:_MAX_LEN]!r}{near}, and timm/NAME: see `finetune models 'timm/*net*'`"
         )
     row = MODELS[name]
     unknown = [key for key in arguments if key not in row.arguments]
@@ -131,7 +91,7 @@ def list_models(pattern: str) -> list[str]:
 
     found = [name for name in MODELS if fnmatchcase(name, pattern)]
     if pattern.startswith(TIMM):
-        from finetune.models.timm_names import timm_names
+        from finetune.models.timm.names import timm_names
 
         found += timm_names(pattern.removeprefix(TIMM))
     return found

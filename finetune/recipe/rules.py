@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from finetune.recipe.faults import Fault, Place
-from finetune.strangers.printable import quoted
+from finetune.io.sanitize import quoted
+from finetune.recipe.problems import Place, Problem
 
 Data = Mapping[str, object]
-
 
 # What only a phase of steps has, and the value that says nothing.
 _STEPWISE: dict[str, object] = {
@@ -34,12 +33,12 @@ _STEPWISE: dict[str, object] = {
 }
 
 
-def rule_faults(data: Data) -> list[Fault]:
+def rule_problems(data: Data) -> list[Problem]:
     """Returns every broken rule of a recipe given as plain data."""
     return [fault for rule in _RULES for fault in rule(data)]
 
 
-def phases_of(data: Data) -> Iterator[tuple[Place, Data]]:
+def phase_list(data: Data) -> Iterator[tuple[Place, Data]]:
     """Yields place and data of every phase that is a mapping."""
     phases = data.get("phases")
     for index, phase in enumerate(phases if isinstance(phases, list) else []):
@@ -47,43 +46,45 @@ def phases_of(data: Data) -> Iterator[tuple[Place, Data]]:
             yield ("phases", index), phase
 
 
-def trainings_of(data: Data) -> Iterator[tuple[Place, Data]]:
+def training_nodes(data: Data) -> Iterator[tuple[Place, Data]]:
     """Yields place and data of everything that has an optimizer and a schedule: the phases, and `scratch`."""
-    yield from phases_of(data)
+    yield from phase_list(data)
     scratch = data.get("scratch")
     if isinstance(scratch, Mapping):
         yield ("scratch",), scratch
 
 
-def _one_way_to_train(data: Data) -> Iterator[Fault]:
-    for place, phase in phases_of(data):
+def _one_way_to_train(data: Data) -> Iterator[Problem]:
+    for place, phase in phase_list(data):
         solver = phase.get("solver")
         if solver is None and phase.get("optimizer") is None:
             example = "for example optimizer: {name: sgd, lr: 0.05}"
-            yield Fault(place, f"missing key 'optimizer', {example}", lacks=((*place, "optimizer"), (*place, "solver")))
+            yield Problem(
+                place, f"missing key 'optimizer', {example}", lacks=((*place, "optimizer"), (*place, "solver"))
+            )
         if solver is None:
             continue
         for key in _STEPWISE:
             if phase.get(key) is not None and phase[key] != _STEPWISE[key]:
-                yield Fault((*place, key), f"a solver computes the head at once, so it has no {key}: drop it")
+                yield Problem((*place, key), f"a solver computes the head at once, so it has no {key}: drop it")
         if phase.get("train") not in (None, "head", {"last": 1}, ["head"]):
-            yield Fault((*place, "train"), "a solver computes the head alone: write train: head")
+            yield Problem((*place, "train"), "a solver computes the head alone: write train: head")
 
 
-def _one_duration(data: Data) -> Iterator[Fault]:
-    for place, phase in phases_of(data):
+def _one_duration(data: Data) -> Iterator[Problem]:
+    for place, phase in phase_list(data):
         if phase.get("solver") is not None:
             continue
         given = [key for key in phase if key in ("epochs", "steps") and phase[key] is not None]
         if len(given) == 2:
             message = "both epochs and steps are given; a phase lasts one or the other: drop one, or set it to null"
-            yield Fault((*place, given[1]), message)
+            yield Problem((*place, given[1]), message)
         elif not given:
             lacks = ((*place, "epochs"), (*place, "steps"), (*place, "solver"))
-            yield Fault(place, "missing key 'epochs' or 'steps': say how long the phase lasts", lacks=lacks)
+            yield Problem(place, "missing key 'epochs' or 'steps': say how long the phase lasts", lacks=lacks)
 
 
-def _last_phase_has_an_optimizer(data: Data) -> Iterator[Fault]:
+def _last_phase_has_an_optimizer(data: Data) -> Iterator[Problem]:
     """The run from random weights is trained as the last phase is."""
     phases, compare = data.get("phases"), data.get("compare", ["scratch"])
     last = phases[-1] if isinstance(phases, list) and phases else None
@@ -92,98 +93,100 @@ def _last_phase_has_an_optimizer(data: Data) -> Iterator[Fault]:
     given = isinstance(scratch, Mapping) and scratch.get("optimizer") is not None
     if wanted and not given and isinstance(phases, list) and isinstance(last, Mapping) and last.get("solver"):
         message = "the run from scratch is trained as the last phase is, and a solver cannot train a network: give "
-        yield Fault(
+        yield Problem(
             ("phases", len(phases) - 1, "solver"), f"{message}scratch an optimizer, or leave scratch out of compare"
         )
 
 
-def _limits_go_with_epochs(data: Data) -> Iterator[Fault]:
-    for place, phase in phases_of(data):
+def _limits_go_with_epochs(data: Data) -> Iterator[Problem]:
+    for place, phase in phase_list(data):
         least, most = phase.get("min_steps"), phase.get("max_steps")
         if phase.get("epochs") is None and phase.get("steps") is not None:
             for key in ("min_steps", "max_steps"):
                 if phase.get(key) is not None:
-                    yield Fault((*place, key), f"{key} bounds a length in epochs, and this one is in steps: drop it")
+                    yield Problem((*place, key), f"{key} bounds a length in epochs, and this one is in steps: drop it")
         if isinstance(least, int) and isinstance(most, int) and _is_number(least) and _is_number(most) and least > most:
-            yield Fault((*place, "max_steps"), f"must not be below min_steps, which is {least}")
+            yield Problem((*place, "max_steps"), f"must not be below min_steps, which is {least}")
 
 
-def _nesterov_has_momentum(data: Data) -> Iterator[Fault]:
-    for place, training in trainings_of(data):
+def _nesterov_has_momentum(data: Data) -> Iterator[Problem]:
+    for place, training in training_nodes(data):
         optimizer = training.get("optimizer")
         if isinstance(optimizer, Mapping) and optimizer.get("name") == "sgd" and optimizer.get("nesterov") is True:
             momentum = optimizer.get("momentum", 0.9)
             if _is_number(momentum) and momentum == 0:
-                yield Fault((*place, "optimizer", "nesterov"), "nesterov needs a momentum above 0")
+                yield Problem((*place, "optimizer", "nesterov"), "nesterov needs a momentum above 0")
 
 
-def _steps_grow(data: Data) -> Iterator[Fault]:
-    for place, training in trainings_of(data):
+def _steps_grow(data: Data) -> Iterator[Problem]:
+    for place, training in training_nodes(data):
         schedule = training.get("schedule")
         at = schedule.get("at") if isinstance(schedule, Mapping) and schedule.get("name") == "step" else None
         numbers = [n for n in at if isinstance(n, int | float) and _is_number(n)] if isinstance(at, list) else []
         if any(later <= sooner for sooner, later in pairwise(numbers)):
-            yield Fault((*place, "schedule", "at"), "the fractions must grow from one to the next")
+            yield Problem((*place, "schedule", "at"), "the fractions must grow from one to the next")
 
 
-def _best_can_be_known(data: Data) -> Iterator[Fault]:
+def _best_can_be_known(data: Data) -> Iterator[Problem]:
     settings = data.get("data", {})
     validation = settings.get("validation", 0) if isinstance(settings, Mapping) else None
     if not _is_number(validation) or validation != 0:
         return
-    for place, phase in phases_of(data):
+    for place, phase in phase_list(data):
         if phase.get("keep") == "best":
             message = "best is chosen by validation images, and data.validation is 0; set it, for example to 0.1"
-            yield Fault((*place, "keep"), message, lacks=(("data", "validation"), ("data",)))
+            yield Problem((*place, "keep"), message, lacks=(("data", "validation"), ("data",)))
 
 
-def _views_can_be_kept(data: Data) -> Iterator[Fault]:
+def _views_can_be_kept(data: Data) -> Iterator[Problem]:
     settings = data.get("data", {})
     if not isinstance(settings, Mapping):
         return
     augment = settings.get("augment")
-    for place, phase in phases_of(data):
+    for place, phase in phase_list(data):
         if phase.get("views") is None or phase.get("solver") is not None:
             continue
         at = (*place, "views")
         if augment in (None, "none"):
             message = "no image is augmented, so there is one view of each: drop it, or set data.augment"
-            yield Fault(at, message, lacks=(("data", "augment"), ("data",)))
+            yield Problem(at, message, lacks=(("data", "augment"), ("data",)))
         elif phase.get("augment") is False:
-            yield Fault(at, "no image of this phase is augmented, so there is one view of each: drop it")
+            yield Problem(at, "no image of this phase is augmented, so there is one view of each: drop it")
         elif isinstance(augment, Mapping) and (augment.get("mixup") or augment.get("cutmix")):
-            yield Fault(at, "an image that is mixed with others has no views to keep: drop it, or mixup and cutmix")
+            yield Problem(at, "an image that is mixed with others has no views to keep: drop it, or mixup and cutmix")
         if phase.get("train") == "all":
-            yield Fault(at, "nothing is frozen in this phase, so nothing can be kept of the views: drop it")
+            yield Problem(at, "nothing is frozen in this phase, so nothing can be kept of the views: drop it")
         elif phase.get("norms") == "update":
-            yield Fault(at, "norms: update moves frozen layers, so no views can be kept: drop one of the two")
+            yield Problem(at, "norms: update moves frozen layers, so no views can be kept: drop one of the two")
 
 
-def _phase_names_differ(data: Data) -> Iterator[Fault]:
+def _phase_names_differ(data: Data) -> Iterator[Problem]:
     first: dict[str, Place] = {}
-    for place, phase in phases_of(data):
+    for place, phase in phase_list(data):
         name = phase.get("name")
         if isinstance(name, str) and first.setdefault(name, place) != place:
             message = f"the name {quoted(name)} is taken by phases[{first[name][1]}]; give each phase its own"
-            yield Fault((*place, "name"), message)
+            yield Problem((*place, "name"), message)
 
 
-def _entries_differ(data: Data) -> Iterator[Fault]:
+def _entries_differ(data: Data) -> Iterator[Problem]:
     settings = data.get("data")
     if isinstance(settings, Mapping):
         yield from _repeated(("data", "classes"), settings.get("classes"))
     yield from _repeated(("compare",), data.get("compare"))
-    for place, phase in phases_of(data):
+    for place, phase in phase_list(data):
         yield from _repeated((*place, "train"), phase.get("train"))
 
 
-def _repeated(place: Place, items: object) -> Iterator[Fault]:
+def _repeated(place: Place, items: object) -> Iterator[Problem]:
     seen: set[str] = set()
     for index, item in enumerate(items if isinstance(items, Sequence) and not isinstance(items, str) else []):
         if isinstance(item, bool) or not isinstance(item, str | int):
             continue
         if str(item) in seen:  # 5 and "5" name the same class
-            yield Fault(place, f"{quoted(item) if isinstance(item, str) else item} is listed twice", at=(*place, index))
+            yield Problem(
+                place, f"{quoted(item) if isinstance(item, str) else item} is listed twice", at=(*place, index)
+            )
         seen.add(str(item))
 
 
@@ -191,7 +194,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_RULES: tuple[Callable[[Data], Iterator[Fault]], ...] = (
+_RULES: tuple[Callable[[Data], Iterator[Problem]], ...] = (
     _one_way_to_train,
     _one_duration,
     _last_phase_has_an_optimizer,

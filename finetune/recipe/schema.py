@@ -1,9 +1,4 @@
-"""The two kinds of recipe and their parts, field by field, with bounds and units.
-
-The parts live in `model`, `image_data`, `phase` and `optimizer`, and can all be imported from here. Rules that hold
-between fields are in `rules`, as functions of plain data, so that they are checked even where a field is wrong. The
-recipe reference (`reference`) is generated from the descriptions.
-"""
+"""The schema of whole recipes."""
 
 from __future__ import annotations
 
@@ -12,24 +7,58 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from finetune.recipe.cache import CacheSettings
-from finetune.recipe.image_data import AugmentSettings, DataSettings, NamedDataSettings
-from finetune.recipe.model import InputSettings, Model, ModelSettings, SourceModel, SourceModelSettings
-from finetune.recipe.optimizer import (
+from finetune.recipe.data_schema import (
+    AugmentSettings,
+    DataSettings,
+    InputSettings,
+    Model,
+    ModelSettings,
+    NamedDataSettings,
+    SourceModel,
+    SourceModelSettings,
+)
+from finetune.recipe.phase_schema import (
     OPTIMIZERS,
     SCHEDULES,
     AdamW,
     Constant,
     Cosine,
+    LastStages,
+    LoraSettings,
     OneCycle,
     Optimizer,
+    Phase,
+    Phases,
     Schedule,
     Sgd,
     Step,
 )
-from finetune.recipe.phase import LastStages, LoraSettings, Phase, Phases
-from finetune.recipe.rules import rule_faults
+from finetune.recipe.rules import rule_problems
 from finetune.recipe.settings import Settings
+
+
+class CacheSettings(Settings):
+    """What frozen stages make of the images is kept meanwhile, so that they need to run only once.
+
+    Where both are too small, less of it or nothing is kept: that costs time and changes no result, but for the last
+    bits. `finetune plan` tells.
+    """
+
+    memory: float = Field(
+        default=2.0,
+        ge=0,
+        le=1e6,
+        description="Most memory it may take, in GB (1,000,000,000 bytes), in each process; the GPU's where that "
+        "trains. 0: none.",
+    )
+    disk: float = Field(
+        default=20.0,
+        ge=0,
+        le=1e6,
+        description="Most room on the disk for what does not fit into memory, in GB, in each process; in the folder "
+        "FINETUNE_CACHE, else ~/.cache/finetune, where 1 GB is left free. 0: none.",
+    )
+
 
 __all__ = [
     "OPTIMIZERS",
@@ -57,7 +86,6 @@ __all__ = [
     "Step",
 ]
 
-
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Field(
@@ -65,6 +93,7 @@ Precision = Annotated[
         "report's environment says which it was."
     ),
 ]
+
 Input = Annotated[
     InputSettings | None,
     Field(
@@ -72,6 +101,7 @@ Input = Annotated[
         examples=[{"size": 224}],
     ),
 ]
+
 Sharding = Annotated[
     Literal["fsdp"] | None,
     Field(
@@ -80,6 +110,7 @@ Sharding = Annotated[
         examples=["fsdp"],
     ),
 ]
+
 Caching = Annotated[
     CacheSettings | None,
     Field(
@@ -88,14 +119,16 @@ Caching = Annotated[
         examples=[{"memory": 4}],
     ),
 ]
+
 Seed = Annotated[int, Field(ge=0, description="Start of all random numbers: same recipe and seed, same bytes.")]
+
 Comparison = Literal["linear_probe", "scratch"]
 
 
 class _Recipe(Settings):
     @model_validator(mode="after")
     def _hold_the_rules(self) -> Self:
-        faults = rule_faults(self.model_dump(mode="json", exclude_none=True))
+        faults = rule_problems(self.model_dump(mode="json", exclude_none=True))
         if faults:
             raise PydanticCustomError("rule", "{message}", {"message": "; ".join(fault.message for fault in faults)})
         return self

@@ -1,4 +1,4 @@
-"""What all parts of a recipe share: they are strict, frozen, and refuse keys they do not know."""
+"""The base class of all recipe settings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Settings(BaseModel):
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 

@@ -1,0 +1,212 @@
+"""The checkpoint format: tensors and metadata in one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from finetune.checkpoint.limits import MAX_INPUT_SIZE, MAX_VALUES, check_metadata_values
+from finetune.checkpoint.safetensors_io import (
+    Header,
+    check_finite,
+    read_header,
+    read_tensors,
+    safetensors_chunks,
+)
+from finetune.checkpoint.tensor_hash import hash_tensors
+from finetune.errors import CheckpointError
+from finetune.io.atomic import write_atomic
+from finetune.io.sanitize import printable
+from finetune.io.strict_json import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+FORMAT: Literal[1] = 1
+
+KEY = "finetune"
+
+MAX_LISTED = 7  # tensors of each kind named in one message
+
+MAX_SHOWN = 100  # characters of a place in the metadata
+
+
+class InputMetadata(BaseModel):
+    """How an image becomes the model's input: channels, side in pixels, and per channel mean and deviation of 0..1.
+
+    `crop` and `resize` are those of the registry's InputSpec; files without them squash the whole picture.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    channels: Literal[1, 3]
+    size: int = Field(ge=1, le=MAX_INPUT_SIZE)
+    mean: list[FiniteFloat]
+    std: list[FiniteFloat]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    crop: float = Field(default=1.0, ge=0.1, le=1)
+    resize: Literal["squash", "shorter_side"] = "squash"
+
+    @model_validator(mode="after")
+    def _one_number_per_channel(self) -> InputMetadata:
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise ValueError("needs one mean and one positive deviation per channel")
+        return self
+
+
+class Metadata(BaseModel):
+    """What a checkpoint says of itself. Accuracies are fractions; `lineage` lists parents, nearest first.
+
+    `tensors` is the digest of its tensors, which `encode` fills in; older files have none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    format: Literal[1] = FORMAT
+    model: str
+    arguments: dict[str, Any]
+    classes: list[str] = Field(min_length=1)
+    input: InputMetadata
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    results: dict[str, Any]
+    lineage: list[dict[str, Any]]
+    versions: dict[str, str]
+    tensors: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Metadata:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("needs class names that differ")
+        check_metadata_values(self.model_dump())
+        _metadata_text(self)
+        return self
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A safetensors file that need not be ours: tensors by name, sha256 (hex) of its bytes, texts of its metadata."""
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    texts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file as read: its tensors by name, its metadata, and the sha256 (hex) of its bytes."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: Metadata
+    sha256: str
+
+
+def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
+    """A checkpoint's bytes. The same tensors and metadata give the same bytes. CheckpointError for NaN among them."""
+    check_finite(tensors, "not written")
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    said = metadata.model_copy(update={"tensors": hash_tensors(plain)})
+    return b"".join(safetensors_chunks(plain, {KEY: _metadata_text(said), "format": "pt"}))
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> str:
+    """Writes the file, whole or not at all, and returns its sha256."""
+    content = encode(tensors, metadata)
+    write_atomic(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata alone, without loading tensors or torch. CheckpointError when the file is not one of ours."""
+    return _parse_metadata(path, read_header(path))
+
+
+def has_metadata(path: Path) -> bool:
+    """Whether a safetensors file is one of ours. CheckpointError when it is no safetensors file at all."""
+    return KEY in read_header(path).texts
+
+
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of every tensor in a safetensors file, without loading them or torch. CheckpointError as above."""
+    return {name: list(entry.shape) for name, entry in read_header(path).tensors.items()}
+
+
+def read_checkpoint(path: Path, *, refuse: bool = True) -> Checkpoint:
+    """The whole file, checked: readable, ours, every number finite, and the tensors those it was written with.
+
+    CheckpointError names the fault. Without `refuse` the last two are left to whoever asked.
+    """
+    metadata, tensors, digest = read_tensors(path, lambda header: _parse_metadata(path, header), finite=refuse)
+    if refuse and metadata.tensors is not None and metadata.tensors != (found := hash_tensors(tensors)):
+        raise CheckpointError(
+            f"{path}: its tensors are not those it was written with: expected the sha256 {metadata.tensors[:12]}…, "
+            f"found {found[:12]}…; get or make the file again (`finetune verify` says what else holds)"
+        )
+    return Checkpoint(path, tensors, metadata, digest)
+
+
+def read_weights(path: Path) -> Weights:
+    """Any safetensors file, checked in the same way."""
+    texts, tensors, digest = read_tensors(path, lambda header: header.texts)
+    return Weights(tensors, digest, texts)
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copies tensors into a network. CheckpointError listing both sides unless names, shapes and types agree."""
+    check_tensors(network, tensors, where)
+    network.load_state_dict(dict(tensors))
+
+
+def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """CheckpointError unless `load_tensors` would do; the network's own numbers do not matter."""
+    wanted = {name: _header_kind(t) for name, t in network.state_dict().items()}
+    found = {name: _header_kind(t) for name, t in tensors.items()}
+    if wanted != found:
+        unlike = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+        lines = [f"{where}: the tensors do not fit the model, which has {len(wanted)}; the file has {len(found)}"]
+        sides = (
+            [name for name in unlike if name in wanted and name in found],
+            [name for name in unlike if name not in found],
+            [name for name in unlike if name not in wanted],
+        )
+        for name in sorted(name for side in sides for name in side[:MAX_LISTED]):
+            ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
+            lines.append(f"  {name}: the model has {ours}, the file has {theirs}")
+        if more := sum(len(side[MAX_LISTED:]) for side in sides):
+            lines.append(f"  and {more} more")
+        raise CheckpointError("\n".join(lines))
+
+
+def _header_kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {'×'.join(map(str, tensor.shape)) or '(one number)'}"
+
+
+def _metadata_text(metadata: Metadata) -> str:
+    plain = metadata.model_dump()
+    plain["input"] = metadata.input.model_dump(exclude_unset=True)  # an older file's comes out as it was
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _parse_metadata(path: Path, header: Header) -> Metadata:
+    if KEY not in header.texts:
+        raise CheckpointError(
+            f"{path}: a safetensors file without finetune's metadata, so its model and classes are not known; "
+            "expected a file written by `finetune pretrain` or `finetune adapt`"
+        )
+    try:
+        return Metadata.model_validate(parse_json(header.texts[KEY], MAX_VALUES))
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = printable(".".join(map(str, first["loc"])) or KEY)[:MAX_SHOWN]
+        said = first["msg"][:1].lower() + first["msg"][1:]
+        raise CheckpointError(f"{path}: its metadata does not hold at {at}: {said}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata does not hold at {KEY}: {error}") from None

@@ -1,0 +1,115 @@
+"""Commands that read checkpoints: evaluate, verify, predict, inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from finetune.cli.options import make_console, print_json, print_lines, with_options
+from finetune.errors import ClaimError, DataError
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option(
+    "--data", required=True, metavar="DATA", help="Whose test images to use: a data set, a folder or a CSV file."
+)
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="Pictures that cannot be read: list them and stop, or go on without them.",
+)
+@click.option(
+    "--confusion", type=click.Path(path_type=Path), metavar="PNG", help="Draws the confusion matrix as a picture."
+)
+@with_options("data-root", "device", "json")
+def evaluate(
+    checkpoint: str,
+    data: str,
+    on_bad_image: str,
+    confusion: Path | None,
+    data_root: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Accuracy with its interval, per class, and the most frequent mistakes."""
+    from finetune.commands.evaluate import evaluate as run
+    from finetune.report.plots import confusion_picture
+    from finetune.report.tables import evaluation_parts
+
+    console = make_console(results=not as_json)
+    found = run(checkpoint, data, root=data_root, device=device, on_bad_image=on_bad_image, console=console)
+    if confusion is not None:
+        confusion_picture(found.result.confusion or [], found.classes, confusion)
+        console.note(f"wrote {confusion}")
+    if as_json:
+        print_json(found.to_dict())
+        return
+    parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered)
+    for part in parts:
+        console.show(part)
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--data", metavar="DATA", help="Whose test images to measure its accuracy on again, as in evaluate.")
+@click.option("--fetch", is_flag=True, help="Asks the Hub for parents that are not here.")
+@with_options("data-root", "device", "json")
+def verify(checkpoint: str, data: str | None, fetch: bool, data_root: Path | None, device: str, as_json: bool) -> None:
+    """Whether what a checkpoint says of itself holds: its tensors, recipe, results, parents and report.
+
+    Each claim is ok, FAILED, or not checked, with the reason. Ends with 1 when a claim failed and with 2 when the file
+    cannot be read at all.
+    """
+    from finetune.report.tables import verification_lines
+    from finetune.verify.verify import verify as run
+
+    console = make_console(results=not as_json)
+    found = run(checkpoint, data, root=data_root, device=device, fetch=fetch, console=console)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_lines(verification_lines(found.to_dict()))
+    if not found.holds:
+        raise ClaimError(f"{checkpoint} does not hold what it says: {', '.join(found.failed)} FAILED")
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to name per picture.")
+@click.option("--tta", type=click.Choice(["flip"]), help="Averages over the picture and its mirror image.")
+@with_options("device", "json")
+def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None, device: str, as_json: bool) -> None:
+    """Label and probability for pictures: files, folders, or - for paths on standard input."""
+    from finetune.commands.predict import predict as run
+    from finetune.report.tables import sight_line
+
+    found = []
+    for sight in run(checkpoint, images, top=top, flip=tta == "flip", device=device, bars=True):
+        found.append(sight)
+        if not as_json and sight.error is None:
+            click.echo(sight_line(sight.file, sight.top))
+    if as_json:
+        print_json([sight.to_dict() for sight in found])
+    bad = [sight.error for sight in found if sight.error is not None]
+    if bad:
+        raise DataError("\n  ".join([f"{len(bad)} of {len(found)} pictures could not be read:", *bad]))
+
+
+@click.command()
+@click.argument("checkpoint")
+@with_options("json")
+def inspect(checkpoint: str, as_json: bool) -> None:
+    """What is in a checkpoint: model, classes, input, recipe, data, results, lineage."""
+    from finetune.commands.inspect import inspect as run
+    from finetune.report.tables import mapping_lines
+
+    found = run(checkpoint, bars=True)
+    if as_json:
+        print_json(found)
+    else:
+        print_lines(mapping_lines(found))

@@ -1,0 +1,89 @@
+"""The command line: the command group, error messages and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+
+import click
+
+from finetune import __version__
+from finetune.cli import catalog as listing
+from finetune.cli import checkpoints as looking
+from finetune.cli import hub as sharing
+from finetune.cli import train as training
+from finetune.errors import FinetuneError
+from finetune.io.sanitize import printable_lines
+from finetune.system import configure_process
+
+EXIT_CODES = """\b
+Exit codes:
+    0  done
+    1  the run failed, or a claim that verify looked at
+    2  something given is wrong: a file, a name, a value
+  130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP"""
+
+
+class OrderedGroup(click.Group):
+    """Lists the commands in the order in which a person meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=OrderedGroup,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="finetune")
+def cli() -> None:
+    """Pretrains and fine-tunes image classifiers, and tells whether the pretrained weights helped."""
+
+
+for command in (
+    *(training.pretrain, training.adapt, looking.evaluate, looking.verify, looking.predict),
+    *(training.plan, looking.inspect),
+    *(sharing.push, sharing.pull, listing.models, listing.datasets, listing.recipes),
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Runs the command line. Every error that is raised on purpose ends as one message and an exit code."""
+    configure_process()
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it
+                stream.reconfigure(errors="surrogateescape")  # file names need not be text; they go out as they came in
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except FinetuneError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped by Ctrl-C", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("out of memory; smaller images, a smaller model or fewer other programs need less", 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch's CPU allocator has no exception of its own, and torch may not have been imported."""
+    found = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return found or "allocate memory" in str(error)
+
+
+def _fail(message: str, code: int) -> None:
+    first, _, rest = printable_lines(message).partition("\n")  # it may repeat what is in other people's files
+    click.echo(f"finetune: {first}" + (f"\n{rest}" if rest else ""), err=True)
+    sys.exit(code)

@@ -1,0 +1,192 @@
+"""Labelled images in memory or memory-mapped from disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from finetune.errors import DataError
+from finetune.text import name_hint
+
+CHUNK = 64 << 20  # bytes of pixels read at once by what goes over all of them
+
+
+class MemmapImages:
+    """uint8 images N×C×H×W of which the pixels are read when they are indexed; otherwise much as such a tensor.
+
+    pixels: a memory-mapped array M×C×H×W that nobody writes. rows: which of its images these are, and in which order.
+    Indexing with a slice or a tensor of integers gives a tensor on `device`.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        rows: npt.NDArray[np.int64] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        assert pixels.ndim == 4 and pixels.dtype == np.uint8
+        self.pixels, self.device = pixels, torch.device(device)
+        self.rows = np.arange(len(pixels), dtype=np.int64) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([len(self.rows), *self.pixels.shape[1:]])
+
+    def dim(self) -> int:
+        return 4
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        chosen = self.rows[index if isinstance(index, slice) else index.cpu().numpy()]
+        return torch.from_numpy(self.pixels[chosen]).to(self.device)
+
+    def take(self, index: Tensor) -> MemmapImages:
+        """These images in this order, without reading any."""
+        return MemmapImages(self.pixels, self.rows[index.cpu().numpy()], self.device)
+
+    def to(self, device: torch.device | str) -> MemmapImages:
+        """The same file; what is read goes to `device`."""
+        return MemmapImages(self.pixels, self.rows, device)
+
+    def cpu(self) -> MemmapImages:
+        return self.to("cpu")
+
+
+Images: TypeAlias = Tensor | MemmapImages
+
+
+def take(images: Images, index: Tensor) -> Images:
+    """The images at these places, still in their file where they are in one."""
+    return images.take(index) if isinstance(images, MemmapImages) else images[index]
+
+
+def chunks(images: Images) -> Iterator[npt.NDArray[np.uint8]]:
+    """All images in order as contiguous arrays, so many at once as CHUNK bytes hold; at least one array."""
+    size = max(1, images.shape[1:].numel())
+    step = max(1, CHUNK // size) if isinstance(images, MemmapImages) else max(1, len(images))
+    for start in range(0, max(1, len(images)), step):
+        yield np.ascontiguousarray(images[start : start + step].cpu().numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images of one size, checked when made; nothing in it is ever changed.
+
+    images: uint8, N×C×H×W, 0 to 255. labels: int64, N, each from 0 to len(class_names) - 1, its class's place in
+    class_names. origin: where the images came from, for messages and reports, such as "mnist train". N may be 0, and a
+    class may have no image. Raises DataError where any of this does not hold. Two sets are the same when their
+    fingerprints are; == asks only whether they are one object.
+
+    Sets too large for memory have `MemmapImages` instead of a tensor. files: for photographs, each image's file name.
+    """
+
+    images: Images
+    labels: Tensor
+    class_names: tuple[str, ...]
+    origin: str
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            self._refuse(f"expected images uint8 N×C×H×W, found {_describe(images)}")
+        if labels.dtype != torch.int64 or labels.dim() != 1:
+            self._refuse(f"expected labels int64 N, found {_describe(labels)}")
+        if len(images) != len(labels):
+            self._refuse(f"expected one label an image, found {len(images):,} images and {len(labels):,} labels")
+        if self.files and len(self.files) != len(labels):
+            self._refuse(f"expected one file name an image, found {len(self.files):,} for {len(images):,} images")
+        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
+            self._refuse(f"expected class names, each once, found {', '.join(self.class_names) or 'none'}")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
+            last = len(self.class_names) - 1
+            self._refuse(f"expected labels from 0 to {last}, found {int(labels.min())} to {int(labels.max())}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> ImageSet:
+        """The images at `indices` (integers from 0 to N - 1, in any order, repeats allowed), in that order.
+
+        Raises DataError for an index outside the set and for what is not integers, such as a mask of booleans.
+        """
+        chosen = torch.as_tensor(np.array(indices) if isinstance(indices, np.ndarray) else indices)
+        if chosen.numel() == 0:
+            chosen = torch.empty(0, dtype=torch.int64)
+        if chosen.dim() != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+            self._refuse(f"expected a list of integer indices, found {_describe(chosen)}")
+        chosen = chosen.to(self.labels.device, torch.int64)
+        if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
+            found = f"{int(chosen.min())} to {int(chosen.max())}"
+            self._refuse(f"expected indices from 0 to {len(self) - 1}, found {found}")
+        files = tuple(self.files[i] for i in chosen.tolist()) if self.files else ()
+        return replace(self, images=take(self.images, chosen), labels=self.labels[chosen], files=files)
+
+    def with_classes(self, names: Sequence[str], *, empty: bool = False) -> ImageSet:
+        """Only the images of the classes named, in their present order, labels renumbered in the order of `names`.
+
+        Raises DataError for a name that is unknown or given twice, for no name, and, but with `empty`, for a class
+        without an image.
+        """
+        known = ", ".join(self.class_names)
+        for name in names:
+            if name not in self.class_names:
+                self._refuse(f"unknown class {name!r}{name_hint(name, self.class_names, 'classes')}")
+        if not names or len(set(names)) < len(names):
+            self._refuse(f"expected classes, each once, found {', '.join(names) or 'none'}; classes are {known}")
+        counts = self.counts()
+        if (without := [name for name in names if counts[name] == 0]) and not empty:
+            self._refuse(f"no image of class {', '.join(without)}; leave it out of the classes asked for")
+        new_label = torch.full((len(self.class_names),), -1, dtype=torch.int64, device=self.labels.device)
+        for place, name in enumerate(names):
+            new_label[self.class_names.index(name)] = place
+        kept = self.subset(torch.nonzero(new_label[self.labels] >= 0).flatten())
+        return replace(kept, labels=new_label[kept.labels], class_names=tuple(names))
+
+    def counts(self) -> dict[str, int]:
+        """How many images each class has, in the order of class_names; 0 for a class without one."""
+        tally = torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        return dict(zip(self.class_names, tally, strict=True))
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; origin and files have no part."""
+        head = json.dumps({"shape": list(self.images.shape), "class_names": self.class_names}, sort_keys=True)
+        digest = hashlib.sha256(head.encode() + b"\n")
+        for pixels in chunks(self.images):
+            digest.update(pixels.data if pixels.size else b"")
+        digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _refuse(self, fault: str) -> NoReturn:
+        raise DataError(f"{self.origin}: {fault}")
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set as published: what to learn from, and what to be judged on. Both name the same classes."""
+
+    train: ImageSet
+    test: ImageSet
+
+    def __post_init__(self) -> None:
+        if self.train.class_names != self.test.class_names:
+            raise DataError(f"{self.train.origin} and {self.test.origin} do not name the same classes in one order")
+
+
+def _describe(tensor: Images) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {'×'.join(map(str, tensor.shape)) or 'one number'}"

@@ -1,0 +1,55 @@
+"""What is known of a registered data set before any of its files is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to download: its name under each mirror, and the MD5 of its bytes. A .gz holds one file, a .zip many."""
+
+    name: str
+    md5: str
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is known of a data set before any of its files is opened.
+
+    `folder` and the file names follow torchvision: ROOT/MNIST/raw/train-images-idx3-ubyte. No folder: the data comes
+    with a library. The counts are those published; other counts in the files are accepted.
+    """
+
+    name: str
+    title: str
+    about: str  # one line
+    class_names: tuple[str, ...]  # in the order of the labels
+    train_images: int
+    test_images: int
+    licence: str
+    source: str  # the page that publishes it
+    folder: str = ""
+    train_files: tuple[str, ...] = ()  # images, labels
+    test_files: tuple[str, ...] = ()
+    archives: tuple[Archive, ...] = ()
+    mirrors: tuple[str, ...] = ()  # each ends with /
+    channels: int = 1
+    size: int = 28  # pixels, height and width
+    first_label: int = 0  # the number the files give to the first class
+    transposed: bool = False  # the files hold each image with rows and columns swapped
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the unpacked files, training part first."""
+        return self.train_files + self.test_files
+
+    def raw_folder(self, root: Path) -> Path:
+        """Where the files lie."""
+        return root / self.folder / "raw"
+
+    def missing(self, root: Path) -> tuple[str, ...]:
+        """Those of `files` that are there neither plain nor as .gz."""
+        raw = self.raw_folder(root)
+        return tuple(f for f in self.files if not (raw / f).is_file() and not (raw / f"{f}.gz").is_file())

@@ -1,0 +1,83 @@
+"""Parses repository names and revisions of the Hub, and names the files of a repository."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from finetune.errors import SettingError
+
+PREFIX = "hub:"
+
+WEIGHTS = "model.safetensors"
+
+CONFIG = "config.json"
+
+RECIPE = "recipe.yaml"
+
+REPORT = "report.json"
+
+CARD = "README.md"
+
+OUR_FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, CARD)
+
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+
+_REPO = re.compile(rf"{_PART}/[A-Za-z0-9._](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+# What git forbids in the name of a branch or tag, and what would mean something in a path or address.
+_BAD_REVISION = re.compile(r"[\s~^:?*\[\\%#@\x00-\x1f\x7f]|\.\.|//|^[/.-]|[/.]$|\.lock$")
+
+_MAX_LEN = 96  # characters of OWNER/NAME, the Hub's own limit
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository, and the branch, tag, pull request (refs/pr/N) or commit that was asked for, if any."""
+
+    repo: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether the revision is a full commit, which never means anything else."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    @property
+    def stem(self) -> str:
+        """NAME alone, for a file's name."""
+        return self.repo.partition("/")[2]
+
+
+def is_hub_source(source: object) -> bool:
+    """Whether a source is on the Hub: `hub:OWNER/NAME[@REVISION]`."""
+    return isinstance(source, str) and source.startswith(PREFIX)
+
+
+def parse_name(text: str, *, revision_allowed: bool = True) -> HubName:
+    """Reads OWNER/NAME[@REVISION], with or without `hub:` before it. SettingError says what is wrong with it."""
+    given = text.removeprefix(PREFIX)
+    repo, at, revision = given.partition("@")
+    if "://" in given:
+        raise SettingError(f"{text!r}: expected OWNER/NAME, not an address; HF_ENDPOINT says which Hub is asked")
+    if not _REPO.fullmatch(repo) or len(repo) > _MAX_LEN or "--" in repo or ".." in repo or repo.endswith(".git"):
+        raise SettingError(
+            f"{text!r}: expected OWNER/NAME{'[@REVISION]' if revision_allowed else ''}, for example ada/kmnist-cnn; "
+            f"letters, digits, '-', '_' and '.', at most {_MAX_LEN} of them"
+        )
+    if at and not revision_allowed:
+        raise SettingError(f"{text!r}: a push goes to the branch main; name its result with --tag instead of @")
+    if at:
+        check_revision(revision, f"{text!r}: after @")
+    return HubName(repo, revision or None)
+
+
+def check_revision(text: str, where: str) -> None:
+    """SettingError, beginning with `where`, unless the text can be the name of a branch, tag or commit."""
+    if not text or _BAD_REVISION.search(text):
+        raise SettingError(f"{where} expected the name of a branch, tag or commit, for example v1; found {text!r}")

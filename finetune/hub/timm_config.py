@@ -1,0 +1,174 @@
+"""Reads and writes config.json as timm and transformers expect it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.checkpoint.format import Metadata
+from finetune.checkpoint.limits import MAX_CLASSES, check_classes
+from finetune.errors import CheckpointError, HubRefusal, SettingError
+
+TIMM = "timm/"
+"""What the name of a timm architecture starts with in a checkpoint: timm/ARCH[.TAG]."""
+
+OURS = "finetune"
+"""The key of config.json under which a push says more than timm asks for."""
+
+# What of timm's own pretrained_cfg still holds for weights that were trained further. Where they came from, other test
+# sizes and special loaders do not.
+_KEPT = ("tag", "pool_size", "first_conv", "classifier", "license", "fixed_input_size", "min_input_size")
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """The config.json of a timm repository, checked for type only: it comes from somebody else.
+
+    `architecture` is timm's name without a tag; `model_args` are the arguments with which timm's create_model would
+    make the network, without the number of classes; `num_classes` and `label_names` are None where it does not say
+    (timm then takes 1000, or those of ImageNet); `pretrained_cfg` has input_size, mean, std, interpolation, crop_pct,
+    crop_mode and more, as written there.
+    """
+
+    architecture: str
+    model_args: dict[str, Any] = field(default_factory=dict)
+    num_classes: int | None = None
+    label_names: tuple[str, ...] | None = None
+    pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label_offset(self) -> int:
+        """How many rows of the head come before the first class, and are left out."""
+        return int(self.pretrained_cfg.get("label_offset") or 0)
+
+    @property
+    def model(self) -> str:
+        """The model's name as a checkpoint has it: timm/ARCH."""
+        return TIMM + self.architecture
+
+
+def parse_config(values: Mapping[str, Any], where: str) -> HubConfig | None:
+    """Reads timm's config.json, today's form and the older one without pretrained_cfg; None when it is not timm's.
+
+    HubRefusal names the first key that is of a kind it cannot be. `where` begins the message.
+    """
+    architecture = values.get("architecture")
+    if not isinstance(architecture, str) or not architecture:
+        return None
+    nested = values.get("pretrained_cfg")
+    inner = nested if isinstance(nested, dict) else {k: v for k, v in values.items() if k != OURS}
+    args = values.get("model_args") or {}
+    count = values.get("num_classes", inner.get("num_classes"))
+    names = values.get("label_names", inner.get("label_names", inner.get("labels")))
+    if isinstance(names, dict) and all(str(i) in names for i in range(len(names))):
+        names = [names[str(i)] for i in range(len(names))]
+    problems = {
+        "model_args": not (isinstance(args, dict) and all(isinstance(key, str) for key in args)),
+        "num_classes": not (count is None or (type(count) is int and 0 <= count <= MAX_CLASSES)),
+        "label_names": isinstance(names, list) and not _are_class_names(names),
+        "label_offset": inner.get("label_offset") not in (None, *range(100)),
+    }
+    wrong = [key for key, is_wrong in problems.items() if is_wrong]
+    if wrong:
+        raise HubRefusal(f"{where}: {wrong[0]} in config.json is not what timm writes there; it cannot be loaded")
+    labels = tuple(names) if isinstance(names, list) else None
+    if labels is not None and count is not None and len(labels) != count:
+        raise HubRefusal(f"{where}: config.json has {len(labels)} label_names for num_classes {count}")
+    name, _, tag = architecture.partition(".")
+    kept = dict(inner) | ({"tag": tag} if tag and "tag" not in inner else {})
+    return HubConfig(name, _arguments(args, inner), count, labels, kept)
+
+
+def _are_class_names(names: Sequence[object]) -> bool:
+    texts = [name for name in names if isinstance(name, str)]
+    try:
+        check_classes(texts)
+    except ValueError:
+        return False
+    return len(texts) == len(names)
+
+
+def _arguments(given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that timm would use: what it repeats is left out, and what it takes from `settings` is put in."""
+    found = {key: value for key, value in given.items() if key != "num_classes" and value is not None}
+    size = found.get("img_size")
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        found["img_size"] = size[0]
+    shape = settings.get("input_size")
+    if isinstance(shape, list) and len(shape) == 3:
+        if shape[0] != 3:
+            found.setdefault("in_chans", shape[0])
+        if settings.get("fixed_input_size") is True and shape[1] == shape[2]:
+            found.setdefault("img_size", shape[1])
+    return found
+
+
+def make_config(metadata: Metadata, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+    """The config.json of a checkpoint. `shapes` are those of its tensors.
+
+    For a timm architecture everything that timm.create_model("hf_hub:...") and transformers read, and our own key;
+    otherwise our own key alone. CheckpointError when timm does not have the architecture.
+    """
+    ours = {
+        "model": metadata.model,
+        "arguments": metadata.arguments,
+        "classes": list(metadata.classes),
+        "input": metadata.input.model_dump(),
+        "results": metadata.results,
+        "versions": metadata.versions,
+    }
+    if not metadata.model.startswith(TIMM):
+        return {"library_name": "finetune", "num_classes": len(metadata.classes), OURS: ours}
+    pretrained, arguments = _pretrained_cfg(metadata)
+    return {
+        "architecture": metadata.model.removeprefix(TIMM).partition(".")[0],
+        "num_classes": len(metadata.classes),
+        "num_features": _features(pretrained.get("classifier"), shapes),
+        "label_names": list(metadata.classes),
+        "model_args": arguments,
+        "pretrained_cfg": pretrained,
+        OURS: ours,
+    }
+
+
+def _pretrained_cfg(metadata: Metadata) -> tuple[dict[str, Any], dict[str, Any]]:
+    """timm's own settings of the architecture, with those that these weights were trained with in their place.
+
+    And the network's arguments. A vision transformer that takes any size is built for one, and may see another: timm
+    takes the two for the same unless it is told.
+    """
+    from timm.models import get_pretrained_cfg, is_model
+
+    name = metadata.model.removeprefix(TIMM)
+    architecture, _, tag = name.partition(".")
+    if not is_model(architecture):
+        raise CheckpointError(f"made with {metadata.model!r}, which the installed timm does not have; upgrade timm")
+    found = get_pretrained_cfg(name, allow_unregistered=True) or get_pretrained_cfg(architecture)
+    timms = found.to_dict() if found is not None else {}  # type: ignore[no-untyped-call]
+    given = metadata.input
+    own = {
+        "num_classes": len(metadata.classes),
+        "input_size": [given.channels, given.size, given.size],
+        "mean": list(given.mean),
+        "std": list(given.std),
+        "interpolation": given.interpolation,
+        "crop_pct": given.crop,
+        "crop_mode": "squash" if given.resize == "squash" else "center",
+    }
+    kept = {key: timms[key] for key in _KEPT if timms.get(key) is not None}
+    arguments = dict(metadata.arguments)
+    if kept.get("fixed_input_size"):
+        built = arguments.get("img_size", timms["input_size"][1])
+        if built != given.size:
+            kept["fixed_input_size"], arguments["img_size"] = False, built
+    return ({"tag": tag} if tag else {}) | kept | own, arguments
+
+
+def _features(classifier: object, shapes: Mapping[str, list[int]]) -> int:
+    """How many numbers go into the head: the last side of the classifier's weight."""
+    first = classifier[0] if isinstance(classifier, list | tuple) and classifier else classifier
+    shape = shapes.get(f"{first}.weight")
+    if shape is None or len(shape) < 2:
+        raise SettingError(f"this architecture has no head under timm's name {first!r}, so timm could not load it")
+    return shape[1]

@@ -1,0 +1,204 @@
+"""Uploads a bundle to the Hub in one commit."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import FinetuneError, HubError, HubRefusal
+from finetune.hub.client import LogFn, log_nothing, with_retry, with_retry_no_xet
+from finetune.hub.credentials import endpoint, holds_token, redact
+from finetune.hub.errors import RepositoryMissing
+from finetune.hub.repo import Remote, find_repo, get_repo
+from finetune.hub.repo_id import HubName
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+Files = Mapping[str, bytes | Path]
+"""Names in the repository, and their contents: bytes, or a file on this disk."""
+
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a push came to. `commit` holds the files; `made` says whether it is new, `changed` what differed before."""
+
+    repo: str
+    commit: str
+    made: bool
+    changed: tuple[str, ...]
+    url: str
+    pull_request: str | None = None
+    tag: str | None = None
+
+
+def check_private(files: Files) -> None:
+    """HubRefusal when a token would go up with the files: the one in use, or anything that looks like one in a text."""
+    for name, content in files.items():
+        read = content if isinstance(content, bytes) else content.read_bytes()
+        if holds_token(read) or (isinstance(content, bytes) and _TOKEN.search(read)):
+            raise HubRefusal(f"{name} holds a token; nothing was uploaded. Take it out of the recipe or the checkpoint")
+
+
+def check_card(api: HfApi, card: str, note: LogFn = log_nothing) -> None:
+    """HubRefusal with what the Hub itself has against the card; its warnings are noted."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    def call() -> tuple[bool, dict[str, Any]]:
+        answer = get_session().post(
+            f"{constants.ENDPOINT}/api/validate-yaml",
+            json={"content": card, "repoType": "model"},
+            headers=build_hf_headers(token=api.token),
+        )
+        refused = answer.status_code == 400
+        if not refused:
+            hf_raise_for_status(answer)
+        values = answer.json()
+        return refused, values if isinstance(values, dict) else {}
+
+    refused, found = with_retry("have the model card checked", call, note)
+    errors, warnings = ([str(e.get("message")) for e in found.get(k) or []] for k in ("errors", "warnings"))
+    for text in warnings:
+        note(f"the Hub on the model card: {redact(text)}")
+    if refused and not errors:
+        errors = [str(found.get("error") or "it does not say why")]
+    if errors:
+        said = redact("\n  ".join(errors))
+        raise HubRefusal(f"the Hub does not accept the model card; nothing was uploaded\n  {said}")
+
+
+def check_tag(api: HfApi, remote: Remote | None, files: Files, tag: str, note: LogFn = log_nothing) -> None:
+    """HubRefusal when the tag is taken by other content, before anything is uploaded."""
+    if remote is None:
+        return
+    taken = _tagged_commit(api, remote.repo, tag, note)
+    if taken is not None and not (taken == remote.commit and not remote.contradicts(files)):
+        raise HubRefusal(
+            f"{remote.repo}: the tag {tag} is taken by commit {taken[:12]}; choose another name for this one"
+        )
+
+
+def publish(
+    api: HfApi,
+    name: HubName,
+    files: Files,
+    *,
+    message: str,
+    private: bool = False,
+    tag: str | None = None,
+    create_pr: bool = False,
+    note: LogFn = log_nothing,
+) -> Published:
+    """Makes one commit of the files on main (or a pull request), none where they are there already, and then the tag.
+
+    Made to be run again after any interruption: what was uploaded is not sent twice, and a commit whose answer was
+    lost is found by its content.
+    """
+    if find_repo(api, name, note) is None:
+        with_retry(f"create {name}", lambda: api.create_repo(name.repo, private=private or None, exist_ok=True), note)
+    before = get_repo(api, name, note)
+    changed = tuple(before.changed(files))
+    open_request = _propose(api, before, files, note) if changed and create_pr else None
+    if not changed or open_request is not None:
+        found = open_request or Published(name.repo, str(before.commit), False, (), f"{endpoint()}/{name.repo}")
+    else:
+        found = _commit(api, before, files, message, create_pr, note)
+    if tag is not None:
+        _tag(api, found, tag, note)
+    return Published(found.repo, found.commit, found.made, changed, found.url, found.pull_request, tag)
+
+
+def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: bool, note: LogFn) -> Published:
+    """One commit upon `before`. Before a further try the repository is looked at: the one before may have worked."""
+    from huggingface_hub import CommitOperationAdd
+
+    name = HubName(before.repo)
+
+    def once() -> Published:
+        there = get_repo(api, name, note)
+        if there.holds(files):
+            return Published(name.repo, str(there.commit), True, (), f"{endpoint()}/{name.repo}/commit/{there.commit}")
+        if create_pr and (open_request := _propose(api, there, files, note)):
+            return open_request
+        made = api.create_commit(
+            name.repo,
+            [CommitOperationAdd(path, content) for path, content in files.items()],
+            commit_message=message,
+            # The commit that was looked at, so that what somebody else pushes meanwhile is never replaced unseen.
+            parent_commit=before.commit,
+            create_pr=create_pr,
+        )
+        return Published(name.repo, made.oid, made.oid != before.commit, (), redact(made.commit_url), made.pr_url)
+
+    found = with_retry_no_xet(f"push to {name}", once, note)
+    _check_arrived(api, found, files, note)
+    return found
+
+
+def _check_arrived(api: HfApi, found: Published, files: Files, note: LogFn) -> None:
+    """HubError unless the new commit has the files as they are here."""
+    arrived = get_repo(api, HubName(found.repo, found.commit), note)
+    wrong = arrived.contradicts(files)
+    if wrong:
+        raise HubError(f"{found.repo}: {', '.join(wrong)} arrived damaged in commit {found.commit[:12]}; push again")
+
+
+def _propose(api: HfApi, remote: Remote, files: Files, note: LogFn) -> Published | None:
+    """The open pull request that already has these files, as after an interruption; None where there is none."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        requests = [d.num for d in api.get_repo_discussions(remote.repo, discussion_status="open") if d.is_pull_request]
+    except (HfHubHTTPError, KeyError, ValueError, TypeError):
+        return None  # a Hub without discussions; then a second request is the worst that can happen
+    for number in sorted(requests, reverse=True)[:10]:
+        with contextlib.suppress(FinetuneError):
+            there = get_repo(api, HubName(remote.repo, f"refs/pr/{number}"), note)
+            if there.holds(files):
+                url = f"{endpoint()}/{remote.repo}/discussions/{number}"
+                return Published(remote.repo, str(there.commit), False, (), url, url)
+    return None
+
+
+def _tag(api: HfApi, found: Published, tag: str, note: LogFn) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if _tagged_commit(api, found.repo, tag, note) == found.commit:
+        return
+
+    def call() -> None:
+        try:
+            api.create_tag(found.repo, tag=tag, revision=found.commit)
+        except HfHubHTTPError as error:
+            if error.response.status_code == 409:
+                if _tagged_commit(api, found.repo, tag, note) == found.commit:
+                    return  # made by a try whose answer was lost
+                raise HubRefusal(
+                    f"{found.repo}: pushed as {found.commit[:12]}, but the tag {tag} is taken; choose another name"
+                ) from None
+            raise
+
+    with_retry(f"tag {found.repo} as {tag}", call, note)
+
+
+def _tagged_commit(api: HfApi, repo: str, tag: str, note: LogFn) -> str | None:
+    """The commit that a tag names, None for one that is free; a Hub without a list of refs is asked for the tag."""
+    try:
+        refs = with_retry(f"read the tags of {repo}", lambda: api.list_repo_refs(repo), note)
+    except RepositoryMissing:
+        with contextlib.suppress(HubRefusal):
+            return get_repo(api, HubName(repo, tag), note).commit
+        return None
+    return {ref.name: ref.target_commit for ref in refs.tags}.get(tag)

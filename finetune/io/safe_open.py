@@ -1,0 +1,67 @@
+"""Opens regular files only: no pipes, devices or endless files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+# Neither lets the opening of a pipe wait for its other end, nor Windows change line ends.
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, open at its start. OSError, whose strerror says why, for everything else, and what is no name."""
+    handle, _ = _opened(path)
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """All of a regular file. OSError as above, and for one of more than `most` bytes.
+
+    What says that it has no bytes is not read: so do files of the system that never end or wait for something.
+    """
+    handle, size = _opened(path)
+    try:
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, and at most {most:,} are read")
+        content = os.read(handle, size)
+        if len(content) < size:  # a signal came, or it is larger than one read gives
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                content += file.read(size - len(content))
+        return content
+    finally:
+        os.close(handle)
+
+
+def _opened(path: str | Path) -> tuple[int, int]:
+    """A descriptor of a regular file, and its size."""
+    try:
+        _refuse_others(path, Path(path).stat().st_mode)  # before it is opened: some devices act on that
+        handle = os.open(path, _FLAGS)
+    except ValueError:  # a zero byte, or characters that no file's name can have
+        raise OSError(errno.EINVAL, "this is no file name") from None
+    try:
+        found = os.fstat(handle)
+        _refuse_others(path, found.st_mode)  # another file may have that name by now
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle, found.st_size
+
+
+def _refuse_others(path: str | Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))

@@ -1,0 +1,43 @@
+"""Makes text from other people's files safe to print on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+
+_SHORT = 60  # characters of a text that are repeated in a message
+
+
+def is_printable(text: str) -> bool:
+    """Whether every character can be shown: no line break, control character, half character, or unseen mark.
+
+    Unlike `str.isprintable`, any kind of space will do.
+    """
+    return text.isprintable() or all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
+
+
+def printable(text: object) -> str:
+    """The text with `�` for each character that cannot be shown."""
+    whole = os.fspath(text) if isinstance(text, os.PathLike) else str(text)
+    return whole if whole.isprintable() else "".join(c if is_printable(c) else "�" for c in whole)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, which stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def escaped_json(text: str) -> str:
+    """The text of JSON with `\\u....` for what is left in it that cannot be shown; file names that are no text stay."""
+    if text.replace("\n", "").isprintable():
+        return text
+    kept = [c == "\n" or is_printable(c) or "\udc80" <= c <= "\udcff" for c in text]
+    return "".join(c if keep else json.dumps(c)[1:-1] for c, keep in zip(text, kept, strict=True))
+
+
+def quoted(text: str, most: int = _SHORT) -> str:
+    """The text in double quotes, cut to a readable length, with odd characters escaped as Python would."""
+    cut = text if len(text) <= most else text[: most - 3] + "..."
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return '"' + escaped.replace('"', '\\"') + '"'

@@ -1,0 +1,66 @@
+"""Convolution and pooling in oneDNN's own memory layout, for training on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_enabled = ContextVar("blocked", default=False)
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, which takes blocked inputs too and then gives blocked outputs, in the inputs' type."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not input.is_mkldnn:
+            found: Tensor = super()._conv_forward(input, weight, bias)
+            return found
+        assert not isinstance(self.padding, str) and self.padding_mode == "zeros"
+        weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+        return torch.mkldnn_convolution(  # its stub lacks what the function has
+            input, weight, bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+
+@contextmanager
+def use_onednn_layout() -> Iterator[None]:
+    """In the block, networks that can use blocked tensors between their layers where they are on the processor."""
+    token = _enabled.set(True)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def max_pool(convolution: nn.Module, x: Tensor) -> Tensor:
+    """Convolution, 2×2 max-pooling and ReLU of N×C×H×W; blocked if `x` is, or may become so."""
+    if x.is_mkldnn or (_enabled.get() and _supported(convolution, x)):
+        return F.relu(torch.mkldnn_max_pool2d(convolution(_to_onednn(x)), [2, 2], [2, 2]))
+    # max(relu(x)) and relu(max(x)) are the same numbers; pooling first leaves ReLU a quarter of the work.
+    return F.relu(F.max_pool2d(convolution(x), 2))
+
+
+def to_dense(x: Tensor) -> Tensor:
+    """The same numbers as an ordinary tensor."""
+    return x.to_dense() if x.is_mkldnn else x
+
+
+def _to_onednn(x: Tensor) -> Tensor:
+    return x if x.is_mkldnn else x.to(_arithmetic(x)).to_mkldnn()
+
+
+def _supported(convolution: nn.Module, x: Tensor) -> bool:
+    """Whether oneDNN has all that is needed. Convolutions with something beside or around them take no part."""
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    plain = type(convolution) is Conv2d and x.device.type == "cpu"
+    return there and plain and _arithmetic(x) in (torch.float32, torch.bfloat16)
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    """The type that autocast computes in, else that of the numbers themselves."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype

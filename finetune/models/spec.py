@@ -1,0 +1,53 @@
+"""What a network takes (InputSpec) and how one is built (ModelSpec)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from finetune.models.staged import StagedNetwork
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes a network's input.
+
+    `size` is the side of the square input in pixels; `mean` and `std` are per channel, for values scaled to 0..1.
+    `resize` says how a picture becomes square: "squash" its two sides, or keep its shape and bring the "shorter_side"
+    to `working` pixels. `crop` is the part of `working` that the network then sees, the centre.
+    """
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+    resize: Literal["squash", "shorter_side"] = "squash"
+
+    @property
+    def working(self) -> int:
+        """The side in pixels to which a picture is brought before its centre is cut out, as timm rounds it."""
+        return int(self.size / self.crop)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values, for a checkpoint."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One kind of network. `build(classes, arguments)` makes it with random weights from torch's current generator.
+
+    `check_size(size)` raises SettingError when images of size×size pixels do not fit. `arguments` are the names taken.
+    """
+
+    title: str
+    source: str
+    stages: tuple[str, ...]
+    input: InputSpec
+    build: Callable[[int, Mapping[str, Any]], StagedNetwork]
+    arguments: tuple[str, ...] = ()
+    check_size: Callable[[int], None] | None = None

@@ -1,0 +1,122 @@
+"""Plots: confusion matrices and grids of images."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.io.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+DOTS = 120  # per inch
+
+MAX_NAME_LEN = 24  # characters of a class name
+
+MAX_COUNTS = 30  # classes; above, the counts would not be readable
+
+SMALLEST = 1.0  # inches an image of a grid is wide, at least
+
+GAP = 2  # pixels between the images of a grid, at the size the images have
+
+
+def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path) -> None:
+    """Draws how often each class (row) was taken for each (column) as a PNG at `path`.
+
+    A field's colour is its share of the row, its number the images. ValueError unless `confusion` is square with a row
+    per class; OutputError when the file cannot be written.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    if not len(classes) or counts.shape != (len(classes), len(classes)):
+        raise ValueError(f"expected {len(classes)}×{len(classes)} counts for as many classes, found {counts.shape}")
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cell = min(0.8, max(0.17, 8 / len(classes)))  # inches
+    figure = _figure(cell * len(classes), cell * len(classes))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    letters = min(9.0, cell * 72 * 0.75)
+    names, numbered = drawable(classes)
+    places = range(len(classes))
+    axes.set_xticks(places, names, rotation=90, fontsize=letters, parse_math=False)
+    axes.set_yticks(places, names, fontsize=letters, parse_math=False)
+    axes.set_xlabel("predicted" + (" (#: classes by number, from 0, where the font lacks letters)" if numbered else ""))
+    axes.set_ylabel("true")
+    axes.set_title(f"{np.trace(counts):,} of {counts.sum():,} right; colour: share of the row")
+    if len(classes) <= MAX_COUNTS:
+        for row, column in np.argwhere(counts > 0):
+            text = str(counts[row, column])
+            size = min(letters, cell * 72 * 1.4 / len(text))
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+    _save(figure, Path(path))
+
+
+def grid_picture(images: npt.NDArray[np.uint8], labels: Sequence[str], path: str | Path) -> None:
+    """Draws a row for each image as a PNG at `path`: as the network is judged on it, then as it is trained on it.
+
+    `images` is uint8, N×V×H×W×C with 1 or 3 channels, the first of the V versions the evaluation view; `labels` are the
+    N classes. ValueError for other shapes; OutputError when the file cannot be written.
+    """
+    if images.dtype != np.uint8 or images.ndim != 5 or images.shape[4] not in (1, 3) or 0 in images.shape:
+        raise ValueError(f"expected uint8 N×V×H×W×(1 or 3), found {images.dtype} of shape {images.shape}")
+    if len(labels) != len(images):
+        raise ValueError(f"expected {len(images)} labels, found {len(labels)}")
+    count, versions, height, width, _ = images.shape
+    sheet = np.full((count * (height + GAP) - GAP, versions * (width + GAP) - GAP, 3), 255, np.uint8)
+    for row, column in np.ndindex(count, versions):
+        top, left = row * (height + GAP), column * (width + GAP)
+        sheet[top : top + height, left : left + width] = images[row, column]
+    scale = max(1, math.ceil(SMALLEST * DOTS / width)) / DOTS  # inches a pixel; a whole number of dots
+    figure = _figure(scale * sheet.shape[1], scale * sheet.shape[0])
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(sheet, interpolation="nearest")
+    middles = [row * (height + GAP) + height / 2 for row in range(count)]
+    axes.set_yticks(middles, drawable(labels)[0], parse_math=False)
+    titles = ["as judged", *(f"epoch {epoch}" for epoch in range(1, versions))]
+    axes.set_xticks([column * (width + GAP) + width / 2 for column in range(versions)], titles)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _save(figure, Path(path))
+
+
+def drawable(names: Sequence[str]) -> tuple[list[str], bool]:
+    """The names as the font can draw them, and whether any had to be replaced by '#' and its place, from 0.
+
+    A name is replaced when the font has no letter for a part of it, as DejaVu Sans has none for Chinese.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    letters = get_font(findfont(FontProperties())).get_charmap()
+    places = {name: place for place, name in reversed(list(enumerate(names)))}
+    found = []
+    for name in names:
+        drawn = bool(name.strip()) and all(ord(c) in letters and c.isprintable() for c in name)
+        short = name if len(name) <= MAX_NAME_LEN else name[: MAX_NAME_LEN - 1] + "…"
+        found.append(short if drawn else f"#{places[name]}")
+    return found, any(new.startswith("#") and new != old for new, old in zip(found, names, strict=True))
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure with a surface of its own, of `width` by `height` inches; what stands outside widens it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DOTS)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes the whole picture or nothing: to a temporary file beside `path`, then renamed."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DOTS, bbox_inches="tight", metadata={"Software": None})
+    write_atomic(path, content.getvalue())

@@ -1,0 +1,168 @@
+"""The report of a run: the typed form of `NAME.report.json`. Accuracies are fractions; keys are stable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import SettingError
+from finetune.report.comparison import Comparison, Score
+
+
+@dataclass(frozen=True)
+class Result(Score):
+    """A score and, where it applies, how it was got (`method`), each class's score, and the confusion matrix.
+
+    `confusion[i][j]` counts the images of true class i that were taken for class j.
+    """
+
+    method: str | None = None
+    per_class: dict[str, dict[str, Any]] | None = None
+    confusion: list[list[int]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSummary:
+    """Where the weights came from: a file's `path` or a repository's `id`, and what the source says of itself."""
+
+    path: str | None = None
+    id: str | None = None
+    sha256: str
+    model: str
+    dataset: str | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class TargetSummary:
+    """The images of the run: classes in the order of the head's rows, and how many images each part has.
+
+    `notes` are what was said of a person's own pictures: left out, in two parts at once, few of a class.
+    """
+
+    name: str
+    classes: list[str]
+    train: int
+    validation: int
+    test: int
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """Which tensors were taken over, which started new, and {target class: source class} for head rows taken over."""
+
+    kept: list[str]
+    fresh: list[str]
+    head_rows_reused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One line of a phase's history. `images_per_second` is of training alone; `seconds` includes validation."""
+
+    epoch: int
+    train_loss: float
+    validation_accuracy: float | None
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FrozenDigest:
+    """What a phase was not to change and did not: how many tensors of the checkpoint, and the sha256 over them."""
+
+    tensors: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PhaseSummary:
+    """One phase: the stages that trained, how many numbers that is, and whether the frozen prefix was run only once.
+
+    `frozen` is None where the phase froze nothing.
+    """
+
+    name: str
+    trains: list[str]
+    trainable_parameters: int
+    cached: bool
+    epochs: list[EpochRow]
+    frozen: FrozenDigest | None = None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Accuracy on the source's own test images before and after: what was forgotten."""
+
+    dataset: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a run has to say. A pretrain has `results["test"]`; an adapt has before, linear_probe, after, scratch.
+
+    A result that was not asked for is None; so are `source`, `transplant` and `retention` where there are none.
+    """
+
+    kind: str
+    recipe: dict[str, Any]
+    seed: int
+    device: str
+    environment: dict[str, Any]
+    seconds: float
+    source: SourceSummary | None
+    target: TargetSummary
+    transplant: Transplant | None
+    phases: list[PhaseSummary]
+    results: dict[str, Result | None]
+    comparisons: dict[str, Comparison | None] = field(default_factory=dict)
+    retention: Retention | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        found = asdict(self)
+        if self.source is not None:
+            found["source"] = {k: v for k, v in found["source"].items() if not (k in ("path", "id") and v is None)}
+        found["results"] = {
+            name: None if result is None else result_values(result) for name, result in self.results.items()
+        }
+        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
+        return values
+
+    def to_json(self) -> str:
+        """The text of `NAME.report.json`."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse_report(content: bytes) -> Report:
+    """A report from its JSON. pydantic's ValidationError when it does not hold."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Report).validate_json(content)
+
+
+def read_report(path: Path) -> Report:
+    """A report from its file. SettingError when it does not hold."""
+    from pydantic import ValidationError
+
+    try:
+        return parse_report(path.read_bytes())
+    except OSError as error:
+        raise SettingError(f"{path}: the report cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"])) or "its beginning"
+        raise SettingError(f"{path}: not a report of finetune: at {at}: {first['msg'].lower()}") from None
+
+
+def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
+    """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
+    left_out = ("per_class", "confusion") if brief else ()
+    found = asdict(result) | {"ci95": list(result.ci95)}
+    return {k: v for k, v in found.items() if v is not None and k not in left_out}

@@ -1,0 +1,161 @@
+"""Confidence intervals and tests: Wilson, McNemar, Newcombe; per-class scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Booleans = npt.NDArray[np.bool_]
+
+Integers = npt.NDArray[np.integer[Any]]
+
+ClassScores = dict[str, dict[str, int | float | None]]
+
+MAX_COUNTED = 10_000  # images that two classifiers answer differently; summing up their ways takes some milliseconds
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Two classifiers on the same images; accuracies and differences are fractions, not percentages."""
+
+    difference: float
+    """Accuracy of the second minus accuracy of the first, -1 to 1."""
+    ci95: tuple[float, float]
+    """95 % interval of the difference over other test images; not over other trainings."""
+    only_first: int
+    """Images that the first got right and the second wrong."""
+    only_second: int
+    """Images that the second got right and the first wrong."""
+    p_value: float
+    """Exact two-sided McNemar test of 'neither is better', 0 to 1."""
+
+
+def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of an accuracy, without continuity correction: (lower, upper), inside 0 to 1.
+
+    It says which accuracies on endless images of the same kind agree with `correct` out of `total`. It covers the luck
+    of which images are in the test set, and not the randomness of training.
+
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927) 209-212.
+    Raises ValueError when there are no images, more right than images, or a level outside 0 to 1.
+    """
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"expected 0 <= correct <= total and total > 0, got correct={correct}, total={total}")
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level between 0 and 1, such as 0.95, got {level}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = correct / total
+    scale = 1 + z * z / total
+    centre = (share + z * z / (2 * total)) / scale
+    reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
+    # The two ends below are exact in arithmetic but not in floating point.
+    lower = 0.0 if correct == 0 else centre - reach
+    upper = 1.0 if correct == total else centre + reach
+    return lower, upper
+
+
+def paired_difference(first_right: Booleans, second_right: Booleans) -> PairedDifference:
+    """How much better the second classifier is than the first, both tested on the same images in the same order.
+
+    `first_right` and `second_right` are boolean arrays of shape (images,): whether each image was named rightly.
+    Neither the interval nor the p-value covers the randomness of training.
+
+    Sources: the test, Q. McNemar, Note on the sampling error of the difference between correlated proportions,
+    Psychometrika 12 (1947) 153-157, in its exact binomial form; the interval, R. G. Newcombe, Improved confidence
+    intervals for the difference between binomial proportions based on paired data, Statistics in Medicine 17 (1998)
+    2635-2650, method 10.
+    Raises ValueError for arrays that are empty, not boolean, not one-dimensional or not of one length.
+    """
+    first, second = np.asarray(first_right), np.asarray(second_right)
+    for name, right in (("first_right", first), ("second_right", second)):
+        if right.dtype != np.bool_ or right.ndim != 1:
+            raise ValueError(f"{name}: expected booleans of shape (images,), got {right.dtype} of shape {right.shape}")
+    if len(first) != len(second) or len(first) == 0:
+        raise ValueError(f"expected the same images, at least one, in both, got {len(first)} and {len(second)}")
+    both = int(np.count_nonzero(first & second))
+    only_first = int(np.count_nonzero(first & ~second))
+    only_second = int(np.count_nonzero(~first & second))
+    neither = len(first) - both - only_first - only_second
+    return PairedDifference(
+        difference=(only_second - only_first) / len(first),
+        ci95=_newcombe(both, only_second, only_first, neither),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=_mcnemar(only_first, only_second),
+    )
+
+
+def per_class(labels: Integers, predictions: Integers, class_names: Sequence[str]) -> ClassScores:
+    """{class name: {correct, total, accuracy}} in the order of `class_names`; without images, accuracy is None.
+
+    `labels` and `predictions` are integers of shape (images,), 0 to len(class_names) - 1.
+    Raises ValueError for numbers outside that range, shapes that differ, or a class name given twice.
+    """
+    if len(set(class_names)) != len(class_names):
+        raise ValueError(f"a class name is given twice in {list(class_names)}")
+    counts = confusion(labels, predictions, len(class_names))
+    scores: ClassScores = {}
+    for index, name in enumerate(class_names):
+        correct, total = counts[index][index], sum(counts[index])
+        scores[name] = {"correct": correct, "total": total, "accuracy": correct / total if total else None}
+    return scores
+
+
+def confusion(labels: Integers, predictions: Integers, n: int) -> list[list[int]]:
+    """How many images of each true class (row) were given each class (column): n rows of n counts.
+
+    `labels` and `predictions` are integers of shape (images,), 0 to n - 1. Raises ValueError for anything else.
+    """
+    truth, given = np.asarray(labels), np.asarray(predictions)
+    if truth.ndim != 1 or truth.shape != given.shape:
+        raise ValueError(f"expected two arrays of one shape (images,), got {truth.shape} and {given.shape}")
+    for name, values in (("labels", truth), ("predictions", given)):
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ValueError(f"{name}: expected integers, got {values.dtype}")
+        if len(values) and not 0 <= values.min() <= values.max() < n:
+            raise ValueError(f"{name}: expected 0 to {n - 1}, got {values.min()} to {values.max()}")
+    counts = np.zeros((n, n), dtype=np.int64)
+    np.add.at(counts, (truth, given), 1)
+    return [[int(count) for count in row] for row in counts]
+
+
+def _mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided chance, if neither were better, of the images on which they differ falling at least this unevenly."""
+    differing, fewer = only_first + only_second, min(only_first, only_second)
+    if differing > MAX_COUNTED:
+        from scipy.special import bdtr  # takes longer to import than to sum up the usual few
+
+        return min(1.0, 2 * float(bdtr(fewer, differing, 0.5)))
+    ways = as_uneven = 1  # in which just so many, and in which at most so many, of the differing are the first's
+    for count in range(fewer):
+        ways = ways * (differing - count) // (count + 1)
+        as_uneven += ways
+    return min(1.0, as_uneven / (1 << (differing - 1))) if differing else 1.0
+
+
+def _newcombe(both: int, only_second: int, only_first: int, neither: int) -> tuple[float, float]:
+    """95 % interval of accuracy(second) - accuracy(first): the two Wilson intervals, squared and added.
+
+    phi is the correlation of the two rights and wrongs, drawn towards 0 where positive. Never leaves -1 to 1, and has
+    a width even when the two agree on every image.
+    """
+    total = both + only_second + only_first + neither
+    second, first = both + only_second, both + only_first
+    margins = second * (total - second) * first * (total - first)
+    excess = float(both * neither - only_second * only_first)
+    if excess > 0:
+        excess = max(excess - total / 2, 0.0)
+    phi = excess / math.sqrt(margins) if margins else 0.0
+
+    difference = (second - first) / total
+    second_low, second_high = (abs(second / total - end) for end in wilson(second, total))
+    first_low, first_high = (abs(first / total - end) for end in wilson(first, total))
+    below = math.sqrt(second_low**2 - 2 * phi * second_low * first_high + first_high**2)
+    above = math.sqrt(second_high**2 - 2 * phi * second_high * first_low + first_low**2)
+    return difference - below, difference + above

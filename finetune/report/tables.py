@@ -1,0 +1,197 @@
+"""Reports as tables for a terminal. Accuracies are percentages here, and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from finetune.report.comparison import Score, sentence
+from finetune.report.report import Report, Result
+
+ROWS = {"before": "before", "linear_probe": "linear probe", "after": "after", "scratch": "scratch", "test": "test"}
+
+MAX_CONFUSED = 5
+
+MAX_FAULTS = 20  # of one check, on the screen
+
+
+def percent(fraction: float) -> str:
+    """As in '99.53 %'."""
+    return f"{100 * fraction:.2f} %"
+
+
+def with_interval(score: Score) -> str:
+    """As in '99.53 % (99.38 to 99.65)'."""
+    low, high = score.ci95
+    return f"{percent(score.accuracy)} ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def report_tables(report: Report) -> list[RenderableType]:
+    """What a run ends with: the results, the verdict in words, and what was forgotten."""
+    target = report.target
+    title = f"{target.name}: {len(target.classes)} classes; {_counts(target.train, target.validation, target.test)}"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "right / total", "accuracy (95 % interval)", "how"):
+        table.add_column(column, justify="left" if column in ("", "how") else "right", overflow="fold")
+    for name, result in report.results.items():
+        if result is not None:
+            table.add_row(
+                ROWS[name], f"{result.correct:,} / {result.total:,}", with_interval(result), _how(name, result)
+            )
+    found: list[RenderableType] = [table]
+    for name, comparison in report.comparisons.items():
+        if comparison is not None:
+            of, against = (ROWS[part] for part in name.split("_vs_"))
+            found.append(Text(sentence(comparison, of, against)))
+    if report.retention is not None:
+        kept = report.retention
+        found.append(Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after"))
+    return found
+
+
+def _counts(train: int, validation: int, test: int) -> str:
+    return f"{train:,} to learn from, {validation:,} to validate, {test:,} to test"
+
+
+def _how(name: str, result: Result) -> str:
+    if result.method is not None:
+        return f"the source as it is: {result.method}"
+    texts = {
+        "linear_probe": "frozen features, best linear head",
+        "after": "fine-tuned",
+        "scratch": "same network, images seen and seed, from random weights",
+        "test": "trained from scratch",
+    }
+    return texts[name]
+
+
+def class_table(result: Result) -> Table:
+    """Accuracy for each class that has images, worst first."""
+    table = Table(title="per class, worst first", title_justify="left")
+    for column in ("class", "right", "total", "accuracy"):
+        table.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
+    scores = {name: score for name, score in (result.per_class or {}).items() if score["total"]}
+    for name, score in sorted(scores.items(), key=lambda item: item[1]["accuracy"]):
+        table.add_row(name, f"{score['correct']:,}", f"{score['total']:,}", percent(score["accuracy"]))
+    return table
+
+
+def confusion_lines(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[str]:
+    """The most frequent mistakes, as in '4 taken for 9: 12 images'."""
+    mistakes = [
+        (count, classes[i], classes[j])
+        for i, row in enumerate(confusion)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    mistakes.sort(key=lambda m: -m[0])
+    return [
+        f"{true} taken for {taken}: {count} {'image' if count == 1 else 'images'}"
+        for count, true, taken in mistakes[:MAX_CONFUSED]
+    ]
+
+
+def mapping_lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
+    """JSON values for a person: a line per key, keys padded to one width, what is nested indented below its key."""
+    width = max((len(key) for key, value in values.items() if not _nested(value)), default=0)
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{key}", *mapping_lines(value, indent + "  ")]
+        elif _nested(value):
+            for number, item in enumerate(value, 1):
+                lines += [f"{indent}{key} {number}", *mapping_lines(item, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_plain(value)}".rstrip())
+    return lines
+
+
+def _nested(value: Any) -> bool:
+    """Whether a value takes lines of its own: a mapping, or a list of mappings."""
+    listed = isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+    return bool(value) and (isinstance(value, Mapping) or listed)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "none"
+    if value is None or value == {}:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def evaluation_parts(
+    result: Result,
+    data: str,
+    classes: Sequence[str],
+    claimed: float | None,
+    left_out: int = 0,
+    not_offered: Sequence[str] = (),
+) -> list[RenderableType]:
+    """What `finetune evaluate` shows; the last two say what the checkpoint and the data set do not share."""
+    parts: list[RenderableType] = [
+        Text(f"{data}: {result.correct:,} of {result.total:,} right, {with_interval(result)}")
+    ]
+    if left_out:
+        parts.append(Text(f"{left_out:,} test images of classes that the checkpoint does not know are left out"))
+    if not_offered:
+        parts.append(
+            Text(f"classes of the checkpoint that {data} does not have were no choice: {', '.join(not_offered)}")
+        )
+    if claimed is not None:
+        same = "the same" if abs(claimed - result.accuracy) < 1e-12 else "NOT the same"
+        parts.append(Text(f"the checkpoint says {percent(claimed)} on these images: {same}"))
+    parts.append(class_table(result))
+    parts += [Text(line) for line in confusion_lines(result.confusion or [], classes)]
+    return parts
+
+
+def verification_lines(found: Mapping[str, Any]) -> list[str]:
+    """What `finetune verify` shows: a line for each claim, and what it comes to. What failed is listed."""
+    shown = {"ok": "ok", "failed": "FAILED", "not checked": "not checked"}
+    width = max(len(check["check"]) for check in found["checks"])
+    lines = [f"{found['checkpoint']}, sha256 {found['sha256'][:12]}…"]
+    for check in found["checks"]:
+        lines.append(f"  {check['check']:<{width}}  {shown[check['state']]:<11}  {check['says']}")
+        if check["state"] == "failed" and check["details"] != [check["says"]]:
+            indent = " " * (width + 17)
+            lines += [indent + detail for detail in check["details"][:MAX_FAULTS]]
+            if more := len(check["details"]) - MAX_FAULTS:
+                lines += [f"{indent}and {more} more"] if more > 0 else []
+    count = {state: sum(check["state"] == state for check in found["checks"]) for state in shown}
+    lines.append(f"{count['ok']} ok, {count['failed']} FAILED, {count['not checked']} not checked")
+    return lines
+
+
+def sight_line(file: str, top: Sequence[tuple[str, float]]) -> str:
+    """What `finetune predict` shows for one picture: tab between the parts, as in 'a.jpg<tab>bee 97.10 %'."""
+    return "\t".join([file, *(f"{label} {percent(probability)}" for label, probability in top)])
+
+
+def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
+    """What `finetune plan` shows: a table with one column per phase, in 80 characters, and a line on each cache."""
+    counts = _counts(plan["train"], plan["validation"], plan["test"])
+    title = Text(f"{plan['kind']} of {plan['model']} on {plan['data']}: {counts}")
+    table = Table()
+    phases = plan["phases"]
+    table.add_column("phase", no_wrap=True)
+    for phase in phases:
+        table.add_column(phase["name"], overflow="fold")
+    rates = ["\n".join(f"{stage} {rate:.3g}" for stage, rate in p["learning_rates"].items()) for p in phases]
+    table.add_row("trains", *(", ".join(p["trains"]) for p in phases))
+    table.add_row("parameters", *(f"{p['trainable_parameters']:,}" for p in phases))
+    table.add_row("learning rate", *rates)
+    table.add_row("frozen", *(", ".join(p["frozen"]) or "none" for p in phases))
+    table.add_row("norms", *(p["norms"] if p["frozen"] or p["norms"] == "hold_all" else "train" for p in phases))
+    table.add_row("augmented", *("yes" if p["augmented"] else "no" for p in phases))
+    table.add_row("cached", *("yes" if p["cached"] else "no" for p in phases))
+    table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
+    table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
+    caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
+    return [title, table, *caches]

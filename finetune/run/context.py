@@ -1,0 +1,93 @@
+"""What all phases of a run share: data, normalization, augmentation, device, activation cache."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.data.augment.affine import Augment
+from finetune.data.image_folder_dataset import memory_budget
+from finetune.data.normalize import Normalizer
+from finetune.distributed.process_group import ProcessGroup
+from finetune.models.spec import InputSpec
+from finetune.paths import cache_folder
+from finetune.recipe.schema import AdaptRecipe, AugmentSettings, PretrainRecipe
+from finetune.report.console import Console
+from finetune.run.data import RunData
+from finetune.run.input_spec import make_normalizer
+from finetune.system import local_processes
+from finetune.train.activation_cache import FILE, MEMORY, TEST, TRAIN, VALIDATION, ActivationCache, CachePart
+from finetune.train.device import Runtime
+
+GB = 10**9
+
+MAX_MEMORY, MAX_DISK = 2 * GB, 20 * GB  # where the recipe says nothing
+
+RESERVED_DISK = GB  # bytes of a disk that are left to snapshots and checkpoints
+
+
+@dataclass(frozen=True)
+class TrainContext:
+    """What all phases of a run work with.
+
+    `looked`: before the first phase all images to learn from go through the network.
+    """
+
+    material: RunData
+    normalise: Normalizer
+    augment: Augment | None
+    runtime: Runtime
+    seed: int
+    cache: ActivationCache
+    looked: bool = False
+
+
+def augmentation(settings: AugmentSettings | None) -> Augment | None:
+    """The recipe's augmentation in plain values; None when it changes nothing."""
+    augment = Augment(**settings.model_dump()) if settings is not None else None
+    return augment if augment is not None and augment.changes else None
+
+
+def make_context(
+    plan: PretrainRecipe | AdaptRecipe,
+    material: RunData,
+    spec: InputSpec,
+    runtime: Runtime,
+    console: Console,
+    *,
+    looked: bool = False,
+) -> TrainContext:
+    """What the phases of a run work with; its cache is empty, with the room that recipe and machine give it."""
+    normalise = make_normalizer(spec, runtime.device)
+    parts = {
+        TRAIN: CachePart(material.train.images, learnt=True),
+        VALIDATION: CachePart(material.validation.images),
+        TEST: CachePart(material.test.images),
+    }
+    folder, given = cache_folder(), plan.cache
+    memory = min(MAX_MEMORY, memory_budget()) if given is None else round(given.memory * GB)
+    disk = MAX_DISK if given is None else round(given.disk * GB)
+    disk = max(0, min(disk, (_free_bytes(folder) - RESERVED_DISK) // local_processes()))
+    room = dict(zip((MEMORY, FILE), _group_minimum(runtime.group, memory, disk), strict=True))
+    cache = ActivationCache(parts, normalise, runtime, room, folder, console.warn)
+    return TrainContext(material, normalise, augmentation(plan.data.augment), runtime, plan.seed, cache, looked)
+
+
+def _group_minimum(group: ProcessGroup, *numbers: int) -> list[int]:
+    """The smallest that any process has, of each number, so that all decide alike."""
+    every = torch.zeros(group.size, len(numbers), dtype=torch.int64)
+    every[group.rank] = torch.tensor(numbers)
+    return group.sum(every).amin(0).tolist()
+
+
+def _free_bytes(folder: Path) -> int:
+    """Bytes that are free where the folder is or will be; where that cannot be told, trying will tell."""
+    for place in (folder, *folder.absolute().parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return MAX_DISK + RESERVED_DISK

@@ -1,0 +1,129 @@
+"""Opens a run's data: classes, shots, and the train, validation and test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.data.image_dataset import ImageSet
+from finetune.data.image_folder_dataset import ImageParts, open_image_folder
+from finetune.data.manifest import is_image_path, short_name
+from finetune.data.registry import find_dataset, open_dataset
+from finetune.data.split import hold_out, take_shots
+from finetune.errors import DataError, SettingError
+from finetune.models.spec import InputSpec
+from finetune.recipe.schema import DataSettings
+from finetune.report.console import Console
+from finetune.run.input_spec import crop_spec
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The parts of one data set. `validation` may be empty; `test` is for the end of a run only.
+
+    `notes` are what a person should know of their pictures: what was left out, what is in two parts, what is scarce.
+    """
+
+    name: str
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    notes: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.class_names
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return int(self.train.images.shape[1])
+
+    @property
+    def side(self) -> int:
+        """The side of the square images as they are stored, in pixels."""
+        return int(self.train.images.shape[-1])
+
+    def describe(self) -> dict[str, object]:
+        """For a checkpoint: name, classes, and fingerprints that change when an image or a label does."""
+        return {
+            "name": self.name,
+            "classes": list(self.class_names),
+            "train": {"images": len(self.train), "fingerprint": self.train.fingerprint()},
+            "validation": {"images": len(self.validation), "fingerprint": self.validation.fingerprint()},
+            "test": {"images": len(self.test), "fingerprint": self.test.fingerprint()},
+        }
+
+
+def open_run_data(
+    data: DataSettings,
+    root: Path,
+    seed: int,
+    spec: InputSpec,
+    console: Console | None = None,
+    *,
+    any_channels: bool = False,
+) -> RunData:
+    """Opens the data set, takes classes and shots, and holds out validation images from what is left to learn from.
+
+    Shots are all the labels there are: validation images are taken out of them, not added to them. Photographs are
+    framed for `spec`; with `any_channels` they stay as grey or colourful as they are.
+    """
+    if data.name is None:
+        raise SettingError(
+            "no target: name a data set with --target, for example --target kmnist, or a folder of pictures, or a CSV "
+            "file of path,label[,split]"
+        )
+    console = console or Console(quiet=True, results=False)
+    name, found = _open_parts(data, data.name, root, spec, console, None if any_channels else spec.channels)
+    train = found.train
+    if data.shots is not None:
+        train = take_shots(train, data.shots, seed=seed)
+    empty = [name for name, count in train.counts().items() if count == 0]
+    if empty:
+        raise DataError(
+            f"{train.origin}: no image to learn from of {', '.join(empty)}; leave them out with data.classes"
+        )
+    if found.validation is not None and len(found.validation):
+        return RunData(name, train, found.validation, found.test, found.notes)
+    train, validation = hold_out(train, data.validation)
+    if data.validation and not len(validation):
+        raise DataError(
+            f"{train.origin}: data.validation is {data.validation}, which is no image of {len(train)}; "
+            "ask for more, or for none with --set data.validation=0"
+        )
+    return RunData(name, train, validation, found.test, found.notes)
+
+
+def open_test(
+    name: str, root: Path, spec: InputSpec, console: Console, *, on_bad_image: str = "fail"
+) -> tuple[str, ImageSet]:
+    """A data set's short name and its test images, of all its classes."""
+    data = DataSettings.model_validate({"name": name, "on_bad_image": on_bad_image})
+    short, found = _open_parts(data, name, root, spec, console, spec.channels)
+    return short, found.test
+
+
+def _open_parts(
+    data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
+) -> tuple[str, ImageParts]:
+    """A registered data set or a person's own pictures, with the classes asked for, and the name to call it by."""
+    if not is_image_path(name):
+        name = find_dataset(name).name
+        splits = open_dataset(name, root)
+        train, test = splits.train, splits.test
+        if data.classes is not None:
+            train, test = train.with_classes(data.classes), test.with_classes(data.classes)
+        return name, ImageParts(train, None, test, (), ())
+    with console.task("decoding") as progress:
+        found = open_image_folder(
+            name, crop_spec(spec, channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
+        )
+    _log_notes(found.notes, console)
+    return short_name(name), found
+
+
+def _log_notes(notes: Sequence[str], console: Console) -> None:
+    for note in notes:
+        console.note(note)

@@ -1,0 +1,141 @@
+"""Handles Ctrl-C and signals, and saves the newest weights when a run is cut short."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from finetune.checkpoint.format import Metadata, write_checkpoint
+from finetune.distributed.process_group import ProcessGroup
+from finetune.errors import Interrupted, OutputError, TrainingError
+from finetune.run.output_paths import OutputPaths
+
+SIGNAL_NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # not every system has all of them
+
+ECHO_SECONDS = 1.0  # seconds
+
+
+class StopSignal(KeyboardInterrupt):
+    """The person, or the machine, asked the run to end; `exit_code` is the shell's for that signal."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(self.name)
+
+    @property
+    def name(self) -> str:
+        return SIGNAL_NAMES.get(signal.Signals(self.number).name, signal.Signals(self.number).name)
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.number
+
+
+class StopRequests:
+    """Turns the signals into Stopped while a block runs. Signals that somebody else handles or ignores stay theirs.
+
+    Between `hold` and `release` the first request only sets `asked`, so that a step is finished; a second one stops at
+    once, unless it follows so fast that it is the first one again: torchrun passes on what its processes have got from
+    the machine already. After an error nobody releases, so that what is being saved is not cut short.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.since = 0.0
+        self.holding = False
+        self.handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            for name in SIGNAL_NAMES:
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self.handlers[number] = signal.signal(number, self._asked_to)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def hold(self) -> None:
+        """From here on requests wait; whoever holds them looks at `asked` where it may stop."""
+        self.holding = True
+
+    def release(self) -> None:
+        """Requests no longer wait; raises Stopped if one did."""
+        self.holding = False
+        self.stop_if_asked()
+
+    def agree(self, group: ProcessGroup, flag: bool = False) -> bool:
+        """A request that one process of a group has got is one to all. Returns whether `flag` is raised in any."""
+        numbers = [int(getattr(signal, name)) for name in SIGNAL_NAMES if hasattr(signal, name)]
+        raised, *asked = group.vote(flag, *(self.asked == number for number in numbers))()
+        if any(asked):
+            self._ask(numbers[asked.index(True)])
+        return raised
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopped if a request is waiting."""
+        if self.asked is not None:
+            raise StopSignal(self.asked)
+
+    def _asked_to(self, number: int, frame: FrameType | None) -> None:
+        if self.holding and (self.asked is None or time.monotonic() - self.since < ECHO_SECONDS):
+            self._ask(number)
+            return
+        raise StopSignal(number)
+
+    def _ask(self, number: int) -> None:
+        if self.asked is None:
+            self.since = time.monotonic()
+        self.asked = number
+
+
+class InterruptCheckpoint:
+    """Holds the newest good weights; when the block ends by Ctrl-C, a failed training or a failed write, keeps them.
+
+    Of a group's processes only the leader `writes`.
+    """
+
+    def __init__(self, outputs: OutputPaths, describe: Callable[[], Metadata], *, writes: bool = True) -> None:
+        self.outputs, self.describe, self.writes = outputs, describe, writes
+        self.state: dict[str, Tensor] = {}
+        self.moment = ""
+
+    def keep(self, network: nn.Module, moment: str) -> None:
+        """Copies the weights as they are now; `moment` says when that was."""
+        if not self.writes:
+            return
+        self.state = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+        self.moment = moment
+
+    def __enter__(self) -> InterruptCheckpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            request = error if isinstance(error, StopSignal) else StopSignal(signal.SIGINT)
+            raise Interrupted(f"stopped by {request.name}; {self._rescue()}", request.exit_code) from None
+        if isinstance(error, (TrainingError, OutputError)) and self.writes:
+            error.args = (f"{error}\n{self._rescue()}",)
+
+    def _rescue(self) -> str:
+        folder = self.outputs.run_folder
+        if not self.writes:
+            return "the first process tells what was kept"
+        if not self.state:
+            return f"no epoch had ended, so there are no weights to keep; {folder} has the recipe and the log"
+        try:
+            write_checkpoint(self.outputs.interrupted, self.state, self.describe())
+        except OutputError as error:
+            return f"the weights {self.moment} could not be kept: {error}"
+        return (
+            f"kept: the weights {self.moment} in {self.outputs.interrupted}, a checkpoint that every command takes, "
+            f"and the numbers so far in {self.outputs.metrics}"
+        )

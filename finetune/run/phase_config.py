@@ -1,0 +1,106 @@
+"""Converts a recipe's phase into plain values: stages, steps, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor
+
+from finetune.data.loader import Batches
+from finetune.models.staged import StagedNetwork
+from finetune.recipe.phase_schema import LastStages, Phase, Train
+from finetune.run.context import TrainContext
+from finetune.train import loop
+from finetune.train.disk_tensor import DiskTensor
+from finetune.train.lora import check_adaptable, low_rank_adapters
+from finetune.train.optim import make_schedule
+
+
+def trained_stages(stages: Sequence[str], train: Train) -> tuple[str, ...]:
+    """The stages that a phase's `train` means, in the network's order."""
+    if train == "all":
+        return tuple(stages)
+    if train == "head":
+        return tuple(stages[-1:])
+    if isinstance(train, LastStages):
+        return tuple(stages[-train.last :])
+    return tuple(stage for stage in stages if stage in train)
+
+
+def phase_steps(phase: Phase, images: int) -> int:
+    """A phase's length in steps; the one place where epochs become steps. A solver takes none."""
+    if phase.solver is not None:
+        return 0
+    if phase.steps is not None:
+        return phase.steps
+    assert phase.epochs is not None
+    steps = phase.epochs * -(-images // phase.batch_size)
+    steps = max(steps, phase.min_steps or steps)
+    return min(steps, phase.max_steps or steps)
+
+
+def images_seen(steps: int, batch_size: int, images: int) -> int:
+    """How many images so many steps see: an epoch shows each of `images` once, in its last batch fewer."""
+    epochs, rest = divmod(steps, -(-images // batch_size))
+    return epochs * images + rest * batch_size
+
+
+def phase_config(phase: Phase, stages: tuple[str, ...], steps: int, start: int) -> loop.PhaseConfig:
+    """A recipe's phase as the loop takes it."""
+    assert phase.optimizer is not None, "a phase with a solver does not go through the loop"
+    return loop.PhaseConfig(
+        name=phase.name,
+        stages=stages,
+        steps=steps,
+        optimizer=phase.optimizer.name,
+        arguments=phase.optimizer.model_dump(exclude={"name"}),
+        schedule=make_schedule(**phase.schedule.model_dump()),
+        label_smoothing=phase.label_smoothing,
+        clip_norm=phase.clip_norm,
+        ema=phase.ema,
+        layer_decay=phase.layer_decay,
+        norms=phase.norms,
+        keep=phase.keep,
+        start=start,
+        adapters=phase.lora is not None,
+    )
+
+
+def check_adapters(network: StagedNetwork, phases: Sequence[Phase]) -> None:
+    """SettingError, before any work, for a phase whose adapters could not be made."""
+    for phase in phases:
+        if phase.lora is not None:
+            check_adaptable(network, trained_stages(network.stages, phase.train))
+
+
+def phase_adapters(phase: Phase, network: StagedNetwork) -> AbstractContextManager[None]:
+    """The phase's adapters beside the weights while a block runs, added to them when it ends; for most phases none."""
+    if phase.lora is None:
+        return nullcontext()
+    return low_rank_adapters(network, trained_stages(network.stages, phase.train), **phase.lora.model_dump())
+
+
+def image_batches(phase: Phase, setting: TrainContext) -> Batches:
+    """The phase's batches of images."""
+    train, device = setting.material.train, setting.runtime.device
+    return Batches(
+        train.images.to(device),
+        train.labels.to(device),
+        batch_size=phase.batch_size,
+        seed=setting.seed,
+        normalise=setting.normalise,
+        augment=setting.augment if phase.augment else None,
+        classes=len(train.class_names),
+        part=(setting.runtime.group.rank, setting.runtime.group.size),
+        views=phase.views,
+    )
+
+
+def activation_batches(
+    phase: Phase, setting: TrainContext, kept: Tensor | DiskTensor, views: int | None = None
+) -> Batches:
+    """The phase's batches of activations, which are kept of each image or of so many views of each."""
+    labels = setting.material.train.labels.to(setting.runtime.device)
+    part = (setting.runtime.group.rank, setting.runtime.group.size)
+    return Batches(kept, labels, batch_size=phase.batch_size, seed=setting.seed, part=part, views=views)

@@ -1,0 +1,44 @@
+"""Memory, local processes, and process-wide settings (malloc)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from pathlib import Path
+
+CONTAINER = Path("/sys/fs/cgroup/memory.max")  # how much memory a container may take, in bytes, or "max"
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers for them (malloc.h)
+
+
+def configure_process() -> None:
+    """Sets how this process's threads wait and how it keeps memory, for training; before torch is imported.
+
+    What the person has chosen in the environment stays. docs/log.md has the measurements.
+    """
+    # Threads that go on spinning while they wait take most of the speed on a machine with other work.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # glibc gives memory back to the system between two steps and then fetches the same pages again.
+    if not any(name.startswith("MALLOC_") for name in os.environ) and "GLIBC_TUNABLES" not in os.environ:
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+            keep = ctypes.CDLL(None).mallopt
+            keep(TRIM_THRESHOLD, 2**30)
+            keep(MMAP_THRESHOLD, 2**25)
+
+
+def local_processes() -> int:
+    """How many processes train together on this machine, as torchrun tells each; else this one."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(told)) if told.isascii() and told.isdecimal() else 1
+
+
+def available_memory(container: Path = CONTAINER) -> int:
+    """Bytes of memory that a process can have at most: the machine's, or fewer where a container has a limit."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
+    try:
+        limit = container.read_text().strip()
+    except OSError:
+        limit = "max"
+    return min(physical, int(limit) if limit.isdecimal() else physical)

@@ -1,0 +1,59 @@
+"""Text for messages: lists, amounts, near names, and the differences between two JSON values."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+
+_MAX_NAMES = 30  # known names listed in one message
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns the names with commas between, the first ones only where there are very many."""
+    every = list(names)
+    more = f" and {len(every) - _MAX_NAMES} more" if len(every) > _MAX_NAMES else ""
+    return ", ".join(every[:_MAX_NAMES]) + more
+
+
+def amount(size: float) -> str:
+    """Bytes for a person, as in '4.9 MB', in thousands."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def name_hint(name: str, known: Iterable[str], plural: str) -> str:
+    """The end of a message about an unknown name: `; did you mean 'cnn'? Models are cnn`, or `; models are cnn`."""
+    names = list(known)
+    every = f"{plural} are {listed(names)}" if names else f"there are no {plural}"
+    lowered = {k.lower(): k for k in names}
+    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=2, cutoff=0.55)]
+    if not near:
+        return f"; {every}"
+    return f"; did you mean {' or '.join(map(repr, near))}? {every[0].upper()}{every[1:]}"
+
+
+_ABSENT = object()
+
+
+def json_diff(there: object, here: object, at: str = "") -> list[str]:
+    """One line for each value that is not the same in two JSON values, for example `seed: 0 there, 1 here`."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = [*here, *(key for key in there if key not in here)]
+        return [
+            line
+            for key in keys
+            for line in json_diff(there.get(key, _ABSENT), here.get(key, _ABSENT), f"{at}.{key}" if at else str(key))
+        ]
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = enumerate(zip(there, here, strict=True))
+        return [line for place, (one, other) in pairs for line in json_diff(one, other, f"{at}[{place}]")]
+    return [] if there == here else [f"{at}: {_short_json(there)} there, {_short_json(here)} here"]
+
+
+def _short_json(value: object) -> str:
+    text = "nothing" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

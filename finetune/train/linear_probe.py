@@ -1,0 +1,101 @@
+"""Fits the best linear head on fixed features: logistic regression by L-BFGS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Of half the squared weights, for a mean loss and standardised features; strongest first, each warming the next.
+PENALTIES = tuple(10.0**k for k in range(1, -7, -1))
+
+TIMEOUT = 2  # weaker penalties in a row that may be worse before the rest are left out
+
+FOLDS = 5
+
+Pair = tuple[Tensor, Tensor]
+
+
+def fit_linear_head(features: Tensor, labels: Tensor, classes: int, validation: Pair | None) -> nn.Linear:
+    """Multinomial logistic regression on `features` (float, N×F) and `labels` (int64, N), as a linear layer.
+
+    Features are standardised meanwhile. The L2 penalty is the one with the lowest cross-entropy on `validation`
+    (features and labels), or over five folds of the training images when there are no validation images.
+    """
+    features = features.cpu().double()
+    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+    train = ((features - mean) / std, labels.cpu())
+    if validation is not None and len(validation[1]):
+        held = ((validation[0].cpu().double() - mean) / std, validation[1].cpu())
+        weight, bias = _best_on_validation(train, held, classes)
+    else:
+        weight, bias = _best_over_folds(train, classes)
+    head = nn.Linear(features.shape[1], classes)
+    with torch.no_grad():
+        head.weight.copy_(weight / std)
+        head.bias.copy_(bias - (weight / std) @ mean)
+    return head
+
+
+def _best_on_validation(train: Pair, held: Pair, classes: int) -> Pair:
+    best, fitted, worse = float("inf"), None, 0
+    for weight, bias, loss in _penalty_path(train, held, classes):
+        if loss < best:
+            best, fitted, worse = loss, (weight, bias), 0
+        else:
+            worse += 1
+        if worse == TIMEOUT:
+            break
+    assert fitted is not None, "the loss on the held-out images is not a number"
+    return fitted
+
+
+def _best_over_folds(train: Pair, classes: int) -> Pair:
+    losses = [[loss for *_, loss in _penalty_path(rest, fold, classes)] for rest, fold in _folds(*train)]
+    penalty = PENALTIES[int(torch.tensor(losses).sum(0).argmin())] if losses else PENALTIES[1]
+    return _fit(*train, classes, penalty, None)
+
+
+def _penalty_path(train: Pair, held: Pair, classes: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Weight and bias at each penalty's optimum, with the summed cross-entropy on `held`."""
+    start = None
+    for penalty in PENALTIES:
+        start = _fit(*train, classes, penalty, start)
+        yield *start, float(F.cross_entropy(held[0] @ start[0].T + start[1], held[1], reduction="sum"))
+
+
+def _folds(inputs: Tensor, labels: Tensor) -> Iterator[tuple[Pair, Pair]]:
+    """Each class dealt out in turn to five folds; a fold that would be empty is left out."""
+    fold = torch.empty_like(labels)
+    for c in range(int(labels.max()) + 1):
+        where = (labels == c).nonzero().squeeze(1)
+        fold[where] = torch.arange(len(where)) % FOLDS
+    for k in range(FOLDS):
+        if bool((fold == k).any()) and bool((fold != k).any()):
+            yield (inputs[fold != k], labels[fold != k]), (inputs[fold == k], labels[fold == k])
+
+
+def _fit(inputs: Tensor, labels: Tensor, classes: int, penalty: float, start: Pair | None) -> Pair:
+    """Weight (C×F) and bias (C) at the optimum, by L-BFGS (Liu and Nocedal 1989) with a strong Wolfe search."""
+    if start is None:
+        start = (inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes))
+    weight, bias = (t.clone().requires_grad_() for t in start)
+    solver = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=200,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(inputs @ weight.T + bias, labels) + 0.5 * penalty * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()

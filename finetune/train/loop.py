@@ -1,0 +1,270 @@
+"""The best row of a phase so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.data.loader import Batches, keyed_generator
+from finetune.distributed.process_group import translate_lost_peer
+from finetune.errors import NonFiniteError
+from finetune.models.staged import StagedNetwork
+from finetune.text import listed
+from finetune.train.device import Runtime
+from finetune.train.freeze import set_trainable, trainable, training_mode
+from finetune.train.meter import Meter, Row, Tick
+from finetune.train.nan_guard import make_nan_guard
+from finetune.train.optim import (
+    Schedule,
+    WeightAverage,
+    build_optimizer,
+    load_optimizer,
+    optimizer_tensors,
+    set_rate,
+    stage_groups,
+)
+from finetune.train.parallel import batch_norm_sync, copy_full, fill_tensor, wrap_parallel
+
+
+class BestWeights:
+    """Keeps the weights and buffers of the row with the best validation accuracy; the earlier of two equal ones."""
+
+    def __init__(self, network: StagedNetwork) -> None:
+        self.network = network
+        self.accuracy = -1.0
+        self.state: dict[str, Tensor] = {}
+
+    def offer(self, row: Row) -> None:
+        assert row.validation_accuracy is not None, "keep: best needs validation images"
+        if row.validation_accuracy > self.accuracy:
+            self.accuracy = row.validation_accuracy
+            self.state = {name: t.detach().clone() for name, t in self.network.state_dict().items()}
+
+    def restore(self) -> None:
+        self.network.load_state_dict(self.state)
+
+
+HINT = "lower the learning rate, add warm-up or set clip_norm"
+
+MIN_ROW_STEPS = 100  # steps; an epoch of a few images does not deserve a row of its own
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase in plain values. `stages` train; `start` is the first stage that runs (those before are cached).
+
+    `optimizer` and its `arguments` are torch's own; `schedule` multiplies the learning rate by a function of the part
+    done. `steps` is the phase's length; `clip_norm` bounds the gradient's 2-norm; `ema` is the average's decay. With
+    `adapters` only low-rank adapters and the head train.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    steps: int
+    optimizer: str
+    arguments: Mapping[str, Any]
+    schedule: Schedule
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    ema: float | None = None
+    layer_decay: float = 1.0
+    norms: str = "hold"
+    keep: str = "last"
+    start: int = 0
+    adapters: bool = False
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a phase stands between two steps: all that another process needs to go on to the same bytes, but chance.
+
+    network: its tensors by name, as they are trained (not the average). tensors: those of optimizer, average, best
+    weights and meter. numbers: plain JSON values. The tensors are copies, on the CPU.
+    """
+
+    network: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+class Training:
+    """One phase under way; iterating trains `network` in place for `phase.steps` steps and yields Ticks and Rows.
+
+    When a Row comes, the network holds the weights that the row speaks of; at the last row of a phase with
+    `keep="best"` it holds those of the best row. Between two events, but not after the last one, `state` says where the
+    phase stands, and `restore` goes there, in another process too.
+
+    In a group of processes each iterates its own, over its part of the batches, and all begin with the same network;
+    events, `state` and `restore` come in all of them at the same step.
+
+    `first_epoch` is the number of epochs that earlier phases used up; order and augmentation go on from there.
+    `validate` gives the validation accuracy of the network as it stands. NonFiniteError when a loss or a weight is not
+    a finite number: of a loss before it changes a weight.
+    """
+
+    def __init__(
+        self,
+        network: StagedNetwork,
+        batches: Batches,
+        phase: PhaseConfig,
+        runtime: Runtime,
+        *,
+        first_epoch: int = 0,
+        validate: Callable[[], float] | None = None,
+    ) -> None:
+        set_trainable(network, phase.stages, adapters=phase.adapters)
+        self.network, self.batches, self.phase, self.runtime = network, batches, phase, runtime
+        self.group = runtime.group
+        self.first_epoch, self.validate = first_epoch, validate
+        self.parallel = wrap_parallel(network, batches, phase.start, runtime)
+        self.trained = self.parallel.network
+        groups = stage_groups(self.trained, phase.arguments["lr"], phase.layer_decay)
+        self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments, fused=not runtime.divides)
+        self.guard = make_nan_guard(self.optimizer, runtime)
+        self.average = WeightAverage(trainable(self.trained), phase.ema) if phase.ema else None
+        self.best = BestWeights(network) if phase.keep == "best" else None
+        self.meter = Meter(runtime.device, runtime.group)
+        self.step = self.epoch = self.batch = 0  # steps of the phase, its epochs, and batches of the one under way
+        self.tick_due = False
+        self.statistics: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tick | Row]:
+        phase, meter = self.phase, self.meter
+        meter.start()
+        while self.step < phase.steps:
+            training_mode(self.trained, phase.stages, phase.norms, adapters=phase.adapters)
+            self.statistics = batch_norm_sync(self.trained)
+            for inputs, labels in self.batches.epoch(self.first_epoch + self.epoch, self.batch):
+                set_rate(self.optimizer, phase.schedule(self.step / phase.steps))
+                self._step(inputs, labels)
+                self.step += 1
+                self.batch += 1
+                if self.step == phase.steps:
+                    break
+                if self.tick_due:
+                    self._refuse(self.guard.seen())
+                    yield meter.tick(self.epoch + 1, self.step, phase.steps)
+            self.epoch, self.batch = self.epoch + 1, 0
+            if meter.steps >= MIN_ROW_STEPS or self.step == phase.steps:
+                yield self._row()
+                meter.start()  # what the caller did with the row was not training
+                if self.step < phase.steps:
+                    self.parallel.hide()
+                    if self.average:
+                        self.average.swap()
+
+    def state(self) -> TrainState:
+        """Copies of everything; only the leader of a group gets the tensors. NonFiniteError if they are not good."""
+        shown = self.average is not None and self.average.shown
+        if self.average is not None and shown:
+            self.average.swap()
+        self._refuse(self.guard.seen())
+        network = copy_full(self.trained.state_dict(), self.group.leader)
+        self._refuse_lost_weights(network)
+        summed, numbers = self.meter.state()
+        numbers |= {"step": self.step, "epoch": self.epoch, "batch": self.batch}
+        tensors = {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
+        tensors |= {f"meter/{name}": t for name, t in summed.items()}
+        if self.average is not None:
+            tensors |= {f"average/{place}": t for place, t in enumerate(self.average.values)}
+            numbers["averaged"] = self.average.steps
+        if self.best is not None:
+            tensors |= {f"best/{name}": t for name, t in self.best.state.items()}
+            numbers["best"] = self.best.accuracy
+        found = TrainState(network, copy_full(tensors, self.group.leader), numbers)
+        if self.average is not None and shown:
+            self.average.swap()
+        return found
+
+    def restore(self, state: TrainState) -> None:
+        """Goes to where another training of the same phase, network and batches stood; all of a group have `state`."""
+        tensors, numbers = state.tensors, state.numbers
+        self.parallel.load(state.network)
+        load_optimizer(self.optimizer, with_prefix(tensors, "optimizer/"))
+        self.step, self.epoch, self.batch = numbers["step"], numbers["epoch"], numbers["batch"]
+        self.meter.restore(with_prefix(tensors, "meter/"), numbers)
+        if self.average is not None:
+            self.average.steps = numbers["averaged"]
+            for place, value in enumerate(self.average.values):
+                fill_tensor(value, tensors[f"average/{place}"])
+        if self.best is not None:
+            like = self.network.state_dict()
+            kept = with_prefix(tensors, "best/")
+            self.best.accuracy = numbers["best"]
+            self.best.state = {name: torch.empty_like(like[name]).copy_(t) for name, t in kept.items()}
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> None:
+        """One step. `labels` are classes (int64, N), or where images are mixed the classes' shares (N×classes)."""
+        phase, group = self.phase, self.group
+        own, images = self.batches.weights(self.batch)
+        self._chance()
+        with self.runtime.arithmetic():
+            logits = self.parallel.forward(inputs)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
+        agreed = group.vote(self.guard.sees(loss.detach()), self.meter.tick_due())
+        self.optimizer.zero_grad()
+        with translate_lost_peer():  # the gradients' mean over the processes is that over the images
+            share = loss if group.size == 1 else loss * (own * group.size / images)
+            share.backward()  # type: ignore[no-untyped-call]
+        lost, self.tick_due = agreed()
+        self._refuse(self.step + 1 if lost else None)
+        self.guard.bar(loss.detach(), self.step + 1)
+        if phase.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trainable(self.trained), phase.clip_norm)
+        self.optimizer.step()
+        group.average(self.statistics)
+        if self.average:
+            self.average.update()
+        self.meter.add(loss.detach(), logits.detach()[:own], labels[:own], images)
+
+    def _chance(self) -> None:
+        """In a group, what a step leaves to chance (dropout) is a function of the step and the process.
+
+        So it need not be remembered, and each process drops out something else. Alone, it goes on from what was before.
+        """
+        if self.group.size > 1:
+            key = (self.batches.seed, self.first_epoch + self.epoch, self.batch, self.group.rank, "chance")
+            torch.manual_seed(keyed_generator(*key).initial_seed())
+
+    def _row(self) -> Row:
+        self._refuse(self.guard.seen())
+        if self.average:
+            self.average.swap()
+        self.parallel.show()
+        row = self.meter.row(self.epoch, self.optimizer.param_groups[-1]["lr"], self.validate)
+        self._refuse_lost_weights(self.network.state_dict())
+        if self.best:
+            self.best.offer(row)
+            if self.step == self.phase.steps:
+                self.best.restore()
+        return row
+
+    def _refuse(self, lost: int | None) -> None:
+        """NonFiniteError that names the step and its images, if there is one whose loss is not finite."""
+        if lost is None:
+            return
+        epoch, batch = divmod(lost - 1, self.batches.steps_per_epoch)
+        raise NonFiniteError(
+            f"the loss is no longer a finite number at step {lost:,} of {self.phase.steps:,} (epoch {epoch + 1}); "
+            f"stopped before that step changed the weights; {HINT}",
+            images=self.batches.images_of(self.first_epoch + epoch, batch),
+        )
+
+    def _refuse_lost_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """The loss is that of the step before; a step may still break the weights."""
+        lost = [name for name, t in weights.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        if lost:
+            raise NonFiniteError(
+                f"the weights are no longer finite numbers after step {self.step:,} (epoch {self.epoch + 1}): "
+                f"{listed(lost)}; {HINT}"
+            )
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

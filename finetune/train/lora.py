@@ -1,0 +1,108 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) through peft: in for a phase, then merged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import nn
+
+from finetune.errors import SettingError
+from finetune.models.staged import StagedNetwork
+
+# By name, as timm has a Linear and a Conv2dSame of its own. Layers that change their weight before they use it, such as
+# weight-standardised convolutions, would give something else once an adapter is added to that weight.
+PLAIN = ("Linear", "Conv2d", "Conv2dSame")
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@contextmanager
+def low_rank_adapters(
+    network: StagedNetwork, stages: Collection[str], rank: int, alpha: float, dropout: float
+) -> Iterator[None]:
+    """Adapters beside every linear layer and plain convolution of `stages`, the head's excepted.
+
+    When the block ends, however it ends, they are added to the weights and the network is what it was before, with
+    other numbers. SettingError where peft is not installed or the stages have no layer that can have an adapter.
+    """
+    places = check_adaptable(network, stages)
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=places,
+    )
+    inject_adapter_in_model(config, network)
+    del network.peft_config  # its own note of what it put in, which would make it warn the next time
+    for module in network.modules():
+        if isinstance(module, LoraLayer):
+            _adapter_standin(module, module.get_base_layer())
+    try:
+        yield
+    finally:
+        _merge(network)
+
+
+def merged(network: Network) -> Network:
+    """A copy with the adapters that it has added to its weights; the network itself stays as it is."""
+    copied = copy.deepcopy(network)
+    _merge(copied)
+    return copied
+
+
+def _merge(network: nn.Module) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(network.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, module.get_base_layer())
+
+
+def _adapter_standin(adapted: nn.Module, layer: nn.Module) -> None:
+    """Gives the layer with an adapter the plain attributes of the one in it: a network may ask for its kernel_size."""
+    for name, value in vars(layer).items():
+        if not name.startswith("_") and not hasattr(adapted, name):
+            setattr(adapted, name, value)
+
+
+def check_adaptable(network: StagedNetwork, stages: Collection[str]) -> list[str]:
+    """The layers of `stages` that get an adapter, by name. SettingError where there are none, or peft is missing."""
+    try:
+        import peft.tuners.lora  # noqa: F401
+    except ImportError:
+        raise SettingError("lora: needs the package peft: `pip install peft`") from None
+    places = adapter_places(network, stages)
+    if not places:
+        raise SettingError(
+            f"lora: no linear layer or plain convolution to put an adapter beside in {', '.join(stages)}; "
+            "train more stages, or drop lora"
+        )
+    return places
+
+
+def adapter_places(network: StagedNetwork, stages: Collection[str]) -> list[str]:
+    """The same layers, maybe none, without peft."""
+    inside = {
+        module
+        for stage in stages
+        if stage != network.stages[-1]
+        for part in network.stage_modules(stage)
+        for module in part.modules()
+    }
+    return [name for name, module in network.named_modules() if module in inside and _is_plain(module)]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if type(module).__name__ not in PLAIN:
+        return False
+    if isinstance(module, nn.Conv2d):  # peft gives an adapter neither groups nor dilation nor another padding
+        return module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
+    return isinstance(module, nn.Linear)

@@ -1,0 +1,119 @@
+"""How a phase is going: sums over its steps become signs of life and rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+
+TICK = 0.2  # seconds between two signs of life
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A sign of life within an epoch: loss and accuracy are of the training images since the last row."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The end of an epoch, or of several very short ones. `learning_rate` is the head-most group's at its last step."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_accuracy: float | None
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+
+
+class Meter:
+    """Sums of loss and right answers, kept on the device so that no step waits for them.
+
+    Each process of a group sums up its own part; `images` are those of all.
+    """
+
+    def __init__(self, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.group = group
+        self.loss = torch.zeros((), device=device)
+        self.right = torch.zeros((), dtype=torch.int64, device=device)
+        self.last_tick = self.started = time.perf_counter()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.loss.zero_()
+        self.right.zero_()
+        self.images = self.steps = 0
+        self.earlier = 0.0  # seconds of this row that another process trained
+
+    def start(self) -> None:
+        """The clock begins to run."""
+        self.started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Of the row under way."""
+        return self.earlier + time.perf_counter() - self.started
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, images: int) -> None:
+        """A step of `images` in all. `loss` is the mean over the images here, which may be none.
+
+        `labels`: int64, N, or the shares of the classes, float N×classes, of which the largest counts.
+        """
+        if len(labels):
+            self.loss += loss * len(labels)
+            self.right += (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum()
+        self.images += images
+        self.steps += 1
+
+    def tick_due(self) -> bool:
+        return time.perf_counter() - self.last_tick >= TICK
+
+    def tick(self, epoch: int, step: int, steps: int) -> Tick:
+        loss, accuracy = self._means()  # waits for the device
+        self.last_tick = time.perf_counter()
+        return Tick(epoch, step, steps, loss, accuracy, self.images / self.seconds())
+
+    def row(self, epoch: int, learning_rate: float, validate: Callable[[], float] | None) -> Row:
+        """Closes the row: `images_per_second` is of training alone, `seconds` has the validation too."""
+        loss, accuracy = self._means()
+        speed = self.images / self.seconds()
+        validation = validate() if validate else None
+        seconds = self.seconds()
+        self._clear()
+        return Row(epoch, loss, accuracy, validation, learning_rate, speed, seconds)
+
+    def _means(self) -> tuple[float, float]:
+        loss, right = self.group.sum(torch.tensor([float(self.loss), int(self.right)], dtype=torch.float64)).tolist()
+        return loss / self.images, right / self.images
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What has been summed up: tensors, by process where there are several, and plain numbers."""
+        tensors = {name: self._by_process(getattr(self, name)) for name in ("loss", "right")}
+        return tensors, {"images": self.images, "steps": self.steps, "seconds": self.seconds()}
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """The reverse. From another number of processes the first one takes all."""
+        for name in ("loss", "right"):
+            sums = tensors[name].flatten()
+            if len(sums) == self.group.size:
+                own = sums[self.group.rank]
+            else:
+                own = sums.sum() if self.group.leader else torch.zeros_like(sums[0])
+            getattr(self, name).copy_(own)
+        self.images, self.steps, self.earlier = numbers["images"], numbers["steps"], numbers["seconds"]
+
+    def _by_process(self, own: Tensor) -> Tensor:
+        return own if self.group.size == 1 else self.group.gathered(own.reshape(1), [1] * self.group.size)

@@ -1,0 +1,169 @@
+"""Optimizers, parameter groups, learning-rate schedules and weight averaging."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from finetune.models.staged import StagedNetwork
+from finetune.train.parallel import fill_tensor
+
+Schedule = Callable[[float], float]
+
+START_DIVISOR = 25.0  # a rise starts at lr / 25, as in torch's OneCycleLR; from 0, the first step would be lost
+
+
+def constant(done: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def cosine(done: float, *, warmup: float) -> float:
+    """A straight rise from 1/25 over the `warmup` fraction, then half a cosine to 0 (Loshchilov and Hutter 2017)."""
+    if done < warmup:
+        return 1 / START_DIVISOR + (1 - 1 / START_DIVISOR) * done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def one_cycle(done: float, *, warmup: float, shape: str = "cosine") -> float:
+    """From 1/25 up to 1 over the `warmup` fraction, then down to 0; both ways half a cosine or straight lines."""
+    rising = done < warmup
+    part = done / warmup if rising else (done - warmup) / (1 - warmup)
+    if shape == "cosine":
+        part = 0.5 * (1 - math.cos(math.pi * part))
+    return 1 / START_DIVISOR + (1 - 1 / START_DIVISOR) * part if rising else 1 - part
+
+
+def step_decay(done: float, *, at: Sequence[float], factor: float) -> float:
+    """Multiplied by `factor` at each fraction in `at`."""
+    return factor ** sum(done >= border for border in at)
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "step": step_decay,
+}
+
+
+def make_schedule(name: str, **settings: object) -> Schedule:
+    """The schedule called `name` with its settings filled in."""
+    return partial(SCHEDULES[name], **settings)
+
+
+def _without_compiler(optimizer: type[Optimizer]) -> type[Optimizer]:
+    """torch's optimizer without the wrappers that load torch's compiler, which takes a second, at the first call."""
+    own = ("add_param_group", "zero_grad", "step")
+    bare = {name: inspect.unwrap(getattr(optimizer, name)) for name in own}
+    return type(optimizer.__name__, (optimizer,), bare | {"step": torch.no_grad()(bare["step"])})
+
+
+OPTIMIZERS = {"sgd": _without_compiler(SGD), "adamw": _without_compiler(AdamW)}
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """One stage's trainable parameters and the learning rate at the schedule's top."""
+
+    stage: str
+    parameters: tuple[nn.Parameter, ...]
+    lr: float
+
+
+def stage_groups(network: StagedNetwork, lr: float, layer_decay: float) -> list[ParamGroup]:
+    """A group per stage that trains; `lr` falls by the factor `layer_decay` with each stage away from the head."""
+    groups = []
+    for depth, stage in enumerate(reversed(network.stages)):
+        parameters = tuple(p for p in network.stage_parameters(stage) if p.requires_grad)
+        if parameters:
+            groups.append(ParamGroup(stage, parameters, lr * layer_decay**depth))
+    return groups[::-1]
+
+
+def build_optimizer(
+    groups: Sequence[ParamGroup], name: str, arguments: Mapping[str, Any], *, fused: bool = True
+) -> Optimizer:
+    """`arguments` are torch's, `lr` left to the groups. Biases and normalisation weights (one axis) are not decayed.
+
+    Fused, one kernel updates all parameters; torch has none for SGD on parameters that are divided among processes.
+    """
+    decay = arguments.get("weight_decay", 0.0)
+    rest = {key: value for key, value in arguments.items() if key not in ("lr", "weight_decay")}
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}  # by learning rate and decay: a call of the kernel each
+    for group in groups:
+        for parameter in group.parameters:
+            alike.setdefault((group.lr, decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    split = [
+        {"params": parameters, "lr": lr, "top": lr, "weight_decay": own} for (lr, own), parameters in alike.items()
+    ]
+    how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
+    return OPTIMIZERS[name](split, lr=groups[-1].lr, **how, **rest)  # type: ignore[call-arg]
+
+
+def set_rate(optimizer: Optimizer, multiplier: float) -> None:
+    """Sets every group to its own top learning rate times `multiplier`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["top"] * multiplier
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers of each parameter, as PLACE/WHAT, for example 0/momentum_buffer."""
+    return {
+        f"{place}/{what}": value
+        for place, parameter in enumerate(_parameters(optimizer))
+        for what, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse: each tensor in the memory layout of its parameter, which the fused kernels count on."""
+    parameters = _parameters(optimizer)
+    for name, value in tensors.items():
+        place, _, what = name.partition("/")
+        parameter = parameters[int(place)]
+        if value.shape == parameter.shape:
+            kept = torch.empty_like(parameter.detach(), dtype=value.dtype)
+        else:  # a count of steps; the fused kernels want it on the parameter's device, the others on the CPU
+            kept = torch.empty_like(value, device=parameter.device if optimizer.defaults.get("fused") else "cpu")
+        fill_tensor(kept, value)
+        optimizer.state[parameter][what] = kept
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class WeightAverage:
+    """An exponential moving average of weights. Step k (from 1) keeps min(decay, (1+k)/(10+k)) of the average."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.steps = 0
+        self.shown = False  # whether the network holds the average just now, and `values` the weights
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - keep)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the average and the weights; a second call puts them back."""
+        self.shown = not self.shown
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            held: Tensor = parameter.detach().clone()
+            parameter.copy_(value)
+            value.copy_(held)

@@ -1,0 +1,279 @@
+"""Tables of pictures: what a row means, and every problem of a table with its line."""
+
+import csv
+import io
+import os
+import unicodedata
+
+import pytest
+from album import put
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from measure import alone
+
+from finetune.data.csv_manifest import MAX_PROBLEMS, read_table
+from finetune.errors import DataError
+from finetune.io.sanitize import printable_lines
+
+ROWS = "a/1.png,cat\na/2.png,dog\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("table")
+    for name in ("a/1.png", "a/2.png", "a/3.png", "b, c.png", "图 片.png"):
+        put(root / name)
+    return root
+
+
+def table(place, content, name="t.csv"):
+    path = place / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def rows(listing):
+    return [(file.name, file.label, file.part) for file in listing.files]
+
+
+def refused(place, content):
+    path = table(place, content)
+    with pytest.raises(DataError) as caught:
+        read_table(path)
+    lines = str(caught.value).split("\n")
+    assert all(line.startswith(str(path)) for line in lines)
+    return [line.removeprefix(str(path)) for line in lines]
+
+
+def test_two_columns(place):
+    found = read_table(table(place, "path,label\n" + ROWS))
+    assert rows(found) == [("a/1.png", "cat", "train"), ("a/2.png", "dog", "train")]
+    assert found.class_names == ("cat", "dog") and found.notes == ()
+    assert found.files[0].path == place / "a" / "1.png"
+
+
+def test_columns_in_any_order_more_of_them_a_byte_order_mark_and_other_line_ends(place):
+    content = 'Label, split ,note,PATH\r\n 猫 ,VAL,x,图 片.png\r\n\r\ndog,train,"y\nz","b, c.png"\r\n'
+    found = read_table(table(place, b"\xef\xbb\xbf" + content.encode()))
+    assert rows(found) == [("图 片.png", "猫", "test"), ("b, c.png", "dog", "train")]
+
+
+def test_splits(place):
+    head = "path,label,split\n"
+    one_other = read_table(table(place, head + "a/1.png,cat,train\na/2.png,dog,valid\n"))
+    assert [file.part for file in one_other.files] == ["train", "test"]
+    three = "a/1.png,cat,train\na/2.png,dog,validation\na/3.png,dog,test\n"
+    assert [file.part for file in read_table(table(place, head + three)).files] == ["train", "validation", "test"]
+
+
+def test_a_table_may_name_pictures_anywhere_but_only_those(place, tmp_path):
+    content = f"path,label\n../{place.name}/a/1.png,cat\n{place}/a/2.png,dog\n"
+    (tmp_path / place.name).mkdir()
+    found = read_table(table(place, content))
+    assert len(found.files) == 2
+    for name in ("~/1.png", "$HOME/1.png", "a/*.png", "file:///etc/passwd", "a"):
+        assert "there is no file" in refused(place, f"path,label\n{name},cat\n{ROWS}")[0]
+
+
+def test_a_row_that_repeats_another_counts_once(place):
+    found = read_table(table(place, "path,label\n" + ROWS + "./a/../a/1.png,cat\n"))
+    assert len(found.files) == 2 and "1 rows repeat another" in found.notes[0]
+
+
+def test_every_problem_is_told_with_its_line(place):
+    content = (
+        "path,label,split\na/1.png,cat,train\nmissing.png,cat,train\na/2.png,,train\na/3.png,dog,tarin\n"
+        'a/1.png,dog,train\na/1.png,cat,test\na/2.png,dog\n,dog,test\na/2.png,\x1b[31m,test\n"open\n'
+    )
+    found = refused(place, content)
+    for line, fault in (
+        (3, "there is no file missing.png"),
+        (4, "empty label"),
+        (5, "unknown split 'tarin'; did you mean 'train'?"),
+        (6, "a/1.png is 'dog' here and 'cat' in line 2"),
+        (7, "a/1.png is in test here and in another split in line 2"),
+        (8, "expected 3 values, found 2"),
+        (9, "empty path"),
+        (10, "a label that cannot be shown"),
+        (11, "not CSV"),
+    ):
+        assert sum(text.startswith(f":{line}: ") and fault in text for text in found) == 1, (line, fault)
+    assert len(found) == 9
+
+
+def test_very_many_problems_are_counted(place):
+    found = refused(place, "path,label\n" + "x.png,cat\n" * 100)
+    assert len(found) == MAX_PROBLEMS + 1 and "and 60 problems more" in found[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("file,class\n" + ROWS, ":1: no column path, label; expected a first line of path,label"),
+        ("path;label\na;b\n", "found path;label"),
+        ("path,label,label\n", "the column label twice"),
+        ("", "found nothing"),
+        ("path,label\n", ": no picture to learn from"),
+        ("path,label,split\na/1.png,cat,test\na/2.png,dog,val\n", ": no picture to learn from"),
+        ("path,label\na/1.png,cat\na/2.png,cat\n", ": one class only, 'cat'"),
+        (b"path,label\na/1.png,caf\xe9\n", ":2: expected UTF-8, found the byte 0xe9"),
+        ("path,label\n".encode("utf-16"), ":1: expected UTF-8"),
+        ("path,label\na\0b.png,cat\n", ":2: there is no file a\ufffdb.png"),
+        ("path,label\n" + "a" * 300_000 + ",cat\n", ":2: "),
+    ],
+)
+def test_what_is_no_such_table(place, content, fault):
+    assert fault in refused(place, content)[0]
+
+
+def test_a_table_that_is_not_there(place):
+    table(place, "", "flowers.csv")
+    with pytest.raises(DataError, match=r"no such file; did you mean 'flowers\.csv'"):
+        read_table(place / "flower.csv")
+    (place / "folder.csv").mkdir()
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory"):
+        read_table(place / "folder.csv")
+
+
+def test_places_that_are_no_tables_or_pictures_are_refused_at_once(place):
+    os.mkfifo(place / "pipe.csv")
+    (place / "device.csv").symlink_to("/dev/zero")
+    for name, kind in (("pipe.csv", "a pipe"), ("device.csv", "a device")):
+        with pytest.raises(DataError, match=rf"{name}: cannot be read \(it is {kind}, not a regular file\)"):
+            read_table(place / name)
+    os.mkfifo(place / "pipe.png")
+    (place / "device.png").symlink_to("/dev/zero")
+    (place / "ring.png").symlink_to(place / "ring.png")
+    found = refused(place, "path,label\npipe.png,cat\ndevice.png,dog\nring.png,dog\n/dev/stdin,dog\n")
+    assert [line.partition(" (")[0] for line in found] == [
+        ":2: there is no file pipe.png",
+        ":3: there is no file device.png",
+        ":4: there is no file ring.png",
+        ":5: there is no file /dev/stdin",
+    ]
+
+
+def test_old_line_ends(place):
+    found = read_table(table(place, "path,label\ra/1.png,cat\r\ra/2.png,dog\r"))
+    assert rows(found) == [("a/1.png", "cat", "train"), ("a/2.png", "dog", "train")]
+    assert "there is no file x.png" in refused(place, "path,label\rx.png,cat\r")[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("path,label," + ",".join(map(str, range(400_000))), ":1: a row of over 1,000,000 characters"),
+        ("path,label\n" + "a," * 600_000, ":2: a row of over 1,000,000 characters; is a quote not closed"),
+        ("path,label\n" + '"a\n",' * 300_000, "a row of over 1,000,000 characters"),
+        ("path,label\n" + '"' + "a\n" * 100_000, ":2: not CSV (field larger than field limit (131072))"),
+        ("x" * 200_000 + "\n", ":1: no column"),
+        ("path,label," + ",".join(map(str, range(100_000))) + "\na,b\n", "expected 100002 values, found 2"),
+        ("path,label\na/1.png," + "x" * 256 + "\n", ":2: a label that cannot be shown"),
+        ("path,label,split\na/1.png,cat," + "tes" * 30_000 + "\n", ":2: unknown split 'testes"),
+        ("path,label\n" + "x" * 100_000 + ",cat\n", ":2: there is no file xxx"),
+    ],
+    ids=range(9),
+)
+def test_what_is_too_large_is_refused_shortly(place, content, said):
+    found = refused(place, content)
+    assert any(said in line for line in found), found
+    assert all(len(line) < 600 for line in found)
+
+
+def test_the_lines_of_a_table_are_counted(place, monkeypatch):
+    monkeypatch.setattr("finetune.data.csv_manifest.MOST_LINES", 3)
+    assert len(read_table(table(place, "path,label\n" + ROWS)).files) == 2
+    assert "over 3 lines, and at most so many are read" in refused(place, "path,label\n" + ROWS + "\n")[0]
+
+
+def test_reading_stops_after_very_many_problems(place):
+    found = refused(place, "path,label\n" + "x.png,cat\n" * 50_000)
+    assert len(found) == MAX_PROBLEMS + 1 and "and over 9,961 problems more" in found[-1]
+
+
+def test_rows_that_repeat_one_another_are_counted_and_not_kept(place):
+    found = read_table(table(place, "path,label\n" + ROWS + "a/1.png,cat\n" * 30_000))
+    (note,) = found.notes
+    assert "30,000 rows repeat another and count once: a/1.png" in note and note.endswith(" and 29,980 more")
+    assert len(note) < 800
+
+
+def test_too_many_classes_are_refused_before_anything_is_trained(place, monkeypatch):
+    monkeypatch.setattr("finetune.checkpoint.limits.MOST_CLASSES", 2)
+    assert len(read_table(table(place, "path,label\n" + ROWS)).class_names) == 2
+    with pytest.raises(DataError, match="classes: 3 of them; at most 2"):
+        read_table(table(place, "path,label\n" + ROWS + "a/3.png,fly\n"))
+
+
+HUNGRY = """
+import sys
+from measure import peak
+from finetune.data.csv_manifest import read_table
+from finetune.errors import DataError
+before = peak()
+try:
+    read_table(sys.argv[1])
+except DataError as error:
+    said = str(error)
+assert peak() - before < 40 * 2**20, peak() - before
+print(said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"a,b\n", "problems more"),
+        (b"\n", "over 10,000,000 lines"),
+        (b'"a""b"', "a row of"),
+        (b"\xc3\xa9\n\n,\n", "no column"),
+    ],
+    ids=range(4),
+)
+def test_a_large_table_takes_little_memory(place, line, said):
+    path = table(
+        place, b"path,label\n"[: 99 if b"," in line[:3] or line == b"\n" else 0] + line * (40_000_000 // len(line))
+    )
+    assert said in alone(HUNGRY, path)
+    path.unlink()
+
+
+CELL = st.one_of(
+    st.sampled_from(["a/1.png", "a/2.png", "cat", "dog", "train", "test", "path", "label", "split", ""]),
+    st.text(max_size=8),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.lists(CELL, max_size=4), max_size=6).map(
+            lambda rows: ("path,label,split\n" + "\n".join(map(",".join, rows))).encode("utf-8", "replace")
+        ),
+    )
+)
+@example(b'path,label\r\n"')
+@example(b"\xef\xbb\xbf")
+def test_any_bytes_are_a_table_or_a_data_error(place, content):
+    path = table(place, content, "fuzz.csv")
+    try:
+        found = read_table(path)
+    except DataError as error:
+        assert str(error).startswith(str(path))
+        assert printable_lines(str(error)) == str(error)
+    else:
+        assert len(found.class_names) > 1 and found.files
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6), min_size=3, max_size=3))
+def test_labels_come_back_as_they_were_written(place, labels):
+    out = io.StringIO()
+    csv.writer(out).writerows([["path", "label"], *zip(["a/1.png", "a/2.png", "a/3.png"], labels, strict=True)])
+    try:
+        found = read_table(table(place, out.getvalue(), "labels.csv"))
+    except DataError as error:
+        assert any(fault in str(error) for fault in ("label", "one class", "no column", "not CSV", "UTF-8"))
+        return
+    assert [f.label for f in found.files] == [unicodedata.normalize("NFC", label.strip()) for label in labels]

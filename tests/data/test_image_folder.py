@@ -1,0 +1,173 @@
+"""Folders of pictures: which file is of which class and part, what is left out, and what cannot be a data set."""
+
+import os
+from collections import Counter
+
+import pytest
+from album import album, put
+
+from finetune.data.image_folder import list_folder
+from finetune.errors import DataError
+
+
+def parts(listing):
+    return Counter((file.part, file.label) for file in listing.files)
+
+
+def test_flat_class_folders(tmp_path):
+    found = list_folder(album(tmp_path, dog=2, cat=3))
+    assert found.class_names == ("cat", "dog")
+    assert parts(found) == {("train", "cat"): 3, ("train", "dog"): 2}
+    assert [file.name for file in found.files] == ["cat/0.png", "cat/1.png", "cat/2.png", "dog/0.png", "dog/1.png"]
+    assert all(file.path == tmp_path / file.name for file in found.files)
+    assert found.bad == () and found.notes == () and found.name == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "Test"])
+def test_the_one_other_part_is_the_test_part(tmp_path, name):
+    found = list_folder(album(tmp_path, train={"a": 2, "b": 2}, **{name: {"a": 1, "b": 1}}))
+    assert parts(found) == {("train", "a"): 2, ("train", "b"): 2, ("test", "a"): 1, ("test", "b"): 1}
+
+
+def test_with_all_three_val_is_the_validation_part(tmp_path):
+    found = list_folder(album(tmp_path, train={"a": 1, "b": 1}, val={"a": 2, "b": 2}, test={"a": 3, "b": 3}))
+    assert parts(found)["validation", "a"] == 2 and parts(found)["test", "b"] == 3 and len(found.files) == 12
+
+
+def test_train_alone_has_its_test_part_still_to_be_split_off(tmp_path):
+    assert parts(list_folder(album(tmp_path, train={"a": 1, "b": 1}))) == {("train", "a"): 1, ("train", "b"): 1}
+
+
+def test_a_class_missing_from_a_part_shifts_nothing(tmp_path):
+    found = list_folder(album(tmp_path, train={"b": 1, "c": 1}, test={"a": 1, "c": 1}))
+    assert found.class_names == ("a", "b", "c")
+    assert {(f.part, f.name.split("/")[1], f.label) for f in found.files} == {
+        ("train", "b", "b"),
+        ("train", "c", "c"),
+        ("test", "a", "a"),
+        ("test", "c", "c"),
+    }
+    assert found.without_picture_to_learn_from() == ["a"]
+
+
+def test_class_folders_are_walked_to_any_depth_and_endings_may_be_capitals(tmp_path):
+    album(tmp_path, a=1, b=1)
+    put(tmp_path / "a" / "deep" / "er" / "x.PNG")
+    put(tmp_path / "a" / "deep" / "train" / "y.png")
+    assert [f.name for f in list_folder(tmp_path).files if f.label == "a"] == [
+        "a/0.png",
+        "a/deep/er/x.PNG",
+        "a/deep/train/y.png",
+    ]
+
+
+def test_names_in_chinese_and_with_spaces_and_of_two_systems(tmp_path):
+    for name in ("蚂蚁/图 片.png", "蜜 蜂/一.png"):
+        put(tmp_path / "train" / name)
+    put(tmp_path / "train" / "cafe\u0301" / "1.png")  # as macOS writes é
+    put(tmp_path / "test" / "caf\u00e9" / "1.png")
+    found = list_folder(tmp_path)
+    assert found.class_names == ("caf\u00e9", "蚂蚁", "蜜 蜂")
+    assert {f.part for f in found.files if f.label == "caf\u00e9"} == {"train", "test"}
+    assert "train/蚂蚁/图 片.png" in [f.name for f in found.files]
+
+
+def test_hidden_files_are_skipped_and_others_noted(tmp_path):
+    album(tmp_path, a=1, b=1)
+    for hidden in (".DS_Store", "a/._0.png", ".git/x/0.png", "__MACOSX/a/0.png", "a/.thumbs/0.png"):
+        put(tmp_path / "p.png").rename(
+            (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True) or tmp_path / hidden
+        )
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "README.md").write_text("x")
+    found = list_folder(tmp_path)
+    assert len(found.files) == 2 and found.class_names == ("a", "b")
+    assert len(found.notes) == 1
+    assert "2 files" in found.notes[0] and "README.md, a/notes.txt" in found.notes[0]
+
+
+def test_what_lies_beside_train_is_noted(tmp_path):
+    found = list_folder(album(tmp_path, train={"a": 1, "b": 1}, extra={"a": 1}))
+    assert len(found.files) == 2 and "beside train: extra" in found.notes[0]
+
+
+def test_links_that_leave_the_folder_are_bad_and_others_are_files(tmp_path):
+    root = album(tmp_path / "in", a=2, b=2)
+    outside = put(tmp_path / "secret.png")
+    (root / "a" / "out.png").symlink_to(outside)
+    (root / "a" / "up.png").symlink_to("../../secret.png")
+    (root / "a" / "broken.png").symlink_to("nothing.png")
+    (root / "a" / "ring.png").symlink_to("ring.png")
+    (root / "a" / "same.png").symlink_to("0.png")
+    (root / "b" / "more").symlink_to(tmp_path, target_is_directory=True)
+    (root / "b" / "a").symlink_to(root / "a", target_is_directory=True)
+    (root / "c").symlink_to(tmp_path, target_is_directory=True)
+    found = list_folder(root)
+    assert [f.name for f in found.files] == ["a/0.png", "a/1.png", "a/same.png", "b/0.png", "b/1.png"]
+    bad = dict(found.bad)
+    assert bad.keys() == {"a/out.png", "a/up.png", "a/broken.png", "a/ring.png", "b/more", "c"}
+    for name in ("a/out.png", "a/up.png", "b/more", "c"):
+        assert "leads out of the folder" in bad[name] and str(tmp_path) in bad[name]
+    assert bad["a/broken.png"] == bad["a/ring.png"] == "a link that leads nowhere"
+    assert found.class_names == ("a", "b") and "b/a is a link to a folder" in found.notes[0]
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    album(tmp_path / "real", a=1, b=1)
+    (tmp_path / "link").symlink_to("real")
+    assert len(list_folder(tmp_path / "link").files) == 2
+
+
+def refused(folder):
+    with pytest.raises(DataError) as caught:
+        list_folder(folder)
+    assert str(caught.value).startswith(str(folder))
+    return str(caught.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    album(tmp_path / "flowers", a=1, b=1)
+    assert "no such folder; did you mean 'flowers'?" in refused(tmp_path / "flower")
+    assert "nor" in (message := refused(tmp_path / "x" / "y")) or "either" in message
+    assert "expected a folder" in refused(put(tmp_path / "p.png"))
+
+
+def test_no_class_folder(tmp_path):
+    assert "found no class folder; expected" in refused(tmp_path)
+    put(tmp_path / "1.png")
+    message = refused(tmp_path)
+    assert "1 pictures outside of one" in message and f"{tmp_path}/CLASS/picture.jpg" in message
+    (tmp_path / "out").symlink_to("/")
+    assert "out: a link that leads out" in refused(tmp_path)
+
+
+def test_one_class_only(tmp_path):
+    assert "one class only, 'a'" in refused(album(tmp_path, a=3))
+    assert "one class only, 'a'" in refused(album(tmp_path / "x", train={"a": 3}, test={"a": 1}))
+
+
+def test_test_without_train(tmp_path):
+    assert "found test, val but no train" in refused(album(tmp_path, test={"a": 1, "b": 1}, val={"a": 1}))
+
+
+def test_two_names_of_one_part(tmp_path):
+    assert "two names of one part" in refused(album(tmp_path, train={"a": 1, "b": 1}, val={"a": 1}, valid={"a": 1}))
+
+
+def test_a_class_name_that_cannot_be_shown(tmp_path):
+    album(tmp_path, a=1, b=1)
+    (tmp_path / "red\x1b[31m").mkdir()
+    assert "\x1b" not in refused(tmp_path)
+    (tmp_path / "red\x1b[31m").rmdir()
+    (tmp_path / os.fsdecode(b"\xff\xfe")).mkdir()
+    assert "cannot be shown" in refused(tmp_path)
+
+
+def test_picking_classes(tmp_path):
+    found = list_folder(album(tmp_path, a=1, b=2, c=3))
+    picked = found.with_classes(["c", "a"])
+    assert picked.class_names == ("c", "a") and parts(picked) == {("train", "a"): 1, ("train", "c"): 3}
+    assert found.with_classes(None) is found
+    for names, fault in ((["d"], "unknown class 'd'"), (["a", "a"], "each once"), ([], "found none")):
+        with pytest.raises(DataError, match=fault):
+            found.with_classes(names)
