@@ -17,8 +17,8 @@ RESNET = (
     "{work}/photographs",
 )
 WATCHED = (
-    *("--preload", "timm", "--watch", f"work={ADAPT}:adapt", "--watch", "data=finetune.run.setup:open_material"),
-    *("--watch", f"look={ADAPT}:look_at_target", "--watch", f"train={ADAPT}:run_phases"),
+    *("--preload", "timm", "--watch", f"work={ADAPT}:adapt", "--watch", "data=finetune.run.setup:open_run_data"),
+    *("--watch", f"look={ADAPT}:extract_source_features", "--watch", f"train={ADAPT}:run_phases"),
 )
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from finetune.api import adapt, evaluate, pretrain, pull, push, verify
     from finetune.models.classifier import Classifier, Prediction
     from finetune.report.report import Report
-    from finetune.run.finalize import save
     from finetune.sources.resolve import load
+    from finetune.sources.save import save
 
 
 __version__ = "0.1.0"
@@ -47,7 +47,7 @@ _HOMES = {
     "pretrain": "finetune.api",
     "pull": "finetune.api",
     "push": "finetune.api",
-    "save": "finetune.run.finalize",
+    "save": "finetune.sources.save",
     "verify": "finetune.api",
 }
 

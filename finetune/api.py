@@ -16,12 +16,12 @@ from finetune.commands.pull import Pulled
 from finetune.commands.pull import pull as _pull
 from finetune.commands.push import Pushed
 from finetune.commands.push import push as _push
+from finetune.commands.verify import Verification
+from finetune.commands.verify import verify as _verify
 from finetune.report.console import Console
 from finetune.report.report import Report
 from finetune.run.setup import RecipeLike
 from finetune.run.snapshot import ResumeOptions
-from finetune.verify.verify import Verification
-from finetune.verify.verify import verify as _verify
 
 Settings = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ def pretrain(
         root=data_root,
         device=device,
         overrides=_overrides(settings),
-        keeping=ResumeOptions(resume, snapshot_every),
+        resume=ResumeOptions(resume, snapshot_every),
         console=_console(quiet),
     )
 
@@ -89,7 +89,7 @@ def adapt(
         root=data_root,
         device=device,
         overrides=overrides,
-        keeping=ResumeOptions(resume, snapshot_every),
+        resume=ResumeOptions(resume, snapshot_every),
         console=_console(quiet),
     )
 

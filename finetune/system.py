@@ -42,3 +42,11 @@ def available_memory(container: Path = CONTAINER) -> int:
     except OSError:
         limit = "max"
     return min(physical, int(limit) if limit.isdecimal() else physical)
+
+
+def versions(model: str = "") -> dict[str, str]:
+    """The libraries that the bytes of a checkpoint of `model` depend on."""
+    from importlib.metadata import version  # slow to import
+
+    backbones = ("timm",) if model.startswith("timm/") else ()
+    return {name: version(name) for name in ("finetune", "torch", "torchvision", "safetensors", *backbones)}

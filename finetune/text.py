@@ -57,3 +57,10 @@ def json_diff(there: object, here: object, at: str = "") -> list[str]:
 def _short_json(value: object) -> str:
     text = "nothing" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def first_line(text: object, limit: int = 200) -> str:
+    """The first line of a text or of an error's message, cut to `limit` characters; of an empty error its type."""
+    said = str(text).strip() or (type(text).__name__ if isinstance(text, BaseException) else "")
+    line = said.partition("\n")[0]
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."

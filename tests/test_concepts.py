@@ -158,7 +158,7 @@ def test_normalising_is_torchvisions() -> None:
 
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     expected = normalize(torch.from_numpy(pixels).double() / 255, [0.1307], [0.3081])
-    np.testing.assert_allclose(page.normalise(pixels), expected.numpy(), atol=1e-12)
+    np.testing.assert_allclose(page.normalize(pixels), expected.numpy(), atol=1e-12)
 
 
 # --- training

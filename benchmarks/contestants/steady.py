@@ -44,7 +44,7 @@ def main() -> None:
         torch.randint(0, 10, (count,)),
         batch_size=BATCH,
         seed=given.seed,
-        normalise=Normalizer((MNIST_MEAN,), (MNIST_STD,), runtime.device),
+        normalize=Normalizer((MNIST_MEAN,), (MNIST_STD,), runtime.device),
         augment=Augment(**changes[given.augment]) if changes[given.augment] else None,
         classes=10,
     )

@@ -62,7 +62,8 @@ def check_classes(names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         if not name or len(name) > MAX_CLASS_NAME_LEN or not is_printable(name):
             raise ValueError(
-                f"classes.{number}: expected 1 to {MAX_CLASS_NAME_LEN} characters that can be shown, found {quoted(name)}"
+                f"classes.{number}: expected 1 to {MAX_CLASS_NAME_LEN} characters that can be shown, "
+                f"found {quoted(name)}"
             )
     if (size := sum(len(name.encode()) for name in names)) > MAX_CLASS_BYTES:
         raise ValueError(f"classes: names of {size:,} bytes together; at most {MAX_CLASS_BYTES:,}")

@@ -64,8 +64,8 @@ def verify(checkpoint: str, data: str | None, fetch: bool, data_root: Path | Non
     Each claim is ok, FAILED, or not checked, with the reason. Ends with 1 when a claim failed and with 2 when the file
     cannot be read at all.
     """
+    from finetune.commands.verify import verify as run
     from finetune.report.tables import verification_lines
-    from finetune.verify.verify import verify as run
 
     console = make_console(results=not as_json)
     found = run(checkpoint, data, root=data_root, device=device, fetch=fetch, console=console)

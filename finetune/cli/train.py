@@ -37,8 +37,8 @@ def pretrain(
 
     console = make_console(quiet, results=not as_json)
     overrides = [*settings, *override("seed", seed)]
-    keeping = resume_options(resume, snapshot_every)
-    report = run(recipe, out=out, root=data_root, device=device, overrides=overrides, keeping=keeping, console=console)
+    again = resume_options(resume, snapshot_every)
+    report = run(recipe, out=out, root=data_root, device=device, overrides=overrides, resume=again, console=console)
     if as_json and not console.hushed:
         click.echo(report.to_json(), nl=False)
 
@@ -85,7 +85,7 @@ def adapt(
         root=data_root,
         device=device,
         overrides=overrides,
-        keeping=resume_options(resume, snapshot_every),
+        resume=resume_options(resume, snapshot_every),
         console=console,
     )
     if as_json and not console.hushed:

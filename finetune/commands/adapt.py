@@ -33,7 +33,6 @@ from finetune.run.context import TrainContext, make_context
 from finetune.run.finalize import (
     build_report,
     correct_mask,
-    make_metadata,
     public_recipe,
     run_fingerprint,
     save_run,
@@ -55,6 +54,7 @@ from finetune.run.setup import (
 )
 from finetune.run.snapshot import AFRESH, ResumeOptions
 from finetune.sources.resolve import Source, locate
+from finetune.sources.save import make_metadata
 from finetune.train.activation_cache import TEST, ActivationKey
 from finetune.train.device import choose_runtime, environment, seeded
 
@@ -74,7 +74,7 @@ def adapt(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    keeping: ResumeOptions = AFRESH,
+    resume: ResumeOptions = AFRESH,
     console: Console | None = None,
 ) -> Report:
     """Fine-tunes a checkpoint on the recipe's data and compares; writes `out`, its report, and returns the report.
@@ -86,7 +86,7 @@ def adapt(
     """
     console = console or Console(quiet=True, results=False)
     with distributed_context(device) as group:
-        return _adapt(source, recipe, compare, out, data_root(root), device, overrides, keeping, console, group)
+        return _adapt(source, recipe, compare, out, data_root(root), device, overrides, resume, console, group)
 
 
 def _adapt(
@@ -97,12 +97,12 @@ def _adapt(
     root: Path,
     device: str,
     overrides: Sequence[str],
-    keeping: ResumeOptions,
+    resume: ResumeOptions,
     console: Console,
     group: ProcessGroup,
 ) -> Report:
     mute_non_leaders(console, group)
-    with group.first_here("source"):
+    with group.leader_first("source"):
         found = locate(source, note=console.note, bars=not console.quiet)
     plan = open_recipe(recipe, overrides, source=found.architecture)
     check_kind(plan, "adapt", recipe)
@@ -110,48 +110,53 @@ def _adapt(
     plan = plan if compare else plan.model_copy(update={"compare": ()})
     runtime = choose_runtime(device, plan.precision, group, plan.sharding)
     warn_sharding(runtime, console)
-    with group.first_here("images"):
-        origin, classifier, material = open_source_and_data(found, plan, root, console)
+    with group.leader_first("images"):
+        origin, classifier, data = open_source_and_data(found, plan, root, console)
     check_adapters(classifier.network, plan.phases)
-    outputs = check_outputs(out, f"{origin.name}-{material.name}", writes=group.leader)
-    described: dict[str, Any] = {"recipe": public_recipe(plan), "data": material.describe()}
+    outputs = check_outputs(out, f"{origin.name}-{data.name}", writes=group.leader)
+    described: dict[str, Any] = {"recipe": public_recipe(plan), "data": data.describe()}
     described["lineage"] = origin.lineage_of_child()
-    adapted = classifier.with_classes(material.class_names)
+    adapted = classifier.with_classes(data.class_names)
     run = {
         **run_fingerprint(plan, classifier.model, described["data"], runtime),
         "source": {"id": origin.id, "sha256": origin.sha256},
     }
-    looked = needs_source_features(plan, classifier.class_names, material.class_names)
-    setting = make_context(plan, material, classifier.input, runtime, console, looked=looked)
+    needs_features = needs_source_features(plan, classifier.class_names, data.class_names)
+    context = make_context(plan, data, classifier.input, runtime, console, needs_features=needs_features)
     with (
         seeded(plan.seed),
-        RunFolder(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
-        setting.cache,
-        InterruptCheckpoint(outputs, lambda: make_metadata(adapted, **described), writes=group.leader) as keeper,
+        RunFolder(outputs, dump_recipe(plan), run, environment(runtime), resume, console, group) as run_folder,
+        context.cache,
+        InterruptCheckpoint(
+            outputs, lambda: make_metadata(adapted, **described), writes=group.leader
+        ) as interrupt_checkpoint,
     ):
-        if session.finished is not None:
-            return session.finished
+        if run_folder.finished is not None:
+            return run_folder.finished
         for network in (classifier.network, adapted.network):
             runtime.place(network)
-        watch, caches = RunLogger(console, outputs, keeper), CachePlan(adapted.network, plan.phases, setting)
-        frozen = extract_source_features(classifier.network, caches, completed_phases(session, TRAINED), plan)
-        transplant = _swap_head(adapted.network, plan, frozen, setting, classifier.class_names)
-        _log_head_rows(transplant, plan, material.class_names, console)
-        leg = NetworkProgress(session, TRAINED, adapted.network)
-        phases = run_phases(adapted.network, plan.phases, setting, watch, leg)
-        scratch = train_scratch(plan, classifier, setting, watch, leg) if "scratch" in plan.compare else None
-        tested = _test(classifier, frozen, caches, scratch, plan)
-        kept = retention(origin, classifier, adapted.network, setting, root, caches.untouched())
-        report = _report(plan, origin, setting, session.seconds(), phases, transplant, tested, kept)
+        logger, cache_plan = (
+            RunLogger(console, outputs, interrupt_checkpoint),
+            CachePlan(adapted.network, plan.phases, context),
+        )
+        frozen = extract_source_features(classifier.network, cache_plan, completed_phases(run_folder, TRAINED), plan)
+        transplant = _swap_head(adapted.network, plan, frozen, context, classifier.class_names)
+        _log_head_rows(transplant, plan, data.class_names, console)
+        progress = NetworkProgress(run_folder, TRAINED, adapted.network)
+        phases = run_phases(adapted.network, plan.phases, context, logger, progress)
+        scratch = train_scratch(plan, classifier, context, logger, progress) if "scratch" in plan.compare else None
+        tested = _test(classifier, frozen, cache_plan, scratch, plan)
+        kept = retention(origin, classifier, adapted.network, context, root, cache_plan.frozen_depth())
+        report = _report(plan, origin, context, run_folder.seconds(), phases, transplant, tested, kept)
         if group.leader:
-            session.finish(save_run(adapted, described, report, outputs, console))
+            run_folder.finish(save_run(adapted, described, report, outputs, console))
     return report
 
 
 def _report(
     plan: AdaptRecipe,
     source: Source,
-    setting: TrainContext,
+    context: TrainContext,
     seconds: float,
     phases: list[PhaseSummary],
     transplant: Transplant,
@@ -161,8 +166,8 @@ def _report(
     results, comparisons = tested
     return build_report(
         plan,
-        setting.material,
-        setting.runtime,
+        context.data,
+        context.runtime,
         seconds,
         phases,
         results,
@@ -185,10 +190,10 @@ def _source_summary(source: Source) -> SourceSummary:
 
 
 def _swap_head(
-    network: StagedNetwork, plan: AdaptRecipe, frozen: SourceFeatures, setting: TrainContext, known: Names
+    network: StagedNetwork, plan: AdaptRecipe, frozen: SourceFeatures, context: TrainContext, known: Names
 ) -> Transplant:
     """Gives the network a head for the target's classes, and returns what was taken over and what started new."""
-    wanted = setting.material.class_names
+    wanted = context.data.class_names
     head, reused = swap_head(
         network.head,
         known,
@@ -197,7 +202,7 @@ def _swap_head(
         keep_rows=plan.head == "auto",
     )
     network.set_head(head)
-    setting.runtime.place(network)
+    context.runtime.place(network)
     tensors = list(network.state_dict())
     new = [] if len(reused) == len(wanted) else list(network.head_tensors())
     return Transplant([name for name in tensors if name not in new], new, reused)
@@ -215,19 +220,19 @@ def _log_head_rows(transplant: Transplant, plan: AdaptRecipe, classes: Names, co
 def _test(
     source: Classifier,
     frozen: SourceFeatures,
-    caches: CachePlan,
+    cache_plan: CachePlan,
     scratch: StagedNetwork | None,
     plan: AdaptRecipe,
 ) -> Tested:
     """Opens the test set, once: every row of the verdict is measured on the same images."""
-    material, cache = caches.setting.material, caches.cache
-    test = material.test
-    cache.keep_in_memory(source.network, ActivationKey(TEST, caches.untouched()))
+    data, cache = cache_plan.context.data, cache_plan.cache
+    test = data.test
+    cache.keep_in_memory(source.network, ActivationKey(TEST, cache_plan.frozen_depth()))
     seen = cache.outputs(source.network, TEST, -1)
     found_before, method = before_predictions(
-        source.network.head, source.class_names, material.class_names, seen, frozen.means
+        source.network.head, source.class_names, data.class_names, seen, frozen.means
     )
-    found_after = cache.outputs(caches.network, TEST).argmax(1).cpu()
+    found_after = cache.outputs(cache_plan.network, TEST).argmax(1).cpu()
     results: dict[str, Result | None] = {
         "before": score(test, found_before, method=method, detailed=False),
         "linear_probe": None,
@@ -241,7 +246,7 @@ def _test(
     }
     if "linear_probe" in plan.compare:
         with torch.no_grad():
-            found = linear_probe(frozen, material)(seen.cpu()).argmax(1)
+            found = linear_probe(frozen, data)(seen.cpu()).argmax(1)
         results["linear_probe"] = score(test, found, detailed=False)
     if scratch is not None:
         found = cache.outputs(scratch, TEST).argmax(1).cpu()

@@ -52,30 +52,32 @@ def needs_source_features(recipe: AdaptRecipe, known: Sequence[str], wanted: Seq
     return not set(wanted) <= set(known) or recipe.head == "class_means" or "linear_probe" in recipe.compare
 
 
-def extract_source_features(network: StagedNetwork, caches: CachePlan, over: int, plan: AdaptRecipe) -> SourceFeatures:
+def extract_source_features(
+    network: StagedNetwork, cache_plan: CachePlan, over: int, plan: AdaptRecipe
+) -> SourceFeatures:
     """One pass of the untouched source over the images to learn from: for class means and probe, and for the phases.
 
     `over` phases are over already, in a run that goes on.
     """
-    setting = caches.setting
-    if not setting.looked:
+    context = cache_plan.context
+    if not context.needs_features:
         return SourceFeatures()
-    material, cache = setting.material, setting.cache
-    caches.look(network, over)
+    data, cache = context.data, context.cache
+    cache_plan.prefill(network, over)
     features = {TRAIN: cache.outputs(network, TRAIN, -1)}
-    means = class_means(features[TRAIN].cpu(), material.train.labels, len(material.class_names))
+    means = class_means(features[TRAIN].cpu(), data.train.labels, len(data.class_names))
     if "linear_probe" not in plan.compare:
         return SourceFeatures(means=means)
-    if len(material.validation):
+    if len(data.validation):
         features[VALIDATION] = cache.outputs(network, VALIDATION, -1)
     return SourceFeatures(features, means)
 
 
-def linear_probe(frozen: SourceFeatures, material: RunData) -> torch.nn.Linear:
+def linear_probe(frozen: SourceFeatures, data: RunData) -> torch.nn.Linear:
     """The best linear head on the frozen features that were computed before the phases."""
     held = frozen.features.get(VALIDATION)
-    validation = (held, material.validation.labels) if held is not None else None
-    return fit_linear_head(frozen.features[TRAIN], material.train.labels, len(material.class_names), validation)
+    validation = (held, data.validation.labels) if held is not None else None
+    return fit_linear_head(frozen.features[TRAIN], data.train.labels, len(data.class_names), validation)
 
 
 OWN_HEAD = "source head"
@@ -141,24 +143,24 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
 
 
 def train_scratch(
-    recipe: AdaptRecipe, classifier: Classifier, setting: TrainContext, watch: RunLogger, after: NetworkProgress
+    recipe: AdaptRecipe, classifier: Classifier, context: TrainContext, logger: RunLogger, after: NetworkProgress
 ) -> StagedNetwork:
     """The source's architecture, trained on the target from random weights with the same budget and seed.
 
     `after` is the leg before it, whose network a snapshot has to hold too.
     """
-    material = setting.material
+    data = context.data
     with seeded(recipe.seed):
-        network = build_model(classifier.model, len(material.class_names), classifier.arguments)
-        setting.runtime.place(network)
-        phase = scratch_phase(recipe, len(material.train))
-        leg = NetworkProgress(after.session, SCRATCH, network, before=after)
-        run_phases(network, [phase], setting, replace(watch, keeper=None), leg)
+        network = build_model(classifier.model, len(data.class_names), classifier.arguments)
+        context.runtime.place(network)
+        phase = scratch_phase(recipe, len(data.train))
+        progress = NetworkProgress(after.run_folder, SCRATCH, network, before=after)
+        run_phases(network, [phase], context, replace(logger, interrupt_checkpoint=None), progress)
     return network
 
 
 def retention(
-    source: Source, classifier: Classifier, adapted: StagedNetwork, setting: TrainContext, root: Path, untouched: int
+    source: Source, classifier: Classifier, adapted: StagedNetwork, context: TrainContext, root: Path, untouched: int
 ) -> Retention | None:
     """Accuracy on the source's own test images before and after; None unless its data set is at hand.
 
@@ -167,16 +169,16 @@ def retention(
     `untouched` first stages are the same in both, and are run once.
     """
     test = _source_test(source, root)
-    group = setting.runtime.group
+    group = context.runtime.group
     if group.any(test is None):  # on some machine: then who has it looks alone
         group = SINGLE_PROCESS
     if test is None:
         return None
-    names, classes = classifier.class_names, setting.material.class_names
+    names, classes = classifier.class_names, context.data.class_names
     original = classifier.network
-    runtime, kept = replace(setting.runtime, group=group), setting.cache
+    runtime, kept = replace(context.runtime, group=group), context.cache
     with ActivationCache(
-        {SOURCE_TEST: CachePart(test.images)}, setting.normalise, runtime, kept.room, kept.folder, kept.warn
+        {SOURCE_TEST: CachePart(test.images)}, context.normalize, runtime, kept.room, kept.folder, kept.warn
     ) as cache:
         cache.keep_in_memory(original, ActivationKey(SOURCE_TEST, untouched))
         before = float((cache.outputs(original, SOURCE_TEST).argmax(1).cpu() == test.labels).double().mean())

@@ -108,8 +108,8 @@ def evaluate_classifier(
         )
     whole, test = test, test.with_classes(shared, empty=True)
     runtime.place(classifier.network)
-    normalise = make_normalizer(classifier.input, runtime.device)
-    logits = outputs(classifier.network, test.images.to(runtime.device), normalise)
+    normalize = make_normalizer(classifier.input, runtime.device)
+    logits = outputs(classifier.network, test.images.to(runtime.device), normalize)
     rows = [classifier.class_names.index(name) for name in shared]
     result = score(test, logits[:, rows].argmax(1))
     not_offered = [name for name in classifier.class_names if name not in shared]

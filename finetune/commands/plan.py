@@ -42,7 +42,7 @@ VERSIONS = 8
 
 def augment_grid(
     train: ImageSet,
-    normalise: Normalizer,
+    normalize: Normalizer,
     augment: Augment | None,
     seed: int,
     *,
@@ -56,22 +56,22 @@ def augment_grid(
     left. `train` is all that the run trains on: the place of an image decides what chance does to it.
     """
     chosen = _spread_indices(train, rows)
-    device = normalise.scale.device
+    device = normalize.scale.device
     labels = train.labels.to(device)
     batches = Batches(
         train.images,
         labels,
         batch_size=1,
         seed=seed,
-        normalise=normalise,
+        normalize=normalize,
         augment=augment,
         classes=len(train.class_names),
     )
     found = []
     for index in chosen:
-        seen = [normalise(train.images[torch.tensor([index])].to(device))]
+        seen = [normalize(train.images[torch.tensor([index])].to(device))]
         seen += [batches.at(epoch, index)[0] for epoch in range(versions - 1)]
-        found.append(normalise.restored(torch.cat(seen)).permute(0, 2, 3, 1).cpu().numpy())
+        found.append(normalize.denormalize(torch.cat(seen)).permute(0, 2, 3, 1).cpu().numpy())
     return np.stack(found), [train.class_names[int(train.labels[index])] for index in chosen]
 
 
@@ -175,45 +175,45 @@ def plan(
     arguments: Mapping[str, Any]
     if isinstance(read, AdaptRecipe):
         assert found is not None
-        _, classifier, material = open_source_and_data(found, read, data_root(root), console)
+        _, classifier, data = open_source_and_data(found, read, data_root(root), console)
         model, arguments, spec = classifier.model, classifier.arguments, classifier.input
-        looked = needs_source_features(read, classifier.class_names, material.class_names)
+        needs_features = needs_source_features(read, classifier.class_names, data.class_names)
     else:
-        spec, arguments, material = open_pretrain_data(read, data_root(root), console)
-        model, looked = read.model.name, False
-    setting = make_context(read, material, spec, runtime, console, looked=looked)
+        spec, arguments, data = open_pretrain_data(read, data_root(root), console)
+        model, needs_features = read.model.name, False
+    context = make_context(read, data, spec, runtime, console, needs_features=needs_features)
     if show_augment is not None:
-        grid = augment_grid(material.train, setting.normalise, setting.augment, read.seed)
+        grid = augment_grid(data.train, context.normalize, context.augment, read.seed)
         grid_picture(*grid, Path(show_augment))
         console.note(f"wrote {show_augment}")
     phases = list(read.phases)
     if isinstance(read, AdaptRecipe) and "scratch" in read.compare:
-        phases.append(scratch_phase(read, len(material.train)))
+        phases.append(scratch_phase(read, len(data.train)))
     with seeded(read.seed):
-        network = build_model(model, len(material.class_names), arguments)
+        network = build_model(model, len(data.class_names), arguments)
         runtime.place(network)
-        caches = CachePlan(network, phases, setting)
-        planned = [_phase_plan(caches, number) for number in range(len(phases))]
+        cache_plan = CachePlan(network, phases, context)
+        planned = [_phase_plan(cache_plan, number) for number in range(len(phases))]
     return Plan(
         kind=read.kind,
         model=model,
-        data=material.name,
-        train=len(material.train),
-        validation=len(material.validation),
-        test=len(material.test),
+        data=data.name,
+        train=len(data.train),
+        validation=len(data.validation),
+        test=len(data.test),
         phases=planned,
     )
 
 
-def _phase_plan(caches: CachePlan, number: int) -> PhasePlan:
-    network, phase, setting = caches.network, caches.phases[number], caches.setting
+def _phase_plan(cache_plan: CachePlan, number: int) -> PhasePlan:
+    network, phase, context = cache_plan.network, cache_plan.phases[number], cache_plan.context
     stages = trained_stages(network.stages, phase.train)
-    caching = caches.cachings()[number]
+    caching = cache_plan.plan_phases()[number]
     with phase_adapters(phase, network):
         parameters = set_trainable(network, stages, adapters=phase.lora is not None)
         groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
-        steps = phase_steps(phase, len(setting.material.train))
-        seconds = _estimate(caches, number, caching, stages, steps)
+        steps = phase_steps(phase, len(context.data.train))
+        seconds = _estimate(cache_plan, number, caching, stages, steps)
     return PhasePlan(
         name=phase.name,
         trains=list(stages),
@@ -229,20 +229,20 @@ def _phase_plan(caches: CachePlan, number: int) -> PhasePlan:
             caching.size,
             str(caching),
         ),
-        augmented=setting.augment is not None and phase.augment and phase.solver is None,
+        augmented=context.augment is not None and phase.augment and phase.solver is None,
         steps=steps,
         batch_size=phase.batch_size,
         seconds=seconds,
     )
 
 
-def _estimate(caches: CachePlan, number: int, caching: PhaseCache, stages: tuple[str, ...], steps: int) -> float:
+def _estimate(cache_plan: CachePlan, number: int, caching: PhaseCache, stages: tuple[str, ...], steps: int) -> float:
     """Seconds for the phase, from a pass of a few images and a few timed steps at a learning rate of 0, scaled up."""
-    phase, setting = caches.phases[number], caches.setting
-    batches, passing = _time_steps(caches, number, caching)
+    phase, context = cache_plan.phases[number], cache_plan.context
+    batches, passing = _time_steps(cache_plan, number, caching)
     if phase.solver is not None:
         return passing
-    trial = copy.deepcopy(caches.network)
+    trial = copy.deepcopy(cache_plan.network)
     seconds = 0.0
     for count in (1, min(steps, TRIAL_STEPS)):  # the first step warms up and is not counted
         began = time.perf_counter()
@@ -251,26 +251,26 @@ def _estimate(caches: CachePlan, number: int, caching: PhaseCache, stages: tuple
             planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break
         with translate_oom(phase.name, phase.batch_size):
-            for _ in Training(trial, batches, still, setting.runtime):
+            for _ in Training(trial, batches, still, context.runtime):
                 pass
         seconds = time.perf_counter() - began
     return passing + seconds * steps / min(steps, TRIAL_STEPS)
 
 
-def _time_steps(caches: CachePlan, number: int, caching: PhaseCache) -> tuple[Batches, float]:
+def _time_steps(cache_plan: CachePlan, number: int, caching: PhaseCache) -> tuple[Batches, float]:
     """Batches like the phase's, of a few images where activations are kept, and seconds for the passes it makes.
 
     Those that an earlier phase has made are not counted again.
     """
-    phase, setting = caches.phases[number], caches.setting
+    phase, context = cache_plan.phases[number], cache_plan.context
     if not caching.start:
-        return image_batches(phase, setting), 0.0
-    train = setting.material.train
+        return image_batches(phase, context), 0.0
+    train = context.data.train
     count = min(len(train), max(phase.batch_size, TRIAL_IMAGES))
-    caches.cache.parts["trial"] = CachePart(train.images[:count], learnt=True)
+    cache_plan.cache.parts["trial"] = CachePart(train.images[:count], learnt=True)
     began = time.perf_counter()
-    kept = caches.cache.outputs(caches.network, "trial", caching.start)
+    kept = cache_plan.cache.outputs(cache_plan.network, "trial", caching.start)
     seconds = (time.perf_counter() - began) * caching.passes * len(train) / count
     labels = train.labels[:count].to(kept.device)
-    batches = Batches(kept, labels, batch_size=phase.batch_size, seed=setting.seed)
-    return batches, 0.0 if caches.shares(number, caching) else seconds
+    batches = Batches(kept, labels, batch_size=phase.batch_size, seed=context.seed)
+    return batches, 0.0 if cache_plan.shares(number, caching) else seconds

@@ -21,7 +21,7 @@ from finetune.report.console import Console
 from finetune.report.report import Report
 from finetune.run.context import make_context
 from finetune.run.data import RunData
-from finetune.run.finalize import build_report, make_metadata, public_recipe, run_fingerprint, save_run, score
+from finetune.run.finalize import build_report, public_recipe, run_fingerprint, save_run, score
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.output_paths import check_outputs
 from finetune.run.phase_config import check_adapters
@@ -30,6 +30,7 @@ from finetune.run.progress import TRAINED, NetworkProgress
 from finetune.run.run_folder import RunFolder
 from finetune.run.setup import RecipeLike, check_kind, mute_non_leaders, open_pretrain_data, open_recipe, warn_sharding
 from finetune.run.snapshot import AFRESH, ResumeOptions
+from finetune.sources.save import make_metadata
 from finetune.train.device import choose_runtime, environment, seeded
 from finetune.train.inference import predictions
 
@@ -41,7 +42,7 @@ def pretrain(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    keeping: ResumeOptions = AFRESH,
+    resume: ResumeOptions = AFRESH,
     console: Console | None = None,
 ) -> Report:
     """Trains from scratch, writes `out` (by default checkpoints/NAME.safetensors) and its report, returns the report.
@@ -52,7 +53,7 @@ def pretrain(
     """
     console = console or Console(quiet=True, results=False)
     with distributed_context(device) as group:
-        return _pretrain(recipe, out, data_root(root), device, overrides, keeping, console, group)
+        return _pretrain(recipe, out, data_root(root), device, overrides, resume, console, group)
 
 
 def _pretrain(
@@ -61,7 +62,7 @@ def _pretrain(
     root: Path,
     device: str,
     overrides: Sequence[str],
-    keeping: ResumeOptions,
+    resume: ResumeOptions,
     console: Console,
     group: ProcessGroup,
 ) -> Report:
@@ -71,46 +72,48 @@ def _pretrain(
     assert isinstance(plan, PretrainRecipe)
     runtime = choose_runtime(device, plan.precision, group, plan.sharding)
     warn_sharding(runtime, console)
-    with group.first_here("images"):
-        spec, arguments, material = open_pretrain_data(plan, root, console)
-    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else material.name
-    described: dict[str, Any] = {"recipe": public_recipe(plan), "data": material.describe()}
+    with group.leader_first("images"):
+        spec, arguments, data = open_pretrain_data(plan, root, console)
+    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else data.name
+    described: dict[str, Any] = {"recipe": public_recipe(plan), "data": data.describe()}
     with seeded(plan.seed):
-        network = build_model(plan.model.name, len(material.class_names), arguments)
+        network = build_model(plan.model.name, len(data.class_names), arguments)
         check_adapters(network, plan.phases)
-        classifier = Classifier(network, plan.model.name, arguments, material.class_names, spec)
+        classifier = Classifier(network, plan.model.name, arguments, data.class_names, spec)
         outputs = check_outputs(out, name, writes=group.leader)
         run = run_fingerprint(plan, plan.model.name, described["data"], runtime)
-        setting = make_context(plan, material, spec, runtime, console)
+        context = make_context(plan, data, spec, runtime, console)
         with (
-            RunFolder(outputs, dump_recipe(plan), run, environment(runtime), keeping, console, group) as session,
-            setting.cache,
-            InterruptCheckpoint(outputs, lambda: make_metadata(classifier, **described), writes=group.leader) as keeper,
+            RunFolder(outputs, dump_recipe(plan), run, environment(runtime), resume, console, group) as run_folder,
+            context.cache,
+            InterruptCheckpoint(
+                outputs, lambda: make_metadata(classifier, **described), writes=group.leader
+            ) as interrupt_checkpoint,
         ):
-            if session.finished is not None:
-                return session.finished
+            if run_folder.finished is not None:
+                return run_folder.finished
             runtime.place(network)
-            normalise = setting.normalise
-            after_row = _article_line(material, normalise, console, group) if plan.test_each_epoch else None
-            watch = RunLogger(console, outputs, keeper, after_row)
-            phases = run_phases(network, plan.phases, setting, watch, NetworkProgress(session, TRAINED, network))
-            found = predictions(network, material.test.images.to(runtime.device), normalise, group=group)
-            test = score(material.test, found)
-            report = build_report(plan, material, runtime, session.seconds(), phases, {"test": test})
+            normalize = context.normalize
+            after_row = _article_line(data, normalize, console, group) if plan.test_each_epoch else None
+            logger = RunLogger(console, outputs, interrupt_checkpoint, after_row)
+            phases = run_phases(network, plan.phases, context, logger, NetworkProgress(run_folder, TRAINED, network))
+            found = predictions(network, data.test.images.to(runtime.device), normalize, group=group)
+            test = score(data.test, found)
+            report = build_report(plan, data, runtime, run_folder.seconds(), phases, {"test": test})
             if group.leader:
-                session.finish(save_run(classifier, described, report, outputs, console))
+                run_folder.finish(save_run(classifier, described, report, outputs, console))
     return report
 
 
 def _article_line(
-    material: RunData, normalise: Normalizer, console: Console, group: ProcessGroup
+    data: RunData, normalize: Normalizer, console: Console, group: ProcessGroup
 ) -> Callable[[StagedNetwork, int, int], None]:
     """Prints the test accuracy after each epoch in the article's words; nothing is chosen by it."""
 
     def after_row(network: StagedNetwork, epoch: int, epochs: int) -> None:
         device: torch.device = next(network.parameters()).device
-        found = predictions(network, material.test.images.to(device), normalise, group=group)
-        right = int((found == material.test.labels).sum())
-        console.say(f"Epoch [{epoch}/{epochs}], Accuracy: [{right}/{len(material.test)}]")
+        found = predictions(network, data.test.images.to(device), normalize, group=group)
+        right = int((found == data.test.labels).sum())
+        console.say(f"Epoch [{epoch}/{epochs}], Accuracy: [{right}/{len(data.test)}]")
 
     return after_row

@@ -10,13 +10,13 @@ from finetune.checkpoint.format import encode, has_metadata, read_metadata
 from finetune.errors import HubError, OutputError, SettingError
 from finetune.hub.bundle import headline
 from finetune.hub.download import HubFile, fetch
-from finetune.hub.repo import sha256_of
 from finetune.hub.repo_id import parse_name
 from finetune.io.atomic import prepared_files, remove_file, write_atomic
+from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
-from finetune.run.finalize import make_metadata
 from finetune.run.output_paths import SUFFIX, OutputPaths, move_aside
 from finetune.sources.resolve import SourceRef, open_source
+from finetune.sources.save import make_metadata
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from finetune.hub.bundle import Bundle, make_bundle
 from finetune.hub.client import logged_in, open_api
 from finetune.hub.credentials import endpoint, redact
 from finetune.hub.model_card import check_licence
-from finetune.hub.repo import Remote, describe, find_repo, sha256_of
+from finetune.hub.repo import Remote, describe, find_repo
 from finetune.hub.repo_id import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name
 from finetune.hub.upload import Published, check_card, check_private, check_tag, publish
 from finetune.io.atomic import write_atomic
+from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
 
 if TYPE_CHECKING:

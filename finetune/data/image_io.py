@@ -319,7 +319,7 @@ _ROOM = WeightedSemaphore(
 
 @dataclass(frozen=True)
 class CropSpec:
-    """What is kept of a picture: see `finetune.data.image_io.framed`. channels None: 1 if every picture is grey, else 3."""
+    """What is kept of a picture: see `crop_to_square`. channels None: 1 if every picture is grey, else 3."""
 
     channels: int | None
     size: int

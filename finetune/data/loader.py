@@ -80,7 +80,7 @@ class Batches:
     With `views` chance changes the images in so many ways only: epoch e as it would epoch e mod `views`. Activations
     are then those of all views, one view after the other.
 
-    With `part` (r, s) these are the batches of the r-th of s processes, from 0: of each batch a run of its images, so
+    With `shard` (r, s) these are the batches of the r-th of s processes, from 0: of each batch a run of its images, so
     that all s together have the batch as it would be. Where there is no image for a process, it gets another's, which
     `weights` tells.
     """
@@ -92,20 +92,20 @@ class Batches:
         *,
         batch_size: int,
         seed: int,
-        normalise: Normalizer | None = None,
+        normalize: Normalizer | None = None,
         augment: Augment | None = None,
         classes: int | None = None,
         views: int | None = None,
-        part: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
-        assert len(inputs) == len(labels) * (views if views and normalise is None else 1) > 0
-        assert augment is None or normalise is not None, "activations cannot be augmented"
+        assert len(inputs) == len(labels) * (views if views and normalize is None else 1) > 0
+        assert augment is None or normalize is not None, "activations cannot be augmented"
         assert augment is None or not augment.mixes or classes is not None, "mixed targets need the number of classes"
         assert augment is None or not augment.mixes or views is None, "mixed images have no views"
         self.inputs, self.labels = inputs, labels
         self.batch_size, self.seed, self.classes = batch_size, seed, classes
-        self.normalise, self.augment = normalise, augment
-        self.views, self.part = views, part
+        self.normalize, self.augment = normalize, augment
+        self.views, self.shard = views, shard
 
     @property
     def images_per_epoch(self) -> int:
@@ -135,7 +135,7 @@ class Batches:
 
     def _at_once(self) -> int:
         """How many batches are prepared in one go, for the sake of few and larger operations: as fit into a cache."""
-        one = self.inputs.shape[1:] if self.normalise is None else (self.normalise.pixels(self.inputs),)
+        one = self.inputs.shape[1:] if self.normalize is None else (self.normalize.pixels(self.inputs),)
         return max(1, VALUES_PER_BLOCK // (self.batch_size * math.prod(one)))
 
     def weights(self, batch: int) -> tuple[int, int]:
@@ -146,7 +146,7 @@ class Batches:
     def _run(self, batch: int) -> tuple[int, int, int]:
         """The first place of this process's part of a batch in the epoch's order, one past its last, and the batch's
         size."""
-        begin, (rank, size) = batch * self.batch_size, self.part
+        begin, (rank, size) = batch * self.batch_size, self.shard
         whole = min(self.batch_size, len(self.labels) - begin)
         return begin + whole * rank // size, begin + whole * (rank + 1) // size, whole
 
@@ -179,7 +179,7 @@ class Batches:
         count, device = len(self.labels), self.labels.device
         order = torch.randperm(count, generator=keyed_generator(self.seed, epoch, "order"))
         view = epoch % self.views if self.views else epoch
-        first = view * count if self.views and self.normalise is None else 0
+        first = view * count if self.views and self.normalize is None else 0
         numbers = mix = None
         if self.augment is not None and self.augment.numbers:
             drawn = torch.rand(count, self.augment.numbers, generator=keyed_generator(self.seed, view, "augment"))
@@ -211,13 +211,13 @@ class Batches:
         return apply_mix(images[:-1], images[1:], (labels[:-1], labels[1:]), draw.mix[rows[:-1]], self.classes)
 
     def _prepared(self, inputs: Tensor, numbers: Tensor | None) -> Tensor:
-        normalise, augment = self.normalise, self.augment
-        if normalise is None:
+        normalize, augment = self.normalize, self.augment
+        if normalize is None:
             return inputs
         if numbers is None or augment is None:
-            return normalise(inputs)
+            return normalize(inputs)
         if not augment.of_photographs:
-            return augment_affine(normalise(inputs), numbers, augment, normalise.offset)
-        pixels = normalise.source(inputs) if augment.crop else normalise.view(inputs)
-        height, width = pixels.shape[-2:] if normalise.size is None else (normalise.size, normalise.size)
-        return augment_photo(pixels, numbers, augment, (height, width), normalise.scale, normalise.offset)
+            return augment_affine(normalize(inputs), numbers, augment, normalize.offset)
+        pixels = normalize.crop_source(inputs) if augment.crop else normalize.center_view(inputs)
+        height, width = pixels.shape[-2:] if normalize.size is None else (normalize.size, normalize.size)
+        return augment_photo(pixels, numbers, augment, (height, width), normalize.scale, normalize.offset)

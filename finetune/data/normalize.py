@@ -35,9 +35,9 @@ class Normalizer:
         self.size, self.working = size, working
 
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self.offset, self.view(images).float(), self.scale)
+        return torch.addcmul(self.offset, self.center_view(images).float(), self.scale)
 
-    def view(self, images: Tensor) -> Tensor:
+    def center_view(self, images: Tensor) -> Tensor:
         """What of the images (N×C×H×W) a network is shown when it is judged: values of 0..255, not normalised."""
         height, width = images.shape[-2:]
         if self.size is None or height == width == self.size:
@@ -47,21 +47,21 @@ class Normalizer:
         size = (self.size, self.size)
         return F.interpolate(images.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
 
-    def source(self, images: Tensor) -> Tensor:
+    def crop_source(self, images: Tensor) -> Tensor:
         """What a random crop is taken from: all that is stored, but the view of what is larger than meant to be.
 
         The crop is read without antialiasing, so it must not come from pixels much finer than its own.
         """
         height, width = images.shape[-2:]
         stored = self.size is None or height == width == self.working or max(height, width) <= self.size
-        return images if stored else self.view(images)
+        return images if stored else self.center_view(images)
 
     def pixels(self, images: Tensor | ImageArray) -> int:
         """How many pixels an image has when it goes into the network."""
         height, width = images.shape[-2:]
         return self.size**2 if self.size is not None else height * width
 
-    def restored(self, images: Tensor) -> Tensor:
+    def denormalize(self, images: Tensor) -> Tensor:
         """The reverse of normalising: uint8 images, N×C'×H×W."""
         return ((images - self.offset) / self.scale).round().clamp(0, 255).to(torch.uint8)
 

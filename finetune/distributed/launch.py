@@ -151,7 +151,7 @@ def _exit_error(error: BaseException, group: ProcessGroup) -> BaseException:
     """The error, if this process is the one to tell it; else a silent end."""
     stopped = isinstance(error, Interrupted | KeyboardInterrupt)
     patience = 0.0 if group.leader else _STOPPED if stopped else _OWN_FAULT
-    if group.speaks(_OTHERS_FAULT if isinstance(error, ProcessLost) else patience):
+    if group.elect_reporter(_OTHERS_FAULT if isinstance(error, ProcessLost) else patience):
         if isinstance(error, FinetuneError) and not group.leader:
             told = f"process {group.rank} of {group.size} (on {socket.gethostname()}): {error}"
             error.args = (told, *error.args[1:])

@@ -55,11 +55,11 @@ class ProcessGroup:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def part(self, count: int) -> tuple[int, int]:
+    def shard(self, count: int) -> tuple[int, int]:
         """Which of `count` things in a row are this process's: the first and one past the last; in order of rank."""
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
-    def vote(self, *flags: bool) -> Callable[[], list[bool]]:
+    def all_reduce_max_async(self, *flags: bool) -> Callable[[], list[bool]]:
         """Begins to ask; the function returned waits and says of each flag whether it was raised in any process.
 
         Between the two, the processes may work and talk of other things.
@@ -79,7 +79,7 @@ class ProcessGroup:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is raised in any process."""
-        return self.vote(flag)()[0]
+        return self.all_reduce_max_async(flag)()[0]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes."""
@@ -100,7 +100,7 @@ class ProcessGroup:
             for tensor, mean in zip(every, torch.split(total, [t.numel() for t in every]), strict=True):
                 tensor.copy_(mean.view_as(tensor))
 
-    def same(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Gives the tensors the leader's values, in place."""
         if self.size == 1:
             return
@@ -111,7 +111,7 @@ class ProcessGroup:
             with torch.no_grad():
                 tensor.copy_(values)
 
-    def gathered(self, own: Tensor, lengths: Sequence[int]) -> Tensor:
+    def all_gather(self, own: Tensor, lengths: Sequence[int]) -> Tensor:
         """All parts in order, in every process, bit for bit.
 
         lengths: the rows of each of the things that `part` dealt out; `own` has those of this process's, and some.
@@ -122,7 +122,7 @@ class ProcessGroup:
         every = shape.new_empty((sum(lengths), *shape.shape[1:]))
         start = 0
         for rank in range(self.size):
-            first, end = replace(self, rank=rank).part(len(lengths))
+            first, end = replace(self, rank=rank).shard(len(lengths))
             rows = every[start : start + sum(lengths[first:end])]
             start += len(rows)
             if rank == self.rank:
@@ -131,7 +131,7 @@ class ProcessGroup:
                 dist.broadcast(rows.view(torch.uint8), src=rank)  # as bytes: gloo does not know every type
         return every.permute(0, 3, 1, 2) if _channels_last(own) else every
 
-    def share(self, content: bytes | None) -> bytes:
+    def broadcast_bytes(self, content: bytes | None) -> bytes:
         """The leader's bytes, in every process; the others may give None."""
         if self.size == 1:
             assert content is not None
@@ -147,7 +147,7 @@ class ProcessGroup:
         return shared.numpy().tobytes()
 
     @contextmanager
-    def first_here(self, what: str) -> Iterator[None]:
+    def leader_first(self, what: str) -> Iterator[None]:
         """The block is run by one process of each machine first, and then by the others: what the first one fetches or
         decodes, the others find. `what` is a name for it, once in a job.
         """
@@ -168,7 +168,7 @@ class ProcessGroup:
                     raise ProcessLost(LOST_PEER)
                 time.sleep(POLL)
 
-    def speaks(self, patience: float) -> bool:
+    def elect_reporter(self, patience: float) -> bool:
         """Whether this process is the one to say why the job has failed. Others are given `patience` seconds before."""
         if self.store is None:
             return True

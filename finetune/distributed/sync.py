@@ -20,7 +20,7 @@ def check_same_run(run: Mapping[str, Any], group: ProcessGroup) -> None:
     """SettingError in a process that would train something else than the leader: other data, other versions."""
     if group.size == 1:
         return
-    leaders = json.loads(group.share(_bytes(run) if group.leader else None))
+    leaders = json.loads(group.broadcast_bytes(_bytes(run) if group.leader else None))
     unlike = json_diff(leaders, run)
     if unlike:
         raise SettingError(
@@ -40,8 +40,8 @@ def broadcast_state(
     """The leader's JSON values and tensors, in every process."""
     if group.size == 1:
         return values, dict(tensors)
-    told = group.share(_bytes(values) if group.leader else None)
-    state = group.share(save({name: t.contiguous() for name, t in tensors.items()}) if group.leader else None)
+    told = group.broadcast_bytes(_bytes(values) if group.leader else None)
+    state = group.broadcast_bytes(save({name: t.contiguous() for name, t in tensors.items()}) if group.leader else None)
     return (values, dict(tensors)) if group.leader else (json.loads(told), load(state))
 
 

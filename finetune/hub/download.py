@@ -20,10 +20,10 @@ from finetune.hub.repo import (
     read_json,
     remember_commit,
     repo_from_cache,
-    sha256_of,
 )
 from finetune.hub.repo_id import CONFIG, PREFIX, REPORT, WEIGHTS, HubName, parse_name
 from finetune.hub.timm_config import HubConfig, parse_config
+from finetune.io.safe_open import sha256_of
 from finetune.text import listed
 
 if TYPE_CHECKING:

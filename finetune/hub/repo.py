@@ -17,7 +17,7 @@ from finetune.hub.errors import RepositoryMissing
 from finetune.hub.repo_id import CONFIG, OUR_FILES, WEIGHTS, HubName
 from finetune.hub.timm_config import OURS
 from finetune.io.atomic import write_atomic
-from finetune.io.safe_open import read_regular
+from finetune.io.safe_open import read_regular, sha256_of
 from finetune.io.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -71,14 +71,9 @@ class Remote:
         marks = {name: self.files.get(name, unknown) for name in files}
         return [name for name, content in files.items() if not (marks[name].is_known and marks[name].fits(content))]
 
-    def contradicts(self, files: Mapping[str, bytes | Path]) -> list[str]:
+    def conflicts(self, files: Mapping[str, bytes | Path]) -> list[str]:
         """The names of those files that are missing, or are known to have another content."""
         return [n for n, content in files.items() if n not in self.files or not self.files[n].fits(content)]
-
-
-def sha256_of(content: bytes | Path) -> str:
-    """The sha256 (hex) of bytes or of a file."""
-    return _digest(hashlib.sha256(), content)
 
 
 def git_sha1_of(content: bytes | Path) -> str:

@@ -84,7 +84,7 @@ def check_tag(api: HfApi, remote: Remote | None, files: Files, tag: str, note: L
     if remote is None:
         return
     taken = _tagged_commit(api, remote.repo, tag, note)
-    if taken is not None and not (taken == remote.commit and not remote.contradicts(files)):
+    if taken is not None and not (taken == remote.commit and not remote.conflicts(files)):
         raise HubRefusal(
             f"{remote.repo}: the tag {tag} is taken by commit {taken[:12]}; choose another name for this one"
         )
@@ -150,7 +150,7 @@ def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: b
 def _check_arrived(api: HfApi, found: Published, files: Files, note: LogFn) -> None:
     """HubError unless the new commit has the files as they are here."""
     arrived = get_repo(api, HubName(found.repo, found.commit), note)
-    wrong = arrived.contradicts(files)
+    wrong = arrived.conflicts(files)
     if wrong:
         raise HubError(f"{found.repo}: {', '.join(wrong)} arrived damaged in commit {found.commit[:12]}; push again")
 

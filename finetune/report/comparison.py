@@ -84,7 +84,7 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     better = comparison.verdict == "helps"
     size = comparison.difference if better else -comparison.difference
     ends = (lower, upper) if better else (-upper, -lower)
-    gap = f"by {_percentage_points(size)} points (95 % interval {_percentage_points(ends[0])} to {_percentage_points(ends[1])}, {p})"
+    gap = f"by {_points(size)} points (95 % interval {_points(ends[0])} to {_points(ends[1])}, {p})"
     cause = _CAUSE.get(against)
     conclusion = f"{cause} {comparison.verdict}" if cause else f"{of} is {'better' if better else 'worse'}"
     if ends[0] <= 0:
@@ -98,13 +98,13 @@ def _remaining_range(of: str, lower: float, upper: float) -> str:
         nearer, farther = sorted((abs(lower), abs(upper)))
         way = "better" if lower > 0 else "worse"
         return (
-            f"too close to call, as the interval has {of} {_percentage_points(nearer)} to {_percentage_points(farther)} points {way} "
+            f"too close to call, as the interval has {of} {_points(nearer)} to {_points(farther)} points {way} "
             f"but the exact test is not below p = {SIGNIFICANT}"
         )
-    return f"{of} may still be anything from {_percentage_points(-lower)} points worse to {_percentage_points(upper)} points better"
+    return f"{of} may still be anything from {_points(-lower)} points worse to {_points(upper)} points better"
 
 
-def _percentage_points(fraction: float) -> str:
+def _points(fraction: float) -> str:
     return f"{round(100 * fraction, 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
 
 

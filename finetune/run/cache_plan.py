@@ -55,15 +55,15 @@ class CachePlan:
     So a run that goes on after a stop decides as it did before.
     """
 
-    def __init__(self, network: StagedNetwork, phases: Sequence[Phase], setting: TrainContext) -> None:
-        self.network, self.phases, self.setting, self.cache = network, phases, setting, setting.cache
+    def __init__(self, network: StagedNetwork, phases: Sequence[Phase], context: TrainContext) -> None:
+        self.network, self.phases, self.context, self.cache = network, phases, context, context.cache
 
-    def cachings(self) -> list[PhaseCache]:
+    def plan_phases(self) -> list[PhaseCache]:
         """Of every phase. Activations are placed in the order of the phases, as if all were kept to the end."""
         left, placed = dict(self.cache.room), _Placements()
         return [self._caching(number, left, placed) for number in range(len(self.phases))]
 
-    def look(self, network: StagedNetwork, number: int) -> None:
+    def prefill(self, network: StagedNetwork, number: int) -> None:
         """One pass, with the weights of the start, for all that phase `number` and later ones want of the images."""
         groups = [(TRAIN, None), (VALIDATION, None)]
         while not all(self._keep(network, group, number, 0) for group in groups):
@@ -72,62 +72,62 @@ class CachePlan:
     def shares(self, number: int, caching: PhaseCache) -> bool:
         """Whether an earlier phase's pass over the images is this one's as well."""
         return any(
-            earlier.start >= caching.start <= self.untouched(since, number) and earlier.views == caching.views
-            for since, earlier in enumerate(self.cachings()[:number])
+            earlier.start >= caching.start <= self.frozen_depth(since, number) and earlier.views == caching.views
+            for since, earlier in enumerate(self.plan_phases()[:number])
         )
 
-    def begin(self, number: int) -> PhaseCache:
+    def enter_phase(self, number: int) -> PhaseCache:
         """Fills what a phase wants and is not kept yet; in the same pass what later ones want of it."""
         while True:
-            here = self.cachings()[number]
+            here = self.plan_phases()[number]
             groups = dict.fromkeys((key.part, key.views) for key in here.wanted)
             if all(self._keep(self.network, group, number, number) for group in groups):
                 return here
 
     def batches(self, number: int, caching: PhaseCache) -> Batches:
         """A phase's batches: of what is kept for it, or of images."""
-        phase, setting = self.phases[number], self.setting
+        phase, context = self.phases[number], self.context
         if caching.where is None:
-            return image_batches(phase, setting)
+            return image_batches(phase, context)
         kept = self.cache.kept[ActivationKey(TRAIN, caching.start, caching.views)]
-        return activation_batches(phase, setting, kept.rows, caching.views)
+        return activation_batches(phase, context, kept.rows, caching.views)
 
-    def over(self, number: int) -> None:
+    def exit_phase(self, number: int) -> None:
         """Gives back what no later phase wants, nor can go on from to what it wants."""
         useful = set()
-        for later, caching in enumerate(self.cachings()[number + 1 :], number + 1):
-            most = self.untouched(number + 1, later)
+        for later, caching in enumerate(self.plan_phases()[number + 1 :], number + 1):
+            most = self.frozen_depth(number + 1, later)
             for key in caching.wanted:
                 there = key in self.cache.kept and key.cut <= most
                 before = (ActivationKey(key.part, cut, key.views) for cut in range(1, min(key.cut, most) + 1))
                 useful |= {key} if there else set(before)
         self.cache.release(useful)
 
-    def depth(self, number: int) -> int:
+    def phase_depth(self, number: int) -> int:
         """How many stages a phase leaves as they are, from the input to where the network can be cut; not the head."""
         phase = self.phases[number]
         frozen = frozen_prefix(self.network, trained_stages(self.network.stages, phase.train))
         return 0 if phase.norms == "update" else frozen
 
-    def untouched(self, first: int = 0, last: int | None = None) -> int:
+    def frozen_depth(self, first: int = 0, last: int | None = None) -> int:
         """How many stages phase `first` and those after it, before phase `last`, all leave as they are."""
-        depths = [self.depth(number) for number in range(first, len(self.phases) if last is None else last)]
+        depths = [self.phase_depth(number) for number in range(first, len(self.phases) if last is None else last)]
         return min([len(self.network.stages) - 1, *depths])
 
     def _keep(self, network: StagedNetwork, group: tuple[str, int | None], number: int, since: int) -> bool:
         wanted = {key: where for key, where in self._wanted(number, since) if (key.part, key.views) == group}
-        prepared = image_batches(self.phases[number], self.setting).prepared if group[1] else None
+        prepared = image_batches(self.phases[number], self.context).prepared if group[1] else None
         return not wanted or self.cache.keep(network, wanted, prepared)
 
     def _wanted(self, number: int, since: int) -> Iterator[tuple[ActivationKey, str]]:
         """What phase `number` and later ones want kept, as far as it is the same ever since phase `since` began."""
-        for later, caching in enumerate(self.cachings()):
+        for later, caching in enumerate(self.plan_phases()):
             if later >= number:
-                most = self.untouched(since, later)
+                most = self.frozen_depth(since, later)
                 yield from ((key, where) for key, where in caching.wanted.items() if key.cut <= most)
 
     def _caching(self, number: int, left: dict[str, int], placed: _Placements) -> PhaseCache:
-        phase, depth = self.phases[number], self.depth(number)
+        phase, depth = self.phases[number], self.phase_depth(number)
         views = phase.views if self._augmented(phase) else None
         why = self._obstacle(phase, depth)
         found = None if why else self._training_place(number, views, left, placed)
@@ -140,7 +140,7 @@ class CachePlan:
         if not why and start < depth:
             why = self._lack(number, start, depth, views)
         cut = start or depth
-        if len(self.setting.material.validation) and cut:
+        if len(self.context.data.validation) and cut:
             key = ActivationKey(VALIDATION, cut)
             kinds = (MEMORY, FILE) if found is not None else (MEMORY,)  # few rows are no reason to fill a disk
             if kept := self._place(key, number, left, placed, kinds):
@@ -155,7 +155,7 @@ class CachePlan:
         They are when fewer passes than otherwise come of it. Where the pass is made anyway, memory costs nothing.
         """
         for cut in reversed(self.network.cuts):
-            if 0 < cut <= self.depth(number):
+            if 0 < cut <= self.phase_depth(number):
                 key = ActivationKey(TRAIN, cut, views)
                 kinds = (
                     (MEMORY, FILE)
@@ -173,7 +173,7 @@ class CachePlan:
     ) -> str | None:
         """Where a phase finds these activations: with an earlier phase's, or in what room is left; None: nowhere."""
         for (other, since), where in placed.items():
-            if other == key and key.cut <= self.untouched(since, number):
+            if other == key and key.cut <= self.frozen_depth(since, number):
                 return where
         size = self.cache.size(self.network, key)
         for where in kinds:
@@ -187,10 +187,10 @@ class CachePlan:
         """Whether the images go through these stages in any case, so that their activations cost no pass."""
         if self.phases[number].solver is not None:
             return True
-        if self.setting.looked and key.views is None and key.cut <= self.untouched(0, number):
+        if self.context.needs_features and key.views is None and key.cut <= self.frozen_depth(0, number):
             return True
         same = [(other, since) for other, since in placed if (other.part, other.views) == (key.part, key.views)]
-        return any(key.cut <= min(other.cut, self.untouched(since, number)) for other, since in same)
+        return any(key.cut <= min(other.cut, self.frozen_depth(since, number)) for other, since in same)
 
     def _obstacle(self, phase: Phase, depth: int) -> str:
         """Why nothing of a phase can be run once, however much room there is; "" where something can."""
@@ -205,8 +205,8 @@ class CachePlan:
                 f"{stages[0]}, the first stage, trains" if first else "this network cannot be cut behind what is frozen"
             )
         if self._augmented(phase) and phase.views is None:
-            assert self.setting.augment is not None
-            mixed = " and mixed" if self.setting.augment.mixes else "; views: K would keep K passes"
+            assert self.context.augment is not None
+            mixed = " and mixed" if self.context.augment.mixes else "; views: K would keep K passes"
             return f"images are augmented{mixed}"
         return ""
 
@@ -222,9 +222,9 @@ class CachePlan:
         )
 
     def _augmented(self, phase: Phase) -> bool:
-        return self.setting.augment is not None and phase.augment and phase.solver is None
+        return self.context.augment is not None and phase.augment and phase.solver is None
 
     def _gains(self, number: int, views: int | None) -> bool:
         """Whether a phase's steps see more images, each as often as it comes, than the passes that fill its cache."""
-        phase, images = self.phases[number], len(self.setting.material.train)
+        phase, images = self.phases[number], len(self.context.data.train)
         return images_seen(phase_steps(phase, images), phase.batch_size, images) > images * (views or 1)

@@ -33,16 +33,16 @@ RESERVED_DISK = GB  # bytes of a disk that are left to snapshots and checkpoints
 class TrainContext:
     """What all phases of a run work with.
 
-    `looked`: before the first phase all images to learn from go through the network.
+    `needs_features`: before the first phase all images to learn from go through the network.
     """
 
-    material: RunData
-    normalise: Normalizer
+    data: RunData
+    normalize: Normalizer
     augment: Augment | None
     runtime: Runtime
     seed: int
     cache: ActivationCache
-    looked: bool = False
+    needs_features: bool = False
 
 
 def augmentation(settings: AugmentSettings | None) -> Augment | None:
@@ -53,27 +53,27 @@ def augmentation(settings: AugmentSettings | None) -> Augment | None:
 
 def make_context(
     plan: PretrainRecipe | AdaptRecipe,
-    material: RunData,
+    data: RunData,
     spec: InputSpec,
     runtime: Runtime,
     console: Console,
     *,
-    looked: bool = False,
+    needs_features: bool = False,
 ) -> TrainContext:
     """What the phases of a run work with; its cache is empty, with the room that recipe and machine give it."""
-    normalise = make_normalizer(spec, runtime.device)
+    normalize = make_normalizer(spec, runtime.device)
     parts = {
-        TRAIN: CachePart(material.train.images, learnt=True),
-        VALIDATION: CachePart(material.validation.images),
-        TEST: CachePart(material.test.images),
+        TRAIN: CachePart(data.train.images, learnt=True),
+        VALIDATION: CachePart(data.validation.images),
+        TEST: CachePart(data.test.images),
     }
     folder, given = cache_folder(), plan.cache
     memory = min(MAX_MEMORY, memory_budget()) if given is None else round(given.memory * GB)
     disk = MAX_DISK if given is None else round(given.disk * GB)
     disk = max(0, min(disk, (_free_bytes(folder) - RESERVED_DISK) // local_processes()))
     room = dict(zip((MEMORY, FILE), _group_minimum(runtime.group, memory, disk), strict=True))
-    cache = ActivationCache(parts, normalise, runtime, room, folder, console.warn)
-    return TrainContext(material, normalise, augmentation(plan.data.augment), runtime, plan.seed, cache, looked)
+    cache = ActivationCache(parts, normalize, runtime, room, folder, console.warn)
+    return TrainContext(data, normalize, augmentation(plan.data.augment), runtime, plan.seed, cache, needs_features)
 
 
 def _group_minimum(group: ProcessGroup, *numbers: int) -> list[int]:

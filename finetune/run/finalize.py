@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 from torch import Tensor
 
-from finetune.checkpoint.format import InputMetadata, Metadata, encode, read_checkpoint, write_checkpoint
+from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
 from finetune.data.manifest import is_image_path, short_name
-from finetune.errors import CheckpointError
 from finetune.io.atomic import prepared_files, write_atomic
 from finetune.models.classifier import Classifier
 from finetune.recipe.load import resolve_recipe
@@ -37,82 +34,14 @@ from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
 from finetune.run.data import RunData
 from finetune.run.output_paths import OutputPaths, move_aside
-from finetune.sources.resolve import Source
-from finetune.train.device import Runtime, environment, versions
+from finetune.sources.save import make_metadata
+from finetune.system import versions
+from finetune.train.device import Runtime, environment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from finetune.models.classifier import Classifier
-
-
-def save(classifier: Classifier, path: str | Path) -> str:
-    """Writes a classifier as a checkpoint, in place of any file of that name, and returns the new file's sha256.
-
-    What the file it was loaded from says of recipe, data and results is kept only while weights, classes and input are
-    the same. CheckpointError, and nothing is written, when the file could not be loaded again.
-    """
-    state, origin = classifier.network.state_dict(), classifier.origin
-    rows, names = classifier.network.head.out_features, len(classifier.class_names)
-    if rows != names:
-        raise CheckpointError(f"{path}: not written: the head has {rows} rows, and there are {names} class names")
-    if not isinstance(origin, Source) or not names:
-        return write_checkpoint(Path(path), state, make_metadata(classifier))
-    content = _unchanged(classifier, origin)
-    if content is not None:
-        write_atomic(Path(path), content)
-        return origin.sha256
-    lineage = origin.lineage_of_child()
-    return write_checkpoint(Path(path), state, make_metadata(classifier, lineage=lineage))
-
-
-def make_metadata(
-    classifier: Classifier,
-    *,
-    recipe: dict[str, Any] | None = None,
-    data: dict[str, Any] | None = None,
-    results: dict[str, Any] | None = None,
-    lineage: list[dict[str, Any]] | None = None,
-) -> Metadata:
-    """The metadata of a classifier as it is now. CheckpointError when no file could say that."""
-    from finetune.train.device import versions
-
-    try:
-        return Metadata(
-            model=classifier.model,
-            arguments=classifier.arguments,
-            classes=list(classifier.class_names),
-            input=InputMetadata.model_validate(classifier.input.as_dict()),
-            recipe=recipe or {},
-            data=data or {},
-            results=results or {},
-            lineage=lineage or [],
-            versions=versions(classifier.model),
-        )
-    except ValidationError as error:
-        raise CheckpointError(f"this classifier cannot be saved: {error.errors()[0]['msg'].lower()}") from None
-
-
-def _unchanged(classifier: Classifier, origin: Source) -> bytes | None:
-    """The file that it came from, if that is still there and says the same: weights, model, classes and input."""
-    now, then, path = make_metadata(classifier), origin.metadata, origin.path or origin.cached
-    if then is None or path is None:
-        return None
-    if (now.model, now.arguments, now.classes, now.input) != (then.model, then.arguments, then.classes, then.input):
-        return None
-    try:
-        loaded, content = read_checkpoint(path), path.read_bytes()
-    except (CheckpointError, OSError):
-        return None
-    if not loaded.sha256 == origin.sha256 == hashlib.sha256(content).hexdigest():
-        return None
-    return content if _equal_state(loaded.tensors, classifier.network.state_dict()) else None
-
-
-def _equal_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(
-        first[k].dtype == second[k].dtype and first[k].equal(second[k].cpu()) for k in first
-    )
 
 
 def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
@@ -160,7 +89,7 @@ def run_fingerprint(
 
 def build_report(
     plan: PretrainRecipe | AdaptRecipe,
-    material: RunData,
+    data: RunData,
     runtime: Runtime,
     seconds: float,
     phases: list[PhaseSummary],
@@ -181,12 +110,12 @@ def build_report(
         seconds=seconds,
         source=source,
         target=TargetSummary(
-            name=material.name,
-            classes=list(material.class_names),
-            train=len(material.train),
-            validation=len(material.validation),
-            test=len(material.test),
-            notes=list(material.notes),
+            name=data.name,
+            classes=list(data.class_names),
+            train=len(data.train),
+            validation=len(data.validation),
+            test=len(data.test),
+            notes=list(data.notes),
         ),
         transplant=transplant,
         phases=phases,

@@ -75,7 +75,7 @@ class StopRequests:
     def agree(self, group: ProcessGroup, flag: bool = False) -> bool:
         """A request that one process of a group has got is one to all. Returns whether `flag` is raised in any."""
         numbers = [int(getattr(signal, name)) for name in SIGNAL_NAMES if hasattr(signal, name)]
-        raised, *asked = group.vote(flag, *(self.asked == number for number in numbers))()
+        raised, *asked = group.all_reduce_max_async(flag, *(self.asked == number for number in numbers))()
         if any(asked):
             self._ask(numbers[asked.index(True)])
         return raised
@@ -108,7 +108,7 @@ class InterruptCheckpoint:
         self.state: dict[str, Tensor] = {}
         self.moment = ""
 
-    def keep(self, network: nn.Module, moment: str) -> None:
+    def update(self, network: nn.Module, moment: str) -> None:
         """Copies the weights as they are now; `moment` says when that was."""
         if not self.writes:
             return
@@ -121,11 +121,11 @@ class InterruptCheckpoint:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):
             request = error if isinstance(error, StopSignal) else StopSignal(signal.SIGINT)
-            raise Interrupted(f"stopped by {request.name}; {self._rescue()}", request.exit_code) from None
+            raise Interrupted(f"stopped by {request.name}; {self._write()}", request.exit_code) from None
         if isinstance(error, (TrainingError, OutputError)) and self.writes:
-            error.args = (f"{error}\n{self._rescue()}",)
+            error.args = (f"{error}\n{self._write()}",)
 
-    def _rescue(self) -> str:
+    def _write(self) -> str:
         folder = self.outputs.run_folder
         if not self.writes:
             return "the first process tells what was kept"

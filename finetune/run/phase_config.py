@@ -81,26 +81,26 @@ def phase_adapters(phase: Phase, network: StagedNetwork) -> AbstractContextManag
     return low_rank_adapters(network, trained_stages(network.stages, phase.train), **phase.lora.model_dump())
 
 
-def image_batches(phase: Phase, setting: TrainContext) -> Batches:
+def image_batches(phase: Phase, context: TrainContext) -> Batches:
     """The phase's batches of images."""
-    train, device = setting.material.train, setting.runtime.device
+    train, device = context.data.train, context.runtime.device
     return Batches(
         train.images.to(device),
         train.labels.to(device),
         batch_size=phase.batch_size,
-        seed=setting.seed,
-        normalise=setting.normalise,
-        augment=setting.augment if phase.augment else None,
+        seed=context.seed,
+        normalize=context.normalize,
+        augment=context.augment if phase.augment else None,
         classes=len(train.class_names),
-        part=(setting.runtime.group.rank, setting.runtime.group.size),
+        shard=(context.runtime.group.rank, context.runtime.group.size),
         views=phase.views,
     )
 
 
 def activation_batches(
-    phase: Phase, setting: TrainContext, kept: Tensor | DiskTensor, views: int | None = None
+    phase: Phase, context: TrainContext, kept: Tensor | DiskTensor, views: int | None = None
 ) -> Batches:
     """The phase's batches of activations, which are kept of each image or of so many views of each."""
-    labels = setting.material.train.labels.to(setting.runtime.device)
-    part = (setting.runtime.group.rank, setting.runtime.group.size)
-    return Batches(kept, labels, batch_size=phase.batch_size, seed=setting.seed, part=part, views=views)
+    labels = context.data.train.labels.to(context.runtime.device)
+    shard = (context.runtime.group.rank, context.runtime.group.size)
+    return Batches(kept, labels, batch_size=phase.batch_size, seed=context.seed, shard=shard, views=views)

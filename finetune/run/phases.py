@@ -36,15 +36,15 @@ from finetune.train.lora import merged
 from finetune.train.meter import Row, Tick
 
 
-def run_solver_phase(network: StagedNetwork, setting: TrainContext) -> Row:
+def run_solver_phase(network: StagedNetwork, context: TrainContext) -> Row:
     """Gives the network its best head for the images as they are, and returns what that head makes of them."""
     started = time.perf_counter()
-    material, cache = setting.material, setting.cache
+    data, cache = context.data, context.cache
     seen = cache.outputs(network, TRAIN, -1).float()
-    labels, held_labels = material.train.labels, material.validation.labels
+    labels, held_labels = data.train.labels, data.validation.labels
     held = (cache.outputs(network, VALIDATION, -1), held_labels) if len(held_labels) else None
-    network.set_head(fit_linear_head(seen, labels, len(material.class_names), held))
-    setting.runtime.place(network)
+    network.set_head(fit_linear_head(seen, labels, len(data.class_names), held))
+    context.runtime.place(network)
     with torch.no_grad():
         logits = network.head(seen).float().cpu()
         validated = network.head(held[0]).argmax(1).cpu() if held else None
@@ -67,66 +67,68 @@ class RunLogger:
 
     console: Console
     outputs: OutputPaths
-    keeper: InterruptCheckpoint | None
+    interrupt_checkpoint: InterruptCheckpoint | None
     after_row: Callable[[StagedNetwork, int, int], None] | None = None
 
 
 def run_phases(
-    network: StagedNetwork, phases: Sequence[Phase], setting: TrainContext, watch: RunLogger, leg: NetworkProgress
+    network: StagedNetwork, phases: Sequence[Phase], context: TrainContext, logger: RunLogger, progress: NetworkProgress
 ) -> list[PhaseSummary]:
     """Trains `network` in place through all phases that are not over yet and returns the histories of all."""
-    caches = CachePlan(network, phases, setting)
+    cache_plan = CachePlan(network, phases, context)
     for number, phase in enumerate(phases):
-        if number < len(leg.facts.phases):
+        if number < len(progress.facts.phases):
             continue
         title = f"phase {number + 1}/{len(phases)} {phase.name}" if len(phases) > 1 else f"phase {phase.name}"
         with translate_oom(phase.name, phase.batch_size):
-            done = _run_phase(caches, number, watch, title, leg)
-        caches.over(number)
-        leg.over(*done)
-    return leg.facts.phases
+            done = _run_phase(cache_plan, number, logger, title, progress)
+        cache_plan.exit_phase(number)
+        progress.phase_done(*done)
+    return progress.facts.phases
 
 
 def _run_phase(
-    caches: CachePlan, number: int, watch: RunLogger, title: str, leg: NetworkProgress
+    cache_plan: CachePlan, number: int, logger: RunLogger, title: str, progress: NetworkProgress
 ) -> tuple[PhaseSummary, int]:
-    network, phase = caches.network, caches.phases[number]
+    network, phase = cache_plan.network, cache_plan.phases[number]
     if phase.solver is not None:
-        return _solve_phase(caches, number, watch, title, leg.session), 0
+        return _solve_phase(cache_plan, number, logger, title, progress.run_folder), 0
     with phase_adapters(phase, network):
-        return _train_phase(caches, number, watch, title, leg)
+        return _train_phase(cache_plan, number, logger, title, progress)
 
 
-def _solve_phase(caches: CachePlan, number: int, watch: RunLogger, title: str, session: RunFolder) -> PhaseSummary:
+def _solve_phase(
+    cache_plan: CachePlan, number: int, logger: RunLogger, title: str, run_folder: RunFolder
+) -> PhaseSummary:
     """The best linear head on the features as they are now; one pass over the images, no epochs."""
-    network, phase = caches.network, caches.phases[number]
+    network, phase = cache_plan.network, cache_plan.phases[number]
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages)
-    watch.console.note(f"{title}: {', '.join(stages)} ({parameters:,} parameters), solved on frozen features")
+    logger.console.note(f"{title}: {', '.join(stages)} ({parameters:,} parameters), solved on frozen features")
     proof = FrozenCheck(network, phase.name, stages)
-    caches.begin(number)
-    row = run_solver_phase(network, caches.setting)
+    cache_plan.enter_phase(number)
+    row = run_solver_phase(network, cache_plan.context)
     proof.check()
-    _log_row(row, phase, 1, watch, PhaseView(watch.console, None, None), session)
-    _update_interrupt_checkpoint(network, phase, watch, f"after phase {phase.name}")
+    _log_row(row, phase, 1, logger, PhaseView(logger.console, None, None), run_folder)
+    _update_interrupt_checkpoint(network, phase, logger, f"after phase {phase.name}")
     return PhaseSummary(phase.name, list(stages), parameters, True, [_epoch_row(row)], _frozen_digest(proof))
 
 
 def _train_phase(
-    caches: CachePlan, number: int, watch: RunLogger, title: str, leg: NetworkProgress
+    cache_plan: CachePlan, number: int, logger: RunLogger, title: str, progress: NetworkProgress
 ) -> tuple[PhaseSummary, int]:
-    network, phase, setting = caches.network, caches.phases[number], caches.setting
-    train = setting.material.train
+    network, phase, context = cache_plan.network, cache_plan.phases[number], cache_plan.context
+    train = context.data.train
     stages = trained_stages(network.stages, phase.train)
     parameters = set_trainable(network, stages, adapters=phase.lora is not None)
-    history, state, begun = leg.taken_up()
+    history, state, expected = progress.resume_point()
     if state is not None:
         network.load_state_dict(state.network)  # before anything is computed with the frozen part
     # What each process has computed for itself (a solved head) may differ in last bits between unlike processors.
-    setting.runtime.group.same([*network.parameters(), *network.buffers()])
-    proof = FrozenCheck(network, phase.name, stages, phase.norms, adapters=phase.lora is not None, begun=begun)
-    caching = caches.begin(number)
-    batches = caches.batches(number, caching)
+    context.runtime.group.broadcast_([*network.parameters(), *network.buffers()])
+    proof = FrozenCheck(network, phase.name, stages, phase.norms, adapters=phase.lora is not None, expected=expected)
+    caching = cache_plan.enter_phase(number)
+    batches = cache_plan.batches(number, caching)
     if caching.where is not None and isinstance(batches.inputs, Tensor):
         proof.keep(f"activations of {network.stages[caching.start - 1]}", batches.inputs)
     steps = phase_steps(phase, len(train))
@@ -135,28 +137,28 @@ def _train_phase(
         network,
         batches,
         phase_config(phase, stages, steps, caching.start),
-        setting.runtime,
-        first_epoch=leg.facts.epochs,
-        validate=_validation_accuracy(network, setting, caches.depth(number)),
+        context.runtime,
+        first_epoch=progress.facts.epochs,
+        validate=_validation_accuracy(network, context, cache_plan.phase_depth(number)),
     )
     if state is not None:
         training.restore(state)
-        leg.session.restore_chance()
+        progress.run_folder.restore_rng_state()
     title = f"{title}: {', '.join(stages)} train ({parameters:,} parameters), {steps:,} steps, {caching}"
-    with watch.console.phase(title, steps) as view, _name_bad_images(train):
-        leg.session.requests.hold()
+    with logger.console.phase(title, steps) as view, _name_bad_images(train):
+        progress.run_folder.requests.hold()
         for event in training:
             if isinstance(event, Tick):
                 view.tick(event.epoch, event.step, event.loss, event.accuracy, event.images_per_second)
             else:
                 history.append(_epoch_row(event))
-                _log_row(event, phase, epochs, watch, view, leg.session)
+                _log_row(event, phase, epochs, logger, view, progress.run_folder)
                 _update_interrupt_checkpoint(
-                    network, phase, watch, f"after epoch {event.epoch} of {epochs} of phase {phase.name}"
+                    network, phase, logger, f"after epoch {event.epoch} of {epochs} of phase {phase.name}"
                 )
-                if watch.after_row is not None:
-                    watch.after_row(network, event.epoch, epochs)
-            leg.moved(training, history, proof.digests, row=isinstance(event, Row))
+                if logger.after_row is not None:
+                    logger.after_row(network, event.epoch, epochs)
+            progress.maybe_snapshot(training, history, proof.digests, row=isinstance(event, Row))
     proof.check()
     return PhaseSummary(phase.name, list(stages), parameters, caching.start > 0, history, _frozen_digest(proof)), epochs
 
@@ -165,10 +167,10 @@ def _frozen_digest(proof: FrozenCheck) -> FrozenDigest | None:
     return FrozenDigest(proof.count, proof.sha256) if proof.count else None
 
 
-def _update_interrupt_checkpoint(network: StagedNetwork, phase: Phase, watch: RunLogger, moment: str) -> None:
-    if watch.keeper is not None:
+def _update_interrupt_checkpoint(network: StagedNetwork, phase: Phase, logger: RunLogger, moment: str) -> None:
+    if logger.interrupt_checkpoint is not None:
         plain = network if phase.lora is None else merged(network)  # adapters are no part of a checkpoint
-        watch.keeper.keep(plain, moment)
+        logger.interrupt_checkpoint.update(plain, moment)
 
 
 @contextmanager
@@ -185,12 +187,12 @@ def _name_bad_images(train: ImageSet) -> Iterator[None]:
         raise
 
 
-def _validation_accuracy(network: StagedNetwork, setting: TrainContext, frozen: int) -> Callable[[], float] | None:
+def _validation_accuracy(network: StagedNetwork, context: TrainContext, frozen: int) -> Callable[[], float] | None:
     """What tells the accuracy on the validation images, while `stages[:frozen]` stay as they are now."""
-    labels = setting.material.validation.labels
+    labels = context.data.validation.labels
     if not len(labels):
         return None
-    logits = setting.cache.onward(network, VALIDATION, frozen)
+    logits = context.cache.logits_from_cache(network, VALIDATION, frozen)
     return lambda: float((logits().argmax(1).cpu() == labels).double().mean())
 
 
@@ -205,11 +207,11 @@ def _epoch_row(row: Row) -> EpochRow:
     )
 
 
-def _log_row(row: Row, phase: Phase, epochs: int, watch: RunLogger, view: PhaseView, session: RunFolder) -> None:
+def _log_row(row: Row, phase: Phase, epochs: int, logger: RunLogger, view: PhaseView, run_folder: RunFolder) -> None:
     values: dict[str, Any] = {"phase": phase.name, **asdict(row)}
-    if session.group.leader:
-        append_metrics(watch.outputs, values)
-    session.record(values)
+    if run_folder.group.leader:
+        append_metrics(logger.outputs, values)
+    run_folder.record(values)
     validation = "" if row.validation_accuracy is None else f", validation {percent(row.validation_accuracy)}"
     view.row(
         f"  epoch {row.epoch}/{epochs}: loss {row.train_loss:.4f}, accuracy {percent(row.train_accuracy)}{validation}, "

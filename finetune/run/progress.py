@@ -14,9 +14,9 @@ from finetune.train.loop import Training, TrainState, with_prefix
 TRAINED, SCRATCH = "training", "scratch"
 
 
-def completed_phases(session: RunFolder, name: str) -> int:
+def completed_phases(run_folder: RunFolder, name: str) -> int:
     """How many phases of a leg an earlier attempt brought to their end."""
-    found = session.found
+    found = run_folder.found
     return len(found.legs[name].phases) if found is not None and name in found.legs else 0
 
 
@@ -28,54 +28,54 @@ class NetworkProgress:
     """
 
     def __init__(
-        self, session: RunFolder, name: str, network: nn.Module, before: NetworkProgress | None = None
+        self, run_folder: RunFolder, name: str, network: nn.Module, before: NetworkProgress | None = None
     ) -> None:
-        self.session, self.name, self.network, self.before = session, name, network, before
+        self.run_folder, self.name, self.network, self.before = run_folder, name, network, before
         self.phase: PhaseState | None = None
-        found = session.found
+        found = run_folder.found
         self.facts = NetworkState() if found is None or name not in found.legs else found.legs[name]
         if found is None or name not in found.legs:
             return
-        if found.leg == name:
+        if found.progress == name:
             self.phase = found.phase
         if self.phase is None:
-            network.load_state_dict(with_prefix(session.tensors, f"{name}/"))
-            if found.leg == name:
-                session.restore_chance()
+            network.load_state_dict(with_prefix(run_folder.tensors, f"{name}/"))
+            if found.progress == name:
+                run_folder.restore_rng_state()
 
-    def taken_up(self) -> tuple[list[EpochRow], TrainState | None, dict[str, str] | None]:
+    def resume_point(self) -> tuple[list[EpochRow], TrainState | None, dict[str, str] | None]:
         """The rows of the phase that is to begin, where it stood, and the proof of its frozen tensors from when it
         began: if an earlier attempt was in the middle of it.
         """
         phase, self.phase = self.phase, None
         if phase is None:
             return [], None, None
-        tensors = self.session.tensors
+        tensors = self.run_folder.tensors
         state = TrainState(with_prefix(tensors, f"{self.name}/"), with_prefix(tensors, "phase/"), phase.numbers)
         return phase.history, state, phase.proof
 
-    def moved(self, training: Training, history: list[EpochRow], proof: dict[str, str], *, row: bool) -> None:
+    def maybe_snapshot(self, training: Training, history: list[EpochRow], proof: dict[str, str], *, row: bool) -> None:
         """To be called between two events: keeps where the phase stands when that is due or a stop was asked for."""
-        session = self.session
+        run_folder = self.run_folder
         if training.step == training.phase.steps:
             return  # `over` comes next
-        due = session.requests.agree(session.group, session.due(row=row))
-        if due or session.requests.asked is not None:
+        due = run_folder.requests.agree(run_folder.group, run_folder.due(row=row))
+        if due or run_folder.requests.asked is not None:
             state = training.state()
             facts = PhaseState(history=history, numbers=state.numbers, proof=proof)
             tensors = {f"phase/{name}": t for name, t in state.tensors.items()}
             moment = f"step {training.step:,} of {training.phase.steps:,} of phase {training.phase.name}"
             self._save(state.network, tensors, facts, moment)
-        session.requests.stop_if_asked()
+        run_folder.requests.stop_if_asked()
 
-    def over(self, summary: PhaseSummary, epochs: int) -> None:
+    def phase_done(self, summary: PhaseSummary, epochs: int) -> None:
         """The phase is over; that is always kept."""
-        self.session.requests.hold()
+        self.run_folder.requests.hold()
         done = NetworkState(phases=[*self.facts.phases, summary], epochs=self.facts.epochs + epochs)
         self.facts = done
         self._save(self.network.state_dict(), {}, None, f"the end of phase {summary.name}")
-        self.session.requests.agree(self.session.group)
-        self.session.requests.release()
+        self.run_folder.requests.agree(self.run_folder.group)
+        self.run_folder.requests.release()
 
     def _save(
         self, network: Mapping[str, Tensor], tensors: Mapping[str, Tensor], phase: PhaseState | None, moment: str
@@ -85,4 +85,4 @@ class NetworkProgress:
         if self.before is not None:
             every |= {f"{self.before.name}/{key}": t for key, t in self.before.network.state_dict().items()}
             legs[self.before.name] = self.before.facts
-        self.session.save(self.name, legs, every, phase, moment)
+        self.run_folder.save(self.name, legs, every, phase, moment)

@@ -46,12 +46,12 @@ class RunFolder:
         recipe_text: str,
         run: Mapping[str, Any],
         machine: Mapping[str, Any],
-        keeping: ResumeOptions,
+        resume: ResumeOptions,
         console: Console,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.group = group
-        self.outputs, self.recipe_text, self.keeping, self.console = outputs, recipe_text, keeping, console
+        self.outputs, self.recipe_text, self.resume, self.console = outputs, recipe_text, resume, console
         self.run, self.machine = _as_json(run), _as_json(machine)
         self.store = SnapshotStore(outputs.run_folder / SNAPSHOTS)
         self.requests = StopRequests()
@@ -68,14 +68,14 @@ class RunFolder:
         with self.stack:
             check_same_run(self.run, self.group)
             if self.group.leader:
-                self._hold()
-                if self.keeping.resume:
-                    self._look_back()
+                self._acquire_lock()
+                if self.resume.resume:
+                    self._load_snapshot()
                 if self.found is None and self.finished is None:
-                    self._begin()
+                    self._start_fresh()
                 self.console.log = self.outputs.run_folder / "log.txt"
-                self._tell()
-            self._share()
+                self._report_status()
+            self._broadcast()
             self.stack.enter_context(self.requests)
             self.stack = self.stack.pop_all()
         return self
@@ -83,7 +83,7 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.stack.close()
         if isinstance(error, FinetuneError) and self.moment:
-            goes_on = "" if isinstance(error, (NonFiniteError, DriftError)) else f"; go on with: {self.keeping.again}"
+            goes_on = "" if isinstance(error, (NonFiniteError, DriftError)) else f"; go on with: {self.resume.again}"
             error.args = (f"{error}\nsnapshot: {self.moment}, in {self.store.folder}{goes_on}",)
 
     def seconds(self) -> float:
@@ -100,11 +100,11 @@ class RunFolder:
         Where epochs are so short that snapshots would take more than a twentieth of the time, not every one counts.
         """
         since = time.monotonic() - self.saved
-        return self.group.leader and (since >= self.keeping.every or (row and since >= self.cost / MAX_SNAPSHOT_SHARE))
+        return self.group.leader and (since >= self.resume.every or (row and since >= self.cost / MAX_SNAPSHOT_SHARE))
 
     def save(
         self,
-        leg: str,
+        progress: str,
         legs: Mapping[str, NetworkState],
         tensors: Mapping[str, Tensor],
         phase: PhaseState | None,
@@ -121,7 +121,7 @@ class RunFolder:
             seconds=self.seconds(),
             rows=self.rows,
             legs=dict(legs),
-            leg=leg,
+            progress=progress,
             phase=phase,
             moment=moment,
         )
@@ -130,7 +130,7 @@ class RunFolder:
         self.saved = time.monotonic()
         self.cost = self.saved - began
 
-    def restore_chance(self) -> None:
+    def restore_rng_state(self) -> None:
         """Puts back the random state of the snapshot that was found."""
         torch.set_rng_state(self.tensors["random/cpu"])
         for place in range(torch.cuda.device_count()):
@@ -153,7 +153,7 @@ class RunFolder:
     def _end(self) -> Path:
         return self.outputs.run_folder / "finished.json"
 
-    def _hold(self) -> None:
+    def _acquire_lock(self) -> None:
         lock = self.stack.enter_context(RunLock(self.outputs.run_folder))
         if lock.recovered is not None:
             self.console.note(
@@ -161,7 +161,7 @@ class RunFolder:
                 "memory may have run out"
             )
 
-    def _share(self) -> None:
+    def _broadcast(self) -> None:
         """What the leader found is found in all processes."""
         finished = None if self.finished is None else self.finished.to_dict()
         said = {"finished": finished, "found": None if self.found is None else self.found.model_dump()}
@@ -174,7 +174,7 @@ class RunFolder:
             self.found = SnapshotState.model_validate(said["found"])
             self.rows, self.moment = self.found.rows, self.found.moment
 
-    def _look_back(self) -> None:
+    def _load_snapshot(self) -> None:
         snapshot, faults = self.store.newest()
         for fault in faults:
             self.console.warn(fault)
@@ -190,9 +190,9 @@ class RunFolder:
             self.found, self.tensors, self.rows, self.moment = facts, snapshot.tensors, facts.rows, facts.moment
             rewrite_metrics(self.outputs, self.rows)
         elif self._end.exists():
-            self._look_at_end()
+            self._load_finished()
 
-    def _look_at_end(self) -> None:
+    def _load_finished(self) -> None:
         """A run that is over is not done again, as long as what it wrote is still there."""
         try:
             said = json.loads(self._end.read_text(encoding="utf-8"))
@@ -221,17 +221,17 @@ class RunFolder:
             )
         )
 
-    def _begin(self) -> None:
+    def _start_fresh(self) -> None:
         """A fresh folder: what another attempt left is moved aside, unless it is of this run and had no snapshot."""
-        same = self.keeping.resume and _read_text(self.outputs.run_folder / "recipe.yaml") == self.recipe_text
+        same = self.resume.resume and _read_text(self.outputs.run_folder / "recipe.yaml") == self.recipe_text
         aside = None if same else clear_run_folder(self.outputs, self.console)
         if aside is not None:
-            self._hold()
+            self._acquire_lock()
         rewrite_metrics(self.outputs, [])
         self._end.unlink(missing_ok=True)
         write_atomic(self.outputs.run_folder / "recipe.yaml", self.recipe_text.encode())
 
-    def _tell(self) -> None:
+    def _report_status(self) -> None:
         """Says what became of an earlier attempt."""
         folder = self.outputs.run_folder
         if self.finished is not None:
@@ -242,7 +242,7 @@ class RunFolder:
             self.console.note(f"{folder}: going on from {self.moment}")
             for line in json_diff(self.found.machine, self.machine)[:MAX_LISTED]:
                 self.console.warn(f"{line}: the result may differ in its last bits from that of a run never stopped")
-        elif self.keeping.resume:
+        elif self.resume.resume:
             self.console.note(f"{folder}: no snapshot to go on from; beginning at the beginning")
 
 

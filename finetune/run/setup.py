@@ -37,7 +37,7 @@ def mute_non_leaders(console: Console, group: ProcessGroup) -> None:
 
 def warn_sharding(runtime: Runtime, console: Console) -> None:
     """A recipe that divides the state of training is good for one process too, but that has to hold all of it."""
-    if runtime.sharding is not None and not runtime.divides:
+    if runtime.sharding is not None and not runtime.is_sharded:
         console.note("sharding: with one process there is nothing to divide; torchrun starts several (docs/scaling.md)")
 
 
@@ -56,10 +56,10 @@ def open_source_and_data(
     free = channels_follow_images(classifier.model, chosen[1])
     fixed = origin.metadata is not None
     spec = resolve_input(classifier.input, plan.input, classifier.model, classifier.arguments, fixed=fixed)
-    material = open_run_data(plan.data, root, plan.seed, spec, console, any_channels=free)
-    classifier.input = input_for_stored_size(spec, plan.input, material.side, material.name)
-    classifier = with_input_channels(classifier, material.channels) if free else classifier
-    return origin, classifier, material
+    data = open_run_data(plan.data, root, plan.seed, spec, console, any_channels=free)
+    classifier.input = input_for_stored_size(spec, plan.input, data.side, data.name)
+    classifier = with_input_channels(classifier, data.channels) if free else classifier
+    return origin, classifier, data
 
 
 def open_pretrain_data(plan: PretrainRecipe, root: Path, console: Console) -> tuple[InputSpec, dict[str, Any], RunData]:
@@ -67,11 +67,11 @@ def open_pretrain_data(plan: PretrainRecipe, root: Path, console: Console) -> tu
     model, arguments = plan.model.name, dict(plan.model.arguments)
     free = channels_follow_images(model, arguments)
     spec = resolve_input(find_model(model, arguments).input, plan.input, model, arguments)
-    material = open_run_data(plan.data, root, plan.seed, spec, console, any_channels=free)
-    spec = input_for_stored_size(spec, plan.input, material.side, material.name)
-    if free and material.channels != spec.channels:
-        return with_channels(spec, material.channels), {**arguments, "in_chans": material.channels}, material
-    return spec, arguments, material
+    data = open_run_data(plan.data, root, plan.seed, spec, console, any_channels=free)
+    spec = input_for_stored_size(spec, plan.input, data.side, data.name)
+    if free and data.channels != spec.channels:
+        return with_channels(spec, data.channels), {**arguments, "in_chans": data.channels}, data
+    return spec, arguments, data
 
 
 Recipe = PretrainRecipe | AdaptRecipe

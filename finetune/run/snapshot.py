@@ -64,7 +64,7 @@ class SnapshotState(BaseModel):
     seconds: float
     rows: list[dict[str, Any]]
     legs: dict[str, NetworkState]
-    leg: str
+    progress: str
     phase: PhaseState | None
     moment: str
 

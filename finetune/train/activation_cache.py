@@ -97,13 +97,13 @@ class ActivationCache:
     def __init__(
         self,
         parts: Mapping[str, CachePart],
-        normalise: Normalizer,
+        normalize: Normalizer,
         runtime: Runtime,
         room: Mapping[str, int],
         folder: Path,
         warn: Callable[[str], None],
     ) -> None:
-        self.parts, self.normalise, self.runtime = dict(parts), normalise, runtime
+        self.parts, self.normalize, self.runtime = dict(parts), normalize, runtime
         self.room, self.folder, self.warn = dict(room), folder, warn
         self.kept: dict[ActivationKey, CachedActivations] = {}
         self._ones: dict[bool, dict[int, Tensor]] = {}
@@ -160,9 +160,11 @@ class ActivationCache:
 
     def outputs(self, network: StagedNetwork, part: str, stop: int | None = None) -> Tensor:
         """What `stages[:stop]` give for the images in evaluation mode, from the furthest boundary that is kept."""
-        return self.onward(network, part, len(network.stages), stop)()
+        return self.logits_from_cache(network, part, len(network.stages), stop)()
 
-    def onward(self, network: StagedNetwork, part: str, frozen: int, stop: int | None = None) -> Callable[[], Tensor]:
+    def logits_from_cache(
+        self, network: StagedNetwork, part: str, frozen: int, stop: int | None = None
+    ) -> Callable[[], Tensor]:
         """`outputs` for as long as `stages[:frozen]` stay what they are, while those after them may change."""
         end = slice(stop).indices(len(network.stages))[1]
         start, rows = self._furthest(network, part, min(end, frozen))
@@ -211,7 +213,7 @@ class ActivationCache:
     def _agreed(self, well: bool) -> bool:
         """Whether it went well in all processes of the group. What one of them has no room for, none has."""
         group = self.runtime.group
-        failed, *lost = group.vote(not well, *(not self.room[where] for where in (MEMORY, FILE)))()
+        failed, *lost = group.all_reduce_max_async(not well, *(not self.room[where] for where in (MEMORY, FILE)))()
         for where, gone in zip((MEMORY, FILE), lost, strict=True):
             if gone and self.room[where]:
                 self.room[where] = 0
@@ -223,7 +225,7 @@ class ActivationCache:
     ) -> Callable[[Tensor], Tensor]:
         """What takes rows of a part from one boundary to another, in its precision; images are prepared first."""
         learnt, device = self.parts[part].learnt, self.runtime.device
-        prepare = prepare or (lambda images: self.normalise(images.to(device)))
+        prepare = prepare or (lambda images: self.normalize(images.to(device)))
 
         def run(rows: Tensor) -> Tensor:
             with self.runtime.arithmetic() if learnt else nullcontext():
@@ -269,7 +271,7 @@ class ActivationCache:
         return len(self.parts[key.part].images) * (key.views or 1)
 
     def _batch(self, part: str) -> int:
-        return eval_batch_size(self.normalise.pixels(self.parts[part].images), self.runtime.device)
+        return eval_batch_size(self.normalize.pixels(self.parts[part].images), self.runtime.device)
 
     def _drop(self, keys: Collection[ActivationKey]) -> None:
         _close({key: self.kept.pop(key).rows for key in keys if key in self.kept})

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from finetune.errors import SettingError, TrainingError
 from finetune.models.onednn import use_onednn_layout
+from finetune.system import versions
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Runtime:
     sharding: str | None = None
 
     @property
-    def divides(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether the state of training is divided; with one process there is nothing to divide it among."""
         return self.sharding is not None and self.group.size > 1
 
@@ -118,12 +118,6 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "precision": runtime.precision,
         **({"processes": group.size, "backend": group.backend} if group.size > 1 else {}),
     }
-
-
-def versions(model: str = "") -> dict[str, str]:
-    """The libraries that the bytes of a checkpoint of `model` depend on."""
-    backbones = ("timm",) if model.startswith("timm/") else ()
-    return {name: version(name) for name in ("finetune", "torch", "torchvision", "safetensors", *backbones)}
 
 
 def _processor() -> str:

@@ -20,8 +20,8 @@ class FrozenCheck:
     """What one phase is not to change, from its beginning until `check`.
 
     `stages`, `norms` and `adapters` are the phase's; its adapters are in the network at the beginning and at the end.
-    `digests`, the sha256 of each frozen tensor by name, can be written as JSON. `begun` are those of a phase that was
-    stopped and now goes on: DriftError when it would go on with other tensors than it began with.
+    `digests`, the sha256 of each frozen tensor by name, can be written as JSON. `expected` are those of a phase that
+    was     stopped and now goes on: DriftError when it would go on with other tensors than it began with.
     """
 
     def __init__(
@@ -32,15 +32,15 @@ class FrozenCheck:
         norms: str = "hold",
         *,
         adapters: bool = False,
-        begun: Mapping[str, str] | None = None,
+        expected: Mapping[str, str] | None = None,
     ) -> None:
         self.network, self.phase, self.stages = network, phase, tuple(stages)
         self.norms, self.adapters = norms, adapters
         self.tensors = self._frozen()
         self.digests = {name: hash_tensor(tensor) for name, tensor in self.tensors.items()}
         self.kept: dict[str, tuple[Tensor, str]] = {}
-        if begun is not None and self.digests != begun:
-            other = [n for n in {**begun, **self.digests} if begun.get(n) != self.digests.get(n)]
+        if expected is not None and self.digests != expected:
+            other = [n for n in {**expected, **self.digests} if expected.get(n) != self.digests.get(n)]
             raise DriftError(
                 f"phase {phase}: it would go on with other frozen tensors than it began with: {listed(other)}; what "
                 "was kept of it is of another run, or was changed since: start the run again without resuming it"

@@ -33,28 +33,28 @@ def eval_batch_size(pixels: int, device: torch.device) -> int:
 def outputs(
     network: StagedNetwork,
     images: Images,
-    normalise: Normalizer,
+    normalize: Normalizer,
     *,
     stop: int | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
     """What `stages[:stop]` give for uint8 images (N×C×H×W), in evaluation mode; on the network's device."""
-    size = eval_batch_size(normalise.pixels(images), normalise.scale.device)
-    return batched_apply(lambda x: network.run(normalise(x), stop=stop), network, images, size, group)
+    size = eval_batch_size(normalize.pixels(images), normalize.scale.device)
+    return batched_apply(lambda x: network.run(normalize(x), stop=stop), network, images, size, group)
 
 
 def features(
-    network: StagedNetwork, images: Images, normalise: Normalizer, *, group: ProcessGroup = SINGLE_PROCESS
+    network: StagedNetwork, images: Images, normalize: Normalizer, *, group: ProcessGroup = SINGLE_PROCESS
 ) -> Tensor:
     """What the head sees: float, N×F."""
-    return outputs(network, images, normalise, stop=-1, group=group)
+    return outputs(network, images, normalize, stop=-1, group=group)
 
 
 def predictions(
-    network: StagedNetwork, images: Images, normalise: Normalizer, *, group: ProcessGroup = SINGLE_PROCESS
+    network: StagedNetwork, images: Images, normalize: Normalizer, *, group: ProcessGroup = SINGLE_PROCESS
 ) -> Tensor:
     """The most probable class's index for each image: int64, N, on the CPU."""
-    return outputs(network, images, normalise, group=group).argmax(1).cpu()
+    return outputs(network, images, normalize, group=group).argmax(1).cpu()
 
 
 @torch.no_grad()
@@ -66,10 +66,10 @@ def batched_apply(
         count = -(-len(rows) // size)
         if count < group.size:  # not a batch for each: then all of them for all
             group = SINGLE_PROCESS
-        first, end = group.part(count)
+        first, end = group.shard(count)
         starts = range(first * size, min(end * size, len(rows)), size)
         own = _together((run(rows[i : i + size]) for i in starts), min(end * size, len(rows)) - first * size)
-        return group.gathered(own, [min(size, len(rows) - i * size) for i in range(count)])
+        return group.all_gather(own, [min(size, len(rows) - i * size) for i in range(count)])
 
 
 def _together(parts: Iterator[Tensor], count: int) -> Tensor:

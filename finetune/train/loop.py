@@ -124,7 +124,7 @@ class Training:
         self.parallel = wrap_parallel(network, batches, phase.start, runtime)
         self.trained = self.parallel.network
         groups = stage_groups(self.trained, phase.arguments["lr"], phase.layer_decay)
-        self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments, fused=not runtime.divides)
+        self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments, fused=not runtime.is_sharded)
         self.guard = make_nan_guard(self.optimizer, runtime)
         self.average = WeightAverage(trainable(self.trained), phase.ema) if phase.ema else None
         self.best = BestWeights(network) if phase.keep == "best" else None
@@ -154,7 +154,7 @@ class Training:
                 yield self._row()
                 meter.start()  # what the caller did with the row was not training
                 if self.step < phase.steps:
-                    self.parallel.hide()
+                    self.parallel.offload()
                     if self.average:
                         self.average.swap()
 
@@ -206,7 +206,7 @@ class Training:
         with self.runtime.arithmetic():
             logits = self.parallel.forward(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
-        agreed = group.vote(self.guard.sees(loss.detach()), self.meter.tick_due())
+        agreed = group.all_reduce_max_async(self.guard.sees(loss.detach()), self.meter.tick_due())
         self.optimizer.zero_grad()
         with translate_lost_peer():  # the gradients' mean over the processes is that over the images
             share = loss if group.size == 1 else loss * (own * group.size / images)
@@ -235,7 +235,7 @@ class Training:
         self._refuse(self.guard.seen())
         if self.average:
             self.average.swap()
-        self.parallel.show()
+        self.parallel.sync_to_eval_model()
         row = self.meter.row(self.epoch, self.optimizer.param_groups[-1]["lr"], self.validate)
         self._refuse_lost_weights(self.network.state_dict())
         if self.best:

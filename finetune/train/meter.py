@@ -116,4 +116,4 @@ class Meter:
         self.images, self.steps, self.earlier = numbers["images"], numbers["steps"], numbers["seconds"]
 
     def _by_process(self, own: Tensor) -> Tensor:
-        return own if self.group.size == 1 else self.group.gathered(own.reshape(1), [1] * self.group.size)
+        return own if self.group.size == 1 else self.group.all_gather(own.reshape(1), [1] * self.group.size)

@@ -27,7 +27,7 @@ class NanGuard(Protocol):
 
 def make_nan_guard(optimizer: Optimizer, runtime: Runtime) -> NanGuard:
     """The guard that costs a step nothing: on a GPU a look at a loss would make every step wait for it."""
-    on_device = runtime.device.type == "cuda" and not runtime.divides  # only fused optimizers can be barred
+    on_device = runtime.device.type == "cuda" and not runtime.is_sharded  # only fused optimizers can be barred
     return DeviceNanGuard(optimizer, runtime.device, runtime.group) if on_device else HostNanGuard()
 
 

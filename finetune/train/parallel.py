@@ -72,10 +72,10 @@ class Parallel(Protocol):
     def forward(self, x: Tensor) -> Tensor:
         """Logits; the backward pass through them leaves in every process the gradients of the mean of all losses."""
 
-    def show(self) -> None:
+    def sync_to_eval_model(self) -> None:
         """Gives the network that is judged and saved the weights of the one that trains."""
 
-    def hide(self) -> None:
+    def offload(self) -> None:
         """The network that is judged is not needed for a while."""
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -96,10 +96,10 @@ class Replicated:
         logits: Tensor = self.module(x)
         return logits
 
-    def show(self) -> None:
+    def sync_to_eval_model(self) -> None:
         """They are one."""
 
-    def hide(self) -> None:
+    def offload(self) -> None:
         """They are one."""
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -166,21 +166,21 @@ class Sharded:
         for unit in shard_units(self.network, _make_callable(self.module, self.network, x)):
             fully_shard(unit, mesh=mesh)
         fully_shard(self.module, mesh=mesh)
-        self.hide()
+        self.offload()
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.module(x)
         return logits
 
     @torch.no_grad()
-    def show(self) -> None:
+    def sync_to_eval_model(self) -> None:
         self.runtime.place(self.shown)
         own = dict(self.shown.named_parameters()) | dict(self.shown.named_buffers())
         trained = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
         for name, tensor in [*trained, *self.network.named_buffers()]:
             own[name].copy_(gather_full(tensor))
 
-    def hide(self) -> None:
+    def offload(self) -> None:
         if self.runtime.device.type == "cuda":
             self.shown.cpu()
 
@@ -232,7 +232,7 @@ def _units(module: nn.Module, able: set[nn.Module]) -> Iterator[nn.Module]:
 
 def wrap_parallel(network: StagedNetwork, batches: Batches, start: int, runtime: Runtime) -> Parallel:
     """The passes of a phase whose batches enter at stage `start`."""
-    if runtime.divides:
+    if runtime.is_sharded:
         return Sharded(network, start, runtime, batches.at(0, 0)[0])
     return Replicated(network, start, runtime.group)
 

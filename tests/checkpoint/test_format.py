@@ -9,18 +9,20 @@ import pickle
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from checkpoint_files import INPUT, OLD_INPUT, PLAIN, full, metadata, one_tensor, raw, refusal, with_metadata
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tiny import SUPPORT
 from torch import nn
 
-import finetune.run.finalize as saving_module
 import finetune.sources.resolve as source_module
+import finetune.sources.save as saving_module
 from finetune.checkpoint.format import (
     KEY,
     InputMetadata,
@@ -41,23 +43,6 @@ from finetune.models.spec import InputSpec
 FEW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-OLD_INPUT = {"channels": 1, "size": 28, "mean": [0.1307], "std": [0.3081], "interpolation": "bilinear"}
-INPUT = {**OLD_INPUT, "crop": 1.0, "resize": "squash"}
-PLAIN = {
-    "model": "cnn",
-    "arguments": {},
-    "classes": ["null", "größer", "三"],
-    "input": INPUT,
-    "recipe": {"seed": 0, "phases": [{"lr": 1e-3, "at": [0.1, 1 / 3]}]},
-    "data": {"name": "mnist", "validation": None},
-    "results": {"test": {"accuracy": 0.9953, "correct": 9953}},
-    "lineage": [{"id": "parent.safetensors", "sha256": "0" * 64, "task": None}],
-    "versions": {"torch": "2"},
-}
-
-
-def metadata(**changes):
-    return Metadata.model_validate({**PLAIN, **changes})
 
 
 def by_the_rule(content):
@@ -98,37 +83,9 @@ def tensors():
     }
 
 
-def raw(header, data=b""):
-    """A safetensors file from a header (bytes or JSON values) and the bytes after it."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def with_metadata(text, **entries):
-    return raw({"__metadata__": {KEY: text if isinstance(text, str) else json.dumps(text)}, **entries}, b"\0" * 4)
-
-
-def one_tensor(**changes):
-    return {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}
-
-
-def full():
-    """The metadata as JSON values, as a file has them."""
-    return metadata().model_dump()
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "net.safetensors"
-
-
-def refusal(path, content, reader=read_checkpoint):
-    """What a damaged file is refused with: one CheckpointError that names the file."""
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        reader(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    return str(caught.value)
 
 
 def test_a_checkpoint_comes_back_as_it_was(path):
@@ -169,10 +126,10 @@ def test_same_content_same_bytes_whatever_the_order_it_was_put_in():
 
 def test_another_process_writes_the_same_bytes(path):
     code = (
-        "import sys, test_checkpoint as t; from pathlib import Path\n"
+        "import sys, test_format as t; from pathlib import Path\n"
         "t.write_checkpoint(Path(sys.argv[1]), t.tensors(), t.metadata())"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(SUPPORT)}
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": f"{SUPPORT}:{Path(__file__).parent}"}
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment)
     assert path.read_bytes() == encode(tensors(), metadata())
 
@@ -581,10 +538,10 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file.bin"
     write_atomic(path, b"old")
     code = (
-        "import resource, signal, sys; from pathlib import Path; from finetune.io.atomic import write_whole\n"
+        "import resource, signal, sys; from pathlib import Path; from finetune.io.atomic import write_atomic\n"
         "from finetune.errors import OutputError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: write_whole(Path(sys.argv[1]), b'x' * 5000)\n"
+        "try: write_atomic(Path(sys.argv[1]), b'x' * 5000)\n"
         "except OutputError as error: sys.exit(0 if 'File too large' in str(error) else 3)\n"
         "sys.exit(4)"
     )
@@ -661,7 +618,7 @@ def test_saving_does_not_need_the_file_that_was_loaded(trained, tmp_path):
         content = trained.read_bytes()
         damage()
         saving_module.save(classifier, tmp_path / "copy.safetensors")
-        assert source_module.peek(tmp_path / "copy.safetensors").lineage[0]["id"] == "net.safetensors"
+        assert source_module.read_source_metadata(tmp_path / "copy.safetensors").lineage[0]["id"] == "net.safetensors"
         trained.write_bytes(content)
 
 
@@ -669,19 +626,19 @@ def test_a_file_that_says_something_else_meanwhile_is_not_what_is_saved(trained,
     classifier = source_module.load(trained)
     write_checkpoint(trained, classifier.network.state_dict(), metadata(results={"test": {"accuracy": 1.0}}))
     saving_module.save(classifier, tmp_path / "copy.safetensors")
-    assert source_module.peek(tmp_path / "copy.safetensors").results == {}
+    assert source_module.read_source_metadata(tmp_path / "copy.safetensors").results == {}
 
 
 def test_a_classifier_of_no_file_has_no_parents(tmp_path):
     classifier = Classifier(build_model("cnn", 2, {}), "cnn", {}, ["a", "b"], MODELS["cnn"].input)
     saving_module.save(classifier, tmp_path / "new.safetensors")
-    assert source_module.peek(tmp_path / "new.safetensors").lineage == []
+    assert source_module.read_source_metadata(tmp_path / "new.safetensors").lineage == []
 
 
 def test_models_and_arguments_that_are_not_there_are_refused(path):
     write_checkpoint(path, {}, metadata(model="cnm"))
     with pytest.raises(CheckpointError, match=r"net\.safetensors: made with model 'cnm'"):
-        source_module.peek(path)
+        source_module.read_source_metadata(path)
     write_checkpoint(path, {}, metadata(arguments={"width": 9}))
     with pytest.raises(CheckpointError, match=r"its metadata does not hold: model 'cnn': unknown argument 'width'"):
         source_module.load(path)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from checkpoint_files import full, metadata, raw, with_metadata
 from fuzzing import ODD_NUMBERS, ODD_TEXTS, VALUES, answered, changed, damaged, fuzzed, modestly
 from hypothesis import event, given
 from hypothesis import strategies as st
-from test_checkpoint import full, metadata, raw, with_metadata
 from tiny import finetune
 
 from finetune.checkpoint.format import KEY, encode, read_checkpoint, read_metadata, read_weights
@@ -21,8 +21,8 @@ from finetune.commands.inspect import inspect
 from finetune.errors import CheckpointError, HubRefusal
 from finetune.hub.timm_config import parse_config
 from finetune.models.registry import build_model
-from finetune.run.finalize import make_metadata
 from finetune.sources.resolve import open_source
+from finetune.sources.save import make_metadata
 from finetune.sources.third_party import from_repository
 
 FILE = Path(tempfile.mkdtemp(prefix="finetune-fuzz-"), "net.safetensors")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import full, metadata, one_tensor, raw, refusal, with_metadata
 from measure import alone
-from test_checkpoint import full, metadata, one_tensor, raw, refusal, with_metadata
 from tiny import refused, worked
 
 import finetune.checkpoint.safetensors_io as tensors_module
@@ -394,23 +394,23 @@ def test_networks_made_for_a_look_leave_no_hook_behind():
 
 
 def test_tables_that_are_in_no_file_are_counted(monkeypatch):
-    monkeypatch.setattr("finetune.models.timm.build.MOST_TABLES", 1000)
+    monkeypatch.setattr("finetune.models.timm.build.MAX_TABLES", 1000)
     find_model("timm/test_resnet", {"drop_rate": 0.122})
     with pytest.raises(SettingError, match=r"bytes of tables; at most 1,000 can be built"):
         find_model("timm/swin_tiny_patch4_window7_224", {"drop_rate": 0.123})
 
 
 def test_a_pass_that_would_take_too_much_is_refused(monkeypatch):
-    monkeypatch.setattr("finetune.models.timm.build.MOST_PASS_BYTES", 1_000_000)
+    monkeypatch.setattr("finetune.models.timm.build.MAX_PASS_BYTES", 1_000_000)
     with pytest.raises(SettingError, match=r"a tensor of [\d,]+ bytes; at most 1,000,000 are made at once"):
         find_model("timm/test_resnet", {"drop_rate": 0.123})
 
 
 def test_work_without_end_is_stopped(monkeypatch):
-    monkeypatch.setattr("finetune.models.timm.build.MOST_STEPS", 10)
+    monkeypatch.setattr("finetune.models.timm.build.MAX_STEPS", 10)
     with pytest.raises(SettingError, match="more than 10 operations"):
         find_model("timm/test_resnet", {"drop_rate": 0.124})
-    monkeypatch.setattr("finetune.models.timm.build.MOST_SECONDS", -1)
+    monkeypatch.setattr("finetune.models.timm.build.MAX_SECONDS", -1)
     with pytest.raises(SettingError, match="more than -1 seconds"):
         find_model("timm/test_resnet", {"drop_rate": 0.125})
 

@@ -473,7 +473,8 @@ def test_weights_that_are_lost_in_the_last_step(lr: str, folder: Path) -> None:
 def interrupted(words: list[str], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
     """Runs the program and sends it SIGINT as soon as `when` holds."""
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from finetune.cli import main; main()"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from finetune.cli.main import main; main()"
     )
     started = time.monotonic()
     with subprocess.Popen(
@@ -545,7 +546,7 @@ def test_ctrl_c_during_the_scratch_run_keeps_the_fine_tuned_weights(folder: Path
 
 
 def test_a_closed_pipe_is_no_fault(folder: Path) -> None:
-    code = "from finetune.cli import main; main()"
+    code = "from finetune.cli.main import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, "datasets"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -181,7 +181,7 @@ def test_what_is_too_large_is_refused_shortly(place, content, said):
 
 
 def test_the_lines_of_a_table_are_counted(place, monkeypatch):
-    monkeypatch.setattr("finetune.data.csv_manifest.MOST_LINES", 3)
+    monkeypatch.setattr("finetune.data.csv_manifest.MAX_LINES", 3)
     assert len(read_table(table(place, "path,label\n" + ROWS)).files) == 2
     assert "over 3 lines, and at most so many are read" in refused(place, "path,label\n" + ROWS + "\n")[0]
 
@@ -199,7 +199,7 @@ def test_rows_that_repeat_one_another_are_counted_and_not_kept(place):
 
 
 def test_too_many_classes_are_refused_before_anything_is_trained(place, monkeypatch):
-    monkeypatch.setattr("finetune.checkpoint.limits.MOST_CLASSES", 2)
+    monkeypatch.setattr("finetune.checkpoint.limits.MAX_CLASSES", 2)
     assert len(read_table(table(place, "path,label\n" + ROWS)).class_names) == 2
     with pytest.raises(DataError, match="classes: 3 of them; at most 2"):
         read_table(table(place, "path,label\n" + ROWS + "a/3.png,fly\n"))

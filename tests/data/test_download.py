@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from test_data_sets import make_files
+from idx_files import make_files
 
 from finetune.data import download
 from finetune.data.download import fetch

@@ -14,9 +14,9 @@ from album import pixels, put
 from fuzzing import answered, damaged, fuzzed
 from hypothesis import event, given
 from hypothesis import strategies as st
+from idx_files import make_files
+from idx_files import put as put_files
 from PIL import Image
-from test_data_sets import make_files
-from test_data_sets import put as put_files
 
 from finetune.data.image_folder_dataset import open_image_folder
 from finetune.data.image_io import CropSpec, decode_picture, is_grey

@@ -444,7 +444,7 @@ def test_two_processes_at_once_do_no_harm(pets, cache):
         "import os; from finetune.data.image_folder_dataset import *; import finetune.data.image_folder_dataset\n"
         "child = os.fork()\n"
         "for _ in range(6):\n"
-        f"    p = open_photographs({str(pets)!r}, Frame(3, 8, 1.0, 'squash', 'bilinear'))\n"
+        f"    p = open_image_folder({str(pets)!r}, CropSpec(3, 8, 1.0, 'squash', 'bilinear'))\n"
         "    os.write(1, f'{p.train.fingerprint()} {p.test.fingerprint()} {len(p.notes)}\\n'.encode())\n"
         "sys = __import__('sys'); sys.exit(os.waitpid(child, 0)[1] if child else 0)"
     )

@@ -382,7 +382,7 @@ def test_a_long_strip_is_what_the_whole_would_give_but_for_the_last_bit(monkeypa
     frame = {"channels": 3, "size": 9, "crop": 0.9, "resize": "shorter_side", "interpolation": "bilinear"}
     picture = Image.fromarray(noise(*size))
     near = crop_to_square(picture, **frame).astype(int)
-    monkeypatch.setattr("finetune.data.image_io.MOST_ELONGATED", 1000)
+    monkeypatch.setattr("finetune.data.image_io.MAX_ELONGATED", 1000)
     assert np.abs(near - crop_to_square(picture, **frame)).max() <= 1
 
 

@@ -25,12 +25,12 @@ def normaliser(channels=1):
     return Normalizer((0.13, 0.5, 0.2)[:channels], (0.31, 0.25, 1.0)[:channels], CPU)
 
 
-def batches(inputs=None, *, batch_size=64, seed=3, augment=None, normalise=True, channels=1):
+def batches(inputs=None, *, batch_size=64, seed=3, augment=None, normalize=True, channels=1):
     """The label of an image is its index, so that an epoch shows where each image went."""
     inputs = pixels(channels) if inputs is None else inputs
-    given = normaliser(channels) if normalise else None
+    given = normaliser(channels) if normalize else None
     labels = torch.arange(len(inputs))
-    return Batches(inputs, labels, batch_size=batch_size, seed=seed, normalise=given, augment=augment)
+    return Batches(inputs, labels, batch_size=batch_size, seed=seed, normalize=given, augment=augment)
 
 
 def order(given, epoch):
@@ -67,7 +67,7 @@ def test_every_image_comes_once_an_epoch_with_its_label(batch_size):
     assert all(size == batch_size for size in sizes[:-1]) and sum(sizes) == given.images_per_epoch == COUNT
     assert 1 <= sizes[-1] <= batch_size
     assert torch.equal(order(given, 0).sort().values, torch.arange(COUNT))
-    assert torch.equal(by_index(given), given.normalise(given.inputs))
+    assert torch.equal(by_index(given), given.normalize(given.inputs))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_only():
@@ -76,7 +76,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_only():
     unlike = batches(pixels(3), batch_size=7, augment=ALL, channels=3)
     list(unlike.epoch(0))
     assert torch.equal(order(unlike, 4), first)
-    assert torch.equal(order(batches(torch.rand(COUNT, 5), normalise=False), 4), first)
+    assert torch.equal(order(batches(torch.rand(COUNT, 5), normalize=False), 4), first)
     orders = [order(batches(seed=seed), epoch).tolist() for seed in (0, 1, 2) for epoch in (0, 1, 2)]
     assert len({tuple(o) for o in orders}) == 9
     assert all(o != sorted(o) for o in orders)
@@ -111,7 +111,7 @@ def test_an_augmented_image_does_not_depend_on_batch_size_or_neighbours(augment,
 def test_an_images_numbers_are_looked_up_by_its_index():
     given = batches(batch_size=7, augment=ALL)
     drawn = torch.rand(COUNT, ALL.numbers, generator=keyed_generator(3, 1, "augment"))
-    expected = augment_affine(given.normalise(given.inputs), drawn, ALL, given.normalise.offset)
+    expected = augment_affine(given.normalize(given.inputs), drawn, ALL, given.normalize.offset)
     assert torch.equal(by_index(given), expected)
 
 
@@ -131,7 +131,7 @@ def test_augmentation_that_changes_nothing_is_left_out():
 def test_what_comes_in_from_outside_is_black():
     black = torch.zeros_like(pixels(3))
     given = batches(black, augment=ALL, channels=3)
-    expected = given.normalise(black)
+    expected = given.normalize(black)
     torch.testing.assert_close(by_index(given), expected, rtol=0, atol=1e-5)
 
 
@@ -145,10 +145,10 @@ def test_the_data_are_left_as_they_were():
 @pytest.mark.parametrize("augment", [None, Augment(shift=2), Augment(rotate=10, scale=0.1, elastic=1)])
 def test_several_batches_prepared_at_once_are_those_prepared_one_at_a_time(augment, monkeypatch):
     pixels = torch.randint(0, 256, (50, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    normalise = Normalizer((0.1,), (0.3,), torch.device("cpu"))
-    given = Batches(pixels, torch.arange(50), batch_size=7, seed=0, normalise=normalise, augment=augment)
+    normalize = Normalizer((0.1,), (0.3,), torch.device("cpu"))
+    given = Batches(pixels, torch.arange(50), batch_size=7, seed=0, normalize=normalize, augment=augment)
     together = list(given.epoch(1, 2))
-    monkeypatch.setattr("finetune.data.loader.AT_ONCE", 1)
+    monkeypatch.setattr("finetune.data.loader.VALUES_PER_BLOCK", 1)
     alone = list(given.epoch(1, 2))
     assert [len(labels) for _, labels in together] == [7, 7, 7, 7, 7, 1]
     for (images, labels), (own_images, own_labels) in zip(together, alone, strict=True):
@@ -157,7 +157,7 @@ def test_several_batches_prepared_at_once_are_those_prepared_one_at_a_time(augme
 
 def test_activations_pass_through_bit_by_bit():
     kept = torch.randn(COUNT, 4, 3, 3).to(torch.bfloat16)
-    assert torch.equal(by_index(batches(kept, normalise=False)), kept)
+    assert torch.equal(by_index(batches(kept, normalize=False)), kept)
 
 
 # --- the evaluation view ----------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_images_of_the_size_are_taken_as_they_are():
 def test_one_channel_serves_for_three():
     given = Normalizer((0.1, 0.2, 0.3), (0.5, 0.4, 0.3), CPU, size=10, working=12)
     assert torch.equal(given(pixels()), given(pixels().expand(-1, 3, -1, -1)))
-    assert torch.equal(given.restored(given(pixels())), given.view(pixels()).expand(-1, 3, -1, -1))
+    assert torch.equal(given.denormalize(given(pixels())), given.center_view(pixels()).expand(-1, 3, -1, -1))
 
 
 PHOTO = Augment(crop=0.4, flip=True, colour=0.3, erasing=0.3, rotate=5)
@@ -207,7 +207,7 @@ def test_augmented_images_have_the_size_and_do_not_depend_on_the_batch(side, cha
             torch.arange(30),
             batch_size=batch_size,
             seed=1,
-            normalise=given,
+            normalize=given,
             augment=augment,
             classes=30,
         )
@@ -219,11 +219,11 @@ def test_augmented_images_have_the_size_and_do_not_depend_on_the_batch(side, cha
 
 def test_a_crop_reads_beyond_the_view_but_not_from_what_is_far_larger():
     given = Normalizer((0.5,), (0.5,), CPU, size=12, working=16)
-    assert given.source(pixels(side=16)).shape[-1] == 16 and given.source(pixels(side=9)).shape[-1] == 9
-    assert given.source(pixels(side=40)).shape[-1] == 12
+    assert given.crop_source(pixels(side=16)).shape[-1] == 16 and given.crop_source(pixels(side=9)).shape[-1] == 9
+    assert given.crop_source(pixels(side=40)).shape[-1] == 12
     stored = torch.zeros(50, 1, 16, 16, dtype=torch.uint8)
     stored[:, :, :2] = 255  # seen only by a crop that goes beyond the view
-    made = Batches(stored, torch.arange(50), batch_size=50, seed=0, normalise=given, augment=Augment(crop=0.5))
+    made = Batches(stored, torch.arange(50), batch_size=50, seed=0, normalize=given, augment=Augment(crop=0.5))
     assert next(iter(made.epoch(0)))[0].max() > 0.9 and given(stored).max() == -1
 
 
@@ -249,7 +249,7 @@ class Read:
 @pytest.mark.parametrize("batch_size", [1, 32, 150])
 def test_images_that_are_read_give_what_resident_ones_give(augment, batch_size):
     read = Read(pixels(3))
-    options = {"batch_size": batch_size, "seed": 3, "normalise": normaliser(3), "augment": augment, "classes": COUNT}
+    options = {"batch_size": batch_size, "seed": 3, "normalize": normaliser(3), "augment": augment, "classes": COUNT}
     lazy = list(Batches(read, torch.arange(COUNT), **options).epoch(4))
     resident = list(Batches(read.held, torch.arange(COUNT), **options).epoch(4))
     assert all(
@@ -260,7 +260,7 @@ def test_images_that_are_read_give_what_resident_ones_give(augment, batch_size):
 
 def test_a_few_batches_are_read_ahead_and_no_more_when_the_caller_stops():
     read = Read(pixels())
-    epoch = Batches(read, torch.arange(COUNT), batch_size=5, seed=0, normalise=normaliser()).epoch(0)
+    epoch = Batches(read, torch.arange(COUNT), batch_size=5, seed=0, normalize=normaliser()).epoch(0)
     next(epoch)
     epoch.close()
     assert 1 <= len(read.asked) <= AHEAD + 1

@@ -60,9 +60,9 @@ def test_fingerprints_and_splits_are_the_same_a_chunk_at_a_time(both, monkeypatc
 
 
 def test_batches_are_the_same(both):
-    normalise = Normalizer((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
+    normalize = Normalizer((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))
     epochs = [
-        list(Batches(data.images, data.labels, batch_size=16, seed=3, normalise=normalise).epoch(0)) for data in both
+        list(Batches(data.images, data.labels, batch_size=16, seed=3, normalize=normalize).epoch(0)) for data in both
     ]
     for (a, x), (b, y) in zip(*epochs, strict=True):
         assert torch.equal(a, b) and torch.equal(x, y)

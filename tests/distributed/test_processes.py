@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import net
-from tiny import finetune, make_data, phase, pretrain_recipe
+from tiny import SUPPORT, finetune, make_data, phase, pretrain_recipe
 from together import PHASES, RESUMED
-from torchrun import TESTS, ours, run, started, workers_of
+from torchrun import ours, run, started, workers_of
+from training_parts import net
 
 RUNS = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found through /proc")
 EVERY = [(kind, name) for kind in ("plain", "norm") for name in PHASES]
@@ -29,7 +29,7 @@ AGAIN = [(kind, name, way) for kind in RESUMED for name in RESUMED[kind] for way
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left of all trainings in `together`."""
     folder = tmp_path_factory.mktemp("ends")
-    code, out, err = run(TESTS / "together.py", "training", folder)
+    code, out, err = run(SUPPORT / "together.py", "training", folder)
     assert (code, out, err) == (0, "", ""), err
     return folder
 
@@ -225,7 +225,7 @@ def done(root: Path, stopped: object) -> list[list[dict[str, object]]]:
     ]
     make_data(root / "other", "mnist", 300, 1000)
     (root / "commands.json").write_text(json.dumps(commands))
-    code, out, err = run(TESTS / "together.py", "commands", root, cwd=root)
+    code, out, err = run(SUPPORT / "together.py", "commands", root, cwd=root)
     assert (code, out, err) == (0, "", ""), err
     return [[json.loads((root / f"{place}.{rank}.json").read_text()) for rank in (0, 1)] for place in range(11)]
 

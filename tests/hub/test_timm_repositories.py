@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 from album import put
-from hub_home import TESTS, Loopback, loopback
+from hub_home import Loopback, loopback
 from hub_rules import card_data, card_faults
 from safetensors.torch import load, save
-from tiny import Done, adapt_recipe, finetune, phase, worked
+from tiny import ROOT, SUPPORT, Done, adapt_recipe, finetune, phase, worked
 
 from finetune.checkpoint.format import read_metadata
 
@@ -71,10 +71,10 @@ def changed(files: dict[str, bytes], **config: Any) -> dict[str, bytes]:
 
 def in_one_process(hub: Loopback, call: str, *given: Any, cwd: Path) -> Any:
     """What a function of this file gives, called in a new process that is pointed at the loopback Hub."""
-    code = f"import json, sys, test_hub_timm as t\nprint(json.dumps(t.{call}(*json.loads(sys.argv[1]))))"
+    code = f"import json, sys, test_timm_repositories as t\nprint(json.dumps(t.{call}(*json.loads(sys.argv[1]))))"
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(given)],
-        env=hub.environment(hub.new_home(), PYTHONPATH=f"{TESTS.parent}:{TESTS}"),
+        env=hub.environment(hub.new_home(), PYTHONPATH=f"{ROOT}:{SUPPORT}:{Path(__file__).parent}"),
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -163,7 +163,7 @@ def test_a_real_terminal_has_the_bar_and_the_lines_stay():
         "console = Console(); t.run_phase(console); console.say(t.LITERAL)"
     )
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "TERM": "xterm", "COLUMNS": "100"}
+    environment = {**os.environ, "PYTHONPATH": f"{SUPPORT}:{Path(__file__).parent}", "TERM": "xterm", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
     with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)

@@ -120,19 +120,19 @@ def training(channels, side=20, count=30):
 @pytest.mark.parametrize("augment", [None, Augment(crop=0.4, flip=True, colour=0.3), Augment(shift=2, mixup=0.4)])
 def test_the_grid_is_what_training_sees(channels, augment, tmp_path):
     train = training(channels)
-    normalise = Normalizer((0.5,) * channels, (0.25,) * channels, CPU, size=16, working=20)
-    grid, labels = augment_grid(train, normalise, augment, 5, rows=4, versions=3)
+    normalize = Normalizer((0.5,) * channels, (0.25,) * channels, CPU, size=16, working=20)
+    grid, labels = augment_grid(train, normalize, augment, 5, rows=4, versions=3)
     assert grid.shape == (4, 3, 16, 16, channels) and grid.dtype == np.uint8
     assert labels == ["cat", "dog", "猫", "cat"]
     view = train.images[:, :, 2:18, 2:18].permute(0, 2, 3, 1).numpy()
     assert np.array_equal(grid[:, 0], view[:4])
-    batches = Batches(train.images, train.labels, batch_size=7, seed=5, normalise=normalise, augment=augment, classes=3)
+    batches = Batches(train.images, train.labels, batch_size=7, seed=5, normalize=normalize, augment=augment, classes=3)
     for epoch in (0, 1):
         order = torch.cat(
             [labels for _, labels in Batches(train.images, torch.arange(30), batch_size=7, seed=5).epoch(epoch)]
         )
         images = torch.cat([inputs for inputs, _ in batches.epoch(epoch)])
-        expected = normalise.restored(images)[order.argsort()[:4]].permute(0, 2, 3, 1).numpy()
+        expected = normalize.denormalize(images)[order.argsort()[:4]].permute(0, 2, 3, 1).numpy()
         assert np.array_equal(grid[:, 1 + epoch], expected)
     grid_picture(grid, labels, tmp_path / "g.png")
     first = (tmp_path / "g.png").read_bytes()
@@ -142,8 +142,8 @@ def test_the_grid_is_what_training_sees(channels, augment, tmp_path):
 
 
 def test_a_grid_of_few_images_has_few_rows():
-    normalise = Normalizer((0.5,), (0.25,), CPU)
-    grid, labels = augment_grid(training(1).subset([0, 2]), normalise, Augment(flip=True), 0)
+    normalize = Normalizer((0.5,), (0.25,), CPU)
+    grid, labels = augment_grid(training(1).subset([0, 2]), normalize, Augment(flip=True), 0)
     assert grid.shape[:2] == (2, 8) and labels == ["cat", "猫"]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from networks import opened_cache
 from safetensors.torch import load_file
-from test_rowfile import no_file_above, small_disk
+from small_disk import no_file_above, small_disk
 from tiny import adapt_recipe, phase, refused, worked
 
 from finetune.data.augment.affine import Augment
@@ -176,7 +176,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_to_the_same_result(
     ahead: bool, without: str, pretrained: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not ahead:
-        monkeypatch.setattr(rowfile, "_take_room", lambda descriptor, size: None)
+        monkeypatch.setattr(rowfile, "_reserve", lambda descriptor, size: None)
         monkeypatch.setattr("finetune.train.activation_cache.most_images", lambda pixels, device: 50)
     with no_file_above(2_500_000):
         said = adapted(pretrained, BIG, "--set", "cache.memory=0")
@@ -202,7 +202,7 @@ def test_a_disk_that_has_no_room_is_not_filled(
         said = adapted(pretrained, BIG, "--set", "cache.memory=0")
         assert phase_lines(said)[0].endswith(f"and 0 bytes in {disk / 'below'} (cache.disk)"), "1 GB has to stay free"
         assert "warning" not in said and same("new.safetensors", without)
-        monkeypatch.setattr(setting, "RESERVE", 0)
+        monkeypatch.setattr(setting, "RESERVED_DISK", 0)
         (line,) = phase_lines(adapted(pretrained, BIG, "--set", "cache.memory=0"))
         assert line == "frozen part run once (3.4 MB in a file)" and close("new.safetensors", without)
 
@@ -304,19 +304,23 @@ class Widening(StagedNetwork):
 
 
 def decided(
-    *phases: dict[str, Any], memory: int = 10**9, disk: int = 10**9, looked: bool = True, augmented: bool = False
+    *phases: dict[str, Any],
+    memory: int = 10**9,
+    disk: int = 10**9,
+    needs_features: bool = True,
+    augmented: bool = False,
 ) -> list[Any]:
     """The cachings of phases of a Widening with 100 images to learn from and 50 to validate."""
     images, runtime = torch.zeros(100, 1, 2, 4, dtype=torch.uint8), Runtime(torch.device("cpu"), "float32")
-    normalise = Normalizer((0.5,), (0.5,), runtime.device)
-    cache = opened_cache(images, normalise, runtime, room=(memory, disk), **{VALIDATION: images[:50]})
+    normalize = Normalizer((0.5,), (0.5,), runtime.device)
+    cache = opened_cache(images, normalize, runtime, room=(memory, disk), **{VALIDATION: images[:50]})
     material = SimpleNamespace(train=images, validation=images[:50])
     given: Any = SimpleNamespace(
-        material=material, augment=Augment(shift=1) if augmented else None, looked=looked, cache=cache
+        data=material, augment=Augment(shift=1) if augmented else None, needs_features=needs_features, cache=cache
     )
     sgd = {"name": "sgd", "lr": 0.1}
     every = [Phase.model_validate({"optimizer": sgd, "batch_size": 10, "epochs": 2, **one}) for one in phases]
-    return CachePlan(Widening(), every, given).cachings()
+    return CachePlan(Widening(), every, given).plan_phases()
 
 
 SLIM, WIDE = {"train": ["slim", "head"]}, 100 * 8 * 4
@@ -350,7 +354,7 @@ def test_memory_goes_to_the_phases_in_their_order_and_is_counted_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "looked", "start", "where"),
+    ("change", "needs_features", "start", "where"),
     [
         ({"epochs": None, "steps": 10}, False, 0, None),  # 100 images: each once
         ({"epochs": None, "steps": 11}, False, 2, MEMORY),
@@ -360,8 +364,10 @@ def test_memory_goes_to_the_phases_in_their_order_and_is_counted_once() -> None:
         ({"views": 2}, True, 0, None),  # class means are not of these views
     ],
 )
-def test_a_pass_is_made_when_it_saves_others(change: dict[str, Any], looked: bool, start: int, where: str) -> None:
-    (found,) = decided({**SLIM, **change}, looked=looked, augmented="views" in change)
+def test_a_pass_is_made_when_it_saves_others(
+    change: dict[str, Any], needs_features: bool, start: int, where: str
+) -> None:
+    (found,) = decided({**SLIM, **change}, needs_features=needs_features, augmented="views" in change)
     assert (found.start, found.where) == (start, where)
     assert start or found.why == f"no {'view' if 'views' in change else 'image'} is seen twice"
 

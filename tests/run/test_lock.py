@@ -199,10 +199,10 @@ def test_the_folder_may_be_deleted_while_it_is_held(tmp_path):
 @pytest.mark.parametrize("change", ["given back", "folder renamed", "given back and taken"])
 def test_what_happens_between_opening_and_locking_is_noticed(tmp_path, monkeypatch, change):
     """A lock on a file that has lost its name would keep nobody out."""
-    folder, real, others = tmp_path / "mnist", lock_file.hold, []
+    folder, real, others = tmp_path / "mnist", lock_file.lock_file, []
 
     def late(descriptor):
-        monkeypatch.setattr(lock_file, "hold", real)
+        monkeypatch.setattr(lock_file, "lock_file", real)
         if change == "folder renamed":
             folder.rename(tmp_path / "mnist.was")
         else:
@@ -211,7 +211,7 @@ def test_what_happens_between_opening_and_locking_is_noticed(tmp_path, monkeypat
             others.append(RunLock(folder, "other").__enter__())
         return real(descriptor)
 
-    monkeypatch.setattr(lock_file, "hold", late)
+    monkeypatch.setattr(lock_file, "lock_file", late)
     lock = RunLock(folder, "mine")
     if change == "given back and taken":
         with pytest.raises(OutputError, match="`other`"):

@@ -228,7 +228,7 @@ def test_a_stopped_run_leaves_the_weights_of_its_last_row(outputs, error, raised
     network = nn.Linear(2, 2)
     kept = network.weight.detach().clone()
     with pytest.raises(raised) as caught, InterruptCheckpoint(outputs, lambda: METADATA) as keeper:
-        keeper.keep(network, "after epoch 1")
+        keeper.update(network, "after epoch 1")
         with torch.no_grad():
             network.weight += 1
         raise error
@@ -249,10 +249,10 @@ def test_a_run_stopped_before_its_first_row_says_so(outputs):
 
 def test_other_errors_and_a_good_end_pass_through(outputs):
     with pytest.raises(ValueError, match="a bug"), InterruptCheckpoint(outputs, lambda: METADATA) as keeper:
-        keeper.keep(nn.Linear(1, 1), "now")
+        keeper.update(nn.Linear(1, 1), "now")
         raise ValueError("a bug")
     with InterruptCheckpoint(outputs, lambda: METADATA) as keeper:
-        keeper.keep(nn.Linear(1, 1), "now")
+        keeper.update(nn.Linear(1, 1), "now")
     assert not outputs.interrupted.exists()
 
 
@@ -261,6 +261,6 @@ def test_a_failed_write_at_the_end_keeps_the_weights_too(outputs):
         pytest.raises(OutputError, match=r"(?s)no room.kept: the weights now"),
         InterruptCheckpoint(outputs, lambda: METADATA) as keeper,
     ):
-        keeper.keep(nn.Linear(1, 1), "now")
+        keeper.update(nn.Linear(1, 1), "now")
         raise OutputError("no room")
     assert outputs.interrupted.exists()

@@ -369,7 +369,8 @@ def test_a_signal_ends_a_run_with_a_snapshot_and_the_command_that_goes_on(
     recipe = write(pretrain_recipe(phase(length="epochs: 12", batch=10)))
     typed = ["pretrain", "--recipe", recipe, "--out", "a b.safetensors", "--snapshot-every", "3600"]
     program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from finetune.cli import main; main()"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from finetune.cli.main import main; main()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, *typed], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

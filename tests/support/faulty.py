@@ -1,7 +1,7 @@
 """Plants a fault at every write of an operation, one after the other.
 
-Run as `python tests/support/faulty.py FOLDER`, for all of `fault_cases.CASES`, with one thread: a fault that kills has a fork
-of this process for itself, which costs milliseconds.
+Run as `python tests/support/faulty.py FOLDER`, for all of `fault_cases.CASES`, with one thread: a fault that kills has
+a fork of this process for itself, which costs milliseconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Trainings whose bytes are known: run them, and compare or record the sha256 of what they write.
 
-`python tests/support/golden.py` adds this machine's hashes to golden.json. Do that only when a change of bytes is meant.
+`python tests/support/golden.py` adds this machine's hashes to golden.json. Do that only when a change of
+bytes is meant.
 """
 
 from __future__ import annotations

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hub_store import Store
-from tiny import Done
+from tiny import ROOT, SUPPORT, Done
 
 from finetune.checkpoint.format import Metadata, write_checkpoint
 
-TESTS = Path(__file__).parent
 TOKEN = "hf_" + "aDaLovElAcE" * 3
 OTHER_TOKEN = "bobs-token-of-another-form-0123456789"
 READ_TOKEN = "hf_" + "rEaDoNlY" * 4
@@ -55,7 +54,7 @@ class Loopback:
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": str(TESTS.parent),
+            "PYTHONPATH": str(ROOT),
         }
         return {k: v for k, v in {**kept, **ours, **changes}.items() if v is not None}
 
@@ -151,8 +150,8 @@ def loopback(root: Path) -> Iterator[Loopback]:
     hub = root / "hub"
     hub.mkdir(parents=True)
     (hub / "accounts.json").write_text(json.dumps(ACCOUNTS))
-    server = started([str(TESTS / "hub_server.py"), "--root", str(hub)])
-    runner = started([str(TESTS / "hub_runner.py")], PYTHONPATH=str(TESTS.parent))
+    server = started([str(SUPPORT / "hub_server.py"), "--root", str(hub)])
+    runner = started([str(SUPPORT / "hub_runner.py")], PYTHONPATH=str(ROOT))
     try:
         assert server.stdout is not None
         first, second = map(int, server.stdout.readline().split())

@@ -1,4 +1,6 @@
-"""A Hub on this machine, for the real huggingface_hub client: `python tests/support/hub_server.py --root DIR` prints two ports.
+"""A Hub on this machine, for the real huggingface_hub client.
+
+`python tests/support/hub_server.py --root DIR` prints two ports.
 
 It speaks the wire contract: repositories, commits, revisions, tags, pull requests, large files by sha256. Large files
 are sent and fetched at a second origin (another port), which wants no token; every request is noted in DIR/log.jsonl

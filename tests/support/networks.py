@@ -9,11 +9,11 @@ from finetune.models.staged import StagedNetwork
 from finetune.train.activation_cache import FILE, MEMORY, TRAIN, ActivationCache, ActivationKey, CachePart
 
 
-def opened_cache(pixels, normalise, runtime, folder=Path("nowhere"), room=(10**9, 10**9), warn=None, **parts):
+def opened_cache(pixels, normalize, runtime, folder=Path("nowhere"), room=(10**9, 10**9), warn=None, **parts):
     """A cache of these images to learn from, and of other `parts` to judge."""
     every = {TRAIN: CachePart(pixels, learnt=True), **{name: CachePart(images) for name, images in parts.items()}}
     return ActivationCache(
-        every, normalise, runtime, dict(zip((MEMORY, FILE), room, strict=True)), folder, warn or refuse
+        every, normalize, runtime, dict(zip((MEMORY, FILE), room, strict=True)), folder, warn or refuse
     )
 
 
@@ -21,9 +21,9 @@ def refuse(said):
     raise AssertionError(f"nobody should have to hear this: {said}")
 
 
-def activations(network, pixels, normalise, cut, runtime):
+def activations(network, pixels, normalize, cut, runtime):
     """What is kept of these images in front of stage number `cut`."""
-    cache, key = opened_cache(pixels, normalise, runtime), ActivationKey(TRAIN, cut)
+    cache, key = opened_cache(pixels, normalize, runtime), ActivationKey(TRAIN, cut)
     assert cache.keep(network, {key: MEMORY})
     return cache.kept[key].rows
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from networks import NormNet
 from safetensors.torch import load, save, save_file
-from test_training import NORMALISE, images, net, phase
 from torch import nn
+from training_parts import NORMALISE, images, net, phase
 
 from finetune.cli.main import main
 from finetune.data.augment.affine import Augment
@@ -70,7 +70,7 @@ def train(group, network, given, *, sharding=None, batch_size=16, augment=None, 
     """The rows, or the state after `stop` events."""
     pixels, labels = images(count=COUNT)
     part = (group.rank, group.size)
-    options = {"batch_size": batch_size, "seed": 0, "normalise": NORMALISE, "augment": augment, "classes": 3}
+    options = {"batch_size": batch_size, "seed": 0, "normalize": NORMALISE, "augment": augment, "classes": 3}
     runtime = Runtime(CPU, "float32", group, sharding)
     runtime.place(network)
 
@@ -78,7 +78,7 @@ def train(group, network, given, *, sharding=None, batch_size=16, augment=None, 
         return float(network.head.weight.detach().double().sum().sin())
 
     with seeded(0):
-        batches = Batches(pixels, labels, **options, part=part)
+        batches = Batches(pixels, labels, **options, shard=part)
         training = Training(network, batches, given, runtime, first_epoch=3, validate=judged)
         if state is not None:
             training.restore(state)
@@ -102,8 +102,8 @@ def handed_over(state: TrainState, group: ProcessGroup) -> TrainState:
     tensors = {f"network {k}": t for k, t in state.network.items()} | {f"t {k}": t for k, t in state.tensors.items()}
     content = save({k: t.contiguous() for k, t in tensors.items()}) if group.leader else None
     assert group.leader or not tensors, "only the leader holds a state"
-    numbers = json.loads(group.share(json.dumps(state.numbers).encode()))
-    parts = [(name.partition(" "), t) for name, t in load(group.share(content)).items()]
+    numbers = json.loads(group.broadcast_bytes(json.dumps(state.numbers).encode()))
+    parts = [(name.partition(" "), t) for name, t in load(group.broadcast_bytes(content)).items()]
     of = {kind: {name: t for (first, _, name), t in parts if first == kind} for kind in ("network", "t")}
     return TrainState(of["network"], of["t"], numbers)
 
@@ -159,19 +159,19 @@ def all_else(group: ProcessGroup, ends: Ends) -> None:
     seen = [outputs(network, pixels[:n], NORMALISE, stop=stop, group=group) for n in (1234, 3) for stop in (None, 1)]
     alone = [outputs(network, pixels[:n], NORMALISE, stop=stop) for n in (1234, 3) for stop in (None, 1)]
     ends.said["evaluation"] = [torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(seen, alone, strict=True)]
-    half = group.gathered(torch.full((2, 3), group.rank).to(torch.bfloat16), [1] * 2 * group.size)
+    half = group.all_gather(torch.full((2, 3), group.rank).to(torch.bfloat16), [1] * 2 * group.size)
     ends.said["gathered"] = half.tolist()
     own = torch.tensor([float(group.rank), 1.0])
     ends.said["sum"] = group.sum(own).tolist()
     group.average([own])
     ends.said["average"] = own.tolist()
     own.fill_(group.rank)
-    group.same([own])
+    group.broadcast_([own])
     ends.said["same"] = own.tolist()
-    ends.said["vote"] = group.vote(group.rank == 1, False, True)()
-    ends.said["shared"] = [len(group.share(text if group.leader else None)) for text in (b"", b"x" * 100_000)]
+    ends.said["vote"] = group.all_reduce_max_async(group.rank == 1, False, True)()
+    ends.said["shared"] = [len(group.broadcast_bytes(text if group.leader else None)) for text in (b"", b"x" * 100_000)]
     begun = ends.folder / "begun"
-    with group.first_here("a mark"):
+    with group.leader_first("a mark"):
         ends.said["there"] = begun.exists()
         begun.touch()
     ends.said["lost"] = lost(group)
@@ -185,7 +185,7 @@ def lost(group: ProcessGroup) -> list[object]:
     """What each process says when a loss in the part of one of them is not a number, and whether a weight changed."""
     kept = torch.ones(COUNT, 6, 8, 8)
     kept[7] = torch.nan
-    batches = Batches(kept, torch.arange(COUNT) % 3, batch_size=16, seed=0, part=(group.rank, group.size))
+    batches = Batches(kept, torch.arange(COUNT) % 3, batch_size=16, seed=0, shard=(group.rank, group.size))
     network = plain()
     training = Training(network, batches, phase(("head",), start=2), Runtime(CPU, "float32", group))
     before = network.head.weight.detach().clone()

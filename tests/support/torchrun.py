@@ -11,14 +11,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+from tiny import ROOT, SUPPORT
+
 LIMIT = 240.0  # seconds; a start takes some eight on two cores
 
 
 @contextlib.contextmanager
 def started(*words: object, processes: int = 2, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """torchrun under way. When the block ends, however it does, so do torchrun and all its processes."""
-    paths = [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     job = subprocess.Popen(

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from networks import NormNet, opened_cache
-from test_rowfile import no_file_above
+from small_disk import no_file_above
 
 from finetune.data.augment.affine import Augment
 from finetune.data.loader import Batches
@@ -36,17 +36,17 @@ NETWORKS = {
 
 
 def network(name="cnn"):
-    _, normalise, _ = NETWORKS[name]
+    _, normalize, _ = NETWORKS[name]
     with seeded(0):
         made = build_model(name, 5, {})
         FLOAT32.place(made)
-        made.train()(normalise(pictures(name)[:8]))  # so that running statistics are not at their start
+        made.train()(normalize(pictures(name)[:8]))  # so that running statistics are not at their start
     return made
 
 
 def pictures(name="cnn", count=COUNT):
-    side, normalise, _ = NETWORKS[name]
-    shape = (count, len(normalise.scale), side, side)
+    side, normalize, _ = NETWORKS[name]
+    shape = (count, len(normalize.scale), side, side)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(3)).to(torch.uint8)
 
 
@@ -91,18 +91,18 @@ def images_run(monkeypatch):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_at_every_boundary_the_cached_run_ends_with_the_weights_of_the_uncached_one(name, tmp_path):
-    _, normalise, tolerance = NETWORKS[name]
+    _, normalize, tolerance = NETWORKS[name]
     pixels, fresh = pictures(name), network(name)
     cuts = fresh.cuts[1:-1]
     assert len(cuts) == len(fresh.stages) - 1
     keys = [ActivationKey(TRAIN, cut) for cut in cuts]
     with (
-        opened_cache(pixels, normalise, FLOAT32, tmp_path) as memory,
-        opened_cache(pixels, normalise, FLOAT32, tmp_path) as file,
+        opened_cache(pixels, normalize, FLOAT32, tmp_path) as memory,
+        opened_cache(pixels, normalize, FLOAT32, tmp_path) as file,
     ):
         assert memory.keep(fresh, dict.fromkeys(keys, MEMORY)) and file.keep(fresh, dict.fromkeys(keys, FILE))
         for cut in cuts if name == "cnn" else (cuts[0], cuts[len(cuts) // 2], cuts[-1]):
-            images = Batches(pixels, LABELS, batch_size=10, seed=0, normalise=normalise)
+            images = Batches(pixels, LABELS, batch_size=10, seed=0, normalize=normalize)
             plain = trained(copy.deepcopy(fresh), cut, images, 0)
             found = []
             for kept in (memory, file):
@@ -121,7 +121,7 @@ def test_in_bfloat16_training_images_are_run_as_in_training_and_others_in_float3
     with opened_cache(pixels, GREY, BFLOAT16, tmp_path, other=pixels) as kept:
         assert all(kept.keep(fresh, {ActivationKey(part, 2): where}) for part in (TRAIN, "other"))
         rows = kept.kept[ActivationKey(TRAIN, 2)].rows
-        images = Batches(pixels, LABELS, batch_size=10, seed=0, normalise=GREY)
+        images = Batches(pixels, LABELS, batch_size=10, seed=0, normalize=GREY)
         plain = trained(copy.deepcopy(fresh), 2, images, 0, BFLOAT16)
         cached = trained(copy.deepcopy(fresh), 2, Batches(rows, LABELS, batch_size=10, seed=0), 2, BFLOAT16)
         assert rows[:].dtype == torch.bfloat16 and largest_difference(plain, cached) == 0
@@ -131,11 +131,11 @@ def test_in_bfloat16_training_images_are_run_as_in_training_and_others_in_float3
 @pytest.mark.parametrize("where", [MEMORY, FILE])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_judged_from_a_boundary_is_what_the_whole_network_says(name, where, tmp_path):
-    _, normalise, _ = NETWORKS[name]
+    _, normalize, _ = NETWORKS[name]
     fresh, pixels = network(name), pictures(name)
-    with opened_cache(pixels, normalise, FLOAT32, tmp_path, other=pixels) as kept:
+    with opened_cache(pixels, normalize, FLOAT32, tmp_path, other=pixels) as kept:
         for stop in (None, -1):
-            expected = outputs(fresh, pixels, normalise, stop=stop)
+            expected = outputs(fresh, pixels, normalize, stop=stop)
             for cut in fresh.cuts[1:-1]:
                 kept.release()
                 assert kept.keep(fresh, {ActivationKey("other", cut): where})
@@ -201,7 +201,7 @@ def test_parameters_that_no_stage_in_front_owns_count_as_in_front():
 def test_onward_does_not_use_what_will_change(cache):
     fresh = network()
     assert cache.keep(fresh, {ActivationKey("other", 3): MEMORY})
-    judge = cache.onward(fresh, "other", 2)
+    judge = cache.logits_from_cache(fresh, "other", 2)
     with torch.no_grad():
         fresh.fc1.weight.mul_(2)
     assert torch.equal(judge(), outputs(fresh, pictures(), GREY))
@@ -213,7 +213,7 @@ def test_onward_does_not_use_what_will_change(cache):
 @pytest.mark.parametrize("where", [MEMORY, FILE])
 def test_the_first_epochs_with_views_are_those_without_and_then_they_come_again(where, cache):
     fresh, augment, views = network(), Augment(shift=2, rotate=10), 3
-    options = {"batch_size": 10, "seed": 4, "normalise": GREY, "augment": augment}
+    options = {"batch_size": 10, "seed": 4, "normalize": GREY, "augment": augment}
     anew, again = Batches(pictures(), LABELS, **options), Batches(pictures(), LABELS, **options, views=views)
     key = ActivationKey(TRAIN, 2, views)
     assert cache.keep(fresh, {key: where}, again.prepared) and cache.kept[key].size == views * COUNT * 3136 * 4
@@ -248,7 +248,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_is_lost(tmp_pa
 
 
 def test_a_disk_that_gets_full_on_the_way_loses_only_what_was_to_go_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfile, "_take_room", lambda descriptor, size: None)
+    monkeypatch.setattr(rowfile, "_reserve", lambda descriptor, size: None)
     monkeypatch.setattr("finetune.train.activation_cache.most_images", lambda pixels, device: 5)
     said, fresh = [], network()
     wanted = {ActivationKey(TRAIN, 1): FILE, ActivationKey(TRAIN, 2): FILE, ActivationKey(TRAIN, 3): MEMORY}

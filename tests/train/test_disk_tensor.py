@@ -1,16 +1,15 @@
 """Rows in a file without a name are what rows in memory are, and what can go wrong with a file is said in words."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from small_disk import no_file_above, small_disk
 from tiny import ROOT
 
 from finetune.data.loader import Batches
@@ -19,30 +18,6 @@ from finetune.train import disk_tensor as rowfile
 from finetune.train.disk_tensor import DiskTensor
 
 COUNT = 40
-
-
-@contextmanager
-def no_file_above(size):
-    """As a full disk does it: no file can grow beyond so many bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@contextmanager
-def small_disk(folder, size):
-    """A file system of its own, of so many bytes."""
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
-    if made.returncode:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def rows(shape, dtype=torch.float32, layout=torch.contiguous_format):
@@ -107,8 +82,8 @@ def test_it_has_no_name_so_nothing_is_left_when_its_process_is_killed(tmp_path):
     program = f"""
 import os, signal, torch
 from pathlib import Path
-from finetune.train.disk_tensor import RowFile
-kept = RowFile(Path({str(tmp_path / "dead")!r}), 1000, torch.zeros(1, 1000))
+from finetune.train.disk_tensor import DiskTensor
+kept = DiskTensor(Path({str(tmp_path / "dead")!r}), 1000, torch.zeros(1, 1000))
 kept.write(0, torch.ones(500, 1000))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -128,7 +103,7 @@ def test_the_room_is_taken_at_once_so_a_full_disk_is_found_before_any_work(tmp_p
 
 
 def test_where_no_room_can_be_taken_ahead_the_write_that_fails_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfile, "_take_room", lambda descriptor, size: None)
+    monkeypatch.setattr(rowfile, "_reserve", lambda descriptor, size: None)
     kept = DiskTensor(tmp_path, COUNT, torch.zeros(1, 1000))
     with no_file_above(100_000):
         kept.write(0, torch.zeros(25, 1000))

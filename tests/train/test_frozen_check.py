@@ -296,26 +296,26 @@ def test_kept_activations_are_held_too() -> None:
 
 def test_the_proof_goes_on_where_a_stopped_phase_goes_on() -> None:
     network = net()
-    begun = json.loads(json.dumps(FrozenCheck(network, "tune", HEAD).digests))
-    assert all(type(name) is str and len(digest) == 64 for name, digest in begun.items())
+    expected = json.loads(json.dumps(FrozenCheck(network, "tune", HEAD).digests))
+    assert all(type(name) is str and len(digest) == 64 for name, digest in expected.items())
     train(network, HEAD)
-    with frozen_held(network, "tune", HEAD, begun=begun) as proof:
+    with frozen_held(network, "tune", HEAD, expected=expected) as proof:
         train(network, HEAD)
-    assert proof.digests == begun
+    assert proof.digests == expected
     network.stem[1].running_mean += 1
     with pytest.raises(
         DriftError, match=r"phase tune: it would go on with other frozen tensors .*: stem\.1\.running_mean;"
     ):
-        FrozenCheck(network, "tune", HEAD, begun=begun)
+        FrozenCheck(network, "tune", HEAD, expected=expected)
 
 
 @pytest.mark.parametrize("change", [{"stem.1.bias": "0" * 64}, {"more": "0" * 64}, {"stem.1.bias": None}])
 def test_facts_of_another_run_are_refused(change: dict[str, Any]) -> None:
-    begun = FrozenCheck(net(), "tune", HEAD).digests | change
+    expected = FrozenCheck(net(), "tune", HEAD).digests | change
     with pytest.raises(DriftError, match=next(iter(change))):
-        FrozenCheck(net(), "tune", HEAD, begun=begun)
+        FrozenCheck(net(), "tune", HEAD, expected=expected)
     with pytest.raises(DriftError, match=r"head\.weight"):
-        FrozenCheck(net(), "tune", ("body",), begun=FrozenCheck(net(), "tune", ("body", "head")).digests)
+        FrozenCheck(net(), "tune", ("body",), expected=FrozenCheck(net(), "tune", ("body", "head")).digests)
 
 
 # Whole runs
@@ -384,10 +384,10 @@ def stopped(folder: Path, source: Path) -> tuple[tuple[object, ...], SnapshotSto
     """An adapt that is stopped in its first phase, in which only the head trains, and its snapshots."""
     Path("a.yaml").write_text(adapt_recipe(phase("head", "epochs: 40", 100), "{name: kmnist, validation: 60}"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finetune.train.loop.SHORTEST_ROW", 3)
-        keeping = ResumeOptions(every=0)
+        patch.setattr("finetune.train.loop.MIN_ROW_STEPS", 3)
+        resume = ResumeOptions(every=0)
         with pytest.raises(Interrupted):
-            adapt(source, "a.yaml", out="new.safetensors", keeping=keeping, console=Impatient("epoch 4/"))
+            adapt(source, "a.yaml", out="new.safetensors", resume=resume, console=Impatient("epoch 4/"))
     words = ("adapt", "--from", source, "--recipe", "a.yaml", "--out", "new.safetensors", "--resume", "--quiet")
     return words, SnapshotStore(Path("runs/new/snapshots"))
 

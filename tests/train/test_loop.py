@@ -5,50 +5,28 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NormNet, activations
+from networks import activations
 from torch import nn
+from training_parts import CPU, NORMALISE, SGD, images, net, phase
 
 from finetune.data.augment.affine import Augment
 from finetune.data.loader import Batches
-from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError, TrainingError
 from finetune.models.cnn import ArticleCNN
 from finetune.train.device import Runtime, choose_runtime, seeded, translate_oom
 from finetune.train.freeze import frozen_prefix, set_trainable, training_mode
 from finetune.train.inference import outputs, predictions
 from finetune.train.linear_probe import fit_linear_head
-from finetune.train.loop import PhaseConfig, Training
+from finetune.train.loop import Training
 from finetune.train.meter import Row, Tick
 from finetune.train.optim import WeightAverage, build_optimizer, make_schedule, stage_groups
 
-CPU = torch.device("cpu")
 FLOAT32 = Runtime(CPU, "float32")
-NORMALISE = Normalizer((0.5,), (0.25,), CPU)
-SGD = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
-
-
-def images(count=60, classes=3, seed=0):
-    """Noise with a bright column whose place is the class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % classes
-    pixels = torch.randint(0, 120, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    pixels[torch.arange(count), 0, :, labels * 2] = 255
-    return pixels, labels
-
-
-def net(seed=0):
-    with seeded(seed):
-        return NormNet()
-
-
-def phase(stages=NormNet.stages, **changes):
-    values = {"name": "p", "stages": stages, "steps": 12, "optimizer": "sgd", "arguments": SGD}
-    return PhaseConfig(**{**values, "schedule": make_schedule("constant"), **changes})
 
 
 def run(network, given, batch_size=16, seed=0, **options):
     pixels, labels = images()
-    batches = Batches(pixels, labels, batch_size=batch_size, seed=seed, normalise=NORMALISE)
+    batches = Batches(pixels, labels, batch_size=batch_size, seed=seed, normalize=NORMALISE)
     with seeded(0):
         return list(Training(network, batches, given, FLOAT32, **options))
 
@@ -82,7 +60,7 @@ def test_the_loop_is_plain_sgd_with_torchs_own_optimizer():
     plain.train()
     with seeded(0):
         for epoch in range(2):
-            for x, y in Batches(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE).epoch(epoch):
+            for x, y in Batches(pixels, labels, batch_size=16, seed=0, normalize=NORMALISE).epoch(epoch):
                 optimizer.zero_grad()
                 F.cross_entropy(plain(x), y).backward()
                 optimizer.step()
@@ -244,7 +222,7 @@ def test_label_smoothing_changes_the_loss_as_torch_defines_it():
     training_mode(network, network.stages, "hold")
     with seeded(5), torch.no_grad():
         expected = F.cross_entropy(network(NORMALISE(pixels)), labels, label_smoothing=0.2)
-    batches = Batches(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE)
+    batches = Batches(pixels, labels, batch_size=16, seed=0, normalize=NORMALISE)
     network = net()
     network.body[3].p = 0.0
     plain = copy.deepcopy(network)
@@ -258,7 +236,7 @@ def test_label_smoothing_changes_the_loss_as_torch_defines_it():
 def test_mixed_images_train_and_the_largest_share_counts_as_right():
     pixels, labels = images()
     network = net()
-    options = {"batch_size": 16, "seed": 0, "normalise": NORMALISE}
+    options = {"batch_size": 16, "seed": 0, "normalize": NORMALISE}
     batches = Batches(pixels, labels, **options, augment=Augment(mixup=0.2, cutmix=1.0), classes=3)
     with seeded(0):
         rows = list(Training(network, batches, phase(steps=200, label_smoothing=0.1), FLOAT32))
@@ -279,7 +257,7 @@ def test_whole_shares_are_the_same_as_labels():
     ends = []
     for kind in (Batches, Shared):
         network = net()
-        batches = kind(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE)
+        batches = kind(pixels, labels, batch_size=16, seed=0, normalize=NORMALISE)
         with seeded(0):
             ends.append((network, list(Training(network, batches, phase(label_smoothing=0.1), FLOAT32))[-1]))
     (one, first), (other, second) = ends
@@ -407,7 +385,7 @@ def test_bfloat16_trains_as_well_as_float32():
     held, expected = images(seed=1)
     for precision in ("float32", "bfloat16"):
         network = net()
-        batches = Batches(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE)
+        batches = Batches(pixels, labels, batch_size=16, seed=0, normalize=NORMALISE)
         with seeded(0):
             list(Training(network, batches, phase(steps=120), Runtime(CPU, precision)))
         assert (predictions(network, held, NORMALISE) == expected).double().mean() > 0.95, precision

@@ -128,8 +128,8 @@ def test_a_network_may_ask_its_layers_for_what_they_are() -> None:
 
 def trained(name: str, network: StagedNetwork, stages: tuple[str, ...], **more: Any) -> list[Row]:
     inputs, labels = (255 * pictures(name, 12)).to(torch.uint8), torch.arange(12) % 3
-    normalise = Normalizer((0.5,) * inputs.shape[1], (0.25,) * inputs.shape[1], CPU)
-    batches = Batches(inputs, labels, batch_size=4, seed=0, normalise=normalise)
+    normalize = Normalizer((0.5,) * inputs.shape[1], (0.25,) * inputs.shape[1], CPU)
+    batches = Batches(inputs, labels, batch_size=4, seed=0, normalize=normalize)
     settings = {
         "optimizer": "adamw",
         "arguments": {"lr": 0.01, "weight_decay": 0.1},
@@ -166,9 +166,9 @@ def test_the_best_row_can_be_kept() -> None:
     network = network_of("norm")
     accuracies = iter([0.5, 0.9, 0.1])
     with pytest.MonkeyPatch.context() as patch, low_rank_adapters(network, network.stages, 2, 4.0, 0.0):
-        patch.setattr("finetune.train.loop.SHORTEST_ROW", 2)
+        patch.setattr("finetune.train.loop.MIN_ROW_STEPS", 2)
         inputs, labels = (255 * pictures("norm", 8)).to(torch.uint8), torch.arange(8) % 3
-        batches = Batches(inputs, labels, batch_size=4, seed=0, normalise=Normalizer((0.5,), (0.25,), CPU))
+        batches = Batches(inputs, labels, batch_size=4, seed=0, normalize=Normalizer((0.5,), (0.25,), CPU))
         one = PhaseConfig(
             "p", network.stages, 6, "sgd", {"lr": 0.1}, make_schedule("constant"), keep="best", adapters=True
         )
@@ -260,7 +260,7 @@ def test_what_is_kept_has_no_adapter(
     after: int, folder: Path, backbone: Path, orchard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C in the middle of the adapters' phase, in its first row and in its second."""
-    monkeypatch.setattr("finetune.train.loop.SHORTEST_ROW", 2)
+    monkeypatch.setattr("finetune.train.loop.MIN_ROW_STEPS", 2)
     adapted(backbone, orchard, adapt_recipe(SOLVED))
     solved = load_file(NEW)
     Path("recipe.yaml").write_text(adapt_recipe(SOLVED + low_rank(length="epochs: 2"), f"{{name: {orchard}}}"))

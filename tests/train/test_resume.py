@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import NormNet, activations
 from safetensors.torch import load, save
-from test_training import NORMALISE, SGD, images, net, phase
+from training_parts import NORMALISE, SGD, images, net, phase
 
 from finetune.data.augment.affine import Augment
 from finetune.data.loader import Batches
@@ -42,7 +42,7 @@ def training(network, given, *, augment=None, start=0, held=None):
         kept = activations(network, pixels, NORMALISE, start, FLOAT32)
         batches = Batches(kept, labels, batch_size=16, seed=0)
     else:
-        batches = Batches(pixels, labels, batch_size=16, seed=0, normalise=NORMALISE, augment=augment, classes=3)
+        batches = Batches(pixels, labels, batch_size=16, seed=0, normalize=NORMALISE, augment=augment, classes=3)
     return Training(network, batches, given, FLOAT32, first_epoch=3, validate=held)
 
 
@@ -90,7 +90,7 @@ def without_times(rows):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rows_every", [1, 100])
 def test_stopped_after_any_event_and_taken_up_elsewhere(case, rows_every, monkeypatch):
-    monkeypatch.setattr("finetune.train.loop.SHORTEST_ROW", rows_every)
+    monkeypatch.setattr("finetune.train.loop.MIN_ROW_STEPS", rows_every)
     given = phase(**{"steps": STEPS, **CASES[case]})
     wanted, rows = run_to_the_end(given)
     assert len(rows) == (3 if rows_every == 1 else 1)

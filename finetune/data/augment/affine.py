@@ -23,12 +23,12 @@ class Augment:
     times as far (in the spirit of Simard et al. 2003). erase: side in
     pixels of one square painted with the background (DeVries and Taylor 2017).
 
-    For photographs (`finetune.data.augment.photo`): crop: the smallest part of the area that a random crop keeps, at an aspect
+    For photographs (`augment.photo`): crop: the smallest part of the area that a random crop keeps, at an aspect
     ratio of 3/4 to 4/3, resized to the network's size (Szegedy et al. 2015). flip: left to right, half of the time.
     colour: brightness, contrast and saturation are each multiplied by 1-colour..1+colour. erasing: how often one
     rectangle of 2 % to 33 % of the area is painted with the mean colour (Zhong et al. 2017).
 
-    For pairs of images (`finetune.data.augment.mixup`): mixup (Zhang et al. 2018), cutmix (Yun et al. 2019): the alpha of the
+    For pairs of images (`augment.mixup`): mixup (Zhang et al. 2018), cutmix (Yun et al. 2019): the alpha of the
     Beta(alpha, alpha) that says how much of an image stays; with both, a coin decides for each image.
     """
 

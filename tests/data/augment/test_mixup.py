@@ -20,7 +20,7 @@ def batches(augment, batch_size=8, count=COUNT, **options):
     """Image k is of brightness k throughout, so that an image shows what it is mixed of."""
     pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, 10, 10).contiguous()
     labels = torch.arange(count) % CLASSES
-    options = {"seed": 3, "normalise": AS_IT_IS, "augment": augment, "classes": CLASSES, **options}
+    options = {"seed": 3, "normalize": AS_IT_IS, "augment": augment, "classes": CLASSES, **options}
     return Batches(pixels, labels, batch_size=batch_size, **options)
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import functional as reference
 
-from finetune.data.augment.affine import Augment, augment_affine, photo
+from finetune.data.augment import photo
+from finetune.data.augment.affine import Augment, augment_affine
 from finetune.data.augment.photo import (
     AREA,
     BRIGHTNESS,
@@ -251,12 +252,12 @@ def test_erasing_paints_one_rectangle_of_the_areas_it_says():
 
 def test_what_is_erased_has_the_mean_colour():
     augment = Augment(erasing=1.0)
-    normalise = Normalizer(MEAN, STD, CPU)
+    normalize = Normalizer(MEAN, STD, CPU)
     pixels = pictures()
-    found = augment_photo(pixels, draws(augment, 9), augment, (24, 24), normalise.scale, normalise.offset)
+    found = augment_photo(pixels, draws(augment, 9), augment, (24, 24), normalize.scale, normalize.offset)
     masks = erase_masks(draws(augment, 9)[:, 8:], 1.0, 24, 24)
-    assert torch.equal(found, normalise(pixels).masked_fill(masks[:, None], 0.0))
-    mean = normalise.restored(torch.zeros(1, 3, 1, 1)).flatten().tolist()
+    assert torch.equal(found, normalize(pixels).masked_fill(masks[:, None], 0.0))
+    mean = normalize.denormalize(torch.zeros(1, 3, 1, 1)).flatten().tolist()
     assert all(abs(got - 255 * wanted) <= 0.51 for got, wanted in zip(mean, MEAN, strict=True))
 
 
@@ -311,7 +312,7 @@ def test_what_there_was_before_is_as_it_was(channels, name):
     pixels = torch.randint(0, 256, (150, channels, 12, 12), generator=keyed_generator("pixels"), dtype=torch.uint8)
     as_they_are = Normalizer((0.0,) * channels, (1 / 255,) * channels, CPU)
     augment = Augment(**SETTINGS[name])
-    given = Batches(pixels, torch.arange(150), batch_size=64, seed=3, normalise=as_they_are, augment=augment)
+    given = Batches(pixels, torch.arange(150), batch_size=64, seed=3, normalize=as_they_are, augment=augment)
     found = torch.cat([inputs for inputs, _ in given.epoch(1)])
     expected = BEFORE[channels, name]
     if isinstance(expected, str):

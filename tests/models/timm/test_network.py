@@ -13,8 +13,8 @@ from finetune.data.normalize import Normalizer
 from finetune.errors import CheckpointError, SettingError
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model, check_size, find_model, list_models
-from finetune.run.finalize import save
 from finetune.sources.resolve import load
+from finetune.sources.save import save
 from finetune.train.device import Runtime, seeded
 from finetune.train.freeze import frozen_prefix, set_trainable, training_mode
 from finetune.train.loop import PhaseConfig, Training
@@ -179,8 +179,8 @@ def small_set(side, count=12):
 def trained(net, stages, side, *, start=0, inputs=None):
     pixels, labels = small_set(side)
     phase = PhaseConfig("p", stages, 3, "sgd", SGD, make_schedule("constant"), start=start)
-    normalise = NORMALISE if inputs is None else None
-    batches = Batches(pixels if inputs is None else inputs, labels, batch_size=6, seed=0, normalise=normalise)
+    normalize = NORMALISE if inputs is None else None
+    batches = Batches(pixels if inputs is None else inputs, labels, batch_size=6, seed=0, normalize=normalize)
     with seeded(0):
         list(Training(net, batches, phase, FLOAT32))
 

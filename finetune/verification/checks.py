@@ -32,15 +32,19 @@ class Check:
 
     check: str
     state: State
-    says: str
+    message: str
     details: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in the JSON of `finetune verify --json`."""
+        return {"check": self.check, "state": self.state, "says": self.message, "details": list(self.details)}
+
     @classmethod
-    def of(cls, check: str, faults: Iterable[str], says: str) -> Check:
-        """ok where there are no faults, as `says` has it; failed with the faults where there are."""
+    def of(cls, check: str, faults: Iterable[str], message: str) -> Check:
+        """ok where there are no faults, as `message` has it; failed with the faults where there are."""
         found = tuple(faults)
         if not found:
-            return cls(check, "ok", says)
+            return cls(check, "ok", message)
         return cls(check, "failed", found[0] if len(found) == 1 else f"{len(found)} things do not hold", found)
 
     @classmethod
@@ -211,8 +215,8 @@ def report_check(subject: CheckpointUnderTest, path: Path, report: Mapping[str, 
         return Check.skipped(REPORT_CHECK, f"there is no {path.name} beside it")
     if report is None:
         return Check(REPORT_CHECK, "failed", f"{path}: not the JSON of a report")
-    says = f"{path.name} says the same of recipe, seed, results, images and phases"
-    return Check.of(REPORT_CHECK, (f"{path.name}: {fault}" for fault in _report_problems(subject, report)), says)
+    message = f"{path.name} says the same of recipe, seed, results, images and phases"
+    return Check.of(REPORT_CHECK, (f"{path.name}: {fault}" for fault in _report_problems(subject, report)), message)
 
 
 def _report_problems(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> Iterator[str]:

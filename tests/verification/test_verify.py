@@ -34,8 +34,8 @@ from finetune.checkpoint.tensor_hash import hash_named, hash_tensor
 from finetune.commands.adapt import adapt
 from finetune.errors import FinetuneError, Interrupted
 from finetune.sources.resolve import SourceRef
-from finetune.verify.checks import open_for_checks
-from finetune.verify.lineage import Parent, parent_checks
+from finetune.verification.checks import open_for_checks
+from finetune.verification.lineage import Parent, parent_checks
 
 SOLVED = "  - {train: head, solver: lbfgs}\n"
 FROZEN = SOLVED + phase("{last: 2}", "steps: 20", 50, "{name: sgd, lr: 1e-4}")
@@ -249,7 +249,7 @@ def test_weights_that_were_changed_and_saved_by_hand_claim_little(home: Path) ->
 
 
 def test_what_a_stopped_run_kept_holds(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.train.loop.SHORTEST_ROW", 5)
+    monkeypatch.setattr("finetune.train.loop.MIN_ROW_STEPS", 5)
     Path("a.yaml").write_text(adapt_recipe(phase("{last: 2}", "epochs: 9", 50), "{name: kmnist}"))
     with pytest.raises(Interrupted):
         adapt("mnist.safetensors", "a.yaml", out="new.safetensors", console=Impatient("epoch", 1))
@@ -382,7 +382,7 @@ def test_a_parent_of_another_model(home: Path, backbone: Path) -> None:
     path = Path("meadow.safetensors")
     parent = Parent(str(path), entry["sha256"], "meadow", SourceRef(str(path), path), entry["sha256"])
     (check,) = parent_checks(subject, [parent])
-    assert check.says == "meadow.safetensors is a timm/test_resnet, and what was made of it a cnn"
+    assert check.message == "meadow.safetensors is a timm/test_resnet, and what was made of it a cnn"
 
 
 @pytest.mark.parametrize(

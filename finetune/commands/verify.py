@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from finetune.report.report import result_values
 from finetune.report.tables import percent
 from finetune.sources.resolve import locate
 from finetune.train.device import Runtime, choose_runtime, environment
-from finetune.verify.checks import (
+from finetune.verification.checks import (
     Check,
     CheckpointUnderTest,
     open_for_checks,
@@ -23,8 +23,8 @@ from finetune.verify.checks import (
     report_check,
     self_checks,
 )
-from finetune.verify.frozen import frozen_check
-from finetune.verify.lineage import find_parents, lineage_check, parent_checks
+from finetune.verification.frozen import frozen_check
+from finetune.verification.lineage import find_parents, lineage_check, parent_checks
 
 TOLERANCE = 1000  # one image in so many may be told otherwise by another device or version of torch
 
@@ -55,7 +55,7 @@ class Verification:
             "checkpoint": self.checkpoint,
             "sha256": self.sha256,
             "holds": self.holds,
-            "checks": [{**asdict(check), "details": list(check.details)} for check in self.checks],
+            "checks": [check.to_dict() for check in self.checks],
             "evaluation": None if found is None else {"data": found.data, **result_values(found.result, brief=True)},
         }
 

@@ -18,8 +18,8 @@ from finetune.run.phase_config import trained_stages
 from finetune.sources.resolve import SourceRef, open_source
 from finetune.train.frozen_check import frozen_tensors
 from finetune.train.lora import adapter_places
-from finetune.verify.checks import Check, CheckpointUnderTest
-from finetune.verify.lineage import Parent
+from finetune.verification.checks import Check, CheckpointUnderTest
+from finetune.verification.lineage import Parent
 
 FROZEN_CHECK = "frozen"
 

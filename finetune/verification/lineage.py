@@ -11,11 +11,11 @@ from typing import Any
 from finetune.checkpoint.format import has_metadata, read_metadata
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.hub.download import cached_file, fetch
-from finetune.hub.repo import sha256_of
 from finetune.hub.repo_id import PREFIX, is_hub_source
+from finetune.io.safe_open import sha256_of
 from finetune.sources.resolve import TIMM, SourceRef
 from finetune.text import listed
-from finetune.verify.checks import Check, CheckpointUnderTest
+from finetune.verification.checks import Check, CheckpointUnderTest
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -26,14 +26,14 @@ REMOTE = (PREFIX, TIMM)
 
 @dataclass(frozen=True)
 class Parent:
-    """An entry of the lineage, and its file with the sha256 that it has; or the reason why that is not at hand."""
+    """An entry of the lineage, and its file with the sha256 that it has; or the reason why there is none."""
 
     id: str
     sha256: str
     task: str | None
     located: SourceRef | None = None
     digest: str = ""
-    why: str = ""
+    reason: str = ""
 
     @property
     def file(self) -> SourceRef | None:
@@ -126,16 +126,16 @@ def _find_parent(entry: Mapping[str, Any], shelf: ParentSearch, may_fetch: bool)
     try:
         found = _find_on_hub(parent.id, may_fetch)
     except FinetuneError as error:
-        return replace(parent, why=f"it could not be fetched: {error}")
+        return replace(parent, reason=f"it could not be fetched: {error}")
     if found is not None:
         assert found.path is not None
         return replace(parent, located=found, digest=sha256_of(found.path))
     if others:
-        return replace(parent, why=f"{listed(map(str, others))} has another sha256")
+        return replace(parent, reason=f"{listed(map(str, others))} has another sha256")
     places = "beside the checkpoint or in checkpoints/"
     if not parent.id.startswith(REMOTE):
-        return replace(parent, why=f"no file {places} has its sha256")
-    return replace(parent, why=f"no file {places} has its sha256, nor has the Hub's cache; --fetch asks the Hub")
+        return replace(parent, reason=f"no file {places} has its sha256")
+    return replace(parent, reason=f"no file {places} has its sha256, nor has the Hub's cache; --fetch asks the Hub")
 
 
 def _find_on_hub(id: str, may_fetch: bool) -> SourceRef | None:
@@ -159,7 +159,7 @@ def _find_on_hub(id: str, may_fetch: bool) -> SourceRef | None:
 def _open_parent(subject: CheckpointUnderTest, number: int, parent: Parent) -> Check:
     name, found = f"parent {number + 1}", parent.located
     if found is None:
-        return Check.skipped(name, f"{parent.id} is not at hand: {parent.why}")
+        return Check.skipped(name, f"{parent.id} is not at hand: {parent.reason}")
     if parent.file is None:
         if parent.id.startswith(TIMM):  # the weights of a tag may be replaced
             return Check.skipped(name, f"{parent.id} is not at hand: in the Hub's cache it has another sha256")

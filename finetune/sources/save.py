@@ -1,0 +1,88 @@
+"""Saves a classifier as a checkpoint, and makes the metadata of one."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from finetune.checkpoint.format import InputMetadata, Metadata, read_checkpoint, write_checkpoint
+from finetune.errors import CheckpointError
+from finetune.io.atomic import write_atomic
+from finetune.sources.resolve import Source
+from finetune.system import versions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finetune.models.classifier import Classifier
+
+
+def save(classifier: Classifier, path: str | Path) -> str:
+    """Writes a classifier as a checkpoint, in place of any file of that name, and returns the new file's sha256.
+
+    What the file it was loaded from says of recipe, data and results is kept only while weights, classes and input are
+    the same. CheckpointError, and nothing is written, when the file could not be loaded again.
+    """
+    state, origin = classifier.network.state_dict(), classifier.origin
+    rows, names = classifier.network.head.out_features, len(classifier.class_names)
+    if rows != names:
+        raise CheckpointError(f"{path}: not written: the head has {rows} rows, and there are {names} class names")
+    if not isinstance(origin, Source) or not names:
+        return write_checkpoint(Path(path), state, make_metadata(classifier))
+    content = _unchanged(classifier, origin)
+    if content is not None:
+        write_atomic(Path(path), content)
+        return origin.sha256
+    lineage = origin.lineage_of_child()
+    return write_checkpoint(Path(path), state, make_metadata(classifier, lineage=lineage))
+
+
+def make_metadata(
+    classifier: Classifier,
+    *,
+    recipe: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
+    lineage: list[dict[str, Any]] | None = None,
+) -> Metadata:
+    """The metadata of a classifier as it is now. CheckpointError when no file could say that."""
+    try:
+        return Metadata(
+            model=classifier.model,
+            arguments=classifier.arguments,
+            classes=list(classifier.class_names),
+            input=InputMetadata.model_validate(classifier.input.as_dict()),
+            recipe=recipe or {},
+            data=data or {},
+            results=results or {},
+            lineage=lineage or [],
+            versions=versions(classifier.model),
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"this classifier cannot be saved: {error.errors()[0]['msg'].lower()}") from None
+
+
+def _unchanged(classifier: Classifier, origin: Source) -> bytes | None:
+    """The file that it came from, if that is still there and says the same: weights, model, classes and input."""
+    now, then, path = make_metadata(classifier), origin.metadata, origin.path or origin.cached
+    if then is None or path is None:
+        return None
+    if (now.model, now.arguments, now.classes, now.input) != (then.model, then.arguments, then.classes, then.input):
+        return None
+    try:
+        loaded, content = read_checkpoint(path), path.read_bytes()
+    except (CheckpointError, OSError):
+        return None
+    if not loaded.sha256 == origin.sha256 == hashlib.sha256(content).hexdigest():
+        return None
+    return content if _equal_state(loaded.tensors, classifier.network.state_dict()) else None
+
+
+def _equal_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        first[k].dtype == second[k].dtype and first[k].equal(second[k].cpu()) for k in first
+    )
