@@ -17,7 +17,7 @@ TRAINED, SCRATCH = "training", "scratch"
 def completed_phases(run_folder: RunFolder, name: str) -> int:
     """How many phases of a leg an earlier attempt brought to their end."""
     found = run_folder.found
-    return len(found.legs[name].phases) if found is not None and name in found.legs else 0
+    return len(found.networks[name].phases) if found is not None and name in found.networks else 0
 
 
 class NetworkProgress:
@@ -33,14 +33,14 @@ class NetworkProgress:
         self.run_folder, self.name, self.network, self.before = run_folder, name, network, before
         self.phase: PhaseState | None = None
         found = run_folder.found
-        self.facts = NetworkState() if found is None or name not in found.legs else found.legs[name]
-        if found is None or name not in found.legs:
+        self.facts = NetworkState() if found is None or name not in found.networks else found.networks[name]
+        if found is None or name not in found.networks:
             return
-        if found.progress == name:
+        if found.current == name:
             self.phase = found.phase
         if self.phase is None:
             network.load_state_dict(with_prefix(run_folder.tensors, f"{name}/"))
-            if found.progress == name:
+            if found.current == name:
                 run_folder.restore_rng_state()
 
     def resume_point(self) -> tuple[list[EpochRow], TrainState | None, dict[str, str] | None]:
@@ -81,8 +81,8 @@ class NetworkProgress:
         self, network: Mapping[str, Tensor], tensors: Mapping[str, Tensor], phase: PhaseState | None, moment: str
     ) -> None:
         every = {f"{self.name}/{name}": t for name, t in network.items()} | dict(tensors)
-        legs = {self.name: self.facts}
+        networks = {self.name: self.facts}
         if self.before is not None:
             every |= {f"{self.before.name}/{key}": t for key, t in self.before.network.state_dict().items()}
-            legs[self.before.name] = self.before.facts
-        self.run_folder.save(self.name, legs, every, phase, moment)
+            networks[self.before.name] = self.before.facts
+        self.run_folder.save(self.name, networks, every, phase, moment)

@@ -104,8 +104,8 @@ class RunFolder:
 
     def save(
         self,
-        progress: str,
-        legs: Mapping[str, NetworkState],
+        current: str,
+        networks: Mapping[str, NetworkState],
         tensors: Mapping[str, Tensor],
         phase: PhaseState | None,
         moment: str,
@@ -120,8 +120,8 @@ class RunFolder:
             machine=self.machine,
             seconds=self.seconds(),
             rows=self.rows,
-            legs=dict(legs),
-            progress=progress,
+            networks=dict(networks),
+            current=current,
             phase=phase,
             moment=moment,
         )

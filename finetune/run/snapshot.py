@@ -52,7 +52,7 @@ class PhaseState(BaseModel):
 
 
 class SnapshotState(BaseModel):
-    """What a snapshot says beside its tensors. `leg` is the network under way; `phase` None between two phases.
+    """What a snapshot says beside its tensors. `current` is the network under way; `phase` None between two phases.
 
     `moment` says in words when it was taken.
     """
@@ -63,8 +63,8 @@ class SnapshotState(BaseModel):
     machine: dict[str, Any]
     seconds: float
     rows: list[dict[str, Any]]
-    legs: dict[str, NetworkState]
-    progress: str
+    networks: dict[str, NetworkState]
+    current: str
     phase: PhaseState | None
     moment: str
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from torch import Tensor
 
 from finetune.checkpoint.format import InputMetadata, Metadata, read_checkpoint, write_checkpoint
 from finetune.errors import CheckpointError

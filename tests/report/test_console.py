@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -123,9 +123,9 @@ class Counted:
         def counted(store: SnapshotStore, snapshot: Any) -> Path:
             made = save(store, snapshot)
             facts = snapshot.facts
-            over = len(facts["legs"][facts["leg"]]["phases"])
+            over = len(facts["networks"][facts["current"]]["phases"])
             under_way = facts["phase"] and (bool(facts["phase"]["history"]), facts["phase"]["numbers"]["step"] > 1)
-            self.places.append((facts["leg"], over, under_way))
+            self.places.append((facts["current"], over, under_way))
             if len(self.places) == self.most:
                 raise Killed
             return made

@@ -100,7 +100,7 @@ def test_a_parent_that_is_damaged_in_the_cache_is_not_at_hand(hub: Loopback, ada
 
 
 def test_a_commit_that_holds_another_file_than_is_recorded(hub: Loopback, adapted: Path, tmp_path: Path) -> None:
-    from test_verify import tampered
+    from tampering import tampered
 
     path = tmp_path / "child.safetensors"
     shutil.copy(hub.work / "child.safetensors", path)

@@ -108,10 +108,10 @@ def test_class_names_are_imagenets_words_each_once():
 FETCH = """
 import sys
 from finetune.errors import FinetuneError
-from finetune.models.timm.weights import pretrained_file
+from finetune.models.timm.weights import download_weights
 for line in sys.stdin:
     try:
-        print(pretrained_file(line.strip()), flush=True)
+        print(download_weights(line.strip()), flush=True)
     except FinetuneError as error:
         print(type(error).__name__, error, flush=True)
 """
