@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +19,16 @@ from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
 from finetune.models.registry import build_model
-from finetune.paths import data_root
-from finetune.recipe.schema import AdaptRecipe
-from finetune.report.console import Console
+from finetune.recipe.phase_schema import Phase
+from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.report.plots import grid_picture
 from finetune.run.cache_plan import CachePlan, PhaseCache
-from finetune.run.context import make_context
+from finetune.run.context import TrainContext, make_context
+from finetune.run.options import RunOptions, start_run
 from finetune.run.phase_config import image_batches, phase_adapters, phase_config, phase_steps, trained_stages
-from finetune.run.setup import RecipeLike, open_pretrain_data, open_recipe, open_source_and_data
-from finetune.sources.resolve import locate
+from finetune.run.setup import RecipeLike, RunSetup, find_source, open_adapt, open_pretrain, open_recipe
 from finetune.train.activation_cache import CachePart
-from finetune.train.device import choose_runtime, seeded, translate_oom
+from finetune.train.device import seeded, translate_oom
 from finetune.train.freeze import set_trainable
 from finetune.train.loop import Training
 from finetune.train.optim import stage_groups
@@ -147,56 +145,60 @@ class Plan:
 
 def plan(
     recipe: RecipeLike,
-    *,
     source: str | Path | None = None,
-    root: str | Path | None = None,
-    device: str = "auto",
-    overrides: Sequence[str] = (),
+    target: str | None = None,
+    *,
+    model: str | None = None,
+    shots: int | None = None,
     show_augment: str | Path | None = None,
-    console: Console | None = None,
+    **options: Unpack[RunOptions],
 ) -> Plan:
     """What each phase would train, at which rates, for how long. An adapt recipe needs `source`.
 
     `show_augment` names a picture to be made of training images as the phases would see them. Seconds are measured on a
-    few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
+    few steps of a copy whose weights are thrown away. The rest, and errors, are as for pretrain and adapt.
     """
-    console = console or Console(quiet=True, results=False)
-    found = locate(source, note=console.note, bars=not console.quiet) if source is not None else None
-    read = open_recipe(recipe, overrides, source=found.architecture if found is not None else None)
-    if isinstance(read, AdaptRecipe) and source is None:
-        raise SettingError(
-            "an adapt recipe depends on its source: name one, for example --from checkpoints/mnist.safetensors"
-        )
-    if not isinstance(read, AdaptRecipe) and source is not None:
-        raise SettingError(
-            "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
-        )
-    runtime = choose_runtime(device, read.precision)
-    arguments: Mapping[str, Any]
-    if isinstance(read, AdaptRecipe):
-        assert found is not None
-        _, classifier, data = open_source_and_data(found, read, data_root(root), console)
-        model, arguments, spec = classifier.model, classifier.arguments, classifier.input
-        needs_features = needs_source_features(read, classifier.class_names, data.class_names)
-    else:
-        spec, arguments, data = open_pretrain_data(read, data_root(root), console)
-        model, needs_features = read.model.name, False
-    context = make_context(read, data, spec, runtime, console, needs_features=needs_features)
-    if show_augment is not None:
-        grid = augment_grid(data.train, context.normalize, context.augment, read.seed)
-        grid_picture(*grid, Path(show_augment))
-        console.note(f"wrote {show_augment}")
-    phases = list(read.phases)
-    if isinstance(read, AdaptRecipe) and "scratch" in read.compare:
-        phases.append(scratch_phase(read, len(data.train)))
-    with seeded(read.seed):
-        network = build_model(model, len(data.class_names), arguments)
-        runtime.place(network)
+    with start_run(options) as call:
+        located = find_source(source, call) if source is not None else None
+        overrides = call.overrides({"model.name": model}, {"data.name": target, "data.shots": shots})
+        checked = open_recipe(recipe, overrides, located.architecture if located is not None else None)
+        if isinstance(checked, AdaptRecipe) and located is None:
+            raise SettingError(
+                "an adapt recipe depends on its source: name one, for example --from checkpoints/mnist.safetensors"
+            )
+        if isinstance(checked, PretrainRecipe) and located is not None:
+            raise SettingError(
+                "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
+            )
+        phases, needs_features = list(checked.phases), False
+        setup: RunSetup
+        if isinstance(checked, AdaptRecipe):
+            assert located is not None
+            setup = opened = open_adapt(located, checked, call)
+            needs_features = needs_source_features(checked, opened.classifier.class_names, setup.data.class_names)
+            phases += [scratch_phase(checked, len(setup.data.train))] if "scratch" in checked.compare else []
+        else:
+            setup = open_pretrain(checked, call)
+        context = make_context(checked, setup, call.console, needs_features=needs_features)
+        if show_augment is not None:
+            grid = augment_grid(setup.data.train, context.normalize, context.augment, checked.seed)
+            grid_picture(*grid, Path(show_augment))
+            call.console.note(f"wrote {show_augment}")
+        return _plan_phases(checked, phases, setup, context)
+
+
+def _plan_phases(
+    recipe: PretrainRecipe | AdaptRecipe, phases: list[Phase], setup: RunSetup, context: TrainContext
+) -> Plan:
+    data = setup.data
+    with seeded(recipe.seed):
+        network = build_model(setup.model, len(data.class_names), setup.arguments)
+        setup.runtime.place(network)
         cache_plan = CachePlan(network, phases, context)
         planned = [_phase_plan(cache_plan, number) for number in range(len(phases))]
     return Plan(
-        kind=read.kind,
-        model=model,
+        kind=recipe.kind,
+        model=setup.model,
         data=data.name,
         train=len(data.train),
         validation=len(data.validation),

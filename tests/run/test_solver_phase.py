@@ -156,7 +156,7 @@ def test_it_is_kept_when_what_follows_is_stopped(folder: Path, backbone: Path, o
     alone = load_file(NEW)
     Path("recipe.yaml").write_text(adapt_recipe(SOLVED + phase("all", "steps: 2"), f"{{name: {orchard}}}"))
     with pytest.raises(Interrupted, match="kept: the weights after phase head in runs/stopped/"):
-        adapt(backbone, "recipe.yaml", out="stopped.safetensors", console=Impatient("phase 2/2 all"))
+        adapt(backbone, recipe="recipe.yaml", out="stopped.safetensors", console=Impatient("phase 2/2 all"))
     kept = load_file("runs/stopped/interrupted.safetensors")
     assert all(torch.equal(kept[name], alone[name]) for name in alone)
     assert toolkit.load("runs/stopped/interrupted.safetensors").class_names == ("apple", "pear", "plum")
