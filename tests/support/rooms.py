@@ -120,7 +120,7 @@ def svg() -> str:
 
 def _wrapped(room: str, width: float) -> list[str]:
     """The names of a room's modules, in lines of at most `width` pixels."""
-    own = [module for module in MODULES if _room(module) == room and module != room and not module.startswith("__")]
+    own = [m for m, path in MODULES.items() if _room(m) == room and path.stem[:2] != "__"]
     lines = [""]
     for name in (module.removeprefix(f"{room}.") for module in own):
         longer = f"{lines[-1]}, {name}" if lines[-1] else name
