@@ -25,7 +25,7 @@ from finetune.report.plots import grid_picture
 from finetune.run.cache_plan import CachePlan, PhaseCache
 from finetune.run.context import TrainContext, make_context
 from finetune.run.options import RunOptions, start_run
-from finetune.run.phase_config import image_batches, phase_adapters, phase_config, phase_steps, trained_stages
+from finetune.run.phase_config import image_batches, phase_adapters, phase_config
 from finetune.run.setup import RecipeLike, RunSetup, find_source, open_adapt, open_pretrain, open_recipe
 from finetune.train.activation_cache import CachePart
 from finetune.train.device import seeded, translate_oom
@@ -209,12 +209,12 @@ def _plan_phases(
 
 def _phase_plan(cache_plan: CachePlan, number: int) -> PhasePlan:
     network, phase, context = cache_plan.network, cache_plan.phases[number], cache_plan.context
-    stages = trained_stages(network.stages, phase.train)
+    stages = phase.trained_stages(network.stages)
     caching = cache_plan.plan_phases()[number]
     with phase_adapters(phase, network):
         parameters = set_trainable(network, stages, adapters=phase.lora is not None)
         groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
-        steps = phase_steps(phase, len(context.data.train))
+        steps = phase.steps_for(len(context.data.train))
         seconds = _estimate(cache_plan, number, caching, stages, steps)
     return PhasePlan(
         name=phase.name,
