@@ -17,7 +17,6 @@ from finetune.paths import cache_folder
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings, PretrainRecipe
 from finetune.report.console import Console
 from finetune.run.data import RunData
-from finetune.run.input_spec import make_normalizer
 from finetune.system import local_processes
 from finetune.train.activation_cache import FILE, MEMORY, TEST, TRAIN, VALIDATION, ActivationCache, CachePart
 from finetune.train.device import Runtime
@@ -61,7 +60,7 @@ def make_context(
     needs_features: bool = False,
 ) -> TrainContext:
     """What the phases of a run work with; its cache is empty, with the room that recipe and machine give it."""
-    normalize = make_normalizer(spec, runtime.device)
+    normalize = spec.normalizer(runtime.device)
     parts = {
         TRAIN: CachePart(data.train.images, learnt=True),
         VALIDATION: CachePart(data.validation.images),
