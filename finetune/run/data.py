@@ -15,7 +15,6 @@ from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import DataSettings
 from finetune.report.console import Console
-from finetune.run.input_spec import crop_spec
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _open_parts(
         return name, ImageParts(train, None, test, (), ())
     with console.task("decoding") as progress:
         found = open_image_folder(
-            name, crop_spec(spec, channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
+            name, spec.crop_spec(channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
         )
     _log_notes(found.notes, console)
     return short_name(name), found

@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from finetune.data.image_io import CropSpec
-from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model, check_size, find_model
@@ -79,16 +75,6 @@ def with_input_channels(classifier: Classifier, channels: int) -> Classifier:
     changed = Classifier(network, classifier.model, arguments, classifier.class_names, spec)
     changed.eval()
     return changed
-
-
-def crop_spec(spec: InputSpec, channels: int | None) -> CropSpec:
-    """How photographs are framed for this input; channels None: grey if all of them are, else colour."""
-    return CropSpec(channels, spec.size, spec.crop, spec.resize, spec.interpolation)
-
-
-def make_normalizer(spec: InputSpec, device: torch.device) -> Normalizer:
-    """What turns images as they are kept into this input."""
-    return Normalizer(spec.mean, spec.std, device, size=spec.size, working=spec.working)
 
 
 def _average(values: tuple[float, ...]) -> float:
