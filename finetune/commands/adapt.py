@@ -28,7 +28,7 @@ from finetune.recipe.schema import AdaptRecipe
 from finetune.report import comparison as verdict
 from finetune.report.console import Console
 from finetune.report.report import PhaseSummary, Report, Result, Retention, SourceSummary, Transplant
-from finetune.run.cache_plan import CachePlan
+from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext, make_context
 from finetune.run.finalize import (
     build_report,
@@ -135,18 +135,18 @@ def _adapt(
             return run_folder.finished
         for network in (classifier.network, adapted.network):
             runtime.place(network)
-        logger, cache_plan = (
+        logger, caches = (
             RunLogger(console, outputs, interrupt_checkpoint),
-            CachePlan(adapted.network, plan.phases, context),
+            CacheManager(adapted.network, plan.phases, context),
         )
-        frozen = extract_source_features(classifier.network, cache_plan, completed_phases(run_folder, TRAINED), plan)
+        frozen = extract_source_features(classifier.network, caches, completed_phases(run_folder, TRAINED), plan)
         transplant = _swap_head(adapted.network, plan, frozen, context, classifier.class_names)
         _log_head_rows(transplant, plan, data.class_names, console)
         progress = NetworkProgress(run_folder, TRAINED, adapted.network)
         phases = run_phases(adapted.network, plan.phases, context, logger, progress)
         scratch = train_scratch(plan, classifier, context, logger, progress) if "scratch" in plan.compare else None
-        tested = _test(classifier, frozen, cache_plan, scratch, plan)
-        kept = retention(origin, classifier, adapted.network, context, root, cache_plan.frozen_depth())
+        tested = _test(classifier, frozen, caches, scratch, plan)
+        kept = retention(origin, classifier, adapted.network, context, root, caches.frozen_depth())
         report = _report(plan, origin, context, run_folder.seconds(), phases, transplant, tested, kept)
         if group.leader:
             run_folder.finish(save_run(adapted, described, report, outputs, console))
@@ -220,19 +220,19 @@ def _log_head_rows(transplant: Transplant, plan: AdaptRecipe, classes: Names, co
 def _test(
     source: Classifier,
     frozen: SourceFeatures,
-    cache_plan: CachePlan,
+    caches: CacheManager,
     scratch: StagedNetwork | None,
     plan: AdaptRecipe,
 ) -> Tested:
     """Opens the test set, once: every row of the verdict is measured on the same images."""
-    data, cache = cache_plan.context.data, cache_plan.cache
+    data, cache = caches.context.data, caches.cache
     test = data.test
-    cache.keep_in_memory(source.network, ActivationKey(TEST, cache_plan.frozen_depth()))
+    cache.keep_in_memory(source.network, ActivationKey(TEST, caches.frozen_depth()))
     seen = cache.outputs(source.network, TEST, -1)
     found_before, method = before_predictions(
         source.network.head, source.class_names, data.class_names, seen, frozen.means
     )
-    found_after = cache.outputs(cache_plan.network, TEST).argmax(1).cpu()
+    found_after = cache.outputs(caches.network, TEST).argmax(1).cpu()
     results: dict[str, Result | None] = {
         "before": score(test, found_before, method=method, detailed=False),
         "linear_probe": None,

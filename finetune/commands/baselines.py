@@ -21,7 +21,7 @@ from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase_schema import Phase
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.report import Retention
-from finetune.run.cache_plan import CachePlan
+from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
 from finetune.run.data import RunData
 from finetune.run.phase_config import images_seen, phase_steps
@@ -53,17 +53,17 @@ def needs_source_features(recipe: AdaptRecipe, known: Sequence[str], wanted: Seq
 
 
 def extract_source_features(
-    network: StagedNetwork, cache_plan: CachePlan, over: int, plan: AdaptRecipe
+    network: StagedNetwork, caches: CacheManager, over: int, plan: AdaptRecipe
 ) -> SourceFeatures:
     """One pass of the untouched source over the images to learn from: for class means and probe, and for the phases.
 
     `over` phases are over already, in a run that goes on.
     """
-    context = cache_plan.context
+    context = caches.context
     if not context.needs_features:
         return SourceFeatures()
     data, cache = context.data, context.cache
-    cache_plan.prefill(network, over)
+    caches.prefill(network, over)
     features = {TRAIN: cache.outputs(network, TRAIN, -1)}
     means = class_means(features[TRAIN].cpu(), data.train.labels, len(data.class_names))
     if "linear_probe" not in plan.compare:

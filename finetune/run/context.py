@@ -63,7 +63,7 @@ def make_context(
     """What the phases of a run work with; its cache is empty, with the room that recipe and machine give it."""
     normalize = make_normalizer(spec, runtime.device)
     parts = {
-        TRAIN: CachePart(data.train.images, learnt=True),
+        TRAIN: CachePart(data.train.images, training=True),
         VALIDATION: CachePart(data.validation.images),
         TEST: CachePart(data.test.images),
     }
