@@ -22,7 +22,7 @@ from finetune.models.registry import build_model
 from finetune.recipe.phase_schema import Phase
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.report.plots import grid_picture
-from finetune.run.cache_plan import CachePlan, PhaseCache
+from finetune.run.cache_plan import CacheManager, PhaseCache
 from finetune.run.context import TrainContext, make_context
 from finetune.run.options import RunOptions, start_run
 from finetune.run.phase_config import image_batches, phase_adapters, phase_config
@@ -194,8 +194,8 @@ def _plan_phases(
     with seeded(recipe.seed):
         network = build_model(setup.model, len(data.class_names), setup.arguments)
         setup.runtime.place(network)
-        cache_plan = CachePlan(network, phases, context)
-        planned = [_phase_plan(cache_plan, number) for number in range(len(phases))]
+        caches = CacheManager(network, phases, context)
+        planned = [_phase_plan(caches, number) for number in range(len(phases))]
     return Plan(
         kind=recipe.kind,
         model=setup.model,
@@ -207,15 +207,15 @@ def _plan_phases(
     )
 
 
-def _phase_plan(cache_plan: CachePlan, number: int) -> PhasePlan:
-    network, phase, context = cache_plan.network, cache_plan.phases[number], cache_plan.context
+def _phase_plan(caches: CacheManager, number: int) -> PhasePlan:
+    network, phase, context = caches.network, caches.phases[number], caches.context
     stages = phase.trained_stages(network.stages)
-    caching = cache_plan.plan_phases()[number]
+    caching = caches.plan()[number]
     with phase_adapters(phase, network):
         parameters = set_trainable(network, stages, adapters=phase.lora is not None)
         groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
         steps = phase.steps_for(len(context.data.train))
-        seconds = _estimate(cache_plan, number, caching, stages, steps)
+        seconds = _estimate(caches, number, caching, stages, steps)
     return PhasePlan(
         name=phase.name,
         trains=list(stages),
@@ -238,13 +238,13 @@ def _phase_plan(cache_plan: CachePlan, number: int) -> PhasePlan:
     )
 
 
-def _estimate(cache_plan: CachePlan, number: int, caching: PhaseCache, stages: tuple[str, ...], steps: int) -> float:
+def _estimate(caches: CacheManager, number: int, caching: PhaseCache, stages: tuple[str, ...], steps: int) -> float:
     """Seconds for the phase, from a pass of a few images and a few timed steps at a learning rate of 0, scaled up."""
-    phase, context = cache_plan.phases[number], cache_plan.context
-    batches, passing = _time_steps(cache_plan, number, caching)
+    phase, context = caches.phases[number], caches.context
+    batches, passing = _time_steps(caches, number, caching)
     if phase.solver is not None:
         return passing
-    trial = copy.deepcopy(cache_plan.network)
+    trial = copy.deepcopy(caches.network)
     seconds = 0.0
     for count in (1, min(steps, TRIAL_STEPS)):  # the first step warms up and is not counted
         began = time.perf_counter()
@@ -259,20 +259,20 @@ def _estimate(cache_plan: CachePlan, number: int, caching: PhaseCache, stages: t
     return passing + seconds * steps / min(steps, TRIAL_STEPS)
 
 
-def _time_steps(cache_plan: CachePlan, number: int, caching: PhaseCache) -> tuple[Batches, float]:
+def _time_steps(caches: CacheManager, number: int, caching: PhaseCache) -> tuple[Batches, float]:
     """Batches like the phase's, of a few images where activations are kept, and seconds for the passes it makes.
 
     Those that an earlier phase has made are not counted again.
     """
-    phase, context = cache_plan.phases[number], cache_plan.context
+    phase, context = caches.phases[number], caches.context
     if not caching.start:
         return image_batches(phase, context), 0.0
     train = context.data.train
     count = min(len(train), max(phase.batch_size, TRIAL_IMAGES))
-    cache_plan.cache.parts["trial"] = CachePart(train.images[:count], learnt=True)
+    caches.cache.parts["trial"] = CachePart(train.images[:count], training=True)
     began = time.perf_counter()
-    kept = cache_plan.cache.outputs(cache_plan.network, "trial", caching.start)
+    kept = caches.cache.outputs(caches.network, "trial", caching.start)
     seconds = (time.perf_counter() - began) * caching.passes * len(train) / count
     labels = train.labels[:count].to(kept.device)
     batches = Batches(kept, labels, batch_size=phase.batch_size, seed=context.seed)
-    return batches, 0.0 if cache_plan.shares(number, caching) else seconds
+    return batches, 0.0 if caches.shares(number, caching) else seconds

@@ -49,7 +49,7 @@ class PhaseCache:
         return f"frozen part run {times}{place}" + (f", not all of it: {self.why}" if self.why else "")
 
 
-class CachePlan:
+class CacheManager:
     """The caching of a network's phases. It depends on the recipe, the images, and the room there is, not on progress.
 
     So a run that goes on after a stop decides as it did before.
@@ -58,7 +58,7 @@ class CachePlan:
     def __init__(self, network: StagedNetwork, phases: Sequence[Phase], context: TrainContext) -> None:
         self.network, self.phases, self.context, self.cache = network, phases, context, context.cache
 
-    def plan_phases(self) -> list[PhaseCache]:
+    def plan(self) -> list[PhaseCache]:
         """Of every phase. Activations are placed in the order of the phases, as if all were kept to the end."""
         left, placed = dict(self.cache.room), _Placements()
         return [self._caching(number, left, placed) for number in range(len(self.phases))]
@@ -73,13 +73,13 @@ class CachePlan:
         """Whether an earlier phase's pass over the images is this one's as well."""
         return any(
             earlier.start >= caching.start <= self.frozen_depth(since, number) and earlier.views == caching.views
-            for since, earlier in enumerate(self.plan_phases()[:number])
+            for since, earlier in enumerate(self.plan()[:number])
         )
 
     def enter_phase(self, number: int) -> PhaseCache:
         """Fills what a phase wants and is not kept yet; in the same pass what later ones want of it."""
         while True:
-            here = self.plan_phases()[number]
+            here = self.plan()[number]
             groups = dict.fromkeys((key.part, key.views) for key in here.wanted)
             if all(self._keep(self.network, group, number, number) for group in groups):
                 return here
@@ -95,7 +95,7 @@ class CachePlan:
     def exit_phase(self, number: int) -> None:
         """Gives back what no later phase wants, nor can go on from to what it wants."""
         useful = set()
-        for later, caching in enumerate(self.plan_phases()[number + 1 :], number + 1):
+        for later, caching in enumerate(self.plan()[number + 1 :], number + 1):
             most = self.frozen_depth(number + 1, later)
             for key in caching.wanted:
                 there = key in self.cache.kept and key.cut <= most
@@ -121,7 +121,7 @@ class CachePlan:
 
     def _wanted(self, number: int, since: int) -> Iterator[tuple[ActivationKey, str]]:
         """What phase `number` and later ones want kept, as far as it is the same ever since phase `since` began."""
-        for later, caching in enumerate(self.plan_phases()):
+        for later, caching in enumerate(self.plan()):
             if later >= number:
                 most = self.frozen_depth(since, later)
                 yield from ((key, where) for key, where in caching.wanted.items() if key.cut <= most)

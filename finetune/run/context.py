@@ -57,7 +57,7 @@ def make_context(
     data, runtime = setup.data, setup.runtime
     normalize = setup.spec.normalizer(runtime.device)
     parts = {
-        TRAIN: CachePart(data.train.images, learnt=True),
+        TRAIN: CachePart(data.train.images, training=True),
         VALIDATION: CachePart(data.validation.images),
         TEST: CachePart(data.test.images),
     }
