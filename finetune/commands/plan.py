@@ -33,9 +33,8 @@ from finetune.train.freeze import set_trainable
 from finetune.train.loop import Training
 from finetune.train.optim import stage_groups
 
-ROWS = 8
-
-VERSIONS = 8
+GRID_ROWS = GRID_VERSIONS = 8  # of the picture that --show-augment makes
+TRIAL_STEPS, TRIAL_IMAGES = 6, 64  # for the estimate of seconds
 
 
 def augment_grid(
@@ -44,26 +43,24 @@ def augment_grid(
     augment: Augment | None,
     seed: int,
     *,
-    rows: int = ROWS,
-    versions: int = VERSIONS,
+    rows: int = GRID_ROWS,
+    versions: int = GRID_VERSIONS,
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Some images of `train`, uint8, N×V×H×W×C, and their classes, as `grid_picture` takes them.
 
     The first version of an image is the evaluation view, the others are what a run with this seed trains on in its
-    first epochs, made by the same code, mixing included. The images are of different classes while there are classes
-    left. `train` is all that the run trains on: the place of an image decides what chance does to it.
+    first epochs, made by the same code, mixing included. The images are the first ones of each class, in turn. `train`
+    is all that the run trains on: an image's place decides how it is augmented.
     """
-    chosen = _spread_indices(train, rows)
-    device = normalize.scale.device
+    first: list[list[int]] = [[] for _ in train.class_names]
+    for index, label in enumerate(train.labels.tolist()):
+        if len(first[label]) < rows:
+            first[label].append(index)
+    chosen = [own[turn] for turn in range(rows) for own in first if turn < len(own)][:rows]
+    device, classes = normalize.scale.device, len(train.class_names)
     labels = train.labels.to(device)
     batches = Batches(
-        train.images,
-        labels,
-        batch_size=1,
-        seed=seed,
-        normalize=normalize,
-        augment=augment,
-        classes=len(train.class_names),
+        train.images, labels, batch_size=1, seed=seed, normalize=normalize, augment=augment, classes=classes
     )
     found = []
     for index in chosen:
@@ -71,21 +68,6 @@ def augment_grid(
         seen += [batches.at(epoch, index)[0] for epoch in range(versions - 1)]
         found.append(normalize.denormalize(torch.cat(seen)).permute(0, 2, 3, 1).cpu().numpy())
     return np.stack(found), [train.class_names[int(train.labels[index])] for index in chosen]
-
-
-def _spread_indices(train: ImageSet, rows: int) -> list[int]:
-    """Images in turn of each class: the first ones of all, then the second ones."""
-    places: list[list[int]] = [[] for _ in train.class_names]
-    for index, label in enumerate(train.labels.tolist()):
-        if len(places[label]) < rows:
-            places[label].append(index)
-    turns = [own[turn] for turn in range(rows) for own in places if turn < len(own)]
-    return turns[:rows]
-
-
-TRIAL_STEPS = 6
-
-TRIAL_IMAGES = 64
 
 
 @dataclass(frozen=True)

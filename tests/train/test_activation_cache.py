@@ -257,7 +257,9 @@ def test_a_disk_that_gets_full_on_the_way_loses_only_what_was_to_go_there(tmp_pa
         assert set(kept.kept) == {ActivationKey(TRAIN, 3)} and kept.room[FILE] == 0 and len(said) == 1
         assert "602 kB of activations cannot be kept there (File too large)" in said[0]
         rows = kept.kept[ActivationKey(TRAIN, 3)].rows
-        torch.testing.assert_close(rows, in_training(fresh, 3), rtol=1e-5, atol=1e-6)  # batches of 5 may round otherwise
+        torch.testing.assert_close(
+            rows, in_training(fresh, 3), rtol=1e-5, atol=1e-6
+        )  # batches of 5 may round otherwise
         assert not kept.keep(fresh, {ActivationKey(TRAIN, 1): FILE}) or pytest.fail("there is no room")
     assert not list(tmp_path.iterdir())
 
