@@ -18,8 +18,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.phase_schema import Phase
-from finetune.recipe.schema import AdaptRecipe
+from finetune.recipe.schema import AdaptRecipe, Phase
 from finetune.report.report import Retention
 from finetune.run.cache_plan import CachePlan
 from finetune.run.context import TrainContext

@@ -10,19 +10,25 @@ from typing import Annotated, Any, cast
 from pydantic import Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from finetune.recipe.data_schema import InputSettings, ModelSettings, SourceModelSettings
 from finetune.recipe.error_messages import flow
-from finetune.recipe.phase_schema import OPTIMIZERS, SCHEDULES, LastStages, LoraSettings, Phase
 from finetune.recipe.problems import format_bound
 from finetune.recipe.schema import (
+    OPTIMIZERS,
+    SCHEDULES,
     AdaptRecipe,
     AugmentSettings,
     CacheSettings,
     DataSettings,
+    InputSettings,
+    LastStages,
+    LoraSettings,
+    ModelSettings,
+    Phase,
     PretrainRecipe,
     ScratchSettings,
+    Settings,
+    SourceModelSettings,
 )
-from finetune.recipe.settings import Settings
 
 Schema = Mapping[str, Any]
 

@@ -11,12 +11,26 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from finetune.recipe.data_schema import PRESETS, InputSettings, ModelSettings, SourceModelSettings, expand_preset
-from finetune.recipe.phase_schema import OPTIMIZERS, SCHEDULES, LastStages, LoraSettings, Phase
 from finetune.recipe.problems import Place, Problem, format_bound, found_text, unknown_key, unknown_value
 from finetune.recipe.rules import training_nodes
-from finetune.recipe.schema import KINDS, AdaptRecipe, AugmentSettings, CacheSettings, ScratchSettings
-from finetune.recipe.settings import Settings
+from finetune.recipe.schema import (
+    KINDS,
+    OPTIMIZERS,
+    PRESETS,
+    SCHEDULES,
+    AdaptRecipe,
+    AugmentSettings,
+    CacheSettings,
+    InputSettings,
+    LastStages,
+    LoraSettings,
+    ModelSettings,
+    Phase,
+    ScratchSettings,
+    Settings,
+    SourceModelSettings,
+    expand_preset,
+)
 from finetune.recipe.yaml_loader import boolean_hint, number_hint
 from finetune.text import listed
 

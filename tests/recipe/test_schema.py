@@ -7,17 +7,18 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from finetune.errors import RecipeError
-from finetune.recipe.data_schema import PRESETS, PresetName
 from finetune.recipe.load import KnownNames, check_recipe, dump_recipe, parse_recipe, resolve_recipe
 from finetune.recipe.problems import show_value
 from finetune.recipe.schema import (
     OPTIMIZERS,
+    PRESETS,
     SCHEDULES,
     AdaptRecipe,
     AugmentSettings,
     DataSettings,
     LastStages,
     Phase,
+    PresetName,
     PretrainRecipe,
     ScratchSettings,
     Sgd,
