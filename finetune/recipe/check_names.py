@@ -34,14 +34,14 @@ class _Named:
     """The model a recipe speaks of: its stages as far as they are known, and what is wrong with its name."""
 
     stages: tuple[str, ...]
-    faults: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 def name_problems(data: Data, kind: str, names: KnownNames) -> list[Problem]:
-    """Returns a fault for every name in a recipe, given as plain data, that stands for nothing."""
+    """Returns a problem for every name in a recipe, given as plain data, that stands for nothing."""
     model = _model(data, kind, names) if kind == "pretrain" or data.get("model") is not None else _Named(())
     stages = model.stages or (names.source_stages or () if kind == "adapt" else ())
-    return [*model.faults, *_model_arguments(data, names), *_dataset(data, names), *_stage_names(data, stages)]
+    return [*model.problems, *_model_arguments(data, names), *_dataset(data, names), *_stage_names(data, stages)]
 
 
 def _model_name(data: Data) -> str | None:

@@ -82,32 +82,32 @@ _PART = re.compile(r"\[(\d+)\]|[^.\[\]]+")
 
 
 def apply_overrides(document: Document, settings: Sequence[str]) -> None:
-    """Puts each `KEY=VALUE` into the document, in order; what cannot be put becomes a fault of the document."""
+    """Puts each `KEY=VALUE` into the document, in order; what cannot be put becomes a problem of the document."""
     if len(settings) > MAX_SETTINGS:
-        document.faults.append(Problem((), f"given {len(settings):,} times, at most {MAX_SETTINGS:,}", line="--set"))
+        document.problems.append(Problem((), f"given {len(settings):,} times, at most {MAX_SETTINGS:,}", line="--set"))
         return
     for setting in settings:
         label = f"--set {_one_line(setting)}"
         key, equals, text = setting.partition("=")
         if len(setting) > MAX_SETTING_LEN:
             message = f"has {len(setting):,} characters, at most {MAX_SETTING_LEN:,}; write it in the recipe"
-            document.faults.append(Problem((), message, line=label))
+            document.problems.append(Problem((), message, line=label))
             continue
         if not equals or not _KEY.fullmatch(key.strip()) or refused_scalar(key.strip()):
             message = "expected KEY=VALUE, with a key such as phases[0].optimizer.lr"
-            document.faults.append(Problem((), message, line=label))
+            document.problems.append(Problem((), message, line=label))
             continue
         place = tuple(int(m[1]) if m[1] else m[0] for m in _PART.finditer(key.strip()))
         if len(place) > MAX_DEPTH:
             message = f"names a place deeper than {MAX_DEPTH} levels; a recipe has 5"
-            document.faults.append(Problem((), message, line=label))
+            document.problems.append(Problem((), message, line=label))
             continue
         value = read_yaml(text, flow_only=True)
-        document.faults += [replace(f, place=(*place, *f.place), at=None, line=label) for f in value.faults]
+        document.problems += [replace(f, place=(*place, *f.place), at=None, line=label) for f in value.problems]
         document.broken |= {(*place, *broken) for broken in value.broken}
-        if value.empty and not value.faults:
-            document.faults.append(Problem(place, "has no value; write null for none", line=label))
-        elif value.whole and not value.empty and isinstance(document.data, dict):
+        if value.empty and not value.problems:
+            document.problems.append(Problem(place, "has no value; write null for none", line=label))
+        elif value.complete and not value.empty and isinstance(document.data, dict):
             _set_value(document, place, value, label)
 
 
@@ -115,9 +115,9 @@ def _set_value(document: Document, place: Place, value: Document, label: str) ->
     node: object = document.data
     for depth, part in enumerate(place):
         here, last = place[:depth], depth == len(place) - 1
-        fault = _bad_setting(node, part, here, label)
-        if fault is not None:
-            document.faults.append(fault)
+        problem = _bad_setting(node, part, here, label)
+        if problem is not None:
+            document.problems.append(problem)
             return
         inner = cast(dict[str | int, object], node)  # or a list: both are written by their key or index
         if last:
@@ -210,29 +210,31 @@ def _checked(document: Document, where: str, names: KnownNames | None) -> Recipe
     recipe = None
     if isinstance(document.data, dict):
         checked, recipe = _examined(document.data, names)
-    elif document.empty and document.whole:
+    elif document.empty and document.complete:
         checked = [Problem((), "is empty; a recipe starts with `kind: pretrain` or `kind: adapt`")]
-    elif document.whole:
+    elif document.complete:
         checked = [Problem((), f"expected a mapping that starts with `kind: `, found {found_text(document.data)}")]
-    faults = drop_duplicates(document.faults, checked, document.broken)
-    if faults or recipe is None:
-        raise RecipeError(render_problems(faults, where, document.lines))
+    problems = drop_duplicates(document.problems, checked, document.broken)
+    if problems or recipe is None:
+        raise RecipeError(render_problems(problems, where, document.lines))
     return recipe
 
 
 def _examined(data: dict[str, object], names: KnownNames | None) -> tuple[list[Problem], Recipe | None]:
     """Returns all that schema, rules and names have to say, and the recipe where the schema accepts it."""
-    data, kind, faults = resolve_discriminators(data)
+    data, kind, problems = resolve_discriminators(data)
     recipe = None
     if kind is not None:
         named = [] if names is None else name_problems(data, kind, names)
-        strange = {fault.place for fault in named if fault.place[0] == "model"}  # whatever their values are
+        strange = {problem.place for problem in named if problem.place[0] == "model"}  # whatever their values are
         try:
             recipe = cast(Recipe, KINDS[kind].model_validate(data))
         except ValidationError as error:
-            faults += [fault for fault in translate_errors(error, KINDS[kind], data) if fault.place not in strange]
-        faults += named
-    return [*faults, *rule_problems(data)], recipe
+            problems += [
+                problem for problem in translate_errors(error, KINDS[kind], data) if problem.place not in strange
+            ]
+        problems += named
+    return [*problems, *rule_problems(data)], recipe
 
 
 def _text_of(path: Path) -> str:

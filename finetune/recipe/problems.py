@@ -13,7 +13,7 @@ Place = tuple[str | int, ...]
 
 Line = int | str  # a line number of the file, counted from 1, or the `--set KEY=VALUE` that gave the value
 
-_MAX_FAULTS = 100  # lines in one error; a file with more faults is no recipe
+_MAX_PROBLEMS = 100  # lines in one error; a file with more problems is no recipe
 
 
 @dataclass(frozen=True)
@@ -78,42 +78,44 @@ def show_value(place: Place) -> str:
 
 
 def drop_duplicates(read: Iterable[Problem], checked: Iterable[Problem], broken: Iterable[Place]) -> list[Problem]:
-    """Puts the faults of reading and of checking together, without those that only repeat another.
+    """Puts the problems of reading and of checking together, without those that only repeat another.
 
     That is a missing key which is there but misspelt, and what a check says of a value that could not be read
     (`broken`): the check saw only that nothing was there.
     """
     unread = set(broken)
-    heard = [fault for fault in checked if not any(fault.place[:n] in unread for n in range(len(fault.place) + 1))]
+    heard = [
+        problem for problem in checked if not any(problem.place[:n] in unread for n in range(len(problem.place) + 1))
+    ]
     every = list(dict.fromkeys([*read, *heard]))
-    meant = {place for fault in every for place in fault.meant}
-    return [fault for fault in every if not meant.intersection(fault.lacks)]
+    meant = {place for problem in every for place in problem.meant}
+    return [problem for problem in every if not meant.intersection(problem.lacks)]
 
 
-def render_problems(faults: Iterable[Problem], where: str, lines: Mapping[Place, Line]) -> list[str]:
-    """Returns one line of text per fault: those of the file in its order, then those of `--set`."""
-    located = [(fault, _line(fault, lines)) for fault in faults]
+def render_problems(problems: Iterable[Problem], where: str, lines: Mapping[Place, Line]) -> list[str]:
+    """Returns one line of text per problem: those of the file in its order, then those of `--set`."""
+    located = [(problem, _line(problem, lines)) for problem in problems]
     located.sort(key=lambda pair: pair[1] if isinstance(pair[1], int) else (0 if pair[1] is None else 2**63))
-    texts = [_text(fault, line, where) for fault, line in located]
-    if len(texts) > _MAX_FAULTS:
-        texts[_MAX_FAULTS:] = [f"{where}: and {len(texts) - _MAX_FAULTS} more problems"]
+    texts = [_text(problem, line, where) for problem, line in located]
+    if len(texts) > _MAX_PROBLEMS:
+        texts[_MAX_PROBLEMS:] = [f"{where}: and {len(texts) - _MAX_PROBLEMS} more problems"]
     return texts
 
 
-def _line(fault: Problem, lines: Mapping[Place, Line]) -> Line | None:
-    if fault.line is not None:
-        return fault.line
-    place = fault.place if fault.at is None else fault.at
+def _line(problem: Problem, lines: Mapping[Place, Line]) -> Line | None:
+    if problem.line is not None:
+        return problem.line
+    place = problem.place if problem.at is None else problem.at
     while place and place not in lines:
         place = place[:-1]
     return lines.get(place)
 
 
-def _text(fault: Problem, line: Line | None, where: str) -> str:
-    path = show_value(fault.place)
+def _text(problem: Problem, line: Line | None, where: str) -> str:
+    path = show_value(problem.place)
     if isinstance(line, str):
         start = line
         path = "" if line.startswith(f"--set {path}=") else path
     else:
         start = where if line is None else f"{where}:{line}"
-    return f"{start}: {path}: {fault.message}" if path else f"{start}: {fault.message}"
+    return f"{start}: {path}: {problem.message}" if path else f"{start}: {problem.message}"

@@ -35,7 +35,7 @@ _STEPWISE: dict[str, object] = {
 
 def rule_problems(data: Data) -> list[Problem]:
     """Returns every broken rule of a recipe given as plain data."""
-    return [fault for rule in _RULES for fault in rule(data)]
+    return [problem for rule in _RULES for problem in rule(data)]
 
 
 def phase_list(data: Data) -> Iterator[tuple[Place, Data]]:
