@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from finetune.recipe.problems import Place, Problem, format_bound, found_text, unknown_key, unknown_value
 from finetune.recipe.rules import training_nodes
 from finetune.recipe.schema import KINDS, OPTIMIZERS, PRESETS, SCHEDULES, Settings, expand_preset
-from finetune.recipe.yaml_loader import Scalar, refused_scalar, resolve_scalar
+from finetune.recipe.yaml_loader import Scalar, refused_scalar, resolve_scalar, write_flow
 from finetune.text import listed
 
 _MAX_KEY_LEN = 100  # a longer key is not compared with the known ones
@@ -251,7 +250,8 @@ def _union_hint(place: Place, value: object) -> str:
     if place[-1] == "validation":
         return _number_hint(value, whole=False)
     if place[-1] == "train" and isinstance(value, str):
-        return _near_choice(value, ["head", "all"]) or f"; stages go in a list, even one: {flow([value])}"
+        near = _near_choice(value, ["head", "all"])
+        return near or f"; stages go in a list, even one: {write_flow([value[:_MAX_KEY_LEN]])}"
     return ""
 
 
@@ -293,9 +293,4 @@ def _example(before: str, place: Place, recipe: type[Settings], data: object) ->
     if not place or not isinstance(place[-1], str):
         return ""
     field = _settings_at(place[:-1], recipe, data).model_fields[place[-1]]
-    return f"{before}for example {place[-1]}: {flow(field.examples[0])}" if field.examples else ""
-
-
-def flow(value: object) -> str:
-    """Writes a value of plain names and numbers on one line of YAML: `{name: sgd, lr: 0.05}`."""
-    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return f"{before}for example {place[-1]}: {write_flow(field.examples[0])}" if field.examples else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,7 @@ from finetune.io.sanitize import quoted
 from finetune.text import listed, name_hint
 
 Place = tuple[str | int, ...]
-
 Line = int | str  # a line number of the file, counted from 1, or the `--set KEY=VALUE` that gave the value
-
 _MAX_PROBLEMS = 100  # lines in one error; a file with more problems is no recipe
 
 
@@ -78,44 +77,37 @@ def show_value(place: Place) -> str:
 
 
 def drop_duplicates(read: Iterable[Problem], checked: Iterable[Problem], broken: Iterable[Place]) -> list[Problem]:
-    """Puts the problems of reading and of checking together, without those that only repeat another.
+    """Joins the problems of reading and of checking, without those that only repeat another.
 
     That is a missing key which is there but misspelt, and what a check says of a value that could not be read
     (`broken`): the check saw only that nothing was there.
     """
     unread = set(broken)
-    heard = [
-        problem for problem in checked if not any(problem.place[:n] in unread for n in range(len(problem.place) + 1))
-    ]
-    every = list(dict.fromkeys([*read, *heard]))
+    kept = [p for p in checked if not any(p.place[:size] in unread for size in range(len(p.place) + 1))]
+    every = list(dict.fromkeys([*read, *kept]))
     meant = {place for problem in every for place in problem.meant}
     return [problem for problem in every if not meant.intersection(problem.lacks)]
 
 
 def render_problems(problems: Iterable[Problem], where: str, lines: Mapping[Place, Line]) -> list[str]:
     """Returns one line of text per problem: those of the file in its order, then those of `--set`."""
-    located = [(problem, _line(problem, lines)) for problem in problems]
-    located.sort(key=lambda pair: pair[1] if isinstance(pair[1], int) else (0 if pair[1] is None else 2**63))
-    texts = [_text(problem, line, where) for problem, line in located]
-    if len(texts) > _MAX_PROBLEMS:
-        texts[_MAX_PROBLEMS:] = [f"{where}: and {len(texts) - _MAX_PROBLEMS} more problems"]
-    return texts
+    located = [(_line(problem, lines), problem) for problem in problems]
+    located.sort(key=lambda pair: pair[0] if isinstance(pair[0], int) else (0 if pair[0] is None else math.inf))
+    texts = []
+    for line, problem in located[:_MAX_PROBLEMS]:
+        path = show_value(problem.place)
+        if isinstance(line, str):
+            start, path = line, "" if line.startswith(f"--set {path}=") else path
+        else:
+            start = where if line is None else f"{where}:{line}"
+        texts.append(f"{start}: {path}: {problem.message}" if path else f"{start}: {problem.message}")
+    more = len(located) - len(texts)
+    return [*texts, f"{where}: and {more} more problems"] if more else texts
 
 
 def _line(problem: Problem, lines: Mapping[Place, Line]) -> Line | None:
-    if problem.line is not None:
-        return problem.line
+    """The line of a problem, or of the closest value around it."""
     place = problem.place if problem.at is None else problem.at
     while place and place not in lines:
         place = place[:-1]
-    return lines.get(place)
-
-
-def _text(problem: Problem, line: Line | None, where: str) -> str:
-    path = show_value(problem.place)
-    if isinstance(line, str):
-        start = line
-        path = "" if line.startswith(f"--set {path}=") else path
-    else:
-        start = where if line is None else f"{where}:{line}"
-    return f"{start}: {path}: {problem.message}" if path else f"{start}: {problem.message}"
+    return lines.get(place) if problem.line is None else problem.line
