@@ -63,7 +63,7 @@ def unknown_key(place: Place, allowed: Sequence[str], near: Sequence[str]) -> Pr
     return Problem(place, message, meant=tuple((*place[:-1], name) for name in near))
 
 
-def show_value(place: Place) -> str:
+def format_place(place: Place) -> str:
     """Writes a place as it is typed after `--set`: `phases[0].optimizer.lr`."""
     text = ""
     for part in place:
@@ -95,7 +95,7 @@ def render_problems(problems: Iterable[Problem], where: str, lines: Mapping[Plac
     located.sort(key=lambda pair: pair[0] if isinstance(pair[0], int) else (0 if pair[0] is None else math.inf))
     texts = []
     for line, problem in located[:_MAX_PROBLEMS]:
-        path = show_value(problem.place)
+        path = format_place(problem.place)
         if isinstance(line, str):
             start, path = line, "" if line.startswith(f"--set {path}=") else path
         else:

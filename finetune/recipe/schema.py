@@ -365,8 +365,6 @@ Schedule = Annotated[Constant | Cosine | OneCycle | Step, Field(discriminator="n
 OPTIMIZERS: dict[str, type[Settings]] = {"sgd": Sgd, "adamw": AdamW}
 SCHEDULES: dict[str, type[Settings]] = {"constant": Constant, "cosine": Cosine, "one_cycle": OneCycle, "step": Step}
 
-_TRAIN_FORMS = "head, all, {last: N} or a list of stage names"
-
 
 class LastStages(Settings):
     """The last stages of the model, counted from the output; the head is one of them."""
@@ -388,23 +386,17 @@ class LoraSettings(Settings):
 
 def _train_form(value: object) -> str | None:
     if isinstance(value, str):
-        return "word"
+        return "word" if value in ("head", "all") else None
     if isinstance(value, Mapping | LastStages):
         return "last"
     return "stages" if isinstance(value, list | tuple) else None
 
 
-def _train_word(value: object) -> object:
-    if value not in ("head", "all"):
-        raise _expected(_TRAIN_FORMS)
-    return value
-
-
 Train = Annotated[
-    Annotated[Literal["head", "all"], BeforeValidator(_train_word), Tag("word")]
+    Annotated[Literal["head", "all"], Tag("word")]
     | Annotated[LastStages, Tag("last")]
     | Annotated[tuple[Text, ...], Field(strict=False, min_length=1), Tag("stages")],
-    _discriminator(_train_form, _TRAIN_FORMS),
+    _discriminator(_train_form, "head, all, {last: N} or a list of stage names"),
 ]
 
 
