@@ -17,7 +17,7 @@ _MAX_LISTED = 50  # unknown names reported per list; each costs a search for the
 
 @dataclass(frozen=True)
 class KnownNames:
-    """What is registered, as the reader needs it; the mappings may work their entries out when asked."""
+    """The names that a recipe may use; the mappings may compute their entries when asked."""
 
     models: Mapping[str, tuple[str, ...]]  # model: its stages from input to output, the last one 'head'; () not known
     datasets: Mapping[str, tuple[str, ...]]  # data set: its class names; () not known
@@ -30,7 +30,7 @@ class KnownNames:
 
 
 def name_problems(data: Data, kind: str, names: KnownNames) -> list[Problem]:
-    """Returns a problem for every name in a recipe, given as plain data, that stands for nothing."""
+    """Returns a problem for every unknown model, argument, data set, class and stage that a recipe names."""
     stages: tuple[str, ...] = ()
     problem = None
     if kind == "pretrain" or data.get("model") is not None:
@@ -48,14 +48,13 @@ def _model_name(data: Data) -> str | None:
 
 
 def _check_model(data: Data, kind: str, names: KnownNames) -> tuple[tuple[str, ...], Problem | None]:
-    """The stages of the recipe's model, () where they are not known, and what is wrong with its name."""
+    """Returns the stages of the recipe's model, () where they are not known, and the problem with its name."""
     name, model = _model_name(data) or names.source_model, data.get("model")
     settings: Mapping[str, object] = model if isinstance(model, Mapping) else {}
-    if kind == "adapt" and "name" not in settings:
-        for key in settings:
-            if near_keys(key, ["name"]):
-                message = "unknown key; did you mean 'name'? All other keys are arguments of the model"
-                return (), Problem(("model", key), message, meant=(("model", "name"),))
+    misspelt = "name" not in settings and next((key for key in settings if near_keys(key, ["name"])), None)
+    if misspelt:
+        why = "A model needs its name" if kind == "pretrain" else "All other keys are arguments of the model"
+        return (), Problem(("model", misspelt), f"unknown key; did you mean 'name'? {why}", meant=(("model", "name"),))
     place = ("model", "name") if "name" in settings else ("model",)
     if name is None:
         return (), None
@@ -111,7 +110,7 @@ def _stage_names(data: Data, stages: tuple[str, ...]) -> Iterator[Problem]:
 def _unknown_items(
     what: str, items: Sequence[object], known: Sequence[str], plural: str, place: Place
 ) -> Iterator[Problem]:
-    """A problem for each text in a list that is not known; the schema reports what is no text, or empty."""
+    """Yields a problem for each unknown text in a list; the schema reports other values and empty text."""
     unknown = ((i, item) for i, item in enumerate(items) if isinstance(item, str) and item and item not in known)
     for index, item in islice(unknown, _MAX_LISTED):
         yield Problem(place, unknown_value(what, item, known, plural), at=(*place, index))

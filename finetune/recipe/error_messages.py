@@ -216,10 +216,6 @@ def _missing(place: Place, value: object, recipe: type[Settings], data: Mapping[
     parent, key = place[:-1], place[-1]
     if isinstance(key, int):
         return Problem(parent, f"expected 2 numbers, found {len(cast(list[object], value))}")
-    if place == ("model", "name"):
-        misspelt = [name for name in cast(Mapping[str, object], data["model"]) if "name" in near_keys(name, ["name"])]
-        if misspelt:
-            return Problem(("model", misspelt[0]), "unknown key; did you mean 'name'? A model needs its name")
     return Problem(parent, f"missing key '{key}'{_example(', ', place, recipe, data)}", lacks=(place,))
 
 

@@ -55,7 +55,7 @@ def unknown_value(what: str, name: str, known: Sequence[str], plural: str) -> st
 
 
 def unknown_key(place: Place, allowed: Sequence[str], near: Sequence[str]) -> Problem:
-    """A key that no part of a recipe has; `near` are the allowed keys it was perhaps meant to be."""
+    """Returns the problem of a key that is not allowed; `near` are the allowed keys it was perhaps meant to be."""
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}? A" if near else "; a"
     if ":" in str(place[-1]):
         hint = "; is a space missing after the ':'? A"
@@ -79,8 +79,8 @@ def format_place(place: Place) -> str:
 def drop_duplicates(read: Iterable[Problem], checked: Iterable[Problem], broken: Iterable[Place]) -> list[Problem]:
     """Joins the problems of reading and of checking, without those that only repeat another.
 
-    That is a missing key which is there but misspelt, and what a check says of a value that could not be read
-    (`broken`): the check saw only that nothing was there.
+    Dropped are a missing key that is there but misspelt, and what the checks find wrong with a value that could not be
+    read (`broken`), of which they saw only None.
     """
     unread = set(broken)
     kept = [p for p in checked if not any(p.place[:size] in unread for size in range(len(p.place) + 1))]
