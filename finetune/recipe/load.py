@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 from typing import cast
@@ -128,8 +129,8 @@ def _block(data: Mapping[str, object], indent: str = "") -> list[str]:
 # --- overrides: --set KEY=VALUE ---------------------------------------------------------------------------------------
 
 _KEY = re.compile(r"[^.\[\]=\s]+(\[\d{1,6}\])*(\.[^.\[\]=\s]+(\[\d{1,6}\])*)*")
-_SHORT_FORMS: dict[Place, str] = {("model",): "name", ("data", "augment"): "preset"}  # what text means there
 _PART = re.compile(r"\[(\d+)\]|[^.\[\]]+")
+_TEXT_MEANS: dict[Place, str] = {("model",): "name", ("data", "augment"): "preset"}  # the key a text there stands for
 
 
 def apply_overrides(document: Document, settings: Sequence[str]) -> None:
@@ -178,7 +179,7 @@ def _set_value(document: Document, place: Place, value: Document, label: str) ->
             document.broken |= {(*place, *broken) for broken in value.broken}
             inner[part] = value.data
             return
-        short = _SHORT_FORMS.get(place[: depth + 1])
+        short = _TEXT_MEANS.get(place[: depth + 1])
         if isinstance(part, str) and inner.get(part) is None and isinstance(place[depth + 1], str):
             inner[part] = {}
             document.lines[(*parent, part)] = label
@@ -215,25 +216,24 @@ _SHIPPED = "`finetune recipes` lists the recipes that come with finetune"
 
 def _read_text(path: Path) -> str:
     try:
-        content = read_regular(path, MAX_BYTES)
+        return read_regular(path, MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"{path}:{line}: is not UTF-8 text; save the file as UTF-8"
     except FileNotFoundError:
         beside = {Path(name).stem: name for name in _recipes_in(path.parent)}
         near = [repr(beside[stem]) for stem in near_keys(path.stem, list(beside))]
         hint = f"; did you mean {' or '.join(near)}?" if near else ";"
-        raise RecipeError([f"{path}: no such file{hint} {_SHIPPED}"]) from None
+        message = f"{path}: no such file{hint} {_SHIPPED}"
     except IsADirectoryError:
-        inside = _recipes_in(path)
-        say = f"name one of its recipes: {', '.join(inside[:20])}" if inside else f"it holds no recipe; {_SHIPPED}"
-        raise RecipeError([f"{path}: is a folder; {say}"]) from None
+        inside = ", ".join(_recipes_in(path)[:20])
+        hint = f"name one of its recipes: {inside}" if inside else f"it holds no recipe; {_SHIPPED}"
+        message = f"{path}: is a folder; {hint}"
     except OSError as error:
+        message = f"{str(path)!r}: cannot be read ({error.strerror}); {_SHIPPED}"
         if error.errno == errno.EFBIG:
-            raise RecipeError([f"{path}: is larger than {MAX_BYTES // 1000:,} kB; a recipe is far smaller"]) from None
-        raise RecipeError([f"{str(path)!r}: cannot be read ({error.strerror}); {_SHIPPED}"]) from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError([f"{path}:{line}: is not UTF-8 text; save the file as UTF-8"]) from None
+            message = f"{path}: is larger than {MAX_BYTES // 1000:,} kB; a recipe is far smaller"
+    raise RecipeError([message])
 
 
 def _recipes_in(folder: Path) -> list[str]:
@@ -263,9 +263,5 @@ def find_recipe(path: str | Path) -> Path:
 
 def first_comment(path: Path) -> str:
     """A recipe's opening comment: what it is for, what accuracy to expect, and the command that showed it."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return "\n".join(lines)
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return "\n".join(line.removeprefix("#").strip() for line in lines)
