@@ -22,8 +22,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.phase_schema import Phase
-from finetune.recipe.schema import AdaptRecipe
+from finetune.recipe.schema import AdaptRecipe, Phase
 from finetune.report.comparison import Comparison, compare
 from finetune.report.report import Result, Retention
 from finetune.report.rows import ADAPT_ROWS, wanted_rows

@@ -19,8 +19,7 @@ from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
 from finetune.models.registry import build_model
-from finetune.recipe.phase_schema import Phase
-from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
+from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
 from finetune.report.plots import grid_picture
 from finetune.run.cache_plan import CacheManager, PhaseCache
 from finetune.run.context import TrainContext, make_context

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from finetune.data.loader import Batches
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.phase_schema import Phase
+from finetune.recipe.schema import Phase
 from finetune.run.context import TrainContext
 from finetune.run.phase_config import activation_batches, image_batches
 from finetune.text import amount

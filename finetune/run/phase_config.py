@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finetune.data.loader import Batches
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.phase_schema import Phase
+from finetune.recipe.schema import Phase
 from finetune.run.context import TrainContext
 from finetune.train import loop
 from finetune.train.disk_tensor import DiskTensor

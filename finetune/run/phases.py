@@ -15,7 +15,7 @@ from torch import Tensor
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import NonFiniteError
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.phase_schema import Phase
+from finetune.recipe.schema import Phase
 from finetune.report.console import Console, PhaseView
 from finetune.report.report import EpochRow, FrozenDigest, PhaseSummary
 from finetune.report.tables import percent

@@ -20,7 +20,7 @@ from finetune.data.normalize import Normalizer
 from finetune.models.cnn import ArticleCNN
 from finetune.models.staged import StagedNetwork
 from finetune.paths import CACHE_VARIABLE
-from finetune.recipe.phase_schema import Phase
+from finetune.recipe.schema import Phase
 from finetune.run import context as setting
 from finetune.run.cache_plan import CacheManager
 from finetune.train import disk_tensor as rowfile
