@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data.image_dataset import ImageSet
-from finetune.data.image_folder_dataset import ImageParts, open_image_folder
-from finetune.data.manifest import is_image_path, short_name
+from finetune.data.image_dataset import DataSplits, ImageSet
+from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.openers import is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
 from finetune.errors import DataError, SettingError
@@ -107,7 +107,7 @@ def open_test(
 
 def _open_parts(
     data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
-) -> tuple[str, ImageParts]:
+) -> tuple[str, DataSplits]:
     """A registered data set or a person's own pictures, with the classes asked for, and the name to call it by."""
     if not is_image_path(name):
         name = find_dataset(name).name
@@ -115,7 +115,7 @@ def _open_parts(
         train, test = splits.train, splits.test
         if data.classes is not None:
             train, test = train.with_classes(data.classes), test.with_classes(data.classes)
-        return name, ImageParts(train, None, test, (), ())
+        return name, DataSplits(train, test)
     with console.task("decoding") as progress:
         found = open_image_folder(
             name, crop_spec(spec, channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress

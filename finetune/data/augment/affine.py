@@ -52,9 +52,9 @@ class Augment:
 
         First those of the changes that there were first, so that they stay what they are without the others.
         """
-        if not (self.shift or self.warps or self.erase or self.of_photographs):
+        if not (self.shift or self.warps or self.erase or self.is_photo):
             return 0
-        return self.first_photo_number + (PHOTO_NUMBERS if self.of_photographs else 0)
+        return self.first_photo_number + (PHOTO_NUMBERS if self.is_photo else 0)
 
     @property
     def first_photo_number(self) -> int:
@@ -72,7 +72,7 @@ class Augment:
         return bool(self.mixup or self.cutmix)
 
     @property
-    def of_photographs(self) -> bool:
+    def is_photo(self) -> bool:
         """Whether anything is asked for that `finetune.data.augment.photo` does."""
         return bool(self.crop or self.flip or self.colour or self.erasing)
 
