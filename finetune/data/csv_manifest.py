@@ -195,7 +195,7 @@ def _shorten(cell: str) -> str:
 
 
 def _not_utf8(path: Path) -> DataError:
-    """Names the line of the first byte that is not UTF-8. Reads the file again, as text is decoded far ahead of lines."""
+    """Names the line of the first byte that is not UTF-8. Text is decoded ahead of the lines, so it reads again."""
     decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
     try:
         with open_regular(path) as file:

@@ -122,7 +122,7 @@ def _hold_out_test(manifest: Manifest, digests: Sequence[str], hashes: Hashes) -
     group_keys = np.full(int(group.max()) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(group_keys, group, own_keys)
     labels = np.array([label_of[manifest.records[i].label] for i in train], dtype=np.int64)
-    held = set(train[choose_test(group_keys[group], labels, len(label_of), TEST_FRACTION)].tolist())
+    held = set(train[choose_test(group_keys[group], labels, TEST_FRACTION)].tolist())
     if not held:
         raise DataError(
             f"{manifest.name}: no class has two pictures that differ, so none can be kept for the test; add pictures"

@@ -208,7 +208,7 @@ def test_a_set_without_two_different_pictures_of_a_class(tmp_path):
 def test_the_part_for_the_test_is_fair(pictures, fraction):
     keys = np.array([key for key, _ in pictures], dtype=np.uint64)
     labels = np.array([label for _, label in pictures])
-    held = choose_test(keys, labels, 4, fraction)
+    held = choose_test(keys, labels, fraction)
     assert not set(keys[held].tolist()) & set(keys[~held].tolist())
     home = {key: min(label for k, label in pictures if k == key) for key, _ in pictures}
     for label in range(4):
@@ -219,7 +219,7 @@ def test_the_part_for_the_test_is_fair(pictures, fraction):
             assert held[own].sum() <= max(round(fraction * own.sum()), min(Counter(keys[own].tolist()).values()))
         else:
             assert not held[own].any()
-    turned = choose_test(keys[::-1], labels[::-1], 4, fraction)
+    turned = choose_test(keys[::-1], labels[::-1], fraction)
     assert np.array_equal(turned[::-1], held)
 
 
