@@ -41,7 +41,7 @@ def read_csv(name: str | Path) -> Manifest:
     table = _Table(path)
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
-            table.read(_Lines(path, file))
+            table.read(file)
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except FileNotFoundError:
@@ -53,36 +53,12 @@ def read_csv(name: str | Path) -> Manifest:
     return table.manifest()
 
 
-class _Lines:
-    """The lines of a CSV, one by one. DataError for too many, or for a row that is too long."""
-
-    def __init__(self, path: Path, file: io.TextIOWrapper) -> None:
-        self.path, self.file, self.count, self.row_length = path, file, 0, 0
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = self.file.readline(MAX_ROW_LEN + 1)
-        if not line:
-            raise StopIteration
-        self.count += 1
-        self.row_length += len(line)
-        if self.row_length > MAX_ROW_LEN:
-            raise DataError(
-                f"{self.path}:{self.count}: a row of over {MAX_ROW_LEN:,} characters; is a quote not closed, or is "
-                "this no table?"
-            )
-        if self.count > MAX_LINES:
-            raise DataError(f"{self.path}: over {MAX_LINES:,} lines, and at most so many are read; divide the table")
-        return line
-
-
 class _Table:
     """The image records of the rows read so far, and the problems of these rows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.row_length = 0  # characters read of the present row
         self.records: list[FileRecord] = []
         self.first_rows: dict[str, tuple[int, FileRecord]] = {}  # by the file's real path, with the row's line
         self.repeated: list[str] = []  # names, MAX_SHOWN at most
@@ -90,9 +66,9 @@ class _Table:
         self.problems: list[str] = []  # MAX_PROBLEMS at most
         self.problem_count = 0
 
-    def read(self, lines: _Lines) -> None:
+    def read(self, file: io.TextIOWrapper) -> None:
         """Reads every row. DataError at once where the first line or the file itself is no table's."""
-        rows = self._rows(lines)
+        rows = self._rows(file)
         _, head = next(rows, (1, []))
         columns = [cell.strip().lower() for cell in head]
         missing = [column for column in COLUMNS[:2] if column not in columns]
@@ -112,11 +88,28 @@ class _Table:
                 fault = f"expected {len(columns)} values, found {len(row)}; a path that has a comma needs quotes"
                 self._problem(line, fault)
 
-    def _rows(self, lines: _Lines) -> Iterator[tuple[int, list[str]]]:
-        """Each row that is not empty with the number of its first line."""
-        reader, line = csv.reader(lines, strict=True), 1
+    def _lines(self, file: io.TextIOWrapper) -> Iterator[str]:
+        """Yields line after line. DataError for too many, or for a row that is too long."""
+        count = 0
+        while line := file.readline(MAX_ROW_LEN + 1):
+            count += 1
+            self.row_length += len(line)
+            if self.row_length > MAX_ROW_LEN:
+                raise DataError(
+                    f"{self.path}:{count}: a row of over {MAX_ROW_LEN:,} characters; is a quote not closed, or is this "
+                    "no table?"
+                )
+            if count > MAX_LINES:
+                raise DataError(
+                    f"{self.path}: over {MAX_LINES:,} lines, and at most so many are read; divide the table"
+                )
+            yield line
+
+    def _rows(self, file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+        """Yields each row that is not empty with the number of its first line."""
+        reader, line = csv.reader(self._lines(file), strict=True), 1
         while True:
-            lines.row_length = 0
+            self.row_length = 0
             try:
                 row = next(reader, None)
             except csv.Error as error:

@@ -21,7 +21,6 @@ from finetune.io.atomic import PartFile, part_file
 if TYPE_CHECKING:
     from finetune.data.spec import Archive, DatasetSpec
 
-
 TIMEOUT = 10.0  # seconds to wait for a connection, and for the next bytes on it
 _CHUNK = 1 << 16
 

@@ -27,7 +27,6 @@ from finetune.io.safe_open import open_regular
 if TYPE_CHECKING:
     from finetune.data.spec import DatasetSpec
 
-
 MAX_ITEMS = 2_000_000  # images or labels in one file; EMNIST's largest has 697,932
 LABEL_COLUMNS = 8  # of QMNIST's labels, of which the first is the class
 MAX_GZIP_RATIO = 1032  # bytes that one byte of gzip can stand for (RFC 1951: 258 bytes in 2 bits)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-
 Pixels = TypeVar("Pixels", "npt.NDArray[np.uint8]", "Tensor")
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})

@@ -16,7 +16,6 @@ from finetune.text import name_hint
 if TYPE_CHECKING:
     from finetune.data.image_dataset import DataSplits
 
-
 DIGITS = tuple(string.digits)
 LETTERS = tuple(string.ascii_lowercase)
 BY_CLASS = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
