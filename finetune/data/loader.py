@@ -111,10 +111,6 @@ class Batches:
         return own
 
     @property
-    def images_per_epoch(self) -> int:
-        return len(self.labels)
-
-    @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 
-import finetune.data.image_io as pictures_module
+from finetune.data import image_io
 from finetune.data.image_io import (
     MAX_PIXELS,
     WeightedSemaphore,
@@ -281,7 +281,7 @@ def test_large_pictures_wait_for_one_another(monkeypatch):
     monkeypatch.setattr("finetune.data.image_io._PIXELS_IN_MEMORY", Watched(10))
     decode_image(file.getvalue())
     assert seen == [60_000]
-    assert pictures_module._PIXELS_IN_MEMORY.taken == 0
+    assert image_io._PIXELS_IN_MEMORY.taken == 0
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
