@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.data.image_io import IMAGE_SUFFIXES
@@ -95,8 +96,7 @@ class _FolderScan:
                 f"{self.root}: the class folder {printable(folder.name)!r} has a name that cannot be shown; rename it"
             )
         self.classes.add(label)
-        for path in self.walk(folder):
-            name = self.relative(path)
+        for path, name in self.walk(folder):
             if path.suffix.lower() not in IMAGE_SUFFIXES:
                 self.ignored.append(name)
             elif reason := self.why_link_is_not_followed(path):
@@ -104,21 +104,20 @@ class _FolderScan:
             else:
                 self.records.append(FileRecord(name, label, split, path))
 
-    def walk(self, folder: Path) -> list[Path]:
-        """Every file under a class's folder that is not hidden, in the order of their names."""
+    def walk(self, folder: Path) -> Iterator[tuple[Path, str]]:
+        """Yields every file under a class's folder that is not hidden, with its relative name, in order of names."""
 
         def add_unreadable(error: OSError) -> None:
             self.bad.append((self.relative(Path(os.fsdecode(error.filename))), error.strerror or str(error)))
 
-        found = []
         for name, folders, files in os.walk(folder, onerror=add_unreadable):
             parent = Path(name)
             visible = sorted(folder for folder in folders if not _is_hidden(folder))
             folders[:] = [folder for folder in visible if not (parent / folder).is_symlink()]
             for linked in sorted(set(visible) - set(folders)):
                 self.skip_linked_folder(parent / linked)
-            found += [parent / file for file in sorted(files) if not _is_hidden(file)]
-        return found
+            prefix = self.relative(parent)
+            yield from ((parent / file, f"{prefix}/{file}") for file in sorted(files) if not _is_hidden(file))
 
     def skip_linked_folder(self, folder: Path) -> None:
         """Notes a linked folder, which is never entered: it leads out, or its images are met where they lie."""
