@@ -27,7 +27,7 @@ from finetune.data.loader import prefetch
 from finetune.data.manifest import ImageRecord
 from finetune.data.split import array_hashes
 from finetune.errors import DataError, OutputError
-from finetune.io.atomic import PartFile, make_folder, part_file
+from finetune.io.atomic import TemporaryFile, open_atomic, temporary_file
 from finetune.io.safe_open import open_regular, read_regular
 
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
@@ -273,14 +273,16 @@ class CacheFileWriter:
         self.hashes: list[int] = []
         self.error: OSError | None = None
         self.memory: PixelArray | None = None
-        self.part: PartFile | None = None
+        self.file: TemporaryFile | None = None
+        self.path = folder  # of the pixels written so far
         self.stack = ExitStack()
 
     def __enter__(self) -> CacheFileWriter:
         try:
-            make_folder(self.folder)
-            self.part = self.stack.enter_context(part_file(self.folder / "pixels.npy", MODE))
-            self.part.write([_npy_header((0, *self.shape))])
+            self.file = self.stack.enter_context(temporary_file(self.folder / "pixels.npy"))
+            self.path = self.file.temporary
+            os.fchmod(self.file.descriptor, MODE)
+            self.file.write(_npy_header((0, *self.shape)))
         except OSError as error:
             self._move_to_memory(error)
         return self
@@ -290,9 +292,9 @@ class CacheFileWriter:
 
     def add(self, digest: str, pixels: PixelArray, pixels_hash: int) -> None:
         """Adds one image, uint8 C×R×R, with the digest of its bytes and the hash of its pixels."""
-        if self.memory is None and self.part is not None:
+        if self.memory is None and self.file is not None:
             try:
-                self.part.write([np.ascontiguousarray(pixels).tobytes()])
+                self.file.write(np.ascontiguousarray(pixels).tobytes())
             except OSError as error:
                 self._move_to_memory(error)
         if self.memory is not None:
@@ -304,28 +306,29 @@ class CacheFileWriter:
         """The cache file of all images added, under its name or in memory."""
         row_of = {digest: row for row, digest in enumerate(self.digests)}
         hashes = np.array(self.hashes, dtype=np.uint64)
-        if self.memory is None and self.part is not None:
+        if self.memory is None and self.file is not None:
             try:
-                pixels, sidecar = self._commit(self.part)
+                pixels, sidecar = self._commit(self.file)
                 return CacheFile(pixels, hashes, row_of, sidecar)
             except OSError as error:
                 self._move_to_memory(error)
         assert self.memory is not None
         return CacheFile(self.memory[: len(self.digests)], hashes, row_of)
 
-    def _commit(self, part: PartFile) -> tuple[PixelArray, Path]:
+    def _commit(self, file: TemporaryFile) -> tuple[PixelArray, Path]:
         shape = (len(self.digests), *self.shape)
-        os.lseek(part.descriptor, 0, os.SEEK_SET)
-        part.write([_npy_header(shape)])
+        os.lseek(file.descriptor, 0, os.SEEK_SET)
+        file.write(_npy_header(shape))
+        file.sync()
         # Mapped before it gets its name, so that another process which tidies up cannot come between.
-        pixels: PixelArray = np.memmap(part.path, dtype=np.uint8, mode="r", offset=HEADER_BYTES, shape=shape)
+        pixels: PixelArray = np.memmap(file.temporary, dtype=np.uint8, mode="r", offset=HEADER_BYTES, shape=shape)
         name = hashlib.blake2b("".join(self.digests).encode(), digest_size=10).hexdigest()
         sidecar = self.folder / f"{name}.json"
         content = {"format": FORMAT, "digests": self.digests, "hashes": [f"{h:016x}" for h in self.hashes]}
-        part.commit(sidecar.with_suffix(".npy"))
-        with part_file(sidecar, MODE) as sidecar_part:
-            sidecar_part.write([json.dumps(content).encode()])
-            sidecar_part.commit(sidecar)
+        with open_atomic(sidecar) as sidecar_file:
+            os.fchmod(sidecar_file.descriptor, MODE)
+            sidecar_file.write(json.dumps(content).encode())
+            self.path = file.temporary.replace(sidecar.with_suffix(".npy"))  # before the sidecar has its name
         return pixels, sidecar
 
     def _move_to_memory(self, error: OSError) -> None:
@@ -338,9 +341,9 @@ class CacheFileWriter:
                 f"{self.folder}: cannot be written ({error.strerror}), and the decoded pictures do not fit into "
                 "memory; name a folder with room in FINETUNE_CACHE"
             ) from None
-        if self.part is not None and self.digests:
+        if self.file is not None and self.digests:
             written = self.memory[: len(self.digests)]
-            with open(self.part.descriptor, "rb", closefd=False) as file:
+            with self.path.open("rb") as file:
                 file.seek(HEADER_BYTES)
                 if file.readinto(written.data) < written.nbytes:
                     raise OutputError(f"{self.folder}: cannot be read back ({error.strerror}); try again")

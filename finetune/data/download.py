@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from finetune.errors import DownloadError, OutputError
-from finetune.io.atomic import PartFile, part_file
+from finetune.io.atomic import TemporaryFile, open_atomic, temporary_file
 
 if TYPE_CHECKING:
     from finetune.data.spec import Archive, DatasetSpec
@@ -75,19 +76,22 @@ def _fetch_archive(row: DatasetSpec, archive: Archive, wanted: list[str], raw: P
 
 
 def _fetch_from(url: str, archive: Archive, wanted: list[str], raw: Path) -> None:
-    with part_file(raw / archive.name) as part:
-        _receive(url, archive.md5, part)
-        path = part.path
-        if archive.name.endswith(".zip"):  # kept, as it holds other data sets too
-            path = raw / archive.name
-            part.commit(path)
-        _unpack(path, archive, wanted, raw)
+    if archive.name.endswith(".zip"):  # kept, as it holds other data sets too
+        with open_atomic(raw / archive.name) as file:
+            _receive(url, archive.md5, file)
+        _unpack(raw / archive.name, archive, wanted, raw)
+    else:
+        with temporary_file(raw / archive.name) as file:
+            _receive(url, archive.md5, file)
+            _unpack(file.temporary, archive, wanted, raw)
 
 
-def _receive(url: str, md5: str, part: PartFile) -> None:
-    """Downloads `url` to `part`. Raises _MirrorFailed where it is not the file with this MD5."""
-    digest = hashlib.md5(usedforsecurity=False)
-    size = part.write(_read_chunks(url), digest.update)
+def _receive(url: str, md5: str, file: TemporaryFile) -> None:
+    """Downloads `url` to `file`. Raises _MirrorFailed where it is not the file with this MD5."""
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    for chunk in _read_chunks(url):
+        digest.update(chunk)
+        size += file.write(chunk)
     if digest.hexdigest() != md5:
         raise _MirrorFailed(f"expected MD5 {md5}, found {digest.hexdigest()} ({size:,} bytes)")
 
@@ -164,10 +168,8 @@ def _unpack(path: Path, archive: Archive, wanted: list[str], raw: Path) -> None:
 
 
 def _gunzip(packed: IO[bytes], target: Path) -> None:
-    with part_file(target) as part:
-        with gzip.open(packed) as source:
-            part.write(iter(lambda: source.read(_CHUNK), b""))
-        part.commit(target)
+    with open_atomic(target) as file, gzip.open(packed) as source:
+        shutil.copyfileobj(source, file, _CHUNK)
 
 
 def _md5(path: Path) -> str:
