@@ -170,7 +170,6 @@ def _count_channels(records: Iterable[ImageRecord]) -> int:
 def _decode_record(work: tuple[str, ImageRecord, CropSpec]) -> tuple[PixelArray, int] | str:
     """The pixels (uint8 C×R×R) of a record with this digest and their hash, or the reason why there are none."""
     digest, record, spec = work
-    assert spec.channels is not None
     try:
         content = record.open()
         if _digest(content) != digest:
@@ -178,14 +177,7 @@ def _decode_record(work: tuple[str, ImageRecord, CropSpec]) -> tuple[PixelArray,
         image = decode_image(content)
     except DataError as error:
         return str(error)
-    square = crop_to_square(
-        image,
-        channels=spec.channels,
-        size=spec.size,
-        crop=spec.crop,
-        resize=spec.resize,
-        interpolation=spec.interpolation,
-    )
+    square = crop_to_square(image, **vars(spec))
     pixels = np.ascontiguousarray(square.transpose(2, 0, 1))
     return pixels, int(array_hashes(pixels[None], SALT)[0])
 
