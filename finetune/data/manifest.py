@@ -140,5 +140,5 @@ def list_some(names: Sequence[str]) -> str:
 
 
 def and_more(count: int) -> str:
-    """ " and N more" where `count` things are more than MAX_SHOWN, else nothing."""
+    """The words " and N more" where `count` exceeds MAX_SHOWN, else nothing."""
     return f" and {count - MAX_SHOWN:,} more" if count > MAX_SHOWN else ""
