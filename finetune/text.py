@@ -10,14 +10,14 @@ _MAX_NAMES = 30  # known names listed in one message
 
 
 def listed(names: Iterable[str]) -> str:
-    """Returns the names with commas between, the first ones only where there are very many."""
+    """Joins names with commas; of more than 30 only the first are listed."""
     every = list(names)
     more = f" and {len(every) - _MAX_NAMES} more" if len(every) > _MAX_NAMES else ""
     return ", ".join(every[:_MAX_NAMES]) + more
 
 
 def amount(size: float) -> str:
-    """Bytes for a person, as in '4.9 MB', in thousands."""
+    """Formats a number of bytes for a person, as in '4.9 MB' (decimal units)."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
@@ -40,7 +40,7 @@ _ABSENT = object()
 
 
 def json_diff(there: object, here: object, at: str = "") -> list[str]:
-    """One line for each value that is not the same in two JSON values, for example `seed: 0 there, 1 here`."""
+    """Lists the differences of two JSON values, one line each: `seed: 0 there, 1 here`."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         keys = [*here, *(key for key in there if key not in here)]
         return [

@@ -104,7 +104,7 @@ def lines(path: Path) -> int:
         "import finetune.recipe.load",
         "import finetune.recipe.docs",
         "import finetune.data.registry",
-        "from finetune.data.manifest import is_image_path; is_image_path('mnist')",
+        "from finetune.data.openers import is_image_path; is_image_path('mnist')",
         "import finetune.models.registry",
         "import finetune.commands.listing",
         "import finetune.commands.inspect",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.data.image_io import center_crop, crop_to_square, read_picture, to_eight_bits
+from finetune.data.image_io import center_crop, crop_to_square, read_image, to_eight_bits
 from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
 from finetune.models.staged import StagedNetwork
@@ -112,7 +112,7 @@ def _open_picture(image: ImageLike) -> Image:
     from PIL import Image
 
     if isinstance(image, (str, Path)):
-        return read_picture(image)
+        return read_image(image)
     return to_eight_bits(image if isinstance(image, Image.Image) else Image.fromarray(_pixels(image)))
 
 

@@ -116,7 +116,7 @@ class CacheManager:
 
     def _keep(self, network: StagedNetwork, group: tuple[str, int | None], number: int, since: int) -> bool:
         wanted = {key: where for key, where in self._wanted(number, since) if (key.part, key.views) == group}
-        prepared = image_batches(self.phases[number], self.context).prepared if group[1] else None
+        prepared = image_batches(self.phases[number], self.context).input_fn if group[1] else None
         return not wanted or self.cache.keep(network, wanted, prepared)
 
     def _wanted(self, number: int, since: int) -> Iterator[tuple[ActivationKey, str]]:

@@ -113,7 +113,7 @@ class RunLock:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         us = Holder(os.getpid(), socket.gethostname(), self.command[:_MAX_SHOWN], started)
         os.ftruncate(file, 0)
-        write_all(file, [json.dumps(asdict(us)).encode()])
+        write_all(file, json.dumps(asdict(us)).encode())
         return True
 
     def _close(self) -> None:

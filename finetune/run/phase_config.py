@@ -63,9 +63,8 @@ def image_batches(phase: Phase, context: TrainContext) -> Batches:
         normalize=context.normalize,
         augment=context.augment if phase.augment else None,
         classes=len(train.class_names),
-        shard=(context.runtime.group.rank, context.runtime.group.size),
         views=phase.views,
-    )
+    ).shard(context.runtime.group.rank, context.runtime.group.size)
 
 
 def activation_batches(
@@ -73,5 +72,5 @@ def activation_batches(
 ) -> Batches:
     """The phase's batches of activations, which are kept of each image or of so many views of each."""
     labels = context.data.train.labels.to(context.runtime.device)
-    shard = (context.runtime.group.rank, context.runtime.group.size)
-    return Batches(kept, labels, batch_size=phase.batch_size, seed=context.seed, shard=shard, views=views)
+    batches = Batches(kept, labels, batch_size=phase.batch_size, seed=context.seed, views=views)
+    return batches.shard(context.runtime.group.rank, context.runtime.group.size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune.data.manifest import is_image_path
+from finetune.data.openers import is_image_path
 from finetune.data.registry import ALIASES, DATASETS, find_dataset
 from finetune.errors import RecipeError
 from finetune.models.classifier import Classifier

@@ -201,7 +201,7 @@ class Training:
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
         """One step. `labels` are classes (int64, N), or where images are mixed the classes' shares (N×classes)."""
         phase, group = self.phase, self.group
-        own, images = self.batches.weights(self.batch)
+        own, images = self.batches.local_and_global_count(self.batch)
         self._chance()
         with self.runtime.autocast():
             logits = self.parallel.forward(inputs)

@@ -380,7 +380,7 @@ def test_what_would_take_memory_or_fetch_something_is_refused_before_it_is_built
 
 
 def test_a_network_is_held_against_the_memory_of_the_machine(monkeypatch):
-    monkeypatch.setattr("finetune.models.timm.build.memory", lambda: 1_000_000)
+    monkeypatch.setattr("finetune.models.timm.build.available_memory", lambda: 1_000_000)
     with pytest.raises(SettingError, match=r"1,\d\d\d,\d\d\d bytes do not fit the memory of this machine, 1,000,000"):
         build_model("timm/test_resnet", 3, {})
     with torch.device("meta"):

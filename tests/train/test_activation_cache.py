@@ -216,7 +216,7 @@ def test_the_first_epochs_with_views_are_those_without_and_then_they_come_again(
     options = {"batch_size": 10, "seed": 4, "normalize": GREY, "augment": augment}
     anew, again = Batches(pictures(), LABELS, **options), Batches(pictures(), LABELS, **options, views=views)
     key = ActivationKey(TRAIN, 2, views)
-    assert cache.keep(fresh, {key: where}, again.prepared) and cache.kept[key].size == views * COUNT * 3136 * 4
+    assert cache.keep(fresh, {key: where}, again.input_fn) and cache.kept[key].size == views * COUNT * 3136 * 4
     kept = Batches(cache.kept[key].rows, LABELS, batch_size=10, seed=4, views=views)
     for epoch in range(7):
         fronts = [[fresh.run(x, stop=2) for x, _ in made.epoch(epoch)] for made in (anew, again)]
