@@ -123,8 +123,9 @@ class LoadedWeights:
 
 def from_timm(source: str, name: str, arguments: Mapping[str, Any]) -> LoadedWeights:
     """Pretrained weights of timm/ARCH[.TAG] through timm: from the Hub, or from its cache."""
+    from finetune.hub.timm_weights import download_weights
     from finetune.models.skip_init import build_without_init
-    from finetune.models.timm.weights import download_weights, source_classes, to_timm_state_dict
+    from finetune.models.timm.weights import source_classes, to_timm_state_dict
 
     spec = find_model(name, arguments).input
     weights = read_weights(download_weights(name))
