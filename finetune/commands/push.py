@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from finetune.errors import OutputError, SettingError
 from finetune.hub.bundle import Bundle, make_bundle
@@ -15,7 +14,7 @@ from finetune.hub.errors import LogFn
 from finetune.hub.model_card import check_licence
 from finetune.hub.repo import Remote, describe, find_repo
 from finetune.hub.repo_id import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name
-from finetune.hub.upload import Published, check_card, check_no_token, check_tag, logged_in, publish
+from finetune.hub.upload import Pushed, check_card, check_no_token, check_tag, logged_in, publish
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
@@ -48,25 +47,6 @@ class PushOptions(TypedDict, total=False):
     confirm: Callable[[str], bool] | None
     quiet: bool
     console: Console | None
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """The outcome of a push. After a dry run `commit` is None and the files are in `folder`; `made`: it is new."""
-
-    repo: str
-    commit: str | None
-    made: bool
-    changed: tuple[str, ...]
-    url: str | None
-    pull_request: str | None
-    tag: str | None
-    sha256: str
-    folder: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
-        return asdict(self) | {"changed": list(self.changed)}
 
 
 def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]) -> Pushed:
@@ -105,7 +85,7 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
     message = options.get("message") or f"finetune: {bundle.headline}"
     done = publish(api, name, bundle.files, message=message, private=private, tag=tag, create_pr=create_pr, note=note)
     _say(done, console)
-    return Pushed(**asdict(done), sha256=sha256_of(Path(checkpoint)))
+    return done
 
 
 def _confirm_replacement(api: HfApi, there: Remote, bundle: Bundle, options: PushOptions, note: LogFn) -> None:
@@ -123,8 +103,8 @@ def _confirm_replacement(api: HfApi, there: Remote, bundle: Bundle, options: Pus
         raise SettingError("nothing was pushed")
 
 
-def _say(done: Published, console: Console) -> None:
-    commit = done.commit[:12]
+def _say(done: Pushed, console: Console) -> None:
+    commit = str(done.commit)[:12]
     if not done.made:
         where = f"pull request {done.pull_request}" if done.pull_request else f"commit {commit}"
         console.say(f"{done.repo}: everything is there already, in {where}; no new commit")
@@ -157,4 +137,4 @@ def _write_folder(bundle: Bundle, name: HubName, console: Console) -> Pushed:
     for file in (CONFIG, CARD):
         console.say(f"\n--- {file}\n{contents[file].decode()}")
     digest = sha256_of(contents[WEIGHTS])
-    return Pushed(name.repo, None, False, tuple(contents), None, None, None, digest, str(folder))
+    return Pushed(name.repo, None, False, tuple(contents), None, sha256=digest, folder=str(folder))

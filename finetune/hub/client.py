@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 STALL_TIMEOUT = 120.0  # seconds without a byte in either direction before a connection is given up
-MIN_TOKEN_LEN = 8  # characters; anything shorter is no token, and would be found in texts by chance
+MIN_TOKEN_LEN = 8  # characters
 
 _TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{16,}")
 _SIGNATURE = re.compile(r"(https?://[^\s?]+)\?[^\s)]+")
@@ -48,8 +48,7 @@ def token_origin() -> str:
 
 def redact(text: str) -> str:
     """The text without the token, anything that looks like one, and logins and signatures within addresses."""
-    secret = token() or ""
-    if len(secret) >= MIN_TOKEN_LEN:
+    if secret := _secret():
         text = text.replace(secret, "(token)")
     text = _LOGIN_IN_ADDRESS.sub("", _TOKEN_LIKE.sub("(token)", text))
     return _SIGNATURE.sub(r"\1", text)
@@ -57,8 +56,14 @@ def redact(text: str) -> str:
 
 def holds_token(content: bytes) -> bool:
     """Whether bytes that are about to be sent contain the token."""
-    secret = token() or ""
-    return len(secret) >= MIN_TOKEN_LEN and secret.encode() in content
+    secret = _secret()
+    return bool(secret) and secret.encode() in content
+
+
+def _secret() -> str:
+    """The token, or "" for one so short that it would be found in texts by chance."""
+    found = token() or ""
+    return found if len(found) >= MIN_TOKEN_LEN else ""
 
 
 def open_api(*, bars: bool = False) -> HfApi:

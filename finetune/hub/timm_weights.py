@@ -13,6 +13,12 @@ from finetune.hub.repo import cached_hash, discard_cached
 from finetune.hub.repo_id import WEIGHTS
 from finetune.models.timm.names import parse_name, timm_tags
 
+_REASONS: dict[type[HubError | OutputError], str] = {
+    Offline: "{repository} is not in the Hub's cache, and HF_HUB_OFFLINE is set; try again with a network",
+    AccessGated: "{repository} is gated: accept its conditions on the Hub and `hf auth login`",
+    RepositoryMissing: "the Hub has no {repository}, or does not show it; `hf auth login` may help",
+}
+
 
 def download_weights(name: str) -> Path:
     """The weights of timm/ARCH[.TAG], without a tag the default one, in the Hub's cache; fetched when not there.
@@ -29,21 +35,9 @@ def download_weights(name: str) -> Path:
         raise SettingError(
             f"{name}: {repository} has no {file} on the Hub, and other formats are not read; {_other_tags(name)}"
         ) from None
-    except Offline:
-        raise DownloadError(
-            f"{name}: {repository} is not in the Hub's cache and cannot be fetched: HF_HUB_OFFLINE is set; try again "
-            "with a network"
-        ) from None
-    except AccessGated:
-        raise DownloadError(
-            f"{name}: {repository} is gated: accept its conditions on the Hub and `hf auth login`"
-        ) from None
-    except RepositoryMissing:
-        raise DownloadError(
-            f"{name}: the Hub has no {repository}, or does not show it; `hf auth login` may help"
-        ) from None
     except (HubError, OutputError) as error:
-        raise DownloadError(f"{name}: {repository}/{file}: {error}") from None
+        said = _REASONS.get(type(error), "{repository}/{file}: {error}")
+        raise DownloadError(f"{name}: {said.format(repository=repository, file=file, error=error)}") from None
     # Large files lie in the cache under their sha256; the client compares sizes alone.
     if not cached_hash(path).fits(path):
         discard_cached(path)

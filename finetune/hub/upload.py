@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from finetune.errors import FinetuneError, HubError, HubRefusal
 from finetune.hub.client import endpoint, holds_token, redact, token
 from finetune.hub.errors import LogFn, RepositoryMissing, log_nothing, with_retry, with_retry_no_xet
 from finetune.hub.repo import Remote, find_repo, get_repo
-from finetune.hub.repo_id import HubName
+from finetune.hub.repo_id import WEIGHTS, HubName
+from finetune.io.safe_open import sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -25,16 +26,25 @@ _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
 @dataclass(frozen=True)
-class Published:
-    """The outcome of a push. `commit` holds the files; `made`: it is new; `changed`: the files that differed before."""
+class Pushed:
+    """The outcome of a push. `commit` holds the files; `made`: it is new; `changed`: the files that differed before.
+
+    After a dry run `commit` is None and the files are in `folder`. `sha256` is that of the checkpoint.
+    """
 
     repo: str
-    commit: str
+    commit: str | None
     made: bool
     changed: tuple[str, ...]
-    url: str
+    url: str | None
     pull_request: str | None = None
     tag: str | None = None
+    sha256: str = ""
+    folder: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return asdict(self) | {"changed": list(self.changed)}
 
 
 def logged_in(api: HfApi, note: LogFn = log_nothing) -> str:
@@ -98,7 +108,7 @@ def publish(
     tag: str | None = None,
     create_pr: bool = False,
     note: LogFn = log_nothing,
-) -> Published:
+) -> Pushed:
     """Makes one commit of the files on main (or a pull request), none where they are there already, and then the tag.
 
     Made to be run again after any interruption: what was uploaded is not sent twice, and a commit whose answer was
@@ -108,25 +118,25 @@ def publish(
         with_retry(f"create {name}", lambda: api.create_repo(name.repo, private=private or None, exist_ok=True), note)
     before = get_repo(api, name, note)
     changed = tuple(before.changed(files))
-    found = Published(name.repo, str(before.commit), False, (), f"{endpoint()}/{name.repo}")
+    found = Pushed(name.repo, before.commit, False, (), f"{endpoint()}/{name.repo}")
     if changed:
         open_request = _find_pull_request(api, before, files, note) if create_pr else None
         found = open_request or _commit(api, before, files, message, create_pr, note)
     if tag is not None:
         _tag(api, found, tag, note)
-    return replace(found, changed=changed, tag=tag)
+    return replace(found, changed=changed, tag=tag, sha256=sha256_of(files[WEIGHTS]))
 
 
-def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: bool, note: LogFn) -> Published:
+def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: bool, note: LogFn) -> Pushed:
     """One commit upon `before`, checked. Each try first looks whether the one before it has worked after all."""
     from huggingface_hub import CommitOperationAdd
 
     name = HubName(before.repo)
 
-    def once() -> Published:
+    def once() -> Pushed:
         there = get_repo(api, name, note)
         if not there.changed(files):
-            return Published(name.repo, str(there.commit), True, (), f"{endpoint()}/{name.repo}/commit/{there.commit}")
+            return Pushed(name.repo, there.commit, True, (), f"{endpoint()}/{name.repo}/commit/{there.commit}")
         if create_pr and (open_request := _find_pull_request(api, there, files, note)):
             return open_request
         made = api.create_commit(
@@ -137,16 +147,18 @@ def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: b
             parent_commit=before.commit,
             create_pr=create_pr,
         )
-        return Published(name.repo, made.oid, made.oid != before.commit, (), redact(made.commit_url), made.pr_url)
+        return Pushed(name.repo, made.oid, made.oid != before.commit, (), redact(made.commit_url), made.pr_url)
 
     found = with_retry_no_xet(f"push to {name}", once, note)
     wrong = get_repo(api, HubName(found.repo, found.commit), note).conflicts(files)
     if wrong:
-        raise HubError(f"{found.repo}: {', '.join(wrong)} arrived damaged in commit {found.commit[:12]}; push again")
+        raise HubError(
+            f"{found.repo}: {', '.join(wrong)} arrived damaged in commit {str(found.commit)[:12]}; push again"
+        )
     return found
 
 
-def _find_pull_request(api: HfApi, remote: Remote, files: Files, note: LogFn) -> Published | None:
+def _find_pull_request(api: HfApi, remote: Remote, files: Files, note: LogFn) -> Pushed | None:
     """The open pull request that already has these files, as after an interruption; None where there is none."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -159,11 +171,11 @@ def _find_pull_request(api: HfApi, remote: Remote, files: Files, note: LogFn) ->
             there = get_repo(api, HubName(remote.repo, f"refs/pr/{number}"), note)
             if not there.changed(files):
                 url = f"{endpoint()}/{remote.repo}/discussions/{number}"
-                return Published(remote.repo, str(there.commit), False, (), url, url)
+                return Pushed(remote.repo, there.commit, False, (), url, url)
     return None
 
 
-def _tag(api: HfApi, found: Published, tag: str, note: LogFn) -> None:
+def _tag(api: HfApi, found: Pushed, tag: str, note: LogFn) -> None:
     """Gives the commit a tag, unless it has it. HubRefusal when the tag is another commit's."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -178,7 +190,7 @@ def _tag(api: HfApi, found: Published, tag: str, note: LogFn) -> None:
                 if _tagged_commit(api, found.repo, tag, note) == found.commit:
                     return  # made by a try whose answer was lost
                 raise HubRefusal(
-                    f"{found.repo}: pushed as {found.commit[:12]}, but the tag {tag} is taken; choose another name"
+                    f"{found.repo}: pushed as {str(found.commit)[:12]}, but the tag {tag} is taken; choose another name"
                 ) from None
             raise
 

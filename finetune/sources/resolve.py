@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from finetune.checkpoint.format import (
 from finetune.checkpoint.limits import MAX_LINEAGE
 from finetune.errors import CheckpointError, SettingError
 from finetune.hub.download import HubFile, fetch
+from finetune.hub.errors import LogFn, log_nothing
 from finetune.hub.repo_id import is_hub_source
 from finetune.models.registry import check_size, find_model, is_model
 from finetune.models.spec import InputSpec
@@ -120,7 +121,7 @@ class SourceRef:
         return None
 
 
-def locate(source: str | Path, *, note: Callable[[str], None] | None = None, bars: bool = False) -> SourceRef:
+def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False) -> SourceRef:
     """Finds a source: a file, `timm:NAME[.TAG]`, or `hub:OWNER/NAME[@REVISION]`, which is downloaded unless cached.
 
     `note` is called with remarks on transfers, and `bars` shows their progress. HubError and HubRefusal from the Hub.
@@ -129,7 +130,7 @@ def locate(source: str | Path, *, note: Callable[[str], None] | None = None, bar
     if text.startswith(TIMM):
         return SourceRef(text, None)
     if is_hub_source(text):
-        found = fetch(text, bars=bars) if note is None else fetch(text, note=note, bars=bars)
+        found = fetch(text, note=note, bars=bars)
         return SourceRef(found.id, found.path, found)
     return SourceRef(text, Path(source))
 
