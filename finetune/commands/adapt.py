@@ -20,7 +20,7 @@ from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.console import Console
 from finetune.report.report import Report, SourceSummary, Transplant
-from finetune.run.cache_plan import CachePlan
+from finetune.run.cache_plan import CacheManager
 from finetune.run.context import make_context
 from finetune.run.finalize import build_report, public_recipe, run_fingerprint, save_run
 from finetune.run.interrupt import InterruptCheckpoint
@@ -88,15 +88,13 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
             return run_folder.finished
         runtime.place(classifier.network)
         runtime.place(network)
-        logger, cache_plan = RunLogger(console, outputs, kept), CachePlan(network, recipe.phases, context)
-        features = extract_source_features(
-            classifier.network, cache_plan, completed_phases(run_folder, TRAINED), recipe
-        )
+        logger, caches = RunLogger(console, outputs, kept), CacheManager(network, recipe.phases, context)
+        features = extract_source_features(classifier.network, caches, completed_phases(run_folder, TRAINED), recipe)
         transplant = _swap_head(network, recipe, features.means, setup)
         _log_head_rows(transplant, recipe, data.class_names, console)
         progress = NetworkProgress(run_folder, TRAINED, network)
         phases = run_phases(network, recipe.phases, context, logger, progress)
-        adaptation = Adaptation(recipe, classifier, features, cache_plan, logger, progress)
+        adaptation = Adaptation(recipe, classifier, features, caches, logger, progress)
         train_rows(adaptation)
         results, comparisons = measure_rows(adaptation)
         report = replace(

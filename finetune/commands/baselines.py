@@ -27,10 +27,9 @@ from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import Comparison, compare
 from finetune.report.report import Result, Retention
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
-from finetune.run.cache_plan import CachePlan
+from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
 from finetune.run.finalize import correct_mask, score
-from finetune.run.phase_config import images_seen, phase_steps
 from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import SCRATCH, NetworkProgress
 from finetune.sources.resolve import Source
@@ -59,17 +58,17 @@ def needs_source_features(recipe: AdaptRecipe, known: Sequence[str], wanted: Seq
 
 
 def extract_source_features(
-    network: StagedNetwork, cache_plan: CachePlan, over: int, plan: AdaptRecipe
+    network: StagedNetwork, caches: CacheManager, over: int, plan: AdaptRecipe
 ) -> SourceFeatures:
     """One pass of the untouched source over the images to learn from: for class means and probe, and for the phases.
 
     `over` phases are over already, in a run that goes on.
     """
-    context = cache_plan.context
+    context = caches.context
     if not context.needs_features:
         return SourceFeatures()
     data, cache = context.data, context.cache
-    cache_plan.prefill(network, over)
+    caches.prefill(network, over)
     features = {TRAIN: cache.outputs(network, TRAIN, -1)}
     means = class_means(features[TRAIN].cpu(), data.train.labels, len(data.class_names))
     if "linear_probe" not in plan.compare:
@@ -96,14 +95,14 @@ class Adaptation:
     recipe: AdaptRecipe
     source: Classifier
     features: SourceFeatures
-    cache_plan: CachePlan
+    caches: CacheManager
     logger: RunLogger
     progress: NetworkProgress
     trained: dict[str, Any] = field(default_factory=dict)
 
     @property
     def context(self) -> TrainContext:
-        return self.cache_plan.context
+        return self.caches.context
 
     @property
     def source_test_features(self) -> Tensor:
@@ -136,7 +135,7 @@ def train_rows(adaptation: Adaptation) -> None:
 def measure_rows(adaptation: Adaptation) -> tuple[dict[str, Result | None], dict[str, Comparison | None]]:
     """Opens the test set, once: results by row, and comparisons by after_vs_ROW, all on the same images."""
     test = adaptation.context.data.test
-    frozen = ActivationKey(TEST, adaptation.cache_plan.frozen_depth())
+    frozen = ActivationKey(TEST, adaptation.caches.frozen_depth())
     adaptation.context.cache.keep_in_memory(adaptation.source.network, frozen)
     results: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
     correct = {}
@@ -190,10 +189,7 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     weights always get where the recipe has any. The recipe's `scratch` may name a fairer optimizer and schedule.
     """
     last = recipe.phases[-1]
-    seen = sum(
-        images if phase.solver else images_seen(phase_steps(phase, images), phase.batch_size, images)
-        for phase in recipe.phases
-    )
+    seen = sum(phase.images_seen(images) for phase in recipe.phases)
     epochs, rest = divmod(seen, images)
     steps = max(1, epochs * -(-images // last.batch_size) + round(rest / last.batch_size))
     changed: dict[str, Any] = {
@@ -231,7 +227,7 @@ def train_scratch(adaptation: Adaptation) -> StagedNetwork:
 ROW_MAKERS: dict[str, RowMaker] = {
     "before": RowMaker(predict_before),
     "linear_probe": RowMaker(predict_linear_probe, train=train_linear_probe),
-    "after": RowMaker(lambda adaptation: (adaptation.test_predictions(adaptation.cache_plan.network), None)),
+    "after": RowMaker(lambda adaptation: (adaptation.test_predictions(adaptation.caches.network), None)),
     "scratch": RowMaker(
         lambda adaptation: (adaptation.test_predictions(adaptation.trained["scratch"]), None), train=train_scratch
     ),
@@ -245,7 +241,7 @@ def retention(source: Source, adaptation: Adaptation, root: Path) -> Retention |
     Where the adapted head knows every class of the source, it answers (its other classes are not offered); else the
     source's head is put back on the adapted stages, which shows whether the features still serve the old task.
     """
-    context, adapted = adaptation.context, adaptation.cache_plan.network
+    context, adapted = adaptation.context, adaptation.caches.network
     test = _source_test(source, root)
     group = context.runtime.group
     if group.any(test is None):  # on some machine: then who has it looks alone
@@ -253,7 +249,7 @@ def retention(source: Source, adaptation: Adaptation, root: Path) -> Retention |
     if test is None:
         return None
     names, classes = adaptation.source.class_names, context.data.class_names
-    original, frozen = adaptation.source.network, adaptation.cache_plan.frozen_depth()
+    original, frozen = adaptation.source.network, adaptation.caches.frozen_depth()
     runtime, kept = replace(context.runtime, group=group), context.cache
     with ActivationCache(
         {SOURCE_TEST: CachePart(test.images)}, context.normalize, runtime, kept.room, kept.folder, kept.warn

@@ -51,3 +51,17 @@ def row_of(key: str) -> Row:
 def wanted_rows(compare: tuple[str, ...]) -> list[str]:
     """The keys of the rows that an adapt makes, where its recipe's `compare` names these optional ones."""
     return [key for key, row in ADAPT_ROWS.items() if not row.optional or key in compare]
+
+
+def rows_markdown() -> str:
+    """The table of an adapt's rows in docs/reports.md; `python -m finetune.report.rows` prints it."""
+    lines = ["| key | row | how it is got | made | compared with `after`, to say that |", "|---|---|---|---|---|"]
+    for key, row in ADAPT_ROWS.items():
+        made = "if `compare` names it" if row.optional else "always"
+        said = (f"{row.cause} helps or hurts" if row.cause else "one is better") if row.compared else "not compared"
+        lines.append(f"| `{key}` | {row.title} | {row.how} | {made} | {said} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(rows_markdown())

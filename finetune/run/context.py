@@ -16,7 +16,6 @@ from finetune.paths import cache_folder
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings, PretrainRecipe
 from finetune.report.console import Console
 from finetune.run.data import RunData
-from finetune.run.input_spec import make_normalizer
 from finetune.run.setup import RunSetup
 from finetune.system import local_processes
 from finetune.train.activation_cache import FILE, MEMORY, TEST, TRAIN, VALIDATION, ActivationCache, CachePart
@@ -56,9 +55,9 @@ def make_context(
 ) -> TrainContext:
     """What the phases of a run work with; its cache is empty, with the room that recipe and machine give it."""
     data, runtime = setup.data, setup.runtime
-    normalize = make_normalizer(setup.spec, runtime.device)
+    normalize = setup.spec.normalizer(runtime.device)
     parts = {
-        TRAIN: CachePart(data.train.images, learnt=True),
+        TRAIN: CachePart(data.train.images, training=True),
         VALIDATION: CachePart(data.validation.images),
         TEST: CachePart(data.test.images),
     }

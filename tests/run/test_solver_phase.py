@@ -15,7 +15,6 @@ import finetune as toolkit
 from finetune.commands.adapt import adapt
 from finetune.errors import Interrupted
 from finetune.run.data import RunData, open_run_data
-from finetune.run.input_spec import make_normalizer
 from finetune.run.setup import open_recipe
 from finetune.train.inference import features
 from finetune.train.linear_probe import fit_linear_head
@@ -40,7 +39,7 @@ def material_of(source: Path, root: Path) -> RunData:
 def solved_on(body: Path | str, material: RunData) -> torch.nn.Linear:
     """The best head on what the body of a checkpoint makes of the images, by hand."""
     classifier = toolkit.load(body)
-    view = make_normalizer(classifier.input, torch.device("cpu"))
+    view = classifier.input.normalizer(torch.device("cpu"))
     parts = (material.train, material.validation)
     seen, held = (features(classifier.network, part.images, view) if len(part) else None for part in parts)
     assert seen is not None
