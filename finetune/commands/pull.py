@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoint.format import encode, has_metadata, read_metadata
-from finetune.errors import HubError, OutputError, SettingError
+from finetune.errors import HubError, OutputError
 from finetune.hub.bundle import headline
 from finetune.hub.download import HubFile, fetch
 from finetune.hub.repo_id import parse_name
 from finetune.io.atomic import prepared_files, remove_file, write_atomic
 from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
-from finetune.run.output_paths import SUFFIX, OutputPaths, move_aside
+from finetune.run.output_paths import check_outputs, move_aside
 from finetune.sources.resolve import SourceRef, open_source
 from finetune.sources.save import make_metadata
 
@@ -51,10 +51,8 @@ def pull(
     """
     console = console or Console(quiet=quiet, results=not quiet)
     name = parse_name(repository)
-    path = Path(out) if out is not None else Path("checkpoints") / f"{name.stem}{SUFFIX}"
-    if path.suffix != SUFFIX:
-        raise SettingError(f"--out {path}: expected a file name that ends in {SUFFIX}")
-    outputs = OutputPaths(path, Path())
+    outputs = check_outputs(out, name.stem, writes=False)
+    path = outputs.checkpoint
     for place in (outputs.checkpoint, outputs.report):
         if place.is_dir():
             raise OutputError(f"--out {path}: {place} is a folder; expected a file name that is free or a file")

@@ -12,7 +12,6 @@ from finetune.checkpoint.format import (
     Metadata,
     check_tensors,
     has_metadata,
-    load_tensors,
     read_checkpoint,
     read_metadata,
 )
@@ -25,10 +24,10 @@ from finetune.models.registry import check_size, find_model, is_model
 from finetune.models.spec import InputSpec
 from finetune.sources.third_party import (
     LoadedWeights,
+    build_classifier,
     from_bare,
     from_repository,
     from_timm,
-    make_classifier,
     meta_network,
 )
 
@@ -205,13 +204,10 @@ def _metadata(path: Path, text: str) -> Metadata:
 
 def classifier_from_checkpoint(checkpoint: Checkpoint) -> Classifier:
     """The classifier of a file that was read, in evaluation mode. CheckpointError unless it fits its own model."""
-    from finetune.models.skip_init import build_without_init
-
     metadata, where = checkpoint.metadata, str(checkpoint.path)
     model, arguments, given = metadata.model, metadata.arguments, metadata.input
     try:
         check_tensors(meta_network(model, len(metadata.classes), arguments), checkpoint.tensors, where)
-        network = build_without_init(model, len(metadata.classes), arguments)
         takes = find_model(model, arguments).input
         if given.size != takes.size:
             check_size(model, arguments, given.size)
@@ -222,6 +218,5 @@ def classifier_from_checkpoint(checkpoint: Checkpoint) -> Classifier:
             f"{where}: its metadata says images of {given.channels} channels, but model {model!r} takes "
             f"{takes.channels}"
         )
-    load_tensors(network, checkpoint.tensors, where)
     spec = InputSpec(**given.model_dump(exclude={"mean", "std"}), mean=tuple(given.mean), std=tuple(given.std))
-    return make_classifier(network, model, arguments, metadata.classes, spec)
+    return build_classifier(model, arguments, metadata.classes, spec, checkpoint.tensors, where)

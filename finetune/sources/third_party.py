@@ -38,15 +38,13 @@ class LoadedWeights:
 def from_timm(source: str, name: str, arguments: Mapping[str, Any]) -> LoadedWeights:
     """Loads the pretrained weights of timm/ARCH[.TAG], from the Hub or its cache."""
     from finetune.hub.timm_weights import download_weights
-    from finetune.models.skip_init import build_without_init
     from finetune.models.timm.weights import source_classes, to_timm_state_dict
 
     spec = find_model(name, arguments).input
     weights = read_weights(download_weights(name))
     classes = source_classes(name, weights.tensors)
-    network = build_without_init(name, max(1, len(classes)), arguments)
-    load_tensors(network, to_timm_state_dict(name, arguments, weights.tensors, max(1, len(classes))), source)
-    return LoadedWeights(make_classifier(network, name, arguments, classes, spec), weights.sha256)
+    state = to_timm_state_dict(name, arguments, weights.tensors, max(1, len(classes)))
+    return LoadedWeights(build_classifier(name, arguments, classes, spec, state, source), weights.sha256)
 
 
 def from_bare(path: Path, model: str, arguments: Mapping[str, Any]) -> LoadedWeights:
@@ -182,12 +180,20 @@ def _class_names(state: Mapping[str, Tensor], where: str, config: HubConfig) -> 
     return [name if count[name] == 1 else f"{name} ({row})" for row, name in enumerate(config.label_names)]
 
 
-def make_classifier(
-    network: StagedNetwork, model: str, arguments: Mapping[str, Any], classes: Sequence[str], spec: InputSpec
+def build_classifier(
+    model: str,
+    arguments: Mapping[str, Any],
+    classes: Sequence[str],
+    spec: InputSpec,
+    tensors: Mapping[str, Tensor],
+    where: str,
 ) -> Classifier:
-    """A classifier in evaluation mode. Without classes its head, which is random then, loses its rows."""
+    """A classifier of these tensors in evaluation mode. Without classes its head has no rows, and may be missing."""
     from finetune.models.classifier import Classifier
+    from finetune.models.skip_init import build_without_init
 
+    network = build_without_init(model, max(1, len(classes)), arguments)
+    load_tensors(network, _with_head(network, tensors), where)
     if not classes:
         head = network.head  # torch warns when a layer without rows is made, and not when one loses them
         head.weight.data, head.bias.data, head.out_features = head.weight.data[:0], head.bias.data[:0], 0
@@ -237,12 +243,8 @@ def _load_network(
     names: Sequence[str] | None = None,
 ) -> Classifier:
     """A classifier of tensors that have the network's own names and shapes, but for the head, which may be missing."""
-    from finetune.models.skip_init import build_without_init
-
     rows = _check_shapes(model, arguments, tensors, where)
-    network = build_without_init(model, max(1, rows), arguments)
-    load_tensors(network, _with_head(network, tensors), where)
     if names is not None and len(names) != rows:
         raise CheckpointError(f"{where}: {len(names)} class names, and {rows} rows in the head")
     classes = tuple(names) if names is not None else tuple(map(str, range(rows)))
-    return make_classifier(network, model, arguments, classes, spec)
+    return build_classifier(model, arguments, classes, spec, tensors, where)
