@@ -35,7 +35,7 @@ class Pulled:
     converted: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The outcome as JSON values."""
         return asdict(self)
 
 

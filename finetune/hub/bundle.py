@@ -48,7 +48,7 @@ class Bundle:
 
 
 def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
-    """All files of a push, the card checked against the rules that are known here. The same input, the same bytes.
+    """Makes all files of a push, and checks the card. The same input gives the same bytes.
 
     CheckpointError when the checkpoint cannot be read, HubRefusal when the card does not hold.
     """
@@ -128,7 +128,7 @@ def _report(checkpoint: Path, metadata: Metadata) -> tuple[dict[str, Any], list[
 
 
 def _same_results(report: Any, checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a report's results have all that the checkpoint's say."""
+    """Whether a report's results agree with all the numbers of the checkpoint's."""
     theirs = report if isinstance(report, Mapping) else {}
     for key, ours in checkpoint.items():
         other = theirs.get(key)

@@ -35,7 +35,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".joblib")
 
 @dataclass(frozen=True)
 class HubFile:
-    """Weights from the Hub, checked, in the Hub's cache: read them, never write there.
+    """Weights that were downloaded and checked, as a file in the Hub's cache, which must not be changed.
 
     `commit` is the full commit that the revision was at the time; `config` is what timm's config.json says, None where
     there is none or it is not timm's; `report` is our report.json, if the repository has one.
@@ -76,7 +76,7 @@ def fetch(spec: str | HubName, *, note: LogFn = log_nothing, bars: bool = False)
 
 
 def cached_file(spec: str) -> HubFile | None:
-    """The same for a full commit, hub:OWNER/NAME@COMMIT, if the Hub's cache has it whole; the Hub is not asked."""
+    """The weights of a full commit, hub:OWNER/NAME@COMMIT, if the cache has all its files; the Hub is not asked."""
     name = parse_name(spec)
     if not name.is_commit:
         return None

@@ -43,7 +43,7 @@ class AccessGated(HubRefusal):
 
 
 class Offline(HubRefusal):
-    """HF_HUB_OFFLINE forbids to fetch what the cache does not have."""
+    """The cache does not have the file, and HF_HUB_OFFLINE forbids to fetch it."""
 
 
 class TransferBroken(HubError):
@@ -105,7 +105,7 @@ def with_retry(what: str, call: Callable[[], T], note: LogFn = log_nothing) -> T
 
 
 def with_retry_no_xet(what: str, call: Callable[[], T], note: LogFn = log_nothing) -> T:
-    """The same for large files, and once more over plain HTTP where hf-xet is in the way.
+    """As `with_retry`, for large files: tries once more over plain HTTP where hf-xet fails.
 
     The client uses hf-xet for uploads whenever it is installed, also with a Hub that has no such storage. Plain HTTP
     then stays on for the rest of this process, as with HF_HUB_DISABLE_XET.
@@ -155,7 +155,7 @@ def _unexpected(status: int) -> tuple[type[HubError], str]:
 
 
 def _words(root: BaseException) -> dict[str, str]:
-    """What fills the texts of _ANSWERS."""
+    """The values of the placeholders in _ANSWERS."""
     said = first_line(redact(str(getattr(root, "server_message", None) or "")))
     logged_in, wait = token() is not None, _retry_after(root)
     return {

@@ -144,7 +144,7 @@ def _eval_results(facts: CardFacts) -> list[Any]:
 
 
 def check_card_here(card: str) -> None:
-    """HubRefusal unless the card's metadata is what the Hub's rules ask for, as far as that is known without it."""
+    """HubRefusal unless the card's metadata follows the Hub's rules, as far as they can be checked offline."""
     from huggingface_hub import ModelCard
 
     try:
@@ -330,7 +330,7 @@ def plain_text(text: str) -> str:
 
 
 def code_span(text: str) -> str:
-    """The same as code, where backslashes would show."""
+    """Text from a checkpoint as Markdown code, in which backslashes would be shown."""
     return f"`{_one_line(text).replace('`', chr(39))}`"
 
 
@@ -339,7 +339,7 @@ def _one_line(text: str) -> str:
 
 
 def data_title(name: str) -> str:
-    """A folder's or file's own name, for data that is no registered set: where it lay is nobody's business."""
+    """A folder's or file's own name, for data that is no registered set; its path stays private."""
     return PurePath(name).name or name
 
 

@@ -38,7 +38,7 @@ class FileHash:
 
     @classmethod
     def parse(cls, text: object) -> FileHash:
-        """The hash that a text is, as its length tells; unknown for anything else."""
+        """The hash that a text is: 64 hex digits are a sha256, 40 git's sha1; unknown for anything else."""
         found = str(text)
         return cls(found if _SHA256.fullmatch(found) else None, found if _SHA1.fullmatch(found) else None)
 
@@ -105,7 +105,7 @@ def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
 
 
 def find_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote | None:
-    """The same, or None where the Hub has no such repository, or none that may be seen."""
+    """The repository as `get_repo` has it; None where the Hub has no such repository, or none that may be seen."""
     try:
         return get_repo(api, name, note)
     except RepositoryMissing:
@@ -161,10 +161,8 @@ def repo_from_cache(name: HubName) -> Remote:
     elif reference.is_file():
         commit = reference.read_text(encoding="utf-8").strip()
     else:
-        start = name.revision or ""
-        found = (
-            [p.name for p in (folder / "snapshots").glob(f"{start}*")] if re.fullmatch("[0-9a-f]{7,}", start) else []
-        )
+        is_start = re.fullmatch("[0-9a-f]{7,}", name.revision or "")
+        found = [p.name for p in (folder / "snapshots").glob(f"{name.revision}*")] if is_start else []
         commit = found[0] if len(found) == 1 else None
     snapshot = folder / "snapshots" / str(commit)
     if commit is None or not snapshot.is_dir():
@@ -191,7 +189,7 @@ def discard_cached(path: Path) -> None:
 
 
 def read_json(path: Path | None) -> dict[str, Any]:
-    """A JSON object from a file; empty for no file or what is not one."""
+    """The JSON object in a file; empty where there is no file, or no JSON object in it."""
     if path is None:
         return {}
     try:
@@ -202,7 +200,7 @@ def read_json(path: Path | None) -> dict[str, Any]:
 
 
 def describe(api: HfApi, remote: Remote, note: LogFn = log_nothing) -> str:
-    """Some lines: which model, with which results, at which commit. What is not known is said to be so."""
+    """Describes the model in a repository in four lines: architecture, classes, results and commit, as far as known."""
     config = _remote_config(api, remote, note)
     ours = config[OURS] if isinstance(config.get(OURS), dict) else {}
     model = ours.get("model") or config.get("architecture") or config.get("model_type") or "unknown"
@@ -220,7 +218,7 @@ def describe(api: HfApi, remote: Remote, note: LogFn = log_nothing) -> str:
 
 
 def _remote_config(api: HfApi, remote: Remote, note: LogFn) -> dict[str, Any]:
-    """config.json of somebody's repository; empty where it cannot be had, which costs only words."""
+    """The values of a repository's config.json; empty where it cannot be read, as only the description needs them."""
     if CONFIG not in remote.files:
         return {}
     fetch = partial(api.hf_hub_download, remote.repo, CONFIG, revision=remote.commit)

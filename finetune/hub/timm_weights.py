@@ -46,7 +46,7 @@ def download_weights(name: str) -> Path:
 
 
 def cached_weights(name: str) -> Path | None:
-    """The same file if the Hub's cache has it, without asking the Hub; else None."""
+    """The weights of timm/ARCH[.TAG] if the Hub's cache has them, else None; the Hub is not asked."""
     from huggingface_hub import try_to_load_from_cache
 
     try:

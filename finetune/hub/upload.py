@@ -43,7 +43,7 @@ class Pushed:
     folder: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The outcome as JSON values."""
         return asdict(self) | {"changed": list(self.changed)}
 
 
