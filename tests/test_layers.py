@@ -23,7 +23,7 @@ ROOMS = {
     "recipe": {"report", "io", "text", "errors"},
     "distributed": {"text", "errors"},
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
-    "hub": {"recipe", "report", "data", "checkpoint", "io", "text", "errors"},
+    "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
     "sources": {"hub", "models", "checkpoint", "io", "system", "text", "errors"},
     "run": {
         *("sources", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
