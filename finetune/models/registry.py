@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import SettingError
-from finetune.models.spec import InputSpec, ModelSpec
+from finetune.models.spec import TIMM, InputSpec, ModelSpec
 from finetune.text import name_hint
 
 if TYPE_CHECKING:
     from finetune.models.staged import StagedNetwork
 
 
-TIMM = "timm/"
 _MAX_LEN = 200  # characters of a name that are repeated
 
 

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune.errors import SettingError
-from finetune.models.spec import InputSpec, ModelSpec
+from finetune.models.spec import TIMM, InputSpec, ModelSpec
 from finetune.models.timm.names import accepted_arguments, check_accepted, check_values, parse_name
 from finetune.models.timm.network import TimmNetwork
 from finetune.models.timm.stages import StageLayout, find_stages
@@ -152,7 +152,7 @@ def _create(name: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     """timm's network for `classes`, from torch's current generator; nothing is read or fetched."""
     try:
         with warnings.catch_warnings(action="ignore"):  # timm's, about its own use of torch
-            architecture = name.removeprefix("timm/")
+            architecture = name.removeprefix(TIMM)
             body: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=classes, **arguments)
             return body
     except Exception as error:  # a family's constructor may raise anything for an argument it dislikes

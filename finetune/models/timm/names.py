@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -14,9 +13,8 @@ from torch import nn
 from finetune.checkpoint.limits import MAX_INPUT_SIZE
 from finetune.errors import SettingError
 from finetune.io.sanitize import is_printable, quoted
-from finetune.text import listed, name_hint
-
-PREFIX = "timm/"
+from finetune.models.spec import TIMM
+from finetune.text import did_you_mean, listed, name_hint
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)*")  # no ':', '/' or '\': timm reads the Hub or the disk for those
 
@@ -44,12 +42,12 @@ REFUSED = {
 
 def timm_names(pattern: str) -> list[str]:
     """timm's architectures that `pattern` (with * and ?) matches, as timm/NAME; with tags where it has a dot."""
-    return [f"{PREFIX}{name}" for name in timm.list_models(pattern, include_tags="." in pattern)]
+    return [f"{TIMM}{name}" for name in timm.list_models(pattern, include_tags="." in pattern)]
 
 
 def parse_name(name: str) -> tuple[str, str]:
     """(architecture, tag or "") of timm/ARCH[.TAG]. SettingError for one that timm does not have, with near names."""
-    wanted = name.removeprefix(PREFIX)
+    wanted = name.removeprefix(TIMM)
     if len(wanted) > _MAX_LEN or not _NAME.fullmatch(wanted):
         raise SettingError(
             f"model {quoted(name)}: expected timm/NAME or timm/NAME.TAG of timm's own models, without paths"
@@ -57,11 +55,11 @@ def parse_name(name: str) -> tuple[str, str]:
     architecture, _, tag = wanted.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        near = _near(name, [PREFIX + there for there in known])
+        near = did_you_mean(name, (TIMM + there for there in known), 3, 0.6)
         raise SettingError(f"unknown model {name!r}{near or ';'} `finetune models 'timm/*net*'` lists those like *net*")
     tags = timm_tags(architecture)
     if tag and tag not in tags:
-        there = name_hint(tag, tags, "tags") if tags else f"; {PREFIX}{architecture} has none"
+        there = name_hint(tag, tags, "tags") if tags else f"; {TIMM}{architecture} has none"
         raise SettingError(f"model {name!r}: unknown tag {tag!r}{there}")
     return architecture, tag
 
@@ -71,11 +69,6 @@ def timm_tags(architecture: str) -> list[str]:
     names = [name.split(".", 1) for name in timm.list_models(f"{architecture}.*", include_tags=True)]
     first = getattr(timm.get_pretrained_cfg(architecture), "tag", None)
     return sorted((tag for name, tag in names if name == architecture), key=lambda tag: tag != first)
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = get_close_matches(name.lower(), known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def check_values(name: str, arguments: Mapping[str, Any]) -> None:
@@ -120,5 +113,5 @@ def check_accepted(name: str, body: nn.Module, arguments: Mapping[str, Any]) -> 
     """SettingError for an argument that the network's class does not name, with the near names and the whole list."""
     takes = accepted_arguments(body)
     if unknown := [key for key in arguments if key not in takes]:
-        near = _near(unknown[0], list(takes)) or ";"
+        near = did_you_mean(unknown[0], takes, 3, 0.6) or ";"
         raise SettingError(f"model {name!r}: unknown argument {unknown[0]!r:.100}{near} it takes {listed(takes)}")

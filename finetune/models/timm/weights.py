@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from finetune.errors import CheckpointError, DownloadError, SettingError
 from finetune.io.safe_open import sha256_of
 from finetune.models.registry import build_model, find_model
+from finetune.models.spec import TIMM
 from finetune.models.timm.build import PROBE, headless_model
-from finetune.models.timm.names import PREFIX, check_values, parse_name, timm_tags
+from finetune.models.timm.names import check_values, parse_name, timm_tags
 from finetune.models.timm.stages import head_path
 from finetune.text import first_line
 
@@ -168,7 +169,7 @@ def _load_with_timm(
         raise CheckpointError(f"no tensors for model {name!r}; timm would go and fetch some")
     overlay = {"state_dict": dict(tensors), "num_classes": rows, **config}
     overlay |= dict.fromkeys(("source", "file", "url", "hf_hub_id"))  # so that nothing is fetched
-    architecture = name.removeprefix(PREFIX)
+    architecture = name.removeprefix(TIMM)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             body: nn.Module = timm.create_model(
