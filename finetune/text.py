@@ -29,11 +29,15 @@ def name_hint(name: str, known: Iterable[str], plural: str) -> str:
     """The end of a message about an unknown name: `; did you mean 'cnn'? Models are cnn`, or `; models are cnn`."""
     names = list(known)
     every = f"{plural} are {listed(names)}" if names else f"there are no {plural}"
-    lowered = {k.lower(): k for k in names}
-    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=2, cutoff=0.55)]
-    if not near:
-        return f"; {every}"
-    return f"; did you mean {' or '.join(map(repr, near))}? {every[0].upper()}{every[1:]}"
+    near = did_you_mean(name, names)
+    return f"{near} {every[0].upper()}{every[1:]}" if near else f"; {every}"
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 2, cutoff: float = 0.55) -> str:
+    """`; did you mean 'cnn'?` of the names nearest to this one, whatever their case; "" when none is near."""
+    lowered = {k.lower(): k for k in known}
+    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=cutoff)]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 _ABSENT = object()

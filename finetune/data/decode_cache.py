@@ -311,7 +311,7 @@ class CacheFileWriter:
         shape = (len(self.digests), *self.shape)
         os.lseek(file.descriptor, 0, os.SEEK_SET)
         file.write(_npy_header(shape))
-        file.sync()
+        os.fsync(file.descriptor)
         # Mapped before it gets its name, so that another process which tidies up cannot come between.
         pixels: PixelArray = np.memmap(file.temporary, dtype=np.uint8, mode="r", offset=HEADER_BYTES, shape=shape)
         name = hashlib.blake2b("".join(self.digests).encode(), digest_size=10).hexdigest()

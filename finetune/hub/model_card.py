@@ -12,7 +12,7 @@ from typing import Any
 from finetune.checkpoint.format import Metadata
 from finetune.errors import HubRefusal, SettingError
 from finetune.hub.repo_id import CARD, CONFIG, PREFIX, RECIPE, REPORT, WEIGHTS
-from finetune.models.registry import TIMM
+from finetune.models.spec import TIMM
 from finetune.report.rows import row_of
 from finetune.text import name_hint
 

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.checkpoint.format import Metadata
 from finetune.checkpoint.limits import MAX_CLASSES, check_classes
 from finetune.errors import CheckpointError, HubRefusal, SettingError
-from finetune.models.registry import TIMM
+from finetune.models.spec import TIMM
 
 OURS = "finetune"
 """The key of config.json under which a push says more than timm asks for."""

@@ -23,7 +23,6 @@ from finetune.errors import OutputError
 
 CHUNK = 4 * 1024**2  # bytes handed to one write
 MODE = 0o644
-PART_SUFFIX = ".part"
 TEMPORARY_MARK = r"\.[0-9a-f]{8}\.part"  # the end of a temporary's name
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -41,19 +40,15 @@ Piece = bytes | bytearray | memoryview  # flat bytes
 
 @dataclass(frozen=True)
 class TemporaryFile:
-    """A new file beside `path`, open for writing, under the name `temporary`. Its methods raise OSError."""
+    """A new file beside `path`, open for writing, under the name `temporary`."""
 
     path: Path
     temporary: Path
     descriptor: int
 
     def write(self, piece: Piece) -> int:
-        """Appends the bytes and returns their number, as a file object does."""
+        """Appends the bytes and returns their number, as a file object does. OSError."""
         return write_all(self.descriptor, piece)
-
-    def sync(self) -> None:
-        """Waits until what was written is on the disk; a rename must not outrun it."""
-        os.fsync(self.descriptor)
 
 
 @contextmanager
@@ -88,7 +83,7 @@ def open_atomic(path: Path) -> Iterator[TemporaryFile]:
     """A file to write that replaces `path`, synced, when the block ends well; else `path` is as it was. OSError."""
     with temporary_file(path) as file:
         yield file
-        file.sync()
+        os.fsync(file.descriptor)  # a rename must not outrun what was written
         file.temporary.replace(path)
         sync_folder(path.parent)
 
@@ -111,7 +106,7 @@ def prepared_files(contents: Mapping[Path, bytes]) -> Iterator[None]:
             with raises_output_error(path, len(content)):
                 file = stack.enter_context(temporary_file(path))
                 file.write(content)
-                file.sync()
+                os.fsync(file.descriptor)
             files.append(file)
         yield
         for file in files:
@@ -228,7 +223,7 @@ def _sweep_files(path: Path) -> None:
 
 def temporary_path(path: Path) -> Path:
     """A name for a temporary that becomes, or was, `path`."""
-    return path.parent / f".{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}"
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
 
 
 def write_all(descriptor: int, piece: Piece) -> int:
@@ -247,11 +242,12 @@ class WrittenFile:
     sha256: str
 
 
+@dataclass(frozen=True)
 class FolderWriter:
     """Writes the files of a folder that still has its temporary name."""
 
-    def __init__(self, temporary: Path, final: Path) -> None:
-        self.temporary, self.final = temporary, final
+    temporary: Path
+    final: Path
 
     def write(self, name: str, pieces: Iterable[Piece]) -> WrittenFile:
         """Writes a new file of these pieces in order, hashed and synced. OutputError."""
