@@ -12,7 +12,7 @@ from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase_schema import LastStages, Phase, Train
 from finetune.run.context import TrainContext
 from finetune.train import loop
-from finetune.train.disk_tensor import DiskTensor
+from finetune.train.activation_cache import DiskTensor
 from finetune.train.lora import check_adaptable, low_rank_adapters
 from finetune.train.optim import make_schedule
 

@@ -130,7 +130,7 @@ def _train_phase(
     caching = caches.enter_phase(number)
     batches = caches.batches(number, caching)
     if caching.where is not None and isinstance(batches.inputs, Tensor):
-        proof.keep(f"activations of {network.stages[caching.start - 1]}", batches.inputs)
+        proof.add(f"activations of {network.stages[caching.start - 1]}", batches.inputs)
     steps = phase_steps(phase, len(train))
     epochs = -(-steps // batches.steps_per_epoch)
     training = loop.Training(

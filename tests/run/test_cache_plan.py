@@ -23,10 +23,9 @@ from finetune.paths import CACHE_VARIABLE
 from finetune.recipe.phase_schema import Phase
 from finetune.run import context as setting
 from finetune.run.cache_plan import CacheManager
-from finetune.train import disk_tensor as rowfile
-from finetune.train.activation_cache import FILE, MEMORY, TRAIN, VALIDATION, ActivationKey
+from finetune.train import activation_cache
+from finetune.train.activation_cache import FILE, MEMORY, TRAIN, VALIDATION, ActivationKey, DiskTensor
 from finetune.train.device import Runtime
-from finetune.train.disk_tensor import DiskTensor
 
 SOLVED = "  - {train: head, solver: lbfgs, name: solved}\n"
 TWO = phase("{last: 2}", more="name: two")
@@ -176,7 +175,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_to_the_same_result(
     ahead: bool, without: str, pretrained: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not ahead:
-        monkeypatch.setattr(rowfile, "_reserve", lambda descriptor, size: None)
+        monkeypatch.setattr(activation_cache, "_reserve", lambda descriptor, size: None)
         monkeypatch.setattr("finetune.train.activation_cache.eval_batch_size", lambda pixels, device: 50)
     with no_file_above(2_500_000):
         said = adapted(pretrained, BIG, "--set", "cache.memory=0")
