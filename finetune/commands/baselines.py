@@ -24,7 +24,6 @@ from finetune.report.report import Retention
 from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
 from finetune.run.data import RunData
-from finetune.run.phase_config import images_seen, phase_steps
 from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import SCRATCH, NetworkProgress
 from finetune.sources.resolve import Source
@@ -116,10 +115,7 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     weights always get where the recipe has any. The recipe's `scratch` may name a fairer optimizer and schedule.
     """
     last = recipe.phases[-1]
-    seen = sum(
-        images if phase.solver else images_seen(phase_steps(phase, images), phase.batch_size, images)
-        for phase in recipe.phases
-    )
+    seen = sum(phase.images_seen(images) for phase in recipe.phases)
     epochs, rest = divmod(seen, images)
     steps = max(1, epochs * -(-images // last.batch_size) + round(rest / last.batch_size))
     changed: dict[str, Any] = {

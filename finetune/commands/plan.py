@@ -26,7 +26,7 @@ from finetune.report.console import Console
 from finetune.report.plots import grid_picture
 from finetune.run.cache_plan import CacheManager, PhaseCache
 from finetune.run.context import make_context
-from finetune.run.phase_config import image_batches, phase_adapters, phase_config, phase_steps, trained_stages
+from finetune.run.phase_config import image_batches, phase_adapters, phase_config
 from finetune.run.setup import RecipeLike, open_pretrain_data, open_recipe, open_source_and_data
 from finetune.sources.resolve import locate
 from finetune.train.activation_cache import CachePart
@@ -207,12 +207,12 @@ def plan(
 
 def _phase_plan(caches: CacheManager, number: int) -> PhasePlan:
     network, phase, context = caches.network, caches.phases[number], caches.context
-    stages = trained_stages(network.stages, phase.train)
+    stages = phase.trained_stages(network.stages)
     caching = caches.plan()[number]
     with phase_adapters(phase, network):
         parameters = set_trainable(network, stages, adapters=phase.lora is not None)
         groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
-        steps = phase_steps(phase, len(context.data.train))
+        steps = phase.steps_for(len(context.data.train))
         seconds = _estimate(caches, number, caching, stages, steps)
     return PhasePlan(
         name=phase.name,

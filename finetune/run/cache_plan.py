@@ -9,7 +9,7 @@ from finetune.data.loader import Batches
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase_schema import Phase
 from finetune.run.context import TrainContext
-from finetune.run.phase_config import activation_batches, image_batches, images_seen, phase_steps, trained_stages
+from finetune.run.phase_config import activation_batches, image_batches
 from finetune.text import amount
 from finetune.train.activation_cache import FILE, MEMORY, PLACE_NAMES, TRAIN, VALIDATION, ActivationKey
 from finetune.train.freeze import frozen_prefix
@@ -106,7 +106,7 @@ class CacheManager:
     def phase_depth(self, number: int) -> int:
         """How many stages a phase leaves as they are, from the input to where the network can be cut; not the head."""
         phase = self.phases[number]
-        frozen = frozen_prefix(self.network, trained_stages(self.network.stages, phase.train))
+        frozen = frozen_prefix(self.network, phase.trained_stages(self.network.stages))
         return 0 if phase.norms == "update" else frozen
 
     def frozen_depth(self, first: int = 0, last: int | None = None) -> int:
@@ -194,7 +194,7 @@ class CacheManager:
 
     def _obstacle(self, phase: Phase, depth: int) -> str:
         """Why nothing of a phase can be run once, however much room there is; "" where something can."""
-        trained, stages = trained_stages(self.network.stages, phase.train), self.network.stages
+        trained, stages = phase.trained_stages(self.network.stages), self.network.stages
         if len(trained) == len(stages):
             return NOTHING_FROZEN
         if phase.norms == "update":
@@ -227,4 +227,4 @@ class CacheManager:
     def _gains(self, number: int, views: int | None) -> bool:
         """Whether a phase's steps see more images, each as often as it comes, than the passes that fill its cache."""
         phase, images = self.phases[number], len(self.context.data.train)
-        return images_seen(phase_steps(phase, images), phase.batch_size, images) > images * (views or 1)
+        return phase.images_seen(images) > images * (views or 1)

@@ -23,7 +23,7 @@ from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.output_paths import OutputPaths, append_metrics
-from finetune.run.phase_config import phase_adapters, phase_config, phase_steps, trained_stages
+from finetune.run.phase_config import phase_adapters, phase_config
 from finetune.run.progress import NetworkProgress
 from finetune.run.run_folder import RunFolder
 from finetune.train import loop
@@ -102,7 +102,7 @@ def _solve_phase(
 ) -> PhaseSummary:
     """The best linear head on the features as they are now; one pass over the images, no epochs."""
     network, phase = caches.network, caches.phases[number]
-    stages = trained_stages(network.stages, phase.train)
+    stages = phase.trained_stages(network.stages)
     parameters = set_trainable(network, stages)
     logger.console.note(f"{title}: {', '.join(stages)} ({parameters:,} parameters), solved on frozen features")
     proof = FrozenCheck(network, phase.name, stages)
@@ -119,7 +119,7 @@ def _train_phase(
 ) -> tuple[PhaseSummary, int]:
     network, phase, context = caches.network, caches.phases[number], caches.context
     train = context.data.train
-    stages = trained_stages(network.stages, phase.train)
+    stages = phase.trained_stages(network.stages)
     parameters = set_trainable(network, stages, adapters=phase.lora is not None)
     history, state, expected = progress.resume_point()
     if state is not None:
@@ -131,7 +131,7 @@ def _train_phase(
     batches = caches.batches(number, caching)
     if caching.where is not None and isinstance(batches.inputs, Tensor):
         proof.add(f"activations of {network.stages[caching.start - 1]}", batches.inputs)
-    steps = phase_steps(phase, len(train))
+    steps = phase.steps_for(len(train))
     epochs = -(-steps // batches.steps_per_epoch)
     training = loop.Training(
         network,

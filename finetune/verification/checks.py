@@ -15,7 +15,6 @@ from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.io.safe_open import read_regular
 from finetune.models.classifier import Classifier
 from finetune.report.statistics import wilson
-from finetune.run.phase_config import trained_stages
 from finetune.run.setup import Recipe, open_recipe
 from finetune.sources.resolve import Architecture, SourceRef, classifier_from_checkpoint, read_source_metadata
 from finetune.text import listed
@@ -283,7 +282,7 @@ def _phase_faults(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> It
     last, said = recipe.phases[-1], _as_mapping(phases[-1])
     if classifier is None or "frozen" not in said or last.lora is not None:
         return  # a low-rank adapter is added to frozen weights once the phase is over
-    stages = trained_stages(classifier.network.stages, last.train)
+    stages = last.trained_stages(classifier.network.stages)
     written = classifier.network.state_dict()
     frozen = [name for name in frozen_tensors(classifier.network, stages, last.norms) if name in written]
     digest = hash_tensors({name: written[name] for name in frozen})
