@@ -40,8 +40,7 @@ from finetune.run.finalize import (
 )
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.output_paths import check_outputs
-from finetune.run.phase_config import check_adapters
-from finetune.run.phases import RunLogger, run_phases
+from finetune.run.phases import RunLogger, check_adapters, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress, completed_phases
 from finetune.run.run_folder import RunFolder
 from finetune.run.setup import (
@@ -146,7 +145,7 @@ def _adapt(
         phases = run_phases(adapted.network, plan.phases, context, logger, progress)
         scratch = train_scratch(plan, classifier, context, logger, progress) if "scratch" in plan.compare else None
         tested = _test(classifier, frozen, caches, scratch, plan)
-        kept = retention(origin, classifier, adapted.network, context, root, caches.frozen_depth())
+        kept = retention(origin, classifier, adapted.network, context, root, caches.planner.frozen_depth())
         report = _report(plan, origin, context, run_folder.seconds(), phases, transplant, tested, kept)
         if group.leader:
             run_folder.finish(save_run(adapted, described, report, outputs, console))
@@ -227,7 +226,7 @@ def _test(
     """Opens the test set, once: every row of the verdict is measured on the same images."""
     data, cache = caches.context.data, caches.cache
     test = data.test
-    cache.keep_in_memory(source.network, ActivationKey(TEST, caches.frozen_depth()))
+    cache.keep_in_memory(source.network, ActivationKey(TEST, caches.planner.frozen_depth()))
     seen = cache.outputs(source.network, TEST, -1)
     found_before, method = before_predictions(
         source.network.head, source.class_names, data.class_names, seen, frozen.means

@@ -24,9 +24,9 @@ from finetune.paths import data_root
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.console import Console
 from finetune.report.plots import grid_picture
-from finetune.run.cache_plan import CacheManager, PhaseCache
+from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
 from finetune.run.context import make_context
-from finetune.run.phase_config import image_batches, phase_adapters, phase_config
+from finetune.run.phases import phase_adapters, phase_config
 from finetune.run.setup import RecipeLike, open_pretrain_data, open_recipe, open_source_and_data
 from finetune.sources.resolve import locate
 from finetune.train.activation_cache import CachePart
@@ -208,7 +208,7 @@ def plan(
 def _phase_plan(caches: CacheManager, number: int) -> PhasePlan:
     network, phase, context = caches.network, caches.phases[number], caches.context
     stages = phase.trained_stages(network.stages)
-    caching = caches.plan()[number]
+    caching = caches.planner.plan()[number]
     with phase_adapters(phase, network):
         parameters = set_trainable(network, stages, adapters=phase.lora is not None)
         groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
@@ -273,4 +273,4 @@ def _time_steps(caches: CacheManager, number: int, caching: PhaseCache) -> tuple
     seconds = (time.perf_counter() - began) * caching.passes * len(train) / count
     labels = train.labels[:count].to(kept.device)
     batches = Batches(kept, labels, batch_size=phase.batch_size, seed=context.seed)
-    return batches, 0.0 if caches.shares(number, caching) else seconds
+    return batches, 0.0 if caches.planner.shares(number, caching) else seconds

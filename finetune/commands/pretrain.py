@@ -24,8 +24,7 @@ from finetune.run.data import RunData
 from finetune.run.finalize import build_report, public_recipe, run_fingerprint, save_run, score
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.output_paths import check_outputs
-from finetune.run.phase_config import check_adapters
-from finetune.run.phases import RunLogger, run_phases
+from finetune.run.phases import RunLogger, check_adapters, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress
 from finetune.run.run_folder import RunFolder
 from finetune.run.setup import RecipeLike, check_kind, mute_non_leaders, open_pretrain_data, open_recipe, warn_sharding

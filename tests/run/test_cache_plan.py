@@ -319,7 +319,7 @@ def decided(
     )
     sgd = {"name": "sgd", "lr": 0.1}
     every = [Phase.model_validate({"optimizer": sgd, "batch_size": 10, "epochs": 2, **one}) for one in phases]
-    return CacheManager(Widening(), every, given).plan()
+    return CacheManager(Widening(), every, given).planner.plan()
 
 
 SLIM, WIDE = {"train": ["slim", "head"]}, 100 * 8 * 4
