@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -34,19 +34,11 @@ _OWN_FAULT_DELAY, _PEER_FAULT_DELAY, _STOPPED_DELAY = 1.0, 2.0, 25.0
 _jobs = itertools.count()
 
 
-@dataclass(frozen=True)
-class RankInfo:
-    """What the environment says of this process: its `rank` of `size`, its `local` rank on the machine, the address."""
+def read_rank(environment: Mapping[str, str]) -> ProcessGroup | None:
+    """This process's place in its job by torchrun's variables; None where they name no other process.
 
-    rank: int
-    size: int
-    local: int
-    node: str
-    address: str
-
-
-def find_rank_info(environment: Mapping[str, str]) -> RankInfo | None:
-    """Reads torchrun's variables; None where they name no other process. SettingError where they make no sense."""
+    SettingError where they make no sense.
+    """
     size = _number(environment, "WORLD_SIZE", 1) if "WORLD_SIZE" in environment else 1
     if size == 1:
         return None
@@ -54,11 +46,10 @@ def find_rank_info(environment: Mapping[str, str]) -> RankInfo | None:
     if missing:
         raise SettingError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set; {HINT}")
     rank, local = _number(environment, "RANK", 0), _number(environment, "LOCAL_RANK", 0)
-    port = _number(environment, "MASTER_PORT", 1)
+    _number(environment, "MASTER_PORT", 1)
     if rank >= size or local > rank:
         raise SettingError(f"RANK is {rank}, LOCAL_RANK {local} and WORLD_SIZE {size}, which cannot be; {HINT}")
-    node = environment.get("GROUP_RANK") or socket.gethostname()
-    return RankInfo(rank, size, local, node, f"{environment['MASTER_ADDR']}:{port}")
+    return ProcessGroup(rank, size, local, environment.get("GROUP_RANK") or socket.gethostname())
 
 
 def _number(environment: Mapping[str, str], name: str, least: int) -> int:
@@ -76,17 +67,16 @@ def distributed_context(device: str) -> Iterator[ProcessGroup]:
     processes or in none. When it fails, one process reports; in all others the failure becomes a SystemExit with the
     same exit code.
     """
-    info = find_rank_info(os.environ)
-    if info is None:
+    place = read_rank(os.environ)
+    if place is None:
         yield SINGLE_PROCESS
         return
     if dist.is_initialized():
         raise SettingError(
             "torch.distributed is set up already, which finetune does itself; call it before init_process_group"
         )
-    store = _rendezvous(info)
-    backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
-    group = ProcessGroup(info.rank, info.size, info.local, info.node, backend, store)
+    store = _rendezvous(place)
+    group = replace(place, backend="nccl" if device != "cpu" and torch.cuda.is_available() else "gloo", store=store)
     try:
         with warnings.catch_warnings():
             if not group.leader:
@@ -107,13 +97,14 @@ def distributed_context(device: str) -> Iterator[ProcessGroup]:
         _destroy()
 
 
-def _rendezvous(info: RankInfo) -> Any:
+def _rendezvous(group: ProcessGroup) -> Any:
     """One of torch's stores, which all processes can write to, wherever they are."""
     try:
         store, *_ = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     except (RuntimeError, OSError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT'])}"
         raise TrainingError(
-            f"process {info.rank} of {info.size}: no way to the others at {info.address} ({first_line(error)}); "
+            f"process {group.rank} of {group.size}: no way to the others at {address} ({first_line(error)}); "
             "see that the first machine has started, and that this port of it can be reached"
         ) from None
     return PrefixStore(f"finetune/{next(_jobs)}", store)

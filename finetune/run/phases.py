@@ -39,21 +39,16 @@ MAX_NAMED = 8  # images in one message
 def phase_config(phase: Phase, stages: tuple[str, ...], steps: int, start: int) -> loop.PhaseConfig:
     """A recipe's phase in the plain values that the loop takes."""
     assert phase.optimizer is not None, "a phase with a solver does not go through the loop"
+    same = {"name", "label_smoothing", "clip_norm", "ema", "layer_decay", "norms", "keep"}  # in both, of one meaning
     return loop.PhaseConfig(
-        name=phase.name,
         stages=stages,
         steps=steps,
+        start=start,
         optimizer=phase.optimizer.name,
         arguments=phase.optimizer.model_dump(exclude={"name"}),
         schedule=make_schedule(**phase.schedule.model_dump()),
-        label_smoothing=phase.label_smoothing,
-        clip_norm=phase.clip_norm,
-        ema=phase.ema,
-        layer_decay=phase.layer_decay,
-        norms=phase.norms,
-        keep=phase.keep,
-        start=start,
         adapters=phase.lora is not None,
+        **phase.model_dump(include=same),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import tempfile
 import weakref
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from finetune.checkpoint.tensor_hash import hash_tensor
+from finetune.checkpoint.tensor_hash import hash_named, hash_tensor
 from finetune.data.image_dataset import Images
 from finetune.data.normalize import Normalizer
 from finetune.distributed.process_group import is_channels_last
@@ -141,17 +140,13 @@ def prefix_hashes(network: StagedNetwork, cuts: Collection[int]) -> dict[int, st
     """
     stage_of: dict[int, int] = {}
     for number, stage in enumerate(network.stages):
-        owned: list[Tensor] = [*network.stage_parameters(stage)]
-        owned += [buffer for module in network.stage_modules(stage) for buffer in module.buffers()]
+        modules = network.stage_modules(stage)
+        owned = [*network.stage_parameters(stage), *(buffer for module in modules for buffer in module.buffers())]
         stage_of |= {id(tensor): number for tensor in owned}
+    every = {name: (stage_of.get(id(t), 0), t) for name, t in [*network.named_parameters(), *network.named_buffers()]}
     last = max(cuts, default=0)
-    lines = [
-        (number, f"{name} {hash_tensor(tensor)}\n")
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]
-        if (number := stage_of.get(id(tensor), 0)) < last
-    ]
-    texts = {cut: "".join(line for number, line in lines if number < cut) for cut in cuts}
-    return {cut: hashlib.sha256(text.encode()).hexdigest() for cut, text in texts.items()}
+    digests = {name: (number, hash_tensor(tensor)) for name, (number, tensor) in every.items() if number < last}
+    return {cut: hash_named({name: d for name, (number, d) in digests.items() if number < cut}) for cut in cuts}
 
 
 BatchFn = Callable[[Tensor], Tensor]  # makes a network's input from images, or from their indices

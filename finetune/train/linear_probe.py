@@ -84,11 +84,7 @@ def _fit(inputs: Tensor, labels: Tensor, classes: int, penalty: float, start: Pa
         start = (inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes))
     weight, bias = (t.clone().requires_grad_() for t in start)
     solver = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=200,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-9,
-        line_search_fn="strong_wolfe",
+        [weight, bias], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

@@ -160,26 +160,27 @@ class Training:
 
     def state(self) -> TrainState:
         """The current state; only the leader of a group gets the tensors. NonFiniteError if they are not finite."""
-        swapped = self.average if self.average is not None and self.average.swapped else None
-        if swapped is not None:
-            swapped.swap()
+        average, best = self.average, self.best
+        swapped = average is not None and average.swapped
+        if average is not None and swapped:
+            average.swap()
         self._raise_if_bad(self.guard.first_bad_step())
         network = copy_full(self.trained.state_dict(), self.group.leader)
         self._check_finite(network)
         sums, numbers = self.meter.state()
         numbers |= {"step": self.step, "epoch": self.epoch, "batch": self.batch}
-        tensors = {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
-        tensors |= {f"meter/{name}": t for name, t in sums.items()}
-        if self.average is not None:
-            tensors |= {f"average/{place}": t for place, t in enumerate(self.average.values)}
-            numbers["averaged"] = self.average.steps
-        if self.best is not None:
-            tensors |= {f"best/{name}": t for name, t in self.best.state.items()}
-            numbers["best"] = self.best.accuracy
-        found = TrainState(network, copy_full(tensors, self.group.leader), numbers)
-        if swapped is not None:
-            swapped.swap()
-        return found
+        parts = {"optimizer": optimizer_tensors(self.optimizer), "meter": sums}
+        if average is not None:
+            parts["average"] = {str(place): t for place, t in enumerate(average.values)}
+            numbers["averaged"] = average.steps
+        if best is not None:
+            parts["best"] = best.state
+            numbers["best"] = best.accuracy
+        tensors = {f"{part}/{name}": t for part, inside in parts.items() for name, t in inside.items()}
+        copied = TrainState(network, copy_full(tensors, self.group.leader), numbers)
+        if average is not None and swapped:
+            average.swap()
+        return copied
 
     def restore(self, state: TrainState) -> None:
         """Returns to the state of another training of the same phase and batches; all of a group have `state`."""
@@ -194,9 +195,8 @@ class Training:
                 fill_tensor(value, tensors[f"average/{place}"])
         if self.best is not None:
             like = self.network.state_dict()
-            kept = with_prefix(tensors, "best/")
             self.best.accuracy = numbers["best"]
-            self.best.state = {name: torch.empty_like(like[name]).copy_(t) for name, t in kept.items()}
+            self.best.state = {n: torch.empty_like(like[n]).copy_(t) for n, t in with_prefix(tensors, "best/").items()}
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
         """One optimizer step. `labels`: classes (int64, N), or for mixed images the classes' shares (N×classes)."""
