@@ -148,7 +148,7 @@ class Training:
                     break
                 if self.tick_due:
                     self._raise_if_bad(self.guard.first_bad_step())
-                    yield meter.tick(self.epoch + 1, self.step, phase.steps)
+                    yield meter.tick(self.epoch + 1, self.step)
             self.epoch, self.batch = self.epoch + 1, 0
             if meter.steps >= MIN_ROW_STEPS or self.step == phase.steps:
                 yield self._row()

@@ -21,7 +21,6 @@ class Tick:
 
     epoch: int
     step: int
-    steps: int
     loss: float
     accuracy: float
     images_per_second: float
@@ -81,10 +80,10 @@ class Meter:
     def tick_due(self) -> bool:
         return time.perf_counter() - self.last_tick >= TICK
 
-    def tick(self, epoch: int, step: int, steps: int) -> Tick:
+    def tick(self, epoch: int, step: int) -> Tick:
         loss, accuracy = self._means()  # waits for the device
         self.last_tick = time.perf_counter()
-        return Tick(epoch, step, steps, loss, accuracy, self.images / self.seconds())
+        return Tick(epoch, step, loss, accuracy, self.images / self.seconds())
 
     def row(self, epoch: int, learning_rate: float, validate: Callable[[], float] | None) -> Row:
         """Ends the row. Its `images_per_second` are of training alone, its `seconds` include the validation."""
