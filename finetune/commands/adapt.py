@@ -43,7 +43,7 @@ from finetune.run.output_paths import check_outputs
 from finetune.run.phase_config import check_adapters
 from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress, completed_phases
-from finetune.run.run_folder import RunFolder
+from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import (
     RecipeLike,
     check_kind,
@@ -52,7 +52,7 @@ from finetune.run.setup import (
     open_source_and_data,
     warn_sharding,
 )
-from finetune.run.snapshot import AFRESH, ResumeOptions
+from finetune.run.snapshot import ResumeOptions
 from finetune.sources.resolve import Source, locate
 from finetune.sources.save import make_metadata
 from finetune.train.activation_cache import TEST, ActivationKey
@@ -74,7 +74,7 @@ def adapt(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    resume: ResumeOptions = AFRESH,
+    resume: ResumeOptions | None = None,
     console: Console | None = None,
 ) -> Report:
     """Fine-tunes a checkpoint on the recipe's data and compares; writes `out`, its report, and returns the report.
@@ -86,6 +86,7 @@ def adapt(
     """
     console = console or Console(quiet=True, results=False)
     with distributed_context(device) as group:
+        resume = resume or ResumeOptions()
         return _adapt(source, recipe, compare, out, data_root(root), device, overrides, resume, console, group)
 
 
@@ -121,11 +122,12 @@ def _adapt(
         **run_fingerprint(plan, classifier.model, described["data"], runtime),
         "source": {"id": origin.id, "sha256": origin.sha256},
     }
+    identity = RunIdentity(dump_recipe(plan), run, environment(runtime))
     needs_features = needs_source_features(plan, classifier.class_names, data.class_names)
     context = make_context(plan, data, classifier.input, runtime, console, needs_features=needs_features)
     with (
         seeded(plan.seed),
-        RunFolder(outputs, dump_recipe(plan), run, environment(runtime), resume, console, group) as run_folder,
+        RunFolder(outputs, identity, resume, console, group) as run_folder,
         context.cache,
         InterruptCheckpoint(
             outputs, lambda: make_metadata(adapted, **described), writes=group.leader

@@ -27,9 +27,9 @@ from finetune.run.output_paths import check_outputs
 from finetune.run.phase_config import check_adapters
 from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress
-from finetune.run.run_folder import RunFolder
+from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import RecipeLike, check_kind, mute_non_leaders, open_pretrain_data, open_recipe, warn_sharding
-from finetune.run.snapshot import AFRESH, ResumeOptions
+from finetune.run.snapshot import ResumeOptions
 from finetune.sources.save import make_metadata
 from finetune.train.device import choose_runtime, environment, seeded
 from finetune.train.inference import predictions
@@ -42,7 +42,7 @@ def pretrain(
     root: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
-    resume: ResumeOptions = AFRESH,
+    resume: ResumeOptions | None = None,
     console: Console | None = None,
 ) -> Report:
     """Trains from scratch, writes `out` (by default checkpoints/NAME.safetensors) and its report, returns the report.
@@ -53,7 +53,7 @@ def pretrain(
     """
     console = console or Console(quiet=True, results=False)
     with distributed_context(device) as group:
-        return _pretrain(recipe, out, data_root(root), device, overrides, resume, console, group)
+        return _pretrain(recipe, out, data_root(root), device, overrides, resume or ResumeOptions(), console, group)
 
 
 def _pretrain(
@@ -82,9 +82,10 @@ def _pretrain(
         classifier = Classifier(network, plan.model.name, arguments, data.class_names, spec)
         outputs = check_outputs(out, name, writes=group.leader)
         run = run_fingerprint(plan, plan.model.name, described["data"], runtime)
+        identity = RunIdentity(dump_recipe(plan), run, environment(runtime))
         context = make_context(plan, data, spec, runtime, console)
         with (
-            RunFolder(outputs, dump_recipe(plan), run, environment(runtime), resume, console, group) as run_folder,
+            RunFolder(outputs, identity, resume, console, group) as run_folder,
             context.cache,
             InterruptCheckpoint(
                 outputs, lambda: make_metadata(classifier, **described), writes=group.leader

@@ -77,14 +77,14 @@ def run_phases(
     """Trains `network` in place through all phases that are not over yet and returns the histories of all."""
     cache_plan = CachePlan(network, phases, context)
     for number, phase in enumerate(phases):
-        if number < len(progress.facts.phases):
+        if number < len(progress.state.phases):
             continue
         title = f"phase {number + 1}/{len(phases)} {phase.name}" if len(phases) > 1 else f"phase {phase.name}"
         with translate_oom(phase.name, phase.batch_size):
             done = _run_phase(cache_plan, number, logger, title, progress)
         cache_plan.exit_phase(number)
         progress.phase_done(*done)
-    return progress.facts.phases
+    return progress.state.phases
 
 
 def _run_phase(
@@ -138,7 +138,7 @@ def _train_phase(
         batches,
         phase_config(phase, stages, steps, caching.start),
         context.runtime,
-        first_epoch=progress.facts.epochs,
+        first_epoch=progress.state.epochs,
         validate=_validation_accuracy(network, context, cache_plan.phase_depth(number)),
     )
     if state is not None:

@@ -385,7 +385,7 @@ def stopped(folder: Path, source: Path) -> tuple[tuple[object, ...], SnapshotSto
     Path("a.yaml").write_text(adapt_recipe(phase("head", "epochs: 40", 100), "{name: kmnist, validation: 60}"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("finetune.train.loop.MIN_ROW_STEPS", 3)
-        resume = ResumeOptions(every=0)
+        resume = ResumeOptions(snapshot_every=0)
         with pytest.raises(Interrupted):
             adapt(source, "a.yaml", out="new.safetensors", resume=resume, console=Impatient("epoch 4/"))
     words = ("adapt", "--from", source, "--recipe", "a.yaml", "--out", "new.safetensors", "--resume", "--quiet")
