@@ -107,7 +107,7 @@ def evaluate(
     `data` is a data set's name, a folder of pictures or a CSV file; pictures that cannot be read stop it ("fail") or
     are left out ("skip").
     """
-    return _evaluate(checkpoint, data, root=data_root, device=device, on_bad_image=on_bad_image)
+    return _evaluate(checkpoint, data, data_root=data_root, device=device, on_bad_image=on_bad_image)
 
 
 def verify(
@@ -122,7 +122,7 @@ def verify(
 
     With `data`, its accuracy there is measured again. `fetch` allows to ask the Hub for parents that are not here.
     """
-    return _verify(checkpoint, data, root=data_root, device=device, fetch=fetch)
+    return _verify(checkpoint, data, data_root=data_root, device=device, fetch=fetch)
 
 
 def push(

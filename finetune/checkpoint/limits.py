@@ -24,8 +24,6 @@ MAX_LINEAGE = 200  # ancestors
 
 MAX_ANCESTOR_LEN = 500  # characters of what is said of each
 
-MAX_REPORT_BYTES = 100_000_000  # bytes of a report; the confusion of a thousand classes is a million numbers
-
 MAX_INPUT_SIZE = 4096  # pixels, the side of an image
 
 MAX_DEPTH = 20  # levels of lists and mappings

@@ -10,7 +10,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from finetune.checkpoint.format import Metadata, read_metadata, read_shapes
-from finetune.checkpoint.limits import MAX_REPORT_BYTES
 from finetune.data.registry import ALIASES, DATASETS
 from finetune.errors import CheckpointError, RecipeError
 from finetune.hub.model_card import (
@@ -31,6 +30,7 @@ from finetune.hub.timm_config import make_config
 from finetune.io.safe_open import read_regular
 from finetune.recipe.load import check_recipe, dump_recipe
 from finetune.report.comparison import Comparison, sentence
+from finetune.report.report import MAX_REPORT_BYTES
 from finetune.report.tables import percent
 
 NO_RECIPE = "# These weights were saved without a recipe.\n"

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import SettingError
+from finetune.io.safe_open import read_regular
 from finetune.report.comparison import Comparison, Score
+
+MAX_REPORT_BYTES = 100_000_000  # bytes of a report; the confusion of a thousand classes is a million numbers
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,15 @@ def read_report(path: Path) -> Report:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"])) or "its beginning"
         raise SettingError(f"{path}: not a report of finetune: at {at}: {first['msg'].lower()}") from None
+
+
+def read_report_values(path: Path) -> dict[str, Any] | None:
+    """The JSON object in the file of a report, which anybody may have written; None where there is none to read."""
+    try:
+        found = json.loads(read_regular(path, MAX_REPORT_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
