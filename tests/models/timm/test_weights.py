@@ -107,7 +107,9 @@ def test_class_names_are_imagenets_words_each_once():
 
 FETCH = """
 import sys
+from timm.models._registry import _model_pretrained_cfgs
 from finetune.errors import FinetuneError
+_model_pretrained_cfgs["test_vit2.r160_in1k"].hf_hub_id += "@v2"  # none of timm's own tags has a revision
 from finetune.models.timm.weights import download_weights
 for line in sys.stdin:
     try:
@@ -166,6 +168,12 @@ def test_weights_are_fetched_once_and_found_offline(hub, fetchers):
     assert len(hub[0].asked) == asked
     said = offline("timm/test_vit")
     assert said.startswith("DownloadError") and "not in the Hub's cache" in said and "HF_HUB_OFFLINE" in said
+
+
+def test_the_revision_of_a_tag_is_the_one_that_is_fetched(hub, fetchers):
+    path = fetchers[0]("timm/test_vit2")
+    assert ("HEAD", "/timm/test_vit2.r160_in1k/resolve/v2/model.safetensors") in hub[0].asked
+    assert fetchers[1]("timm/test_vit2") == path and path.endswith("model.safetensors")
 
 
 @pytest.mark.parametrize(
