@@ -31,6 +31,7 @@ docs: .venv/ready
 	$(BIN)/python -m finetune.cli.docs > docs/commands.md
 	$(BIN)/python -m finetune.recipe.docs > docs/recipes.md
 	$(BIN)/python -m finetune.recipe.docs --json > docs/recipe.schema.json
+	$(BIN)/python tests/support/rooms.py > docs/rooms.svg
 
 # Against its peers, on an idle machine, for hours; ROUNDS=2 took 55 minutes. benchmarks/bench.py runs single races.
 # MNIST has to be in FINETUNE_DATA_ROOT. The first time it makes the peers' environments, 8 GB.

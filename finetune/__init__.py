@@ -14,7 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.api import adapt, evaluate, pretrain, pull, push, verify
+    from finetune.commands.adapt import adapt
+    from finetune.commands.evaluate import evaluate
+    from finetune.commands.pretrain import pretrain
+    from finetune.commands.pull import pull
+    from finetune.commands.push import push
+    from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
     from finetune.report.report import Report
     from finetune.sources.resolve import load
@@ -41,14 +46,14 @@ _HOMES = {
     "Classifier": "finetune.models.classifier",
     "Prediction": "finetune.models.classifier",
     "Report": "finetune.report.report",
-    "adapt": "finetune.api",
-    "evaluate": "finetune.api",
+    "adapt": "finetune.commands.adapt",
+    "evaluate": "finetune.commands.evaluate",
     "load": "finetune.sources.resolve",
-    "pretrain": "finetune.api",
-    "pull": "finetune.api",
-    "push": "finetune.api",
+    "pretrain": "finetune.commands.pretrain",
+    "pull": "finetune.commands.pull",
+    "push": "finetune.commands.push",
     "save": "finetune.sources.save",
-    "verify": "finetune.api",
+    "verify": "finetune.commands.verify",
 }
 
 

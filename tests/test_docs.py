@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import rooms
 
 from finetune.cli.docs import commands_markdown
 from finetune.recipe.docs import json_schema, reference_markdown
+from finetune.report.rows import rows_markdown
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +20,7 @@ ROOT = Path(__file__).parents[1]
         ("commands.md", commands_markdown),
         ("recipes.md", reference_markdown),
         ("recipe.schema.json", lambda: json.dumps(json_schema())),
+        ("rooms.svg", rooms.svg),
     ],
 )
 def test_generated_pages_are_up_to_date(name, expected):
@@ -26,6 +29,11 @@ def test_generated_pages_are_up_to_date(name, expected):
         assert json.loads(text) == json.loads(expected()), "run `make docs`"
     else:
         assert text.rstrip() == expected().rstrip(), "run `make docs`"
+
+
+def test_the_rows_of_the_verdict_are_documented():
+    page = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    assert rows_markdown() in page, "put in what `python -m finetune.report.rows` prints"
 
 
 def pages():

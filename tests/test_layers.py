@@ -3,13 +3,11 @@
 import ast
 import subprocess
 import sys
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).parents[1] / "finetune"
+from rooms import MODULES, imports_of
 
 # The rooms from the ground up, and what each may import from besides itself. A room stands above all that it imports.
 ROOMS = {
@@ -21,8 +19,8 @@ ROOMS = {
     "checkpoint": {"io", "system", "text", "errors"},
     "data": {"checkpoint", "io", "system", "paths", "text", "errors"},
     "models": {"data", "checkpoint", "io", "system", "text", "errors"},
-    "recipe": {"io", "text", "errors"},
     "report": {"io", "text", "errors"},
+    "recipe": {"report", "io", "text", "errors"},
     "distributed": {"text", "errors"},
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
     "hub": {"recipe", "report", "data", "checkpoint", "io", "text", "errors"},
@@ -55,35 +53,6 @@ ROOMS = {
     "__init__": {"commands", "run", "sources", "models", "report"},
     "__main__": {"cli"},
 }
-
-
-def module_of(path: Path) -> str:
-    """The dotted name inside the package, "data.loader"; a package's __init__ is the package."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-
-
-@cache
-def imports_of(module: str) -> frozenset[str]:
-    """The modules that one imports from anywhere in it: inside functions and under TYPE_CHECKING too."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}:{node.lineno}: a relative import hides its direction"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            head, *parts = name.split(".")
-            if head == "finetune":
-                whole = ".".join(parts)
-                found.add(whole if whole in MODULES else ".".join(parts[:-1]) or "__init__")
-    return frozenset(found) - {module}
 
 
 def first_cycle(graph: dict[str, set[str]]) -> list[str] | None:

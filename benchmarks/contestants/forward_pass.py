@@ -28,7 +28,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def seconds(precision: str, size: int) -> float:
-        with choose_runtime("cpu", precision).arithmetic():
+        with choose_runtime("cpu", precision).autocast():
             network(images[:size])
             found = []
             for _ in range(PASSES):

@@ -60,7 +60,7 @@ def main() -> None:
         optimizer = build_optimizer(stage_groups(network, arguments["lr"], 1.0), "sgd", arguments)
         network.train()
         for _ in range(steps):
-            with runtime.arithmetic():
+            with runtime.autocast():
                 logits = network(fixed)
             loss = F.cross_entropy(logits.float(), labels)
             optimizer.zero_grad()

@@ -9,10 +9,7 @@ import sys
 import click
 
 from finetune import __version__
-from finetune.cli import catalog as listing
-from finetune.cli import checkpoints as looking
-from finetune.cli import hub as sharing
-from finetune.cli import train as training
+from finetune.cli import catalog, checkpoints, hub, train
 from finetune.errors import FinetuneError
 from finetune.io.sanitize import printable_lines
 from finetune.system import configure_process
@@ -43,9 +40,8 @@ def cli() -> None:
 
 
 for command in (
-    *(training.pretrain, training.adapt, looking.evaluate, looking.verify, looking.predict),
-    *(training.plan, looking.inspect),
-    *(sharing.push, sharing.pull, listing.models, listing.datasets, listing.recipes),
+    *(train.pretrain, train.adapt, checkpoints.evaluate, checkpoints.verify, checkpoints.predict),
+    *(train.plan, checkpoints.inspect, hub.push, hub.pull, catalog.models, catalog.datasets, catalog.recipes),
 ):
     cli.add_command(command)
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -17,13 +17,11 @@ from finetune.io.sanitize import escaped_json, printable
 
 if TYPE_CHECKING:
     from finetune.report.console import Console
-    from finetune.run.snapshot import ResumeOptions
+    from finetune.report.report import Report
+    from finetune.run.options import RunOptions
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-RUN_OPTIONS = ("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "json", "quiet")
-"""Options of the commands that train."""
 
 
 def with_options(*names: str) -> Callable[[Command], Command]:
@@ -85,27 +83,23 @@ def make_console(quiet: bool = False, results: bool = True) -> Console:
     return Console(quiet=quiet, results=results)
 
 
-def resume_options(resume: bool, every: float) -> ResumeOptions:
-    """How a run's snapshots are kept; what to type to go on is what was typed, and --resume."""
-    from finetune.run.snapshot import ResumeOptions
+def run_options(
+    *, as_json: bool = False, quiet: bool = False, settings: tuple[str, ...] = (), **given: Any
+) -> RunOptions:
+    """The typed options of a command that trains, as RunOptions has them.
 
-    words = sys.argv[1:] if resume else [*sys.argv[1:], "--resume"]
+    To resume, a person types the same again, and --resume. With --json nothing but the JSON is printed.
+    """
+    words = sys.argv[1:] if given.get("resume") else [*sys.argv[1:], "--resume"]
     program = "finetune" if os.environ.get("WORLD_SIZE", "1") == "1" else "torchrun ... -m finetune"
-    return ResumeOptions(resume, every, f"{program} {shlex.join(words)}")
+    own = {"settings": settings, "resume_command": f"{program} {shlex.join(words)}"}
+    return cast("RunOptions", {**given, **own, "console": make_console(quiet, results=not as_json)})
 
 
-def override(key: str, value: object) -> list[str]:
-    return [] if value is None else [f"{key}={json.dumps(value, ensure_ascii=False)}"]
-
-
-def model_override(name: str | None) -> list[str]:
-    return override("model.name", name)
-
-
-def target_override(name: str | None) -> list[str]:
-    """`--target` as a setting; a name that is not known is reported as what was typed."""
+def check_target(name: str | None) -> None:
+    """SettingError that repeats what was typed when --target is neither pictures nor a data set's name."""
     if name is None:
-        return []
+        return
     from finetune.data.manifest import is_image_path
     from finetune.data.registry import find_dataset
 
@@ -114,7 +108,13 @@ def target_override(name: str | None) -> list[str]:
             find_dataset(name)
     except UserError as error:
         raise SettingError(f"--target {name}: {error}") from None
-    return override("data.name", name)
+
+
+def print_report(report: Report, as_json: bool, options: RunOptions) -> None:
+    """Prints a report's JSON with --json; of several processes that train together only the first one does."""
+    console = options["console"]
+    if as_json and console is not None and not console.hushed:
+        click.echo(report.to_json(), nl=False)
 
 
 def print_json(values: object) -> None:

@@ -1,183 +1,111 @@
-"""`finetune adapt`: a source, a target, and the truth about the difference."""
+"""`finetune adapt`: fine-tunes a source on a target and measures what that brought."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Unpack
 
 from finetune.commands.baselines import (
-    SourceFeatures,
-    before_predictions,
+    Adaptation,
     extract_source_features,
-    linear_probe,
+    measure_rows,
     needs_source_features,
     retention,
-    train_scratch,
+    train_rows,
 )
-from finetune.distributed.launch import distributed_context
-from finetune.distributed.process_group import ProcessGroup
-from finetune.models.classifier import Classifier
-from finetune.models.head import swap_head
+from finetune.models.head import ClassMeans, swap_head
 from finetune.models.staged import StagedNetwork
-from finetune.paths import data_root
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
-from finetune.report import comparison as verdict
 from finetune.report.console import Console
-from finetune.report.report import PhaseSummary, Report, Result, Retention, SourceSummary, Transplant
-from finetune.run.cache_plan import CachePlan
-from finetune.run.context import TrainContext, make_context
-from finetune.run.finalize import (
-    build_report,
-    correct_mask,
-    public_recipe,
-    run_fingerprint,
-    save_run,
-    score,
-)
+from finetune.report.report import Report, SourceSummary, Transplant
+from finetune.run.cache_plan import CacheManager
+from finetune.run.context import make_context
+from finetune.run.finalize import build_report, public_recipe, run_fingerprint, save_run
 from finetune.run.interrupt import InterruptCheckpoint
+from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.phase_config import check_adapters
 from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress, completed_phases
 from finetune.run.run_folder import RunFolder, RunIdentity
-from finetune.run.setup import (
-    RecipeLike,
-    check_kind,
-    mute_non_leaders,
-    open_recipe,
-    open_source_and_data,
-    warn_sharding,
-)
-from finetune.run.snapshot import ResumeOptions
-from finetune.sources.resolve import Source, locate
+from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, find_source, open_adapt, open_recipe
+from finetune.sources.resolve import Source
 from finetune.sources.save import make_metadata
-from finetune.train.activation_cache import TEST, ActivationKey
-from finetune.train.device import choose_runtime, environment, seeded
+from finetune.train.device import environment, seeded
 
 DEFAULT_RECIPE = Path("recipes/adapt.yaml")
-
-Names = tuple[str, ...]
-
-Tested = tuple[dict[str, Result | None], dict[str, verdict.Comparison | None]]
 
 
 def adapt(
     source: str | Path,
+    target: str | None = None,
     recipe: RecipeLike = DEFAULT_RECIPE,
     *,
+    model: str | None = None,
+    shots: int | None = None,
     compare: bool = True,
-    out: str | Path | None = None,
-    root: str | Path | None = None,
-    device: str = "auto",
-    overrides: Sequence[str] = (),
-    resume: ResumeOptions | None = None,
-    console: Console | None = None,
+    **options: Unpack[RunOptions],
 ) -> Report:
-    """Fine-tunes a checkpoint on the recipe's data and compares; writes `out`, its report, and returns the report.
+    """Fine-tunes `source` on `target` and compares; writes a checkpoint and its report, and returns the report.
 
-    `compare=False` leaves out the linear probe and the run from scratch, whatever the recipe says. `overrides` are
-    KEY=VALUE texts as for --set; `root` is the data folder; `keeping` says whether to go on with an earlier attempt.
-    Errors are those of `finetune.errors`. Where torchrun has started several processes, all train together, and the
-    first one writes.
+    `source` is a checkpoint, `timm:NAME[.TAG]`, `hub:OWNER/NAME[@REVISION]`, or a bare file of weights of `model`.
+    `target` is a data set's name, a folder of pictures or a CSV file, in place of the recipe's. `shots` is the number
+    of labelled images per class to learn from. `compare=False` leaves out the rows that a recipe's `compare` names.
+    `recipe` and `options` are as for `pretrain`. Raises the errors of `finetune.errors`.
     """
-    console = console or Console(quiet=True, results=False)
-    with distributed_context(device) as group:
-        resume = resume or ResumeOptions()
-        return _adapt(source, recipe, compare, out, data_root(root), device, overrides, resume, console, group)
+    with start_run(options) as call:
+        located = find_source(source, call)
+        overrides = call.overrides({"model.name": model}, {"data.name": target, "data.shots": shots})
+        checked = expect_kind(AdaptRecipe, open_recipe(recipe, overrides, located.architecture), recipe)
+        checked = checked if compare else checked.model_copy(update={"compare": ()})
+        return _adapt(checked, open_adapt(located, checked, call), call)
 
 
-def _adapt(
-    source: str | Path,
-    recipe: RecipeLike,
-    compare: bool,
-    out: str | Path | None,
-    root: Path,
-    device: str,
-    overrides: Sequence[str],
-    resume: ResumeOptions,
-    console: Console,
-    group: ProcessGroup,
-) -> Report:
-    mute_non_leaders(console, group)
-    with group.leader_first("source"):
-        found = locate(source, note=console.note, bars=not console.quiet)
-    plan = open_recipe(recipe, overrides, source=found.architecture)
-    check_kind(plan, "adapt", recipe)
-    assert isinstance(plan, AdaptRecipe)
-    plan = plan if compare else plan.model_copy(update={"compare": ()})
-    runtime = choose_runtime(device, plan.precision, group, plan.sharding)
-    warn_sharding(runtime, console)
-    with group.leader_first("images"):
-        origin, classifier, data = open_source_and_data(found, plan, root, console)
-    check_adapters(classifier.network, plan.phases)
-    outputs = check_outputs(out, f"{origin.name}-{data.name}", writes=group.leader)
-    described: dict[str, Any] = {"recipe": public_recipe(plan), "data": data.describe()}
-    described["lineage"] = origin.lineage_of_child()
+def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
+    source, classifier, data, runtime = setup.source, setup.classifier, setup.data, setup.runtime
+    console, group = call.console, call.group
+    check_adapters(classifier.network, recipe.phases)
+    outputs = check_outputs(call.out, f"{source.name}-{data.name}", writes=group.leader)
+    described: dict[str, Any] = {"recipe": public_recipe(recipe), "data": data.describe()}
+    described["lineage"] = source.lineage_of_child()
     adapted = classifier.with_classes(data.class_names)
-    run = {
-        **run_fingerprint(plan, classifier.model, described["data"], runtime),
-        "source": {"id": origin.id, "sha256": origin.sha256},
-    }
-    identity = RunIdentity(dump_recipe(plan), run, environment(runtime))
-    needs_features = needs_source_features(plan, classifier.class_names, data.class_names)
-    context = make_context(plan, data, classifier.input, runtime, console, needs_features=needs_features)
+    network = adapted.network
+    fingerprint = run_fingerprint(recipe, classifier.model, described["data"], runtime)
+    fingerprint["source"] = {"id": source.id, "sha256": source.sha256}
+    identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
+    needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)
+    context = make_context(recipe, setup, console, needs_features=needs_features)
     with (
-        seeded(plan.seed),
-        RunFolder(outputs, identity, resume, console, group) as run_folder,
+        seeded(recipe.seed),
+        RunFolder(outputs, identity, call.resume, console, group) as run_folder,
         context.cache,
-        InterruptCheckpoint(
-            outputs, lambda: make_metadata(adapted, **described), writes=group.leader
-        ) as interrupt_checkpoint,
+        InterruptCheckpoint(outputs, lambda: make_metadata(adapted, **described), writes=group.leader) as kept,
     ):
         if run_folder.finished is not None:
             return run_folder.finished
-        for network in (classifier.network, adapted.network):
-            runtime.place(network)
-        logger, cache_plan = (
-            RunLogger(console, outputs, interrupt_checkpoint),
-            CachePlan(adapted.network, plan.phases, context),
+        runtime.place(classifier.network)
+        runtime.place(network)
+        logger, caches = RunLogger(console, outputs, kept), CacheManager(network, recipe.phases, context)
+        features = extract_source_features(classifier.network, caches, completed_phases(run_folder, TRAINED), recipe)
+        transplant = _swap_head(network, recipe, features.means, setup)
+        _log_head_rows(transplant, recipe, data.class_names, console)
+        progress = NetworkProgress(run_folder, TRAINED, network)
+        phases = run_phases(network, recipe.phases, context, logger, progress)
+        adaptation = Adaptation(recipe, classifier, features, caches, logger, progress)
+        train_rows(adaptation)
+        results, comparisons = measure_rows(adaptation)
+        report = replace(
+            build_report(recipe, setup, run_folder.seconds(), phases, results),
+            source=_source_summary(source),
+            transplant=transplant,
+            comparisons=comparisons,
+            retention=retention(source, adaptation, call.data_root),
         )
-        frozen = extract_source_features(classifier.network, cache_plan, completed_phases(run_folder, TRAINED), plan)
-        transplant = _swap_head(adapted.network, plan, frozen, context, classifier.class_names)
-        _log_head_rows(transplant, plan, data.class_names, console)
-        progress = NetworkProgress(run_folder, TRAINED, adapted.network)
-        phases = run_phases(adapted.network, plan.phases, context, logger, progress)
-        scratch = train_scratch(plan, classifier, context, logger, progress) if "scratch" in plan.compare else None
-        tested = _test(classifier, frozen, cache_plan, scratch, plan)
-        kept = retention(origin, classifier, adapted.network, context, root, cache_plan.frozen_depth())
-        report = _report(plan, origin, context, run_folder.seconds(), phases, transplant, tested, kept)
         if group.leader:
             run_folder.finish(save_run(adapted, described, report, outputs, console))
     return report
-
-
-def _report(
-    plan: AdaptRecipe,
-    source: Source,
-    context: TrainContext,
-    seconds: float,
-    phases: list[PhaseSummary],
-    transplant: Transplant,
-    tested: Tested,
-    kept: Retention | None,
-) -> Report:
-    results, comparisons = tested
-    return build_report(
-        plan,
-        context.data,
-        context.runtime,
-        seconds,
-        phases,
-        results,
-        source=_source_summary(source),
-        transplant=transplant,
-        comparisons=comparisons,
-        retention=kept,
-    )
 
 
 def _source_summary(source: Source) -> SourceSummary:
@@ -191,67 +119,26 @@ def _source_summary(source: Source) -> SourceSummary:
     )
 
 
-def _swap_head(
-    network: StagedNetwork, plan: AdaptRecipe, frozen: SourceFeatures, context: TrainContext, known: Names
-) -> Transplant:
-    """Gives the network a head for the target's classes, and returns what was taken over and what started new."""
-    wanted = context.data.class_names
+def _swap_head(network: StagedNetwork, recipe: AdaptRecipe, means: ClassMeans | None, setup: AdaptSetup) -> Transplant:
+    """Gives the network a head for the target's classes; returns which tensors were kept and which are new."""
+    wanted = setup.data.class_names
     head, reused = swap_head(
         network.head,
-        known,
+        setup.classifier.class_names,
         wanted,
-        means=None if plan.head == "random" else frozen.means,
-        keep_rows=plan.head == "auto",
+        means=None if recipe.head == "random" else means,
+        keep_rows=recipe.head == "auto",
     )
     network.set_head(head)
-    context.runtime.place(network)
-    tensors = list(network.state_dict())
+    setup.runtime.place(network)
     new = [] if len(reused) == len(wanted) else list(network.head_tensors())
-    return Transplant([name for name in tensors if name not in new], new, reused)
+    return Transplant([name for name in network.state_dict() if name not in new], new, reused)
 
 
-def _log_head_rows(transplant: Transplant, plan: AdaptRecipe, classes: Names, console: Console) -> None:
+def _log_head_rows(transplant: Transplant, recipe: AdaptRecipe, classes: tuple[str, ...], console: Console) -> None:
     fresh = [name for name in classes if name not in transplant.head_rows_reused]
     if transplant.head_rows_reused:
         console.note(f"head: rows kept for {', '.join(transplant.head_rows_reused)}")
     if fresh:
-        start = "random weights" if plan.head == "random" else "their class means"
+        start = "random weights" if recipe.head == "random" else "their class means"
         console.note(f"head: new rows from {start} for {', '.join(fresh)}")
-
-
-def _test(
-    source: Classifier,
-    frozen: SourceFeatures,
-    cache_plan: CachePlan,
-    scratch: StagedNetwork | None,
-    plan: AdaptRecipe,
-) -> Tested:
-    """Opens the test set, once: every row of the verdict is measured on the same images."""
-    data, cache = cache_plan.context.data, cache_plan.cache
-    test = data.test
-    cache.keep_in_memory(source.network, ActivationKey(TEST, cache_plan.frozen_depth()))
-    seen = cache.outputs(source.network, TEST, -1)
-    found_before, method = before_predictions(
-        source.network.head, source.class_names, data.class_names, seen, frozen.means
-    )
-    found_after = cache.outputs(cache_plan.network, TEST).argmax(1).cpu()
-    results: dict[str, Result | None] = {
-        "before": score(test, found_before, method=method, detailed=False),
-        "linear_probe": None,
-        "after": score(test, found_after),
-        "scratch": None,
-    }
-    right_after = correct_mask(test, found_after)
-    comparisons: dict[str, verdict.Comparison | None] = {
-        "after_vs_before": verdict.compare(correct_mask(test, found_before), right_after),
-        "after_vs_scratch": None,
-    }
-    if "linear_probe" in plan.compare:
-        with torch.no_grad():
-            found = linear_probe(frozen, data)(seen.cpu()).argmax(1)
-        results["linear_probe"] = score(test, found, detailed=False)
-    if scratch is not None:
-        found = cache.outputs(scratch, TEST).argmax(1).cpu()
-        results["scratch"] = score(test, found, detailed=False)
-        comparisons["after_vs_scratch"] = verdict.compare(correct_mask(test, found), right_after)
-    return results, comparisons

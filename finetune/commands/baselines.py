@@ -1,8 +1,12 @@
-"""The baselines of the verdict: the source as it is, a linear probe, training from scratch; and retention."""
+"""How each row of the verdict is made: source as it is, linear probe, fine-tuned network, training from scratch.
+
+What a row is called and compared with is in `finetune/report/rows.py`; a new row is an entry there and one in
+ROW_MAKERS.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +24,16 @@ from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase_schema import Phase
 from finetune.recipe.schema import AdaptRecipe
-from finetune.report.report import Retention
-from finetune.run.cache_plan import CachePlan
+from finetune.report.comparison import Comparison, compare
+from finetune.report.report import Result, Retention
+from finetune.report.rows import ADAPT_ROWS, wanted_rows
+from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
-from finetune.run.data import RunData
-from finetune.run.phase_config import images_seen, phase_steps
+from finetune.run.finalize import correct_mask, score
 from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import SCRATCH, NetworkProgress
 from finetune.sources.resolve import Source
-from finetune.train.activation_cache import TRAIN, VALIDATION, ActivationCache, ActivationKey, CachePart
+from finetune.train.activation_cache import TEST, TRAIN, VALIDATION, ActivationCache, ActivationKey, CachePart
 from finetune.train.device import seeded
 from finetune.train.linear_probe import fit_linear_head
 
@@ -53,17 +58,17 @@ def needs_source_features(recipe: AdaptRecipe, known: Sequence[str], wanted: Seq
 
 
 def extract_source_features(
-    network: StagedNetwork, cache_plan: CachePlan, over: int, plan: AdaptRecipe
+    network: StagedNetwork, caches: CacheManager, over: int, plan: AdaptRecipe
 ) -> SourceFeatures:
     """One pass of the untouched source over the images to learn from: for class means and probe, and for the phases.
 
     `over` phases are over already, in a run that goes on.
     """
-    context = cache_plan.context
+    context = caches.context
     if not context.needs_features:
         return SourceFeatures()
     data, cache = context.data, context.cache
-    cache_plan.prefill(network, over)
+    caches.prefill(network, over)
     features = {TRAIN: cache.outputs(network, TRAIN, -1)}
     means = class_means(features[TRAIN].cpu(), data.train.labels, len(data.class_names))
     if "linear_probe" not in plan.compare:
@@ -73,13 +78,6 @@ def extract_source_features(
     return SourceFeatures(features, means)
 
 
-def linear_probe(frozen: SourceFeatures, data: RunData) -> torch.nn.Linear:
-    """The best linear head on the frozen features that were computed before the phases."""
-    held = frozen.features.get(VALIDATION)
-    validation = (held, data.validation.labels) if held is not None else None
-    return fit_linear_head(frozen.features[TRAIN], data.train.labels, len(data.class_names), validation)
-
-
 OWN_HEAD = "source head"
 
 NEAREST_MEAN = "nearest class mean"
@@ -87,25 +85,100 @@ NEAREST_MEAN = "nearest class mean"
 SOURCE_TEST = "source's test"
 
 
-def before_predictions(
-    head: torch.nn.Linear,
-    source_classes: tuple[str, ...],
-    classes: tuple[str, ...],
-    features: Tensor,
-    means: ClassMeans | None,
-) -> tuple[Tensor, str]:
-    """What the source says of frozen `features` (N×F) untouched, as target class indices, and the method used.
+@dataclass(frozen=True)
+class Adaptation:
+    """One adapt after its phases: what the rows of its verdict are made from.
 
-    Its own head answers where it knows every class of the target (its other classes are not offered); else the nearest
-    mean of the target's training features does, of which `means` are then given.
+    `source` is the classifier it started from, unchanged. `trained` has by row what was trained for it.
     """
-    if set(classes) <= set(source_classes):
-        rows = torch.tensor([source_classes.index(name) for name in classes], device=features.device)
+
+    recipe: AdaptRecipe
+    source: Classifier
+    features: SourceFeatures
+    caches: CacheManager
+    logger: RunLogger
+    progress: NetworkProgress
+    trained: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def context(self) -> TrainContext:
+        return self.caches.context
+
+    @property
+    def source_test_features(self) -> Tensor:
+        """What the source's head sees in the test images: float, N×F."""
+        return self.context.cache.outputs(self.source.network, TEST, -1)
+
+    def test_predictions(self, network: StagedNetwork) -> Tensor:
+        """The class index that a network gives each test image: int64, N."""
+        return self.context.cache.outputs(network, TEST).argmax(1).cpu()
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """How one row is made: `train` what it needs, before the test set is opened; then `predict` the test images.
+
+    `predict` returns class indices (int64, N), and how the source answered where that is not always the same.
+    """
+
+    predict: Callable[[Adaptation], tuple[Tensor, str | None]]
+    train: Callable[[Adaptation], Any] | None = None
+
+
+def train_rows(adaptation: Adaptation) -> None:
+    """Trains what the rows asked for need beside the fine-tuned network."""
+    for name in wanted_rows(adaptation.recipe.compare):
+        if (train := ROW_MAKERS[name].train) is not None:
+            adaptation.trained[name] = train(adaptation)
+
+
+def measure_rows(adaptation: Adaptation) -> tuple[dict[str, Result | None], dict[str, Comparison | None]]:
+    """Opens the test set, once: results by row, and comparisons by after_vs_ROW, all on the same images."""
+    test = adaptation.context.data.test
+    frozen = ActivationKey(TEST, adaptation.caches.frozen_depth())
+    adaptation.context.cache.keep_in_memory(adaptation.source.network, frozen)
+    results: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
+    correct = {}
+    for name in wanted_rows(adaptation.recipe.compare):
+        predicted, method = ROW_MAKERS[name].predict(adaptation)
+        results[name] = score(test, predicted, method=method, detailed=ADAPT_ROWS[name].detailed)
+        correct[name] = correct_mask(test, predicted)
+    comparisons = {
+        f"after_vs_{name}": compare(correct[name], correct["after"]) if name in correct else None
+        for name, row in ADAPT_ROWS.items()
+        if row.compared
+    }
+    return results, comparisons
+
+
+def predict_before(adaptation: Adaptation) -> tuple[Tensor, str]:
+    """The source's own answers: by its head where it knows every class of the target, else by the nearest class mean.
+
+    Its head is offered the target's classes only. Class means are those of the training images' features.
+    """
+    source, classes = adaptation.source, adaptation.context.data.class_names
+    features, means = adaptation.source_test_features, adaptation.features.means
+    if set(classes) <= set(source.class_names):
+        rows = torch.tensor([source.class_names.index(name) for name in classes], device=features.device)
         with torch.no_grad():
-            return head(features)[:, rows].argmax(1).cpu(), OWN_HEAD
-    assert means is not None, "features are looked at where the source cannot answer itself"
+            return source.network.head(features)[:, rows].argmax(1).cpu(), OWN_HEAD
+    assert means is not None, "class means are computed where the source's head does not know every class"
     logits = features.cpu().double() @ means.weight.cpu().T + means.bias.cpu()
     return logits.argmax(1), NEAREST_MEAN
+
+
+def train_linear_probe(adaptation: Adaptation) -> torch.nn.Linear:
+    """The best linear head on the source's features, which were computed before the phases."""
+    features, data = adaptation.features.features, adaptation.context.data
+    held_out = features.get(VALIDATION)
+    validation = (held_out, data.validation.labels) if held_out is not None else None
+    return fit_linear_head(features[TRAIN], data.train.labels, len(data.class_names), validation)
+
+
+def predict_linear_probe(adaptation: Adaptation) -> tuple[Tensor, None]:
+    """The class that the linear probe gives each test image."""
+    with torch.no_grad():
+        return adaptation.trained["linear_probe"](adaptation.source_test_features.cpu()).argmax(1), None
 
 
 def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
@@ -116,10 +189,7 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     weights always get where the recipe has any. The recipe's `scratch` may name a fairer optimizer and schedule.
     """
     last = recipe.phases[-1]
-    seen = sum(
-        images if phase.solver else images_seen(phase_steps(phase, images), phase.batch_size, images)
-        for phase in recipe.phases
-    )
+    seen = sum(phase.images_seen(images) for phase in recipe.phases)
     epochs, rest = divmod(seen, images)
     steps = max(1, epochs * -(-images // last.batch_size) + round(rest / last.batch_size))
     changed: dict[str, Any] = {
@@ -142,45 +212,49 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     return last.model_copy(update=changed)
 
 
-def train_scratch(
-    recipe: AdaptRecipe, classifier: Classifier, context: TrainContext, logger: RunLogger, after: NetworkProgress
-) -> StagedNetwork:
-    """The source's architecture, trained on the target from random weights with the same budget and seed.
-
-    `after` is the leg before it, whose network a snapshot has to hold too.
-    """
-    data = context.data
+def train_scratch(adaptation: Adaptation) -> StagedNetwork:
+    """The source's architecture, trained on the target from random weights with the same budget and seed."""
+    recipe, source, context = adaptation.recipe, adaptation.source, adaptation.context
     with seeded(recipe.seed):
-        network = build_model(classifier.model, len(data.class_names), classifier.arguments)
+        network = build_model(source.model, len(context.data.class_names), source.arguments)
         context.runtime.place(network)
-        phase = scratch_phase(recipe, len(data.train))
-        progress = NetworkProgress(after.run_folder, SCRATCH, network, before=after)
-        run_phases(network, [phase], context, replace(logger, interrupt_checkpoint=None), progress)
+        phase = scratch_phase(recipe, len(context.data.train))
+        progress = NetworkProgress(adaptation.progress.run_folder, SCRATCH, network, before=adaptation.progress)
+        run_phases(network, [phase], context, replace(adaptation.logger, interrupt_checkpoint=None), progress)
     return network
 
 
-def retention(
-    source: Source, classifier: Classifier, adapted: StagedNetwork, context: TrainContext, root: Path, untouched: int
-) -> Retention | None:
+ROW_MAKERS: dict[str, RowMaker] = {
+    "before": RowMaker(predict_before),
+    "linear_probe": RowMaker(predict_linear_probe, train=train_linear_probe),
+    "after": RowMaker(lambda adaptation: (adaptation.test_predictions(adaptation.caches.network), None)),
+    "scratch": RowMaker(
+        lambda adaptation: (adaptation.test_predictions(adaptation.trained["scratch"]), None), train=train_scratch
+    ),
+}
+assert ROW_MAKERS.keys() == ADAPT_ROWS.keys(), "each row has a maker"
+
+
+def retention(source: Source, adaptation: Adaptation, root: Path) -> Retention | None:
     """Accuracy on the source's own test images before and after; None unless its data set is at hand.
 
     Where the adapted head knows every class of the source, it answers (its other classes are not offered); else the
-    source's head is put back on the adapted stages, which shows whether the features still serve the old task. The
-    `untouched` first stages are the same in both, and are run once.
+    source's head is put back on the adapted stages, which shows whether the features still serve the old task.
     """
+    context, adapted = adaptation.context, adaptation.caches.network
     test = _source_test(source, root)
     group = context.runtime.group
     if group.any(test is None):  # on some machine: then who has it looks alone
         group = SINGLE_PROCESS
     if test is None:
         return None
-    names, classes = classifier.class_names, context.data.class_names
-    original = classifier.network
+    names, classes = adaptation.source.class_names, context.data.class_names
+    original, frozen = adaptation.source.network, adaptation.caches.frozen_depth()
     runtime, kept = replace(context.runtime, group=group), context.cache
     with ActivationCache(
         {SOURCE_TEST: CachePart(test.images)}, context.normalize, runtime, kept.room, kept.folder, kept.warn
     ) as cache:
-        cache.keep_in_memory(original, ActivationKey(SOURCE_TEST, untouched))
+        cache.keep_in_memory(original, ActivationKey(SOURCE_TEST, frozen))
         before = float((cache.outputs(original, SOURCE_TEST).argmax(1).cpu() == test.labels).double().mean())
         if set(names) <= set(classes):
             found = cache.outputs(adapted, SOURCE_TEST)[:, [classes.index(name) for name in names]].argmax(1).cpu()

@@ -14,7 +14,6 @@ from finetune.report.console import Console
 from finetune.report.report import Result, result_values
 from finetune.run.data import open_test
 from finetune.run.finalize import score
-from finetune.run.input_spec import make_normalizer
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import Runtime, choose_runtime
 from finetune.train.inference import outputs
@@ -108,7 +107,7 @@ def evaluate_classifier(
         )
     test = whole.with_classes(shared, empty=True)
     runtime.place(classifier.network)
-    normalize = make_normalizer(classifier.input, runtime.device)
+    normalize = classifier.input.normalizer(runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalize)
     rows = [classifier.class_names.index(name) for name in shared]
     result = score(test, logits[:, rows].argmax(1))

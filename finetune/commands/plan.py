@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -20,24 +19,22 @@ from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
 from finetune.models.registry import build_model
-from finetune.paths import data_root
-from finetune.recipe.schema import AdaptRecipe
-from finetune.report.console import Console
+from finetune.recipe.phase_schema import Phase
+from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.report.plots import grid_picture
-from finetune.run.cache_plan import CachePlan, PhaseCache
-from finetune.run.context import make_context
-from finetune.run.phase_config import image_batches, phase_adapters, phase_config, phase_steps, trained_stages
-from finetune.run.setup import RecipeLike, open_pretrain_data, open_recipe, open_source_and_data
-from finetune.sources.resolve import locate
+from finetune.run.cache_plan import CacheManager, PhaseCache
+from finetune.run.context import TrainContext, make_context
+from finetune.run.options import RunOptions, start_run
+from finetune.run.phase_config import image_batches, phase_adapters, phase_config
+from finetune.run.setup import RecipeLike, RunSetup, find_source, open_adapt, open_pretrain, open_recipe
 from finetune.train.activation_cache import CachePart
-from finetune.train.device import choose_runtime, seeded, translate_oom
+from finetune.train.device import seeded, translate_oom
 from finetune.train.freeze import set_trainable
 from finetune.train.loop import Training
 from finetune.train.optim import stage_groups
 
-ROWS = 8
-
-VERSIONS = 8
+GRID_ROWS = GRID_VERSIONS = 8  # of the picture that --show-augment makes
+TRIAL_STEPS, TRIAL_IMAGES = 6, 64  # for the estimate of seconds
 
 
 def augment_grid(
@@ -46,26 +43,24 @@ def augment_grid(
     augment: Augment | None,
     seed: int,
     *,
-    rows: int = ROWS,
-    versions: int = VERSIONS,
+    rows: int = GRID_ROWS,
+    versions: int = GRID_VERSIONS,
 ) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Some images of `train`, uint8, N×V×H×W×C, and their classes, as `grid_picture` takes them.
 
     The first version of an image is the evaluation view, the others are what a run with this seed trains on in its
-    first epochs, made by the same code, mixing included. The images are of different classes while there are classes
-    left. `train` is all that the run trains on: the place of an image decides what chance does to it.
+    first epochs, made by the same code, mixing included. The images are the first ones of each class, in turn. `train`
+    is all that the run trains on: an image's place decides how it is augmented.
     """
-    chosen = _spread_indices(train, rows)
-    device = normalize.scale.device
+    first: list[list[int]] = [[] for _ in train.class_names]
+    for index, label in enumerate(train.labels.tolist()):
+        if len(first[label]) < rows:
+            first[label].append(index)
+    chosen = [own[turn] for turn in range(rows) for own in first if turn < len(own)][:rows]
+    device, classes = normalize.scale.device, len(train.class_names)
     labels = train.labels.to(device)
     batches = Batches(
-        train.images,
-        labels,
-        batch_size=1,
-        seed=seed,
-        normalize=normalize,
-        augment=augment,
-        classes=len(train.class_names),
+        train.images, labels, batch_size=1, seed=seed, normalize=normalize, augment=augment, classes=classes
     )
     found = []
     for index in chosen:
@@ -73,21 +68,6 @@ def augment_grid(
         seen += [batches.at(epoch, index)[0] for epoch in range(versions - 1)]
         found.append(normalize.denormalize(torch.cat(seen)).permute(0, 2, 3, 1).cpu().numpy())
     return np.stack(found), [train.class_names[int(train.labels[index])] for index in chosen]
-
-
-def _spread_indices(train: ImageSet, rows: int) -> list[int]:
-    """Images in turn of each class: the first ones of all, then the second ones."""
-    places: list[list[int]] = [[] for _ in train.class_names]
-    for index, label in enumerate(train.labels.tolist()):
-        if len(places[label]) < rows:
-            places[label].append(index)
-    turns = [own[turn] for turn in range(rows) for own in places if turn < len(own)]
-    return turns[:rows]
-
-
-TRIAL_STEPS = 6
-
-TRIAL_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -147,56 +127,60 @@ class Plan:
 
 def plan(
     recipe: RecipeLike,
-    *,
     source: str | Path | None = None,
-    root: str | Path | None = None,
-    device: str = "auto",
-    overrides: Sequence[str] = (),
+    target: str | None = None,
+    *,
+    model: str | None = None,
+    shots: int | None = None,
     show_augment: str | Path | None = None,
-    console: Console | None = None,
+    **options: Unpack[RunOptions],
 ) -> Plan:
     """What each phase would train, at which rates, for how long. An adapt recipe needs `source`.
 
     `show_augment` names a picture to be made of training images as the phases would see them. Seconds are measured on a
-    few steps of a copy whose weights are thrown away. Errors as for pretrain and adapt.
+    few steps of a copy whose weights are thrown away. The rest, and errors, are as for pretrain and adapt.
     """
-    console = console or Console(quiet=True, results=False)
-    found = locate(source, note=console.note, bars=not console.quiet) if source is not None else None
-    read = open_recipe(recipe, overrides, source=found.architecture if found is not None else None)
-    if isinstance(read, AdaptRecipe) and source is None:
-        raise SettingError(
-            "an adapt recipe depends on its source: name one, for example --from checkpoints/mnist.safetensors"
-        )
-    if not isinstance(read, AdaptRecipe) and source is not None:
-        raise SettingError(
-            "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
-        )
-    runtime = choose_runtime(device, read.precision)
-    arguments: Mapping[str, Any]
-    if isinstance(read, AdaptRecipe):
-        assert found is not None
-        _, classifier, data = open_source_and_data(found, read, data_root(root), console)
-        model, arguments, spec = classifier.model, classifier.arguments, classifier.input
-        needs_features = needs_source_features(read, classifier.class_names, data.class_names)
-    else:
-        spec, arguments, data = open_pretrain_data(read, data_root(root), console)
-        model, needs_features = read.model.name, False
-    context = make_context(read, data, spec, runtime, console, needs_features=needs_features)
-    if show_augment is not None:
-        grid = augment_grid(data.train, context.normalize, context.augment, read.seed)
-        grid_picture(*grid, Path(show_augment))
-        console.note(f"wrote {show_augment}")
-    phases = list(read.phases)
-    if isinstance(read, AdaptRecipe) and "scratch" in read.compare:
-        phases.append(scratch_phase(read, len(data.train)))
-    with seeded(read.seed):
-        network = build_model(model, len(data.class_names), arguments)
-        runtime.place(network)
-        cache_plan = CachePlan(network, phases, context)
-        planned = [_phase_plan(cache_plan, number) for number in range(len(phases))]
+    with start_run(options) as call:
+        located = find_source(source, call) if source is not None else None
+        overrides = call.overrides({"model.name": model}, {"data.name": target, "data.shots": shots})
+        checked = open_recipe(recipe, overrides, located.architecture if located is not None else None)
+        if isinstance(checked, AdaptRecipe) and located is None:
+            raise SettingError(
+                "an adapt recipe depends on its source: name one, for example --from checkpoints/mnist.safetensors"
+            )
+        if isinstance(checked, PretrainRecipe) and located is not None:
+            raise SettingError(
+                "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
+            )
+        phases, needs_features = list(checked.phases), False
+        setup: RunSetup
+        if isinstance(checked, AdaptRecipe):
+            assert located is not None
+            setup = opened = open_adapt(located, checked, call)
+            needs_features = needs_source_features(checked, opened.classifier.class_names, setup.data.class_names)
+            phases += [scratch_phase(checked, len(setup.data.train))] if "scratch" in checked.compare else []
+        else:
+            setup = open_pretrain(checked, call)
+        context = make_context(checked, setup, call.console, needs_features=needs_features)
+        if show_augment is not None:
+            grid = augment_grid(setup.data.train, context.normalize, context.augment, checked.seed)
+            grid_picture(*grid, Path(show_augment))
+            call.console.note(f"wrote {show_augment}")
+        return _plan_phases(checked, phases, setup, context)
+
+
+def _plan_phases(
+    recipe: PretrainRecipe | AdaptRecipe, phases: list[Phase], setup: RunSetup, context: TrainContext
+) -> Plan:
+    data = setup.data
+    with seeded(recipe.seed):
+        network = build_model(setup.model, len(data.class_names), setup.arguments)
+        setup.runtime.place(network)
+        caches = CacheManager(network, phases, context)
+        planned = [_phase_plan(caches, number) for number in range(len(phases))]
     return Plan(
-        kind=read.kind,
-        model=model,
+        kind=recipe.kind,
+        model=setup.model,
         data=data.name,
         train=len(data.train),
         validation=len(data.validation),
@@ -205,15 +189,15 @@ def plan(
     )
 
 
-def _phase_plan(cache_plan: CachePlan, number: int) -> PhasePlan:
-    network, phase, context = cache_plan.network, cache_plan.phases[number], cache_plan.context
-    stages = trained_stages(network.stages, phase.train)
-    caching = cache_plan.plan_phases()[number]
+def _phase_plan(caches: CacheManager, number: int) -> PhasePlan:
+    network, phase, context = caches.network, caches.phases[number], caches.context
+    stages = phase.trained_stages(network.stages)
+    caching = caches.plan()[number]
     with phase_adapters(phase, network):
         parameters = set_trainable(network, stages, adapters=phase.lora is not None)
         groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
-        steps = phase_steps(phase, len(context.data.train))
-        seconds = _estimate(cache_plan, number, caching, stages, steps)
+        steps = phase.steps_for(len(context.data.train))
+        seconds = _estimate(caches, number, caching, stages, steps)
     return PhasePlan(
         name=phase.name,
         trains=list(stages),
@@ -236,13 +220,13 @@ def _phase_plan(cache_plan: CachePlan, number: int) -> PhasePlan:
     )
 
 
-def _estimate(cache_plan: CachePlan, number: int, caching: PhaseCache, stages: tuple[str, ...], steps: int) -> float:
+def _estimate(caches: CacheManager, number: int, caching: PhaseCache, stages: tuple[str, ...], steps: int) -> float:
     """Seconds for the phase, from a pass of a few images and a few timed steps at a learning rate of 0, scaled up."""
-    phase, context = cache_plan.phases[number], cache_plan.context
-    batches, passing = _time_steps(cache_plan, number, caching)
+    phase, context = caches.phases[number], caches.context
+    batches, passing = _time_steps(caches, number, caching)
     if phase.solver is not None:
         return passing
-    trial = copy.deepcopy(cache_plan.network)
+    trial = copy.deepcopy(caches.network)
     seconds = 0.0
     for count in (1, min(steps, TRIAL_STEPS)):  # the first step warms up and is not counted
         began = time.perf_counter()
@@ -257,20 +241,20 @@ def _estimate(cache_plan: CachePlan, number: int, caching: PhaseCache, stages: t
     return passing + seconds * steps / min(steps, TRIAL_STEPS)
 
 
-def _time_steps(cache_plan: CachePlan, number: int, caching: PhaseCache) -> tuple[Batches, float]:
+def _time_steps(caches: CacheManager, number: int, caching: PhaseCache) -> tuple[Batches, float]:
     """Batches like the phase's, of a few images where activations are kept, and seconds for the passes it makes.
 
     Those that an earlier phase has made are not counted again.
     """
-    phase, context = cache_plan.phases[number], cache_plan.context
+    phase, context = caches.phases[number], caches.context
     if not caching.start:
         return image_batches(phase, context), 0.0
     train = context.data.train
     count = min(len(train), max(phase.batch_size, TRIAL_IMAGES))
-    cache_plan.cache.parts["trial"] = CachePart(train.images[:count], learnt=True)
+    caches.cache.parts["trial"] = CachePart(train.images[:count], training=True)
     began = time.perf_counter()
-    kept = cache_plan.cache.outputs(cache_plan.network, "trial", caching.start)
+    kept = caches.cache.outputs(caches.network, "trial", caching.start)
     seconds = (time.perf_counter() - began) * caching.passes * len(train) / count
     labels = train.labels[:count].to(kept.device)
     batches = Batches(kept, labels, batch_size=phase.batch_size, seed=context.seed)
-    return batches, 0.0 if cache_plan.shares(number, caching) else seconds
+    return batches, 0.0 if caches.shares(number, caching) else seconds

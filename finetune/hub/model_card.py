@@ -13,6 +13,7 @@ from finetune.checkpoint.format import Metadata
 from finetune.errors import HubRefusal, SettingError
 from finetune.hub.repo_id import CARD, CONFIG, PREFIX, RECIPE, REPORT, WEIGHTS
 from finetune.hub.timm_config import TIMM
+from finetune.report.rows import row_of
 from finetune.text import name_hint
 
 LICENCES = (
@@ -151,14 +152,6 @@ def _texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-ROWS = {
-    "before": "before: the source as it is",
-    "linear_probe": "linear probe: frozen features, best linear head",
-    "after": "after: fine-tuned",
-    "scratch": "scratch: the same network from random weights",
-    "test": "test: trained from scratch",
-}
-
 _MAX_CLASSES = 60  # named in the text; config.json has them all
 
 
@@ -222,7 +215,11 @@ def _summary(facts: CardFacts) -> str:
 
 
 def _results(facts: CardFacts) -> str:
-    rows = [(ROWS.get(k, k), r) for k, r in facts.metadata.results.items() if is_result(r)]
+    rows = [
+        (f"{row_of(k).title}: {row_of(k).how}".rstrip(": "), r)
+        for k, r in facts.metadata.results.items()
+        if is_result(r)
+    ]
     if not rows:
         return "None are recorded: the weights were saved without a test."
     lines = ["| | right / total | accuracy | 95 % interval |", "|---|---:|---:|---:|"]

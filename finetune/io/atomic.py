@@ -271,3 +271,36 @@ def sweep_folders(folder: Path) -> None:
         for entry in list(folder.iterdir()):
             if re.fullmatch(rf"\..+{TEMPORARY_MARK}", entry.name):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+class PartFile:
+    """A new file under a temporary name, written piece by piece; see `part_file`."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        self.path = temporary_path(path)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+
+    def write(self, pieces: Iterable[Piece], seen: Callable[[memoryview], object] | None = None) -> int:
+        """Writes every byte at the file's position; `seen` gets each part. Returns their number. OSError."""
+        return write_all(self.descriptor, pieces, seen)
+
+    def commit(self, path: Path) -> None:
+        """Syncs the file and gives it its name, in the folder where it is. OSError."""
+        os.fsync(self.descriptor)
+        self.path.replace(path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def part_file(path: Path, mode: int = 0o666) -> Iterator[PartFile]:
+    """A new file beside `path` to be written in pieces; after the block it is gone unless `commit` named it. OSError.
+
+    mode: of the file, less the umask.
+    """
+    part = PartFile(path, mode)
+    try:
+        yield part
+    finally:
+        os.close(part.descriptor)
+        with contextlib.suppress(OSError):
+            part.path.unlink(missing_ok=True)

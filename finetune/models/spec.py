@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import torch
+
+    from finetune.data.image_io import CropSpec
+    from finetune.data.normalize import Normalizer
     from finetune.models.staged import StagedNetwork
 
 
@@ -31,6 +35,18 @@ class InputSpec:
     def working(self) -> int:
         """The side in pixels to which a picture is brought before its centre is cut out, as timm rounds it."""
         return int(self.size / self.crop)
+
+    def crop_spec(self, channels: int | None) -> CropSpec:
+        """How photographs are cropped for this input; `channels` None: grey if all of them are, else colour."""
+        from finetune.data.image_io import CropSpec
+
+        return CropSpec(channels, self.size, self.crop, self.resize, self.interpolation)
+
+    def normalizer(self, device: torch.device) -> Normalizer:
+        """Turns stored uint8 images into this input, on `device`."""
+        from finetune.data.normalize import Normalizer
+
+        return Normalizer(self.mean, self.std, device, size=self.size, working=self.working)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values, for a checkpoint."""

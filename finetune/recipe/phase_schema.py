@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -275,6 +275,40 @@ class Phase(Settings):
         "the best accuracy on the validation images (data.validation must not be 0). A row is an epoch, or several "
         "epochs of fewer than 100 steps together.",
     )
+
+    def trained_stages(self, stages: Sequence[str]) -> tuple[str, ...]:
+        """The stages that train, of a network's `stages` and in their order."""
+        if self.train == "all":
+            return tuple(stages)
+        if self.train == "head":
+            return tuple(stages[-1:])
+        if isinstance(self.train, LastStages):
+            return tuple(stages[-self.train.last :])
+        return tuple(stage for stage in stages if stage in self.train)
+
+    def steps_for(self, images: int) -> int:
+        """Length in optimizer steps on so many training images: the one place where epochs become steps.
+
+        A solver takes none.
+        """
+        if self.solver is not None:
+            return 0
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        steps = self.epochs * -(-images // self.batch_size)
+        steps = max(steps, self.min_steps or steps)
+        return min(steps, self.max_steps or steps)
+
+    def images_seen(self, images: int) -> int:
+        """How many images the phase sees, each of the `images` as often as it comes; a solver sees each once.
+
+        An epoch shows each image once, and has fewer of them in its last batch.
+        """
+        if self.solver is not None:
+            return images
+        epochs, rest = divmod(self.steps_for(images), -(-images // self.batch_size))
+        return epochs * images + rest * self.batch_size
 
 
 def name_phases(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -35,6 +35,7 @@ from finetune.recipe.phase_schema import (
 )
 from finetune.recipe.rules import rule_problems
 from finetune.recipe.settings import Settings
+from finetune.report.rows import ADAPT_ROWS
 
 
 class CacheSettings(Settings):
@@ -122,7 +123,10 @@ Caching = Annotated[
 
 Seed = Annotated[int, Field(ge=0, description="Start of all random numbers: same recipe and seed, same bytes.")]
 
-Comparison = Literal["linear_probe", "scratch"]
+if TYPE_CHECKING:
+    OptionalRow = str
+else:
+    OptionalRow = Literal[tuple(key for key, row in ADAPT_ROWS.items() if row.optional)]
 
 
 class _Recipe(Settings):
@@ -191,7 +195,7 @@ class AdaptRecipe(_Recipe):
         "starts the others from class means of the features; class_means and random start all rows that way.",
     )
     phases: Phases
-    compare: Annotated[tuple[Comparison, ...], Field(strict=False)] = Field(
+    compare: Annotated[tuple[OptionalRow, ...], Field(strict=False)] = Field(
         default=("linear_probe", "scratch"),
         description="What the result is compared with: the best linear head on frozen features, and the same model "
         "trained from random weights for as long.",

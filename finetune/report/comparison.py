@@ -7,19 +7,13 @@ from typing import Literal, Self
 
 import numpy as np
 
+from finetune.report.rows import row_of
 from finetune.report.statistics import Booleans, paired_difference, wilson
 
 Verdict = Literal["helps", "no difference shown", "hurts"]
 
 SIGNIFICANT = 0.05
 """A difference is called shown when the exact McNemar p-value is below this."""
-
-_CAUSE = {
-    "scratch": "starting from these weights",
-    "before": "fine-tuning",
-    "linear probe": "training more than the head",
-}
-"""What a comparison with each row of the report is about; other rows are said without a cause."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +64,12 @@ def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
 
 
 def sentence(comparison: Comparison, of: str, against: str) -> str:
-    """One plain sentence for the screen, in percentage points, about `of` (the second) and `against` (the first).
+    """One plain sentence in percentage points about row `of` (the second) against row `against` (the first).
 
-    `against` names a row of the report: 'scratch', 'before' and 'linear probe' are said with what they are about; an
-    unknown name gets a sentence that claims no cause.
+    Both are keys of a report's rows. A row without a cause gets a sentence that claims none.
     """
-    of, against = of.replace("_", " "), against.replace("_", " ")
+    cause = row_of(against).cause
+    of, against = row_of(of).title, row_of(against).title
     lower, upper = comparison.ci95
     p = _p_text(comparison.p_value)
     if comparison.verdict == "no difference shown":
@@ -85,7 +79,6 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     size = comparison.difference if better else -comparison.difference
     ends = (lower, upper) if better else (-upper, -lower)
     gap = f"by {_points(size)} points (95 % interval {_points(ends[0])} to {_points(ends[1])}, {p})"
-    cause = _CAUSE.get(against)
     conclusion = f"{cause} {comparison.verdict}" if cause else f"{of} is {'better' if better else 'worse'}"
     if ends[0] <= 0:
         conclusion += ", narrowly: the interval still has 0 in it"

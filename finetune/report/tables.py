@@ -11,8 +11,7 @@ from rich.text import Text
 
 from finetune.report.comparison import Score, sentence
 from finetune.report.report import Report, Result
-
-ROWS = {"before": "before", "linear_probe": "linear probe", "after": "after", "scratch": "scratch", "test": "test"}
+from finetune.report.rows import row_of
 
 MAX_CONFUSED = 5
 
@@ -39,14 +38,13 @@ def report_tables(report: Report) -> list[RenderableType]:
         table.add_column(column, justify="left" if column in ("", "how") else "right", overflow="fold")
     for name, result in report.results.items():
         if result is not None:
-            table.add_row(
-                ROWS[name], f"{result.correct:,} / {result.total:,}", with_interval(result), _how(name, result)
-            )
+            row = row_of(name)
+            how = f"{row.how}: {result.method}" if result.method is not None else row.how
+            table.add_row(row.title, f"{result.correct:,} / {result.total:,}", with_interval(result), how)
     found: list[RenderableType] = [table]
     for name, comparison in report.comparisons.items():
         if comparison is not None:
-            of, against = (ROWS[part] for part in name.split("_vs_"))
-            found.append(Text(sentence(comparison, of, against)))
+            found.append(Text(sentence(comparison, *name.split("_vs_", 1))))
     if report.retention is not None:
         kept = report.retention
         found.append(Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after"))
@@ -55,18 +53,6 @@ def report_tables(report: Report) -> list[RenderableType]:
 
 def _counts(train: int, validation: int, test: int) -> str:
     return f"{train:,} to learn from, {validation:,} to validate, {test:,} to test"
-
-
-def _how(name: str, result: Result) -> str:
-    if result.method is not None:
-        return f"the source as it is: {result.method}"
-    texts = {
-        "linear_probe": "frozen features, best linear head",
-        "after": "fine-tuned",
-        "scratch": "same network, images seen and seed, from random weights",
-        "test": "trained from scratch",
-    }
-    return texts[name]
 
 
 def class_table(result: Result) -> Table:

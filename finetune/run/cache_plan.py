@@ -9,7 +9,7 @@ from finetune.data.loader import Batches
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase_schema import Phase
 from finetune.run.context import TrainContext
-from finetune.run.phase_config import activation_batches, image_batches, images_seen, phase_steps, trained_stages
+from finetune.run.phase_config import activation_batches, image_batches
 from finetune.text import amount
 from finetune.train.activation_cache import FILE, MEMORY, PLACE_NAMES, TRAIN, VALIDATION, ActivationKey
 from finetune.train.freeze import frozen_prefix
@@ -49,7 +49,7 @@ class PhaseCache:
         return f"frozen part run {times}{place}" + (f", not all of it: {self.why}" if self.why else "")
 
 
-class CachePlan:
+class CacheManager:
     """The caching of a network's phases. It depends on the recipe, the images, and the room there is, not on progress.
 
     So a run that goes on after a stop decides as it did before.
@@ -58,7 +58,7 @@ class CachePlan:
     def __init__(self, network: StagedNetwork, phases: Sequence[Phase], context: TrainContext) -> None:
         self.network, self.phases, self.context, self.cache = network, phases, context, context.cache
 
-    def plan_phases(self) -> list[PhaseCache]:
+    def plan(self) -> list[PhaseCache]:
         """Of every phase. Activations are placed in the order of the phases, as if all were kept to the end."""
         left, placed = dict(self.cache.room), _Placements()
         return [self._caching(number, left, placed) for number in range(len(self.phases))]
@@ -73,13 +73,13 @@ class CachePlan:
         """Whether an earlier phase's pass over the images is this one's as well."""
         return any(
             earlier.start >= caching.start <= self.frozen_depth(since, number) and earlier.views == caching.views
-            for since, earlier in enumerate(self.plan_phases()[:number])
+            for since, earlier in enumerate(self.plan()[:number])
         )
 
     def enter_phase(self, number: int) -> PhaseCache:
         """Fills what a phase wants and is not kept yet; in the same pass what later ones want of it."""
         while True:
-            here = self.plan_phases()[number]
+            here = self.plan()[number]
             groups = dict.fromkeys((key.part, key.views) for key in here.wanted)
             if all(self._keep(self.network, group, number, number) for group in groups):
                 return here
@@ -95,7 +95,7 @@ class CachePlan:
     def exit_phase(self, number: int) -> None:
         """Gives back what no later phase wants, nor can go on from to what it wants."""
         useful = set()
-        for later, caching in enumerate(self.plan_phases()[number + 1 :], number + 1):
+        for later, caching in enumerate(self.plan()[number + 1 :], number + 1):
             most = self.frozen_depth(number + 1, later)
             for key in caching.wanted:
                 there = key in self.cache.kept and key.cut <= most
@@ -106,7 +106,7 @@ class CachePlan:
     def phase_depth(self, number: int) -> int:
         """How many stages a phase leaves as they are, from the input to where the network can be cut; not the head."""
         phase = self.phases[number]
-        frozen = frozen_prefix(self.network, trained_stages(self.network.stages, phase.train))
+        frozen = frozen_prefix(self.network, phase.trained_stages(self.network.stages))
         return 0 if phase.norms == "update" else frozen
 
     def frozen_depth(self, first: int = 0, last: int | None = None) -> int:
@@ -121,7 +121,7 @@ class CachePlan:
 
     def _wanted(self, number: int, since: int) -> Iterator[tuple[ActivationKey, str]]:
         """What phase `number` and later ones want kept, as far as it is the same ever since phase `since` began."""
-        for later, caching in enumerate(self.plan_phases()):
+        for later, caching in enumerate(self.plan()):
             if later >= number:
                 most = self.frozen_depth(since, later)
                 yield from ((key, where) for key, where in caching.wanted.items() if key.cut <= most)
@@ -194,7 +194,7 @@ class CachePlan:
 
     def _obstacle(self, phase: Phase, depth: int) -> str:
         """Why nothing of a phase can be run once, however much room there is; "" where something can."""
-        trained, stages = trained_stages(self.network.stages, phase.train), self.network.stages
+        trained, stages = phase.trained_stages(self.network.stages), self.network.stages
         if len(trained) == len(stages):
             return NOTHING_FROZEN
         if phase.norms == "update":
@@ -227,4 +227,4 @@ class CachePlan:
     def _gains(self, number: int, views: int | None) -> bool:
         """Whether a phase's steps see more images, each as often as it comes, than the passes that fill its cache."""
         phase, images = self.phases[number], len(self.context.data.train)
-        return images_seen(phase_steps(phase, images), phase.batch_size, images) > images * (views or 1)
+        return phase.images_seen(images) > images * (views or 1)

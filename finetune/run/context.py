@@ -12,12 +12,11 @@ from finetune.data.augment.affine import Augment
 from finetune.data.image_folder_dataset import memory_budget
 from finetune.data.normalize import Normalizer
 from finetune.distributed.process_group import ProcessGroup
-from finetune.models.spec import InputSpec
 from finetune.paths import cache_folder
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings, PretrainRecipe
 from finetune.report.console import Console
 from finetune.run.data import RunData
-from finetune.run.input_spec import make_normalizer
+from finetune.run.setup import RunSetup
 from finetune.system import local_processes
 from finetune.train.activation_cache import FILE, MEMORY, TEST, TRAIN, VALIDATION, ActivationCache, CachePart
 from finetune.train.device import Runtime
@@ -52,28 +51,23 @@ def augmentation(settings: AugmentSettings | None) -> Augment | None:
 
 
 def make_context(
-    plan: PretrainRecipe | AdaptRecipe,
-    data: RunData,
-    spec: InputSpec,
-    runtime: Runtime,
-    console: Console,
-    *,
-    needs_features: bool = False,
+    recipe: PretrainRecipe | AdaptRecipe, setup: RunSetup, console: Console, *, needs_features: bool = False
 ) -> TrainContext:
     """What the phases of a run work with; its cache is empty, with the room that recipe and machine give it."""
-    normalize = make_normalizer(spec, runtime.device)
+    data, runtime = setup.data, setup.runtime
+    normalize = setup.spec.normalizer(runtime.device)
     parts = {
-        TRAIN: CachePart(data.train.images, learnt=True),
+        TRAIN: CachePart(data.train.images, training=True),
         VALIDATION: CachePart(data.validation.images),
         TEST: CachePart(data.test.images),
     }
-    folder, given = cache_folder(), plan.cache
+    folder, given = cache_folder(), recipe.cache
     memory = min(MAX_MEMORY, memory_budget()) if given is None else round(given.memory * GB)
     disk = MAX_DISK if given is None else round(given.disk * GB)
     disk = max(0, min(disk, (_free_bytes(folder) - RESERVED_DISK) // local_processes()))
     room = dict(zip((MEMORY, FILE), _group_minimum(runtime.group, memory, disk), strict=True))
     cache = ActivationCache(parts, normalize, runtime, room, folder, console.warn)
-    return TrainContext(data, normalize, augmentation(plan.data.augment), runtime, plan.seed, cache, needs_features)
+    return TrainContext(data, normalize, augmentation(recipe.data.augment), runtime, recipe.seed, cache, needs_features)
 
 
 def _group_minimum(group: ProcessGroup, *numbers: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,13 @@ from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import DataSettings
 from finetune.report.console import Console
-from finetune.run.input_spec import crop_spec
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The parts of one data set. `validation` may be empty; `test` is for the end of a run only.
+    """The train, validation and test images of a run. `validation` may be empty; `test` is for the end only.
 
-    `notes` are what a person should know of their pictures: what was left out, what is in two parts, what is scarce.
+    `notes` are what a person should know of their own images: what was left out, is in two parts, or is scarce.
     """
 
     name: str
@@ -67,8 +65,8 @@ def open_run_data(
 ) -> RunData:
     """Opens the data set, takes classes and shots, and holds out validation images from what is left to learn from.
 
-    Shots are all the labels there are: validation images are taken out of them, not added to them. Photographs are
-    framed for `spec`; with `any_channels` they stay as grey or colourful as they are.
+    Validation images are part of the shots, not added to them. A person's own images are resized and cropped for
+    `spec`; with `any_channels` they stay as grey or colourful as they are. DataError, SettingError.
     """
     if data.name is None:
         raise SettingError(
@@ -108,7 +106,10 @@ def open_test(
 def _open_parts(
     data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
 ) -> tuple[str, ImageParts]:
-    """A registered data set or a person's own pictures, with the classes asked for, and the name to call it by."""
+    """The short name and the parts of a registered data set or of a person's own images, with the classes asked for.
+
+    `channels` None: images stay as grey or colourful as they are.
+    """
     if not is_image_path(name):
         name = find_dataset(name).name
         splits = open_dataset(name, root)
@@ -118,12 +119,8 @@ def _open_parts(
         return name, ImageParts(train, None, test, (), ())
     with console.task("decoding") as progress:
         found = open_image_folder(
-            name, crop_spec(spec, channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
+            name, spec.crop_spec(channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
         )
-    _log_notes(found.notes, console)
-    return short_name(name), found
-
-
-def _log_notes(notes: Sequence[str], console: Console) -> None:
-    for note in notes:
+    for note in found.notes:
         console.note(note)
+    return short_name(name), found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +18,22 @@ from finetune.io.atomic import prepared_files, write_atomic
 from finetune.models.classifier import Classifier
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
-from finetune.report.comparison import Comparison, Score
+from finetune.report.comparison import Score
 from finetune.report.console import Console
 from finetune.report.report import (
     PhaseSummary,
     Report,
     Result,
-    Retention,
-    SourceSummary,
     TargetSummary,
-    Transplant,
     result_values,
 )
 from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
-from finetune.run.data import RunData
 from finetune.run.output_paths import OutputPaths, move_aside
+from finetune.run.setup import RunSetup
 from finetune.sources.save import make_metadata
 from finetune.system import versions
 from finetune.train.device import Runtime, environment
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from finetune.models.classifier import Classifier
 
 
 def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
@@ -88,27 +80,22 @@ def run_fingerprint(
 
 
 def build_report(
-    plan: PretrainRecipe | AdaptRecipe,
-    data: RunData,
-    runtime: Runtime,
+    recipe: PretrainRecipe | AdaptRecipe,
+    setup: RunSetup,
     seconds: float,
     phases: list[PhaseSummary],
     results: dict[str, Result | None],
-    *,
-    source: SourceSummary | None = None,
-    transplant: Transplant | None = None,
-    comparisons: dict[str, Comparison | None] | None = None,
-    retention: Retention | None = None,
 ) -> Report:
-    """The report of a run; the last four are for an adapt."""
+    """The report of a run, without what only an adapt has."""
+    data, runtime = setup.data, setup.runtime
     return Report(
-        kind=plan.kind,
-        recipe=public_recipe(plan),
-        seed=plan.seed,
+        kind=recipe.kind,
+        recipe=public_recipe(recipe),
+        seed=recipe.seed,
         device=str(runtime.device),
         environment=environment(runtime),
         seconds=seconds,
-        source=source,
+        source=None,
         target=TargetSummary(
             name=data.name,
             classes=list(data.class_names),
@@ -117,11 +104,9 @@ def build_report(
             test=len(data.test),
             notes=list(data.notes),
         ),
-        transplant=transplant,
+        transplant=None,
         phases=phases,
         results=results,
-        comparisons=comparisons or {},
-        retention=retention,
     )
 
 

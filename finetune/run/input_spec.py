@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from finetune.data.image_io import CropSpec
-from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model, check_size, find_model
@@ -20,9 +16,9 @@ from finetune.recipe.schema import InputSettings
 def resolve_input(
     spec: InputSpec, settings: InputSettings | None, model: str, arguments: Mapping[str, Any], *, fixed: bool = False
 ) -> InputSpec:
-    """What the model brings, changed as a recipe's `input` says. SettingError where the model cannot take that.
+    """The model's own input, changed as a recipe's `input` says. SettingError where the model cannot take that.
 
-    `fixed`: the source says the model's arguments, so that no cure can be among them.
+    `fixed`: the source decides the model's arguments, so that no message may propose another one.
     """
     given = settings.model_dump(exclude_none=True) if settings is not None else {}
     for key in ("mean", "std"):
@@ -34,9 +30,9 @@ def resolve_input(
 
 
 def input_for_stored_size(spec: InputSpec, settings: InputSettings | None, side: int, name: str) -> InputSpec:
-    """The input for images stored as side×side pixels: what is not framed like a picture is shown whole.
+    """The input for images of a registered set, which are stored as side×side pixels and not cropped.
 
-    So that a checkpoint says how its images were made an input. SettingError where the recipe wants it otherwise.
+    SettingError where the recipe's `input` asks for a crop or another resizing.
     """
     if side == spec.working:
         return spec
@@ -52,20 +48,23 @@ def input_for_stored_size(spec: InputSpec, settings: InputSettings | None, side:
 
 
 def channels_follow_images(model: str, arguments: Mapping[str, Any]) -> bool:
-    """Whether the network may be given as many channels as the images have: it can, and nobody chose a number."""
+    """Whether the network takes as many channels as the images have: it can, and no argument chose a number."""
     return "in_chans" in find_model(model, arguments).arguments and "in_chans" not in arguments
 
 
 def with_channels(spec: InputSpec, channels: int) -> InputSpec:
-    """The same for grey (1) or colour (3): a mean and a deviation become three alike, or three become their average."""
+    """The input for grey (1) or colour (3): one mean and deviation are repeated, three are averaged."""
+
+    def repeated(values: tuple[float, ...]) -> tuple[float, ...]:
+        return (values[0] if len(set(values)) == 1 else sum(values) / len(values),) * channels
+
     if channels == spec.channels:
         return spec
-    mean, std = ((_average(values),) * channels for values in (spec.mean, spec.std))
-    return replace(spec, channels=channels, mean=mean, std=std)
+    return replace(spec, channels=channels, mean=repeated(spec.mean), std=repeated(spec.std))
 
 
 def with_input_channels(classifier: Classifier, channels: int) -> Classifier:
-    """The classifier itself, or one whose first convolution is changed to so many channels, as timm changes it."""
+    """The classifier with its first convolution adapted to grey (1) or colour (3) images, as timm adapts it."""
     if channels == classifier.input.channels:
         return classifier
     from finetune.models.timm.weights import adapt_channels
@@ -79,20 +78,6 @@ def with_input_channels(classifier: Classifier, channels: int) -> Classifier:
     changed = Classifier(network, classifier.model, arguments, classifier.class_names, spec)
     changed.eval()
     return changed
-
-
-def crop_spec(spec: InputSpec, channels: int | None) -> CropSpec:
-    """How photographs are framed for this input; channels None: grey if all of them are, else colour."""
-    return CropSpec(channels, spec.size, spec.crop, spec.resize, spec.interpolation)
-
-
-def make_normalizer(spec: InputSpec, device: torch.device) -> Normalizer:
-    """What turns images as they are kept into this input."""
-    return Normalizer(spec.mean, spec.std, device, size=spec.size, working=spec.working)
-
-
-def _average(values: tuple[float, ...]) -> float:
-    return values[0] if len(set(values)) == 1 else sum(values) / len(values)
 
 
 def _check_size(model: str, arguments: Mapping[str, Any], size: int, fixed: bool) -> None:

@@ -9,41 +9,12 @@ from torch import Tensor
 
 from finetune.data.loader import Batches
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.phase_schema import LastStages, Phase, Train
+from finetune.recipe.phase_schema import Phase
 from finetune.run.context import TrainContext
 from finetune.train import loop
 from finetune.train.disk_tensor import DiskTensor
 from finetune.train.lora import check_adaptable, low_rank_adapters
 from finetune.train.optim import make_schedule
-
-
-def trained_stages(stages: Sequence[str], train: Train) -> tuple[str, ...]:
-    """The stages that a phase's `train` means, in the network's order."""
-    if train == "all":
-        return tuple(stages)
-    if train == "head":
-        return tuple(stages[-1:])
-    if isinstance(train, LastStages):
-        return tuple(stages[-train.last :])
-    return tuple(stage for stage in stages if stage in train)
-
-
-def phase_steps(phase: Phase, images: int) -> int:
-    """A phase's length in steps; the one place where epochs become steps. A solver takes none."""
-    if phase.solver is not None:
-        return 0
-    if phase.steps is not None:
-        return phase.steps
-    assert phase.epochs is not None
-    steps = phase.epochs * -(-images // phase.batch_size)
-    steps = max(steps, phase.min_steps or steps)
-    return min(steps, phase.max_steps or steps)
-
-
-def images_seen(steps: int, batch_size: int, images: int) -> int:
-    """How many images so many steps see: an epoch shows each of `images` once, in its last batch fewer."""
-    epochs, rest = divmod(steps, -(-images // batch_size))
-    return epochs * images + rest * batch_size
 
 
 def phase_config(phase: Phase, stages: tuple[str, ...], steps: int, start: int) -> loop.PhaseConfig:
@@ -71,14 +42,14 @@ def check_adapters(network: StagedNetwork, phases: Sequence[Phase]) -> None:
     """SettingError, before any work, for a phase whose adapters could not be made."""
     for phase in phases:
         if phase.lora is not None:
-            check_adaptable(network, trained_stages(network.stages, phase.train))
+            check_adaptable(network, phase.trained_stages(network.stages))
 
 
 def phase_adapters(phase: Phase, network: StagedNetwork) -> AbstractContextManager[None]:
     """The phase's adapters beside the weights while a block runs, added to them when it ends; for most phases none."""
     if phase.lora is None:
         return nullcontext()
-    return low_rank_adapters(network, trained_stages(network.stages, phase.train), **phase.lora.model_dump())
+    return low_rank_adapters(network, phase.trained_stages(network.stages), **phase.lora.model_dump())
 
 
 def image_batches(phase: Phase, context: TrainContext) -> Batches:

@@ -19,11 +19,11 @@ from finetune.recipe.phase_schema import Phase
 from finetune.report.console import Console, PhaseView
 from finetune.report.report import EpochRow, FrozenDigest, PhaseSummary
 from finetune.report.tables import percent
-from finetune.run.cache_plan import CachePlan
+from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.output_paths import OutputPaths, append_metrics
-from finetune.run.phase_config import phase_adapters, phase_config, phase_steps, trained_stages
+from finetune.run.phase_config import phase_adapters, phase_config
 from finetune.run.progress import NetworkProgress
 from finetune.run.run_folder import RunFolder
 from finetune.train import loop
@@ -75,39 +75,39 @@ def run_phases(
     network: StagedNetwork, phases: Sequence[Phase], context: TrainContext, logger: RunLogger, progress: NetworkProgress
 ) -> list[PhaseSummary]:
     """Trains `network` in place through all phases that are not over yet and returns the histories of all."""
-    cache_plan = CachePlan(network, phases, context)
+    caches = CacheManager(network, phases, context)
     for number, phase in enumerate(phases):
         if number < len(progress.state.phases):
             continue
         title = f"phase {number + 1}/{len(phases)} {phase.name}" if len(phases) > 1 else f"phase {phase.name}"
         with translate_oom(phase.name, phase.batch_size):
-            done = _run_phase(cache_plan, number, logger, title, progress)
-        cache_plan.exit_phase(number)
+            done = _run_phase(caches, number, logger, title, progress)
+        caches.exit_phase(number)
         progress.phase_done(*done)
     return progress.state.phases
 
 
 def _run_phase(
-    cache_plan: CachePlan, number: int, logger: RunLogger, title: str, progress: NetworkProgress
+    caches: CacheManager, number: int, logger: RunLogger, title: str, progress: NetworkProgress
 ) -> tuple[PhaseSummary, int]:
-    network, phase = cache_plan.network, cache_plan.phases[number]
+    network, phase = caches.network, caches.phases[number]
     if phase.solver is not None:
-        return _solve_phase(cache_plan, number, logger, title, progress.run_folder), 0
+        return _solve_phase(caches, number, logger, title, progress.run_folder), 0
     with phase_adapters(phase, network):
-        return _train_phase(cache_plan, number, logger, title, progress)
+        return _train_phase(caches, number, logger, title, progress)
 
 
 def _solve_phase(
-    cache_plan: CachePlan, number: int, logger: RunLogger, title: str, run_folder: RunFolder
+    caches: CacheManager, number: int, logger: RunLogger, title: str, run_folder: RunFolder
 ) -> PhaseSummary:
     """The best linear head on the features as they are now; one pass over the images, no epochs."""
-    network, phase = cache_plan.network, cache_plan.phases[number]
-    stages = trained_stages(network.stages, phase.train)
+    network, phase = caches.network, caches.phases[number]
+    stages = phase.trained_stages(network.stages)
     parameters = set_trainable(network, stages)
     logger.console.note(f"{title}: {', '.join(stages)} ({parameters:,} parameters), solved on frozen features")
     proof = FrozenCheck(network, phase.name, stages)
-    cache_plan.enter_phase(number)
-    row = run_solver_phase(network, cache_plan.context)
+    caches.enter_phase(number)
+    row = run_solver_phase(network, caches.context)
     proof.check()
     _log_row(row, phase, 1, logger, PhaseView(logger.console, None, None), run_folder)
     _update_interrupt_checkpoint(network, phase, logger, f"after phase {phase.name}")
@@ -115,11 +115,11 @@ def _solve_phase(
 
 
 def _train_phase(
-    cache_plan: CachePlan, number: int, logger: RunLogger, title: str, progress: NetworkProgress
+    caches: CacheManager, number: int, logger: RunLogger, title: str, progress: NetworkProgress
 ) -> tuple[PhaseSummary, int]:
-    network, phase, context = cache_plan.network, cache_plan.phases[number], cache_plan.context
+    network, phase, context = caches.network, caches.phases[number], caches.context
     train = context.data.train
-    stages = trained_stages(network.stages, phase.train)
+    stages = phase.trained_stages(network.stages)
     parameters = set_trainable(network, stages, adapters=phase.lora is not None)
     history, state, expected = progress.resume_point()
     if state is not None:
@@ -127,11 +127,11 @@ def _train_phase(
     # What each process has computed for itself (a solved head) may differ in last bits between unlike processors.
     context.runtime.group.broadcast_([*network.parameters(), *network.buffers()])
     proof = FrozenCheck(network, phase.name, stages, phase.norms, adapters=phase.lora is not None, expected=expected)
-    caching = cache_plan.enter_phase(number)
-    batches = cache_plan.batches(number, caching)
+    caching = caches.enter_phase(number)
+    batches = caches.batches(number, caching)
     if caching.where is not None and isinstance(batches.inputs, Tensor):
         proof.keep(f"activations of {network.stages[caching.start - 1]}", batches.inputs)
-    steps = phase_steps(phase, len(train))
+    steps = phase.steps_for(len(train))
     epochs = -(-steps // batches.steps_per_epoch)
     training = loop.Training(
         network,
@@ -139,7 +139,7 @@ def _train_phase(
         phase_config(phase, stages, steps, caching.start),
         context.runtime,
         first_epoch=progress.state.epochs,
-        validate=_validation_accuracy(network, context, cache_plan.phase_depth(number)),
+        validate=_validation_accuracy(network, context, caches.phase_depth(number)),
     )
     if state is not None:
         training.restore(state)

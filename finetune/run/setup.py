@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune.data.manifest import is_image_path
 from finetune.data.registry import ALIASES, DATASETS, find_dataset
-from finetune.distributed.process_group import ProcessGroup
 from finetune.errors import RecipeError
 from finetune.models.classifier import Classifier
 from finetune.models.registry import MODELS, TIMM, find_model, stage_names
@@ -16,7 +16,6 @@ from finetune.models.spec import InputSpec
 from finetune.recipe.check_names import KnownNames
 from finetune.recipe.load import check_recipe, find_recipe, read_recipe, resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
-from finetune.report.console import Console
 from finetune.run.data import RunData, open_run_data
 from finetune.run.input_spec import (
     channels_follow_images,
@@ -25,58 +24,91 @@ from finetune.run.input_spec import (
     with_channels,
     with_input_channels,
 )
-from finetune.sources.resolve import Architecture, Source, SourceRef, open_source
-from finetune.train.device import Runtime
-
-
-def mute_non_leaders(console: Console, group: ProcessGroup) -> None:
-    """What the leader shows, the others need not."""
-    if not group.leader:
-        console.hush()
-
-
-def warn_sharding(runtime: Runtime, console: Console) -> None:
-    """A recipe that divides the state of training is good for one process too, but that has to hold all of it."""
-    if runtime.sharding is not None and not runtime.is_sharded:
-        console.note("sharding: with one process there is nothing to divide; torchrun starts several (docs/scaling.md)")
-
-
-def open_source_and_data(
-    source: SourceRef, plan: AdaptRecipe, root: Path, console: Console
-) -> tuple[Source, Classifier, RunData]:
-    """The source, its classifier as the recipe's `input` and the images want it, and the images.
-
-    Grey images make a backbone of timm's grey and colour ones make it colourful, unless the recipe gives in_chans; any
-    other network has the images turned to what it takes.
-    """
-    model = plan.model
-    chosen = (model.name, model.arguments) if model is not None else (None, {})
-    origin = open_source(source, *chosen)
-    classifier = origin.classifier
-    free = channels_follow_images(classifier.model, chosen[1])
-    fixed = origin.metadata is not None
-    spec = resolve_input(classifier.input, plan.input, classifier.model, classifier.arguments, fixed=fixed)
-    data = open_run_data(plan.data, root, plan.seed, spec, console, any_channels=free)
-    classifier.input = input_for_stored_size(spec, plan.input, data.side, data.name)
-    classifier = with_input_channels(classifier, data.channels) if free else classifier
-    return origin, classifier, data
-
-
-def open_pretrain_data(plan: PretrainRecipe, root: Path, console: Console) -> tuple[InputSpec, dict[str, Any], RunData]:
-    """What a pretrain sees, the model's input for it, and the model's arguments: in_chans follows the images too."""
-    model, arguments = plan.model.name, dict(plan.model.arguments)
-    free = channels_follow_images(model, arguments)
-    spec = resolve_input(find_model(model, arguments).input, plan.input, model, arguments)
-    data = open_run_data(plan.data, root, plan.seed, spec, console, any_channels=free)
-    spec = input_for_stored_size(spec, plan.input, data.side, data.name)
-    if free and data.channels != spec.channels:
-        return with_channels(spec, data.channels), {**arguments, "in_chans": data.channels}, data
-    return spec, arguments, data
-
+from finetune.run.options import RunCall
+from finetune.sources.resolve import Architecture, Source, SourceRef, locate, open_source
+from finetune.train.device import Runtime, choose_runtime
 
 Recipe = PretrainRecipe | AdaptRecipe
-
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
+R = TypeVar("R", PretrainRecipe, AdaptRecipe)
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What a run works with, opened and fitted to each other: the device, the data, and the network to build.
+
+    `spec` is the network's input as these images need it; `arguments` are the model's, `in_chans` among them where the
+    images decide it.
+    """
+
+    runtime: Runtime
+    data: RunData
+    model: str
+    arguments: Mapping[str, Any]
+    spec: InputSpec
+
+
+@dataclass(frozen=True)
+class AdaptSetup(RunSetup):
+    """The same for an adapt, with its source; `classifier` is the source's, with the input that these images need."""
+
+    source: Source
+    classifier: Classifier
+
+
+def open_pretrain(recipe: PretrainRecipe, call: RunCall) -> RunSetup:
+    """Opens what a pretrain recipe names."""
+    runtime = _choose_runtime(recipe, call)
+    model, arguments = recipe.model.name, dict(recipe.model.arguments)
+    follow = channels_follow_images(model, arguments)
+    spec = resolve_input(find_model(model, arguments).input, recipe.input, model, arguments)
+    with call.group.leader_first("images"):
+        data = _open_data(recipe, spec, call, any_channels=follow)
+    spec = input_for_stored_size(spec, recipe.input, data.side, data.name)
+    if follow and data.channels != spec.channels:
+        spec, arguments = with_channels(spec, data.channels), {**arguments, "in_chans": data.channels}
+    return RunSetup(runtime, data, model, arguments, spec)
+
+
+def open_adapt(source: SourceRef, recipe: AdaptRecipe, call: RunCall) -> AdaptSetup:
+    """Opens what an adapt recipe names, and its source.
+
+    Grey images make a timm backbone grey and colour images make it take colours, unless the recipe gives in_chans; for
+    any other network the images are converted to what it takes.
+    """
+    runtime = _choose_runtime(recipe, call)
+    name, arguments = (recipe.model.name, recipe.model.arguments) if recipe.model is not None else (None, {})
+    with call.group.leader_first("images"):
+        loaded = open_source(source, name, arguments)
+        classifier = loaded.classifier
+        follow = channels_follow_images(classifier.model, arguments)
+        fixed = loaded.metadata is not None
+        spec = resolve_input(classifier.input, recipe.input, classifier.model, classifier.arguments, fixed=fixed)
+        data = _open_data(recipe, spec, call, any_channels=follow)
+    classifier.input = input_for_stored_size(spec, recipe.input, data.side, data.name)
+    classifier = with_input_channels(classifier, data.channels) if follow else classifier
+    return AdaptSetup(
+        runtime, data, classifier.model, classifier.arguments, classifier.input, source=loaded, classifier=classifier
+    )
+
+
+def find_source(source: str | Path, call: RunCall) -> SourceRef:
+    """Finds a source; what has to be fetched from the Hub is fetched by the leader first."""
+    with call.group.leader_first("source"):
+        return locate(source, note=call.console.note, bars=not call.console.quiet)
+
+
+def _choose_runtime(recipe: Recipe, call: RunCall) -> Runtime:
+    runtime = choose_runtime(call.device, recipe.precision, call.group, recipe.sharding)
+    if runtime.sharding is not None and not runtime.is_sharded:
+        call.console.note(
+            "sharding: with one process there is nothing to divide; torchrun starts several (docs/scaling.md)"
+        )
+    return runtime
+
+
+def _open_data(recipe: Recipe, spec: InputSpec, call: RunCall, *, any_channels: bool) -> RunData:
+    return open_run_data(recipe.data, call.data_root, recipe.seed, spec, call.console, any_channels=any_channels)
 
 
 def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source: Architecture | None = None) -> Recipe:
@@ -97,13 +129,17 @@ def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source: Architectu
     return read_recipe(find_recipe(recipe), overrides=overrides, names=names)
 
 
-def check_kind(found: Recipe, wanted: str, recipe: RecipeLike) -> None:
-    """RecipeError when a pretrain recipe is given to adapt, or the other way round."""
-    if found.kind == wanted:
-        return
+def expect_kind(kind: type[R], found: Recipe, recipe: RecipeLike) -> R:
+    """The recipe, when it is of this kind. RecipeError when a pretrain recipe is given to adapt, or the other way."""
+    if isinstance(found, kind):
+        return found
     file = str(recipe) if isinstance(recipe, (str, Path)) else "FILE"
-    cure = (
-        f"finetune pretrain --recipe {file}" if wanted == "adapt" else f"finetune adapt --from SOURCE --recipe {file}"
-    )
+    command = "pretrain" if isinstance(found, PretrainRecipe) else "adapt --from SOURCE"
     where = "recipe" if file == "FILE" else file
-    raise RecipeError([f"{where}: kind: expected {wanted!r}, found {found.kind!r}; for this recipe type `{cure}`"])
+    expected = "pretrain" if kind is PretrainRecipe else "adapt"
+    raise RecipeError(
+        [
+            f"{where}: kind: expected {expected!r}, found {found.kind!r}; "
+            f"for this recipe type `finetune {command} --recipe {file}`"
+        ]
+    )

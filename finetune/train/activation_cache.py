@@ -30,10 +30,10 @@ PLACE_NAMES = {MEMORY: "memory", FILE: "a file"}  # in words
 
 @dataclass(frozen=True)
 class CachePart:
-    """Images of a run. `learnt` from: then they are run in the precision of training, else, to judge, in float32."""
+    """Images of a run; `training` images are run in the precision of training, others in float32."""
 
     images: Images
-    learnt: bool = False
+    training: bool = False
 
 
 class ActivationKey(NamedTuple):
@@ -224,11 +224,11 @@ class ActivationCache:
         self, network: StagedNetwork, part: str, start: int, stop: int, prepare: BatchFn | None = None
     ) -> Callable[[Tensor], Tensor]:
         """What takes rows of a part from one boundary to another, in its precision; images are prepared first."""
-        learnt, device = self.parts[part].learnt, self.runtime.device
+        learnt, device = self.parts[part].training, self.runtime.device
         prepare = prepare or (lambda images: self.normalize(images.to(device)))
 
         def run(rows: Tensor) -> Tensor:
-            with self.runtime.arithmetic() if learnt else nullcontext():
+            with self.runtime.autocast() if learnt else nullcontext():
                 return network.run(prepare(rows) if start == 0 else rows, start, stop)
 
         return run
@@ -258,7 +258,7 @@ class ActivationCache:
 
     def _one(self, network: StagedNetwork, key: ActivationKey) -> Tensor:
         """The activations of one image."""
-        learnt = self.parts[key.part].learnt
+        learnt = self.parts[key.part].training
         if learnt not in self._ones:
             found, done, self._ones[learnt] = self.parts[key.part].images[:1], 0, {}
             for cut in network.cuts[1:-1]:

@@ -37,7 +37,7 @@ class Runtime:
         return self.sharding is not None and self.group.size > 1
 
     @contextmanager
-    def arithmetic(self) -> Iterator[None]:
+    def autocast(self) -> Iterator[None]:
         """How passes of training are computed: in `precision`, and in the memory layout that is fastest."""
         with (
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),

@@ -203,7 +203,7 @@ class Training:
         phase, group = self.phase, self.group
         own, images = self.batches.weights(self.batch)
         self._chance()
-        with self.runtime.arithmetic():
+        with self.runtime.autocast():
             logits = self.parallel.forward(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
         agreed = group.all_reduce_max_async(self.guard.sees(loss.detach()), self.meter.tick_due())

@@ -13,7 +13,6 @@ from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.models.classifier import Classifier
 from finetune.report.statistics import wilson
-from finetune.run.phase_config import trained_stages
 from finetune.run.setup import Recipe, open_recipe
 from finetune.sources.resolve import Architecture, SourceRef, classifier_from_checkpoint, read_source_metadata
 from finetune.text import listed
@@ -261,8 +260,7 @@ def _phase_faults(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> It
     last, reported = recipe.phases[-1], as_mapping(phases[-1])
     if classifier is None or "frozen" not in reported or last.lora is not None:
         return  # a low-rank adapter is added to frozen weights once the phase is over
-    stages = trained_stages(classifier.network.stages, last.train)
-    tensors = classifier.network.state_dict()
+    tensors, stages = classifier.network.state_dict(), last.trained_stages(classifier.network.stages)
     frozen = {n: tensors[n] for n in frozen_tensors(classifier.network, stages, last.norms) if n in tensors}
     found, said = {"tensors": len(frozen), "sha256": hash_tensors(frozen)} if frozen else None, reported["frozen"]
     if said != found:

@@ -15,7 +15,6 @@ from finetune.models.staged import StagedNetwork
 from finetune.recipe.phase_schema import Phase
 from finetune.recipe.schema import AdaptRecipe
 from finetune.run.input_spec import with_input_channels
-from finetune.run.phase_config import trained_stages
 from finetune.sources.resolve import SourceRef, open_source
 from finetune.train.frozen_check import frozen_tensors
 from finetune.train.lora import adapter_places
@@ -70,7 +69,7 @@ def never_trained(network: StagedNetwork, phases: Sequence[Phase]) -> dict[str, 
     """The checkpoint's tensors that no phase may change, by training or by adding a low-rank adapter to them."""
     tensors = dict(network.state_dict(keep_vars=True))
     for phase in phases:
-        stages = trained_stages(network.stages, phase.train)
+        stages = phase.trained_stages(network.stages)
         frozen = frozen_tensors(network, stages, phase.norms, adapters=phase.lora is not None)
         places = adapter_places(network, stages) if phase.lora is not None else []
         adapted = {id(network.get_submodule(place).weight) for place in places}

@@ -52,7 +52,7 @@ def test_loss_and_gradients_are_those_of_torchs_layout(network, images, poolings
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         expected, plain = gradients(network, images)
     assert not poolings
-    with runtime.arithmetic():
+    with runtime.autocast():
         found, quick = gradients(network, images)
     assert len(poolings) == 2
     assert torch.allclose(found, expected, atol=TOLERANCE[precision])

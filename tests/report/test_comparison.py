@@ -53,9 +53,7 @@ def test_a_win_names_its_size_and_its_cause() -> None:
     gap = "by 3.10 points (95 % interval 2.59 to 3.62, p < 0.0001)"
     assert sentence(comparison, "after", "scratch") == f"after beats scratch {gap}: starting from these weights helps"
     assert sentence(comparison, "after", "before") == f"after beats before {gap}: fine-tuning helps"
-    assert sentence(comparison, "after", "linear_probe") == (
-        f"after beats linear probe {gap}: training more than the head helps"
-    )
+    assert sentence(comparison, "after", "linear_probe") == (f"after beats linear probe {gap}: after is better")
     assert sentence(comparison, "new", "old") == f"new beats old {gap}: new is better"
 
 

@@ -22,7 +22,7 @@ from finetune.models.staged import StagedNetwork
 from finetune.paths import CACHE_VARIABLE
 from finetune.recipe.phase_schema import Phase
 from finetune.run import context as setting
-from finetune.run.cache_plan import CachePlan
+from finetune.run.cache_plan import CacheManager
 from finetune.train import disk_tensor as rowfile
 from finetune.train.activation_cache import FILE, MEMORY, TRAIN, VALIDATION, ActivationKey
 from finetune.train.device import Runtime
@@ -177,7 +177,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_to_the_same_result(
 ) -> None:
     if not ahead:
         monkeypatch.setattr(rowfile, "_reserve", lambda descriptor, size: None)
-        monkeypatch.setattr("finetune.train.activation_cache.most_images", lambda pixels, device: 50)
+        monkeypatch.setattr("finetune.train.activation_cache.eval_batch_size", lambda pixels, device: 50)
     with no_file_above(2_500_000):
         said = adapted(pretrained, BIG, "--set", "cache.memory=0")
     (warning,) = [line for line in said.splitlines() if line.startswith("warning: ")]
@@ -320,7 +320,7 @@ def decided(
     )
     sgd = {"name": "sgd", "lr": 0.1}
     every = [Phase.model_validate({"optimizer": sgd, "batch_size": 10, "epochs": 2, **one}) for one in phases]
-    return CachePlan(Widening(), every, given).plan_phases()
+    return CacheManager(Widening(), every, given).plan()
 
 
 SLIM, WIDE = {"train": ["slim", "head"]}, 100 * 8 * 4

@@ -6,7 +6,6 @@ from finetune.commands.baselines import scratch_phase
 from finetune.recipe.phase_schema import LastStages, Phase
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings
 from finetune.run.context import augmentation
-from finetune.run.phase_config import phase_steps, trained_stages
 
 SGD = {"name": "sgd", "lr": 0.1}
 STAGES = ("conv1", "conv2", "fc1", "head")
@@ -27,7 +26,7 @@ def phase(**changes):
     ],
 )
 def test_what_trains_is_in_the_networks_order(train, expected):
-    assert trained_stages(STAGES, train) == expected
+    assert phase(train=train, steps=1).trained_stages(STAGES) == expected
 
 
 @pytest.mark.parametrize(
@@ -43,7 +42,7 @@ def test_what_trains_is_in_the_networks_order(train, expected):
     ],
 )
 def test_lengths_become_steps(length, images, steps):
-    assert phase_steps(phase(**length), images) == steps
+    assert phase(**length).steps_for(images) == steps
 
 
 def test_scratch_gets_the_budget_of_all_phases_and_its_own_optimizer():
@@ -58,11 +57,11 @@ def test_scratch_gets_the_budget_of_all_phases_and_its_own_optimizer():
         }
     )
     found = scratch_phase(recipe, 1000)
-    assert phase_steps(found, 1000) * found.batch_size == 20 * 50 + 4 * 1000
+    assert found.steps_for(1000) * found.batch_size == 20 * 50 + 4 * 1000
     assert (found.train, found.layer_decay, found.ema, found.augment) == ("all", 1.0, 0.9, True)
     assert (found.optimizer.name, found.schedule.name) == ("adamw", "cosine")
     small = scratch_phase(recipe, 30)  # a batch is then the whole set
-    assert phase_steps(small, 30) == 20 + 4
+    assert small.steps_for(30) == 20 + 4
 
 
 def test_augmentation_that_changes_nothing_is_none():

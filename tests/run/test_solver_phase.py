@@ -15,7 +15,6 @@ import finetune as toolkit
 from finetune.commands.adapt import adapt
 from finetune.errors import Interrupted
 from finetune.run.data import RunData, open_run_data
-from finetune.run.input_spec import make_normalizer
 from finetune.run.setup import open_recipe
 from finetune.train.inference import features
 from finetune.train.linear_probe import fit_linear_head
@@ -40,7 +39,7 @@ def material_of(source: Path, root: Path) -> RunData:
 def solved_on(body: Path | str, material: RunData) -> torch.nn.Linear:
     """The best head on what the body of a checkpoint makes of the images, by hand."""
     classifier = toolkit.load(body)
-    view = make_normalizer(classifier.input, torch.device("cpu"))
+    view = classifier.input.normalizer(torch.device("cpu"))
     parts = (material.train, material.validation)
     seen, held = (features(classifier.network, part.images, view) if len(part) else None for part in parts)
     assert seen is not None
@@ -156,7 +155,7 @@ def test_it_is_kept_when_what_follows_is_stopped(folder: Path, backbone: Path, o
     alone = load_file(NEW)
     Path("recipe.yaml").write_text(adapt_recipe(SOLVED + phase("all", "steps: 2"), f"{{name: {orchard}}}"))
     with pytest.raises(Interrupted, match="kept: the weights after phase head in runs/stopped/"):
-        adapt(backbone, "recipe.yaml", out="stopped.safetensors", console=Impatient("phase 2/2 all"))
+        adapt(backbone, recipe="recipe.yaml", out="stopped.safetensors", console=Impatient("phase 2/2 all"))
     kept = load_file("runs/stopped/interrupted.safetensors")
     assert all(torch.equal(kept[name], alone[name]) for name in alone)
     assert toolkit.load("runs/stopped/interrupted.safetensors").class_names == ("apple", "pear", "plum")

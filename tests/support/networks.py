@@ -11,7 +11,7 @@ from finetune.train.activation_cache import FILE, MEMORY, TRAIN, ActivationCache
 
 def opened_cache(pixels, normalize, runtime, folder=Path("nowhere"), room=(10**9, 10**9), warn=None, **parts):
     """A cache of these images to learn from, and of other `parts` to judge."""
-    every = {TRAIN: CachePart(pixels, learnt=True), **{name: CachePart(images) for name, images in parts.items()}}
+    every = {TRAIN: CachePart(pixels, training=True), **{name: CachePart(images) for name, images in parts.items()}}
     return ActivationCache(
         every, normalize, runtime, dict(zip((MEMORY, FILE), room, strict=True)), folder, warn or refuse
     )

@@ -22,7 +22,7 @@ from finetune.models.cnn import ArticleCNN
 from finetune.models.registry import MODELS, build_model
 from finetune.models.spec import ModelSpec
 from finetune.models.staged import StagedNetwork
-from finetune.run.snapshot import ResumeOptions, SnapshotStore
+from finetune.run.snapshot import SnapshotStore
 from finetune.train.device import seeded
 from finetune.train.freeze import set_trainable, trainable, training_mode
 from finetune.train.frozen_check import FrozenCheck, frozen_tensors
@@ -385,9 +385,9 @@ def stopped(folder: Path, source: Path) -> tuple[tuple[object, ...], SnapshotSto
     Path("a.yaml").write_text(adapt_recipe(phase("head", "epochs: 40", 100), "{name: kmnist, validation: 60}"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("finetune.train.loop.MIN_ROW_STEPS", 3)
-        resume = ResumeOptions(snapshot_every=0)
+        resume = {"snapshot_every": 0.0}
         with pytest.raises(Interrupted):
-            adapt(source, "a.yaml", out="new.safetensors", resume=resume, console=Impatient("epoch 4/"))
+            adapt(source, recipe="a.yaml", out="new.safetensors", **resume, console=Impatient("epoch 4/"))
     words = ("adapt", "--from", source, "--recipe", "a.yaml", "--out", "new.safetensors", "--resume", "--quiet")
     return words, SnapshotStore(Path("runs/new/snapshots"))
 

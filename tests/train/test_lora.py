@@ -265,7 +265,7 @@ def test_what_is_kept_has_no_adapter(
     solved = load_file(NEW)
     Path("recipe.yaml").write_text(adapt_recipe(SOLVED + low_rank(length="epochs: 2"), f"{{name: {orchard}}}"))
     with pytest.raises(Interrupted, match="kept: the weights after ") as caught:
-        adapt(backbone, "recipe.yaml", out="stopped.safetensors", console=Impatient("epoch", after + 1))
+        adapt(backbone, recipe="recipe.yaml", out="stopped.safetensors", console=Impatient("epoch", after + 1))
     kept = load_file("runs/stopped/interrupted.safetensors")
     assert list(kept) == list(load_file(backbone)) and not Path("stopped.safetensors").exists()
     same = all(torch.equal(kept[name], solved[name]) for name in solved)
@@ -280,7 +280,7 @@ def test_what_adapters_brought_is_kept_when_the_comparison_is_stopped(
     adapted(backbone, orchard, adapt_recipe(SOLVED + low_rank()))
     Path("recipe.yaml").write_text(adapt_recipe(SOLVED + low_rank(), f"{{name: {orchard}}}", "[scratch]"))
     with pytest.raises(Interrupted):
-        adapt(backbone, "recipe.yaml", out="stopped.safetensors", console=Impatient("phase scratch"))
+        adapt(backbone, recipe="recipe.yaml", out="stopped.safetensors", console=Impatient("phase scratch"))
     kept, whole = load_file("runs/stopped/interrupted.safetensors"), load_file(NEW)
     assert all(torch.equal(kept[name], whole[name]) for name in whole)
 

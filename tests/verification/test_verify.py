@@ -222,7 +222,7 @@ def test_what_a_stopped_run_kept_holds(home: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("finetune.train.loop.MIN_ROW_STEPS", 5)
     Path("a.yaml").write_text(adapt_recipe(phase("{last: 2}", "epochs: 9", 50), "{name: kmnist}"))
     with pytest.raises(Interrupted):
-        adapt("mnist.safetensors", "a.yaml", out="new.safetensors", console=Impatient("epoch", 1))
+        adapt("mnist.safetensors", recipe="a.yaml", out="new.safetensors", console=Impatient("epoch", 1))
     Path("interrupted.safetensors").write_bytes(Path("runs/new/interrupted.safetensors").read_bytes())
     values = found("interrupted.safetensors", "--data", "kmnist")
     assert states(values)["frozen"] == states(values)["images"] == "ok" and "no result is recorded" in says(

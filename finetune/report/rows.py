@@ -1,0 +1,67 @@
+"""The rows of the verdict: what each is called, how it was got, and what comparing it with `after` shows.
+
+A new row is an entry here and its maker in `finetune/commands/baselines.py`; the report, tables, model card, sentences
+and the recipe's `compare` follow from the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. `title` and `how` are shown in tables and on model cards.
+
+    optional: made only where a recipe's `compare` names it. compared: `after` is compared with it; `cause` is then what
+    a difference is due to ("starting from these weights helps"), None where nothing can be said. detailed: the report
+    has its scores per class and its confusion matrix.
+    """
+
+    title: str
+    how: str
+    optional: bool = False
+    compared: bool = False
+    cause: str | None = None
+    detailed: bool = False
+
+
+ADAPT_ROWS: dict[str, Row] = {
+    "before": Row("before", "the source as it is", compared=True, cause="fine-tuning"),
+    "linear_probe": Row("linear probe", "frozen features, best linear head", optional=True),
+    "after": Row("after", "fine-tuned", detailed=True),
+    "scratch": Row(
+        "scratch",
+        "same network, images seen and seed, from random weights",
+        optional=True,
+        compared=True,
+        cause="starting from these weights",
+    ),
+}
+"""The rows of an adapt, by their key in reports, in the order of tables."""
+
+PRETRAIN_ROWS: dict[str, Row] = {"test": Row("test", "trained from scratch", detailed=True)}
+
+
+def row_of(key: str) -> Row:
+    """The row of a report's key; one that is not known here (of a later version) is called by its key."""
+    return (ADAPT_ROWS | PRETRAIN_ROWS).get(key) or Row(key.replace("_", " "), "")
+
+
+def wanted_rows(compare: tuple[str, ...]) -> list[str]:
+    """The keys of the rows that an adapt makes, where its recipe's `compare` names these optional ones."""
+    return [key for key, row in ADAPT_ROWS.items() if not row.optional or key in compare]
+
+
+def rows_markdown() -> str:
+    """The table of an adapt's rows in docs/reports.md; `python -m finetune.report.rows` prints it."""
+    lines = ["| key | row | how it is got | made | compared with `after`, to say that |", "|---|---|---|---|---|"]
+    for key, row in ADAPT_ROWS.items():
+        made = "if `compare` names it" if row.optional else "always"
+        said = (f"{row.cause} helps or hurts" if row.cause else "one is better") if row.compared else "not compared"
+        lines.append(f"| `{key}` | {row.title} | {row.how} | {made} | {said} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(rows_markdown())

@@ -1,0 +1,84 @@
+"""The options that all commands that train have in common, and what they come to for one call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from finetune.distributed.launch import distributed_context
+from finetune.distributed.process_group import ProcessGroup
+from finetune.paths import data_root
+from finetune.report.console import Console
+from finetune.run.snapshot import ResumeOptions
+
+
+class RunOptions(TypedDict, total=False):
+    """Keyword options of `finetune.pretrain` and `finetune.adapt`; all may be left out.
+
+    out: the checkpoint to write, by default checkpoints/NAME.safetensors; its report is written beside it.
+    data_root: the folder of the data sets, by default $FINETUNE_DATA_ROOT, else ./data.
+    device: "auto", "cpu", "cuda[:N]" or "mps".
+    seed: instead of the recipe's.
+    settings: changes of single values of the recipe, as --set has them: {"phases[0].epochs": 3} or ["seed=1"].
+    resume: continue the run of that name that was stopped, from its newest snapshot.
+    snapshot_every: seconds between two snapshots within an epoch, by default 60.
+    resume_command: what messages tell a person to type to resume.
+    quiet: False shows progress and results on the terminal; `console` is where to show them.
+    """
+
+    out: str | Path | None
+    data_root: str | Path | None
+    device: str
+    seed: int | None
+    settings: Mapping[str, Any] | Sequence[str] | None
+    resume: bool
+    snapshot_every: float
+    resume_command: str
+    quiet: bool
+    console: Console | None
+
+
+@dataclass(frozen=True)
+class RunCall:
+    """One call of a command that trains: its options with defaults filled in, and the processes that train together."""
+
+    group: ProcessGroup
+    console: Console
+    out: str | Path | None
+    data_root: Path
+    device: str
+    settings: tuple[str, ...]
+    resume: ResumeOptions
+
+    def overrides(self, before: Mapping[str, Any] | None = None, after: Mapping[str, Any] | None = None) -> list[str]:
+        """All KEY=VALUE changes of the recipe: `before`, the settings, `after`. None stands for no change."""
+        return [*as_settings(before or {}), *self.settings, *as_settings(after or {})]
+
+
+def as_settings(values: Mapping[str, Any]) -> list[str]:
+    """{"seed": 1} as ["seed=1"]; values that are None are left out."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
+
+
+@contextmanager
+def start_run(options: RunOptions) -> Iterator[RunCall]:
+    """Joins the processes that torchrun started, if it did, and fills in defaults; all but the leader are silent."""
+    quiet, device = options.get("quiet", True), options.get("device", "auto")
+    console = options.get("console") or Console(quiet=quiet, results=not quiet)
+    given = options.get("settings") or ()
+    settings = as_settings(given) if isinstance(given, Mapping) else given
+    resume = ResumeOptions(
+        options.get("resume", False),
+        options.get("snapshot_every", 60.0),
+        options.get("resume_command", "the same call with resume=True"),
+    )
+    with distributed_context(device) as group:
+        if not group.leader:
+            console.hush()
+        root = data_root(options.get("data_root"))
+        seed = as_settings({"seed": options.get("seed")})
+        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume)
