@@ -18,7 +18,7 @@ from finetune.errors import DataError, SettingError
 from finetune.models.classifier import Classifier
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import choose_runtime
-from finetune.train.inference import eval_batch_size
+from finetune.train.inference import batched_apply, eval_batch_size
 
 STANDARD_INPUT = "-"
 
@@ -95,12 +95,18 @@ def _predict_files(
         except DataError as error:
             return str(error)
 
+    def classify(inputs: Tensor) -> Tensor:
+        found: Tensor = classifier(inputs).softmax(1)
+        return ((found + classifier(inputs.flip(-1)).softmax(1)) / 2 if flip else found).cpu()
+
     waiting, size = iter(files), eval_batch_size(classifier.input.size**2, device)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(waiting, size)):
             found = list(pool.map(read, batch))
             inputs = [item for item in found if isinstance(item, Tensor)]
-            rows = iter(_probabilities(classifier, torch.stack(inputs).to(device), flip) if inputs else ())
+            rows = iter(
+                batched_apply(classify, classifier.network, torch.stack(inputs).to(device), size) if inputs else ()
+            )
             for file, item in zip(batch, found, strict=True):
                 if isinstance(item, str):
                     yield FilePrediction(file, error=item)
@@ -108,9 +114,3 @@ def _predict_files(
                     values, indices = next(rows).sort(descending=True, stable=True)
                     best = zip(indices[:top].tolist(), values[:top].tolist(), strict=True)
                     yield FilePrediction(file, tuple((classifier.class_names[i], value) for i, value in best))
-
-
-@torch.no_grad()
-def _probabilities(classifier: Classifier, inputs: Tensor, flip: bool) -> Tensor:
-    found: Tensor = classifier(inputs).softmax(1)
-    return ((found + classifier(inputs.flip(-1)).softmax(1)) / 2 if flip else found).cpu()

@@ -17,7 +17,6 @@ from finetune.errors import Interrupted, OutputError, TrainingError
 from finetune.run.output_paths import OutputPaths
 
 SIGNAL_NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # not every system has all of them
-
 ECHO_SECONDS = 1.0
 
 

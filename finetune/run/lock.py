@@ -20,11 +20,8 @@ from finetune.io.atomic import MODE, lock_file, make_folder, raises_output_error
 from finetune.io.sanitize import printable
 
 LOCK_NAME = "lock"
-
 _MAX_NOTE_BYTES = 4096
-
 _MAX_TEXT_LEN = 200  # characters of one text in a note
-
 _TRIES = 100  # each one fails only when another run has just released the lock or moved the folder
 
 

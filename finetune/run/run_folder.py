@@ -6,11 +6,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from pydantic import ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -18,21 +18,12 @@ from finetune.distributed.sync import MAX_LISTED, broadcast_state, check_same_ru
 from finetune.errors import DriftError, FinetuneError, NonFiniteError, SettingError
 from finetune.io.atomic import write_atomic
 from finetune.report.console import Console
-from finetune.report.report import Report, parse_report, read_report
+from finetune.report.report import Report, read_report
 from finetune.report.tables import report_tables
 from finetune.run.interrupt import StopRequests
 from finetune.run.lock import RunLock
 from finetune.run.output_paths import OutputPaths, clear_run_folder, rewrite_metrics
-from finetune.run.snapshot import (
-    NetworkState,
-    PhaseState,
-    ResumeOptions,
-    Snapshot,
-    SnapshotState,
-    SnapshotStore,
-    restore_rng_state,
-    rng_state,
-)
+from finetune.run.snapshot import NetworkState, PhaseState, ResumeOptions, Snapshot, SnapshotState, SnapshotStore
 from finetune.text import json_diff
 
 MAX_SNAPSHOT_SHARE = 1 / 20  # of the time, that snapshots at the ends of very short epochs may take
@@ -50,29 +41,19 @@ class RunIdentity:
         self.fingerprint, self.environment = _as_json(fingerprint), _as_json(environment)
 
 
-@dataclass(frozen=True)
-class EarlierAttempt:
+class EarlierAttempt(BaseModel):
     """What an earlier attempt left: its report where it finished, else its newest snapshot, else nothing."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     report: Report | None = None
     state: SnapshotState | None = None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = Field(default={}, exclude=True)
 
     def broadcast(self, group: ProcessGroup) -> EarlierAttempt:
         """The leader's, in every process."""
-        values = {
-            "report": None if self.report is None else self.report.to_dict(),
-            "state": None if self.state is None else self.state.model_dump(),
-        }
-        values, tensors = broadcast_state(values, self.tensors, group)
-        if group.leader:
-            return self
-        report, state = values["report"], values["state"]
-        return EarlierAttempt(
-            None if report is None else parse_report(json.dumps(report).encode()),
-            None if state is None else SnapshotState.model_validate(state),
-            tensors,
-        )
+        values, tensors = broadcast_state(self.model_dump(mode="json"), self.tensors, group)
+        return self if group.leader else EarlierAttempt(**values, tensors=tensors)
 
 
 class SnapshotTimer:
@@ -192,8 +173,11 @@ class RunFolder:
         self.moment = moment
 
     def restore_rng_state(self) -> None:
-        """Puts back the random state of the snapshot that is resumed."""
-        restore_rng_state(self.earlier.tensors)
+        """Puts back the random state of the snapshot that is resumed, as far as its GPUs are there."""
+        torch.set_rng_state(self.earlier.tensors["random/cpu"])
+        for index in range(torch.cuda.device_count()):
+            if (state := self.earlier.tensors.get(f"random/cuda:{index}")) is not None:
+                torch.cuda.set_rng_state(state, index)
 
     def finish(self, digest: str) -> None:
         """Notes that the run has finished with a checkpoint of this sha256, and deletes its snapshots."""
@@ -245,7 +229,7 @@ class RunFolder:
             return None
         report = read_report(self.outputs.report)
         self._delete_unfinished()  # it may have been killed while it did this
-        return EarlierAttempt(report)
+        return EarlierAttempt(report=report)
 
     def _refuse_other_run(self, fingerprint: object) -> None:
         differences = json_diff(fingerprint, self.identity.fingerprint)
@@ -284,6 +268,12 @@ class RunFolder:
                 self.console.warn(f"{line}: the result may differ in its last bits from that of a run never stopped")
         elif self.resume.resume:
             self.console.note(f"{folder}: no snapshot to go on from; beginning at the beginning")
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The random state of the processor and of each GPU, by the names of a snapshot's tensors."""
+    gpus = torch.cuda.get_rng_state_all()
+    return {"random/cpu": torch.get_rng_state()} | {f"random/cuda:{i}": state for i, state in enumerate(gpus)}
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -69,15 +68,11 @@ class SnapshotState(BaseModel):
     moment: str
 
 
-FORMAT = 1
-
 STATE, FACTS, MANIFEST = "state.safetensors", "facts.json", "manifest.json"
-
+FORMAT = 1
 MAX_TENSORS = 200_000  # two networks of thousands each, several times over
-
-_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,11}")
-
 _MAX_MANIFEST_BYTES = 10_000  # ours has some 300
+_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,11}")
 
 
 @dataclass(frozen=True)
@@ -222,17 +217,3 @@ def _parse_object(name: str, content: bytes) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DamagedSnapshot(f"{name} has no JSON object")
     return values
-
-
-def rng_state() -> dict[str, Tensor]:
-    """The random state of the processor and of each GPU, by the names of a snapshot's tensors."""
-    gpus = torch.cuda.get_rng_state_all()
-    return {"random/cpu": torch.get_rng_state()} | {f"random/cuda:{i}": state for i, state in enumerate(gpus)}
-
-
-def restore_rng_state(tensors: Mapping[str, Tensor]) -> None:
-    """Puts back the random state among a snapshot's tensors, as far as the GPUs are there."""
-    torch.set_rng_state(tensors["random/cpu"])
-    for index in range(torch.cuda.device_count()):
-        if (state := tensors.get(f"random/cuda:{index}")) is not None:
-            torch.cuda.set_rng_state(state, index)

@@ -19,7 +19,6 @@ from finetune.text import listed
 from finetune.train.frozen_check import frozen_tensors
 
 MAX_IMAGES = 2**53  # that a float counts
-
 State = Literal["ok", "failed", "not checked"]
 
 

@@ -18,7 +18,6 @@ from finetune.text import listed
 from finetune.verification.checks import Check, CheckpointUnderTest
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
 CHECKPOINTS = Path("checkpoints")
 
 
