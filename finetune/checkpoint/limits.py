@@ -16,7 +16,6 @@ MAX_TEXT_LEN = 100_000  # of any other text
 MAX_CLASS_BYTES = 2_000_000  # of all class names together: they are in a file up to three times
 MAX_LINEAGE = 200  # ancestors
 MAX_ANCESTOR_LEN = 500  # characters of each text about an ancestor
-MAX_REPORT_BYTES = 100_000_000  # of a report; the confusion matrix of a thousand classes has a million numbers
 MAX_INPUT_SIZE = 4096  # pixels, the side of an image
 MAX_DEPTH = 20  # levels of lists and mappings
 

@@ -32,9 +32,9 @@ def models(name: str | None, as_json: bool) -> None:
 def datasets(name: str | None, data_root: Path | None, as_json: bool) -> None:
     """The data sets and whether their files are there; with a name, its details."""
     from finetune.commands import listing
-    from finetune.paths import data_root as root_of
+    from finetune.paths import data_root as resolve_data_root
 
-    root = root_of(data_root)
+    root = resolve_data_root(data_root)
     if name is not None:
         print_listing(listing.dataset_details(name, root), as_json)
     elif as_json:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from finetune.cli.options import make_console, print_json, print_lines, with_options
+from finetune.cli.options import make_console, print_json, print_lines, print_listing, with_options
 from finetune.errors import ClaimError, DataError
 
 
@@ -26,22 +27,14 @@ from finetune.errors import ClaimError, DataError
     "--confusion", type=click.Path(path_type=Path), metavar="PNG", help="Draws the confusion matrix as a picture."
 )
 @with_options("data-root", "device", "json")
-def evaluate(
-    checkpoint: str,
-    data: str,
-    on_bad_image: str,
-    confusion: Path | None,
-    data_root: Path | None,
-    device: str,
-    as_json: bool,
-) -> None:
+def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, **options: Any) -> None:
     """Accuracy with its interval, per class, and the most frequent mistakes."""
     from finetune.commands.evaluate import evaluate as run
     from finetune.report.plots import confusion_picture
     from finetune.report.tables import evaluation_parts
 
     console = make_console(results=not as_json)
-    found = run(checkpoint, data, root=data_root, device=device, on_bad_image=on_bad_image, console=console)
+    found = run(checkpoint, data, console=console, **options)
     if confusion is not None:
         confusion_picture(found.result.confusion or [], found.classes, confusion)
         console.note(f"wrote {confusion}")
@@ -58,7 +51,7 @@ def evaluate(
 @click.option("--data", metavar="DATA", help="Whose test images to measure its accuracy on again, as in evaluate.")
 @click.option("--fetch", is_flag=True, help="Asks the Hub for parents that are not here.")
 @with_options("data-root", "device", "json")
-def verify(checkpoint: str, data: str | None, fetch: bool, data_root: Path | None, device: str, as_json: bool) -> None:
+def verify(checkpoint: str, data: str | None, as_json: bool, **options: Any) -> None:
     """Whether what a checkpoint says of itself holds: its tensors, recipe, results, parents and report.
 
     Each claim is ok, FAILED, or not checked, with the reason. Ends with 1 when a claim failed and with 2 when the file
@@ -67,8 +60,7 @@ def verify(checkpoint: str, data: str | None, fetch: bool, data_root: Path | Non
     from finetune.commands.verify import verify as run
     from finetune.report.tables import verification_lines
 
-    console = make_console(results=not as_json)
-    found = run(checkpoint, data, root=data_root, device=device, fetch=fetch, console=console)
+    found = run(checkpoint, data, console=make_console(results=not as_json), **options)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -89,13 +81,13 @@ def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None,
     from finetune.report.tables import sight_line
 
     found = []
-    for sight in run(checkpoint, images, top=top, flip=tta == "flip", device=device, bars=True):
-        found.append(sight)
-        if not as_json and sight.error is None:
-            click.echo(sight_line(sight.file, sight.top))
+    for prediction in run(checkpoint, images, top=top, flip=tta == "flip", device=device, bars=True):
+        found.append(prediction)
+        if not as_json and prediction.error is None:
+            click.echo(sight_line(prediction.file, prediction.top))
     if as_json:
-        print_json([sight.to_dict() for sight in found])
-    bad = [sight.error for sight in found if sight.error is not None]
+        print_json([prediction.to_dict() for prediction in found])
+    bad = [prediction.error for prediction in found if prediction.error is not None]
     if bad:
         raise DataError("\n  ".join([f"{len(bad)} of {len(found)} pictures could not be read:", *bad]))
 
@@ -106,10 +98,5 @@ def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None,
 def inspect(checkpoint: str, as_json: bool) -> None:
     """What is in a checkpoint: model, classes, input, recipe, data, results, lineage."""
     from finetune.commands.inspect import inspect as run
-    from finetune.report.tables import mapping_lines
 
-    found = run(checkpoint, bars=True)
-    if as_json:
-        print_json(found)
-    else:
-        print_lines(mapping_lines(found))
+    print_listing(run(checkpoint, bars=True), as_json)

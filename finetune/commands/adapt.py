@@ -28,7 +28,7 @@ from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.phases import RunLogger, check_adapters, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress, completed_phases
-from finetune.run.run_folder import RunFolder
+from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, find_source, open_adapt, open_recipe
 from finetune.sources.resolve import Source
 from finetune.sources.save import make_metadata
@@ -73,13 +73,12 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
     network = adapted.network
     fingerprint = run_fingerprint(recipe, classifier.model, described["data"], runtime)
     fingerprint["source"] = {"id": source.id, "sha256": source.sha256}
+    identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
     needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)
     context = make_context(recipe, setup, console, needs_features=needs_features)
     with (
         seeded(recipe.seed),
-        RunFolder(
-            outputs, dump_recipe(recipe), fingerprint, environment(runtime), call.resume, console, group
-        ) as run_folder,
+        RunFolder(outputs, identity, call.resume, console, group) as run_folder,
         context.cache,
         InterruptCheckpoint(outputs, lambda: make_metadata(adapted, **described), writes=group.leader) as kept,
     ):

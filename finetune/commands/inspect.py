@@ -17,21 +17,21 @@ MAX_TEXT = 1_000  # characters of each text in other people's files that are sho
 def inspect(checkpoint: str | Path, *, bars: bool = False) -> dict[str, Any]:
     """A checkpoint's metadata as JSON values: model, classes, input, recipe, data, results, lineage, versions.
 
-    Of weights that are not ours: where they lie, what config.json beside them on the Hub says, and what tensors they
-    are. `bars` shows how a download goes.
+    checkpoint: a file, or hub:OWNER/NAME[@REVISION]. Of weights that finetune did not write: where they are, what
+    config.json beside them on the Hub says, and their tensors. bars: show how a download goes.
     """
     found = locate(checkpoint, bars=bars)
     if found.path is None or has_metadata(found.path):
         return read_source_metadata(found).model_dump()
-    return _of_others(found, found.path)
+    return _third_party_values(found, found.path)
 
 
-def _of_others(found: SourceRef, path: Path) -> dict[str, Any]:
-    header = read_header(path)
+def _third_party_values(found: SourceRef, path: Path) -> dict[str, Any]:
+    header, hub = read_header(path), found.hub
     values: dict[str, Any] = {"source": found.text, "made by": "others: there is no metadata of finetune"}
-    config = found.hub.config if found.hub is not None else None
-    if found.hub is not None:
-        values["sha256"] = found.hub.sha256
+    config = hub.config if hub is not None else None
+    if hub is not None:
+        values["sha256"] = hub.sha256
     if config is not None:
         names = list(config.label_names) if config.label_names is not None else None
         values |= {"model": config.model, "arguments": config.model_args}
@@ -41,5 +41,5 @@ def _of_others(found: SourceRef, path: Path) -> dict[str, Any]:
         kinds[entry.dtype] += prod(entry.shape)
     texts = {key: text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..." for key, text in header.texts.items()}
     values |= {"texts in the file": texts, "tensors": len(header.tensors), "numbers by type": dict(kinds)}
-    named = "" if config is not None else " --model timm/NAME"
-    return values | {"use it with": f"finetune adapt --from {found.text}{named} --target DATA"}
+    model = "" if config is not None else " --model timm/NAME"
+    return values | {"use it with": f"finetune adapt --from {found.text}{model} --target DATA"}

@@ -13,13 +13,14 @@ from finetune.text import name_hint
 
 
 def models() -> dict[str, str]:
-    """Each model's name and what it is."""
-    known = {name: row.title for name, row in MODELS.items()}
-    return {**known, "timm/NAME": "any of timm's classifiers; `finetune models 'timm/*net*'` lists names"}
+    """What each model is, by name."""
+    return {name: row.title for name, row in MODELS.items()} | {
+        "timm/NAME": "any of timm's classifiers; `finetune models 'timm/*net*'` lists names"
+    }
 
 
 def matching_models(pattern: str) -> list[str]:
-    """The names of the models that a pattern with * or ? matches. SettingError when there are none."""
+    """The names of the models that match a pattern with * or ?. SettingError when there are none."""
     found = list_models(pattern)
     if not found:
         raise SettingError(f"no model is called {pattern!r}; names of timm's models start with timm/")
@@ -27,7 +28,7 @@ def matching_models(pattern: str) -> list[str]:
 
 
 def model_details(name: str, classes: int = 10) -> dict[str, Any]:
-    """A model's input, its stages with their parameter counts, and the total, for so many classes."""
+    """A model's input, and the parameter counts of its stages and in all, with a head for `classes` classes."""
     import torch
 
     row = find_model(name)
@@ -47,7 +48,7 @@ def model_details(name: str, classes: int = 10) -> dict[str, Any]:
 
 
 def datasets(root: Path) -> dict[str, dict[str, Any]]:
-    """Each data set's title, number of classes, and whether its files are there (digits come with scikit-learn)."""
+    """By name: title, number of classes, and whether the files are in `root` (digits come with scikit-learn)."""
     return {
         name: {"title": row.title, "classes": len(row.class_names), "present": is_present(name, root)}
         for name, row in DATASETS.items()
@@ -55,7 +56,7 @@ def datasets(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def dataset_details(name: str, root: Path) -> dict[str, Any]:
-    """A data set's classes, sizes, source, licence, and whether its files are there."""
+    """A data set's classes, sizes, source and licence, and whether its files are in `root`."""
     row = find_dataset(name)
     return {
         "name": row.name,
@@ -74,12 +75,12 @@ def dataset_details(name: str, root: Path) -> dict[str, Any]:
 
 
 def recipes() -> dict[str, str]:
-    """Each shipped recipe's name and the first line of its opening comment."""
+    """The first line of each shipped recipe's opening comment, by name."""
     return {name: first_comment(path).partition("\n")[0] for name, path in shipped_recipes().items()}
 
 
 def recipe_text(name: str) -> str:
-    """A shipped recipe's text."""
+    """The text of a shipped recipe."""
     known = shipped_recipes()
     name = Path(name).stem
     if name not in known:

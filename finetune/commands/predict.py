@@ -18,26 +18,25 @@ from finetune.errors import DataError, SettingError
 from finetune.models.classifier import Classifier
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import choose_runtime
-from finetune.train.inference import eval_batch_size
+from finetune.train.inference import batched_apply, eval_batch_size
 
 STANDARD_INPUT = "-"
 
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """One picture: its most probable classes with their probabilities, best first; or why it could not be read."""
+    """The most probable classes of one picture with their probabilities, best first; or why it could not be read."""
 
     file: str
     top: tuple[tuple[str, float], ...] = ()
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: the same as JSON values."""
+        """The prediction as JSON values."""
         if self.error is not None:
             return {"file": self.file, "error": self.error}
-        label, probability = self.top[0]
-        top = [{"label": name, "probability": value} for name, value in self.top]
-        return {"file": self.file, "label": label, "probability": probability, "top": top}
+        top = [{"label": label, "probability": probability} for label, probability in self.top]
+        return {"file": self.file, **top[0], "top": top}
 
 
 def predict(
@@ -49,12 +48,14 @@ def predict(
     device: str = "auto",
     bars: bool = False,
 ) -> Iterator[FilePrediction]:
-    """Looks at each picture and yields what it shows, in order, a batch at a time.
+    """Classifies picture files and yields a prediction for each, in order, a batch at a time.
 
-    `images` are files, folders (all pictures beneath them, by name), and "-" for paths on standard input. `top` is the
-    number of classes to name; `flip` averages the probabilities with those of the mirrored picture; `bars` shows how a
-    download goes. A picture that cannot be read is yielded with its error. SettingError, DataError and CheckpointError
-    for everything else.
+    checkpoint, device: as in `evaluate`. images: files, folders (all pictures beneath them, by name), and "-" for paths
+    on standard input. top: how many classes to name. flip: average the probabilities of the picture and its mirror
+    image. bars: show how a download goes.
+
+    A picture that cannot be read is yielded with its error. SettingError, DataError and CheckpointError for everything
+    else.
     """
     files = list(_files(images))
     classifier = open_source(locate(checkpoint, bars=bars)).classifier
@@ -62,33 +63,30 @@ def predict(
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
     runtime = choose_runtime(device, "float32")
     runtime.place(classifier.network)
-    return _predict_batch(classifier, files, min(top, len(classifier.class_names)), flip, runtime.device)
+    return _predict_files(classifier, files, min(top, len(classifier.class_names)), flip, runtime.device)
 
 
 def _files(images: Sequence[str | Path]) -> Iterator[str]:
     for image in images:
         if str(image) == STANDARD_INPUT:
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-        elif Path(image).is_dir():
-            inside = sorted(p for p in Path(image).rglob("*") if _is_picture(p, Path(image)))
+        elif (folder := Path(image)).is_dir():
+            inside = sorted(path for path in folder.rglob("*") if _is_picture(path, folder))
             if not inside:
-                raise DataError(f"{image}: no picture in this folder; known endings are {_endings()}")
+                endings = ", ".join(sorted(IMAGE_SUFFIXES))
+                raise DataError(f"{image}: no picture in this folder; known endings are {endings}")
             yield from map(str, inside)
         else:
             yield str(image)
 
 
 def _is_picture(path: Path, folder: Path) -> bool:
-    """By its name, and not hidden, such as what macOS puts beside the files of a zip."""
+    """Whether it is one by its name, and not hidden, such as what macOS puts beside the files of a zip."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
-def _endings() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
-
-
-def _predict_batch(
+def _predict_files(
     classifier: Classifier, files: Sequence[str], top: int, flip: bool, device: torch.device
 ) -> Iterator[FilePrediction]:
     def read(file: str) -> Tensor | str:
@@ -97,28 +95,22 @@ def _predict_batch(
         except DataError as error:
             return str(error)
 
-    waiting = iter(files)
-    size = eval_batch_size(classifier.input.size**2, device)
+    def classify(inputs: Tensor) -> Tensor:
+        found: Tensor = classifier(inputs).softmax(1)
+        return ((found + classifier(inputs.flip(-1)).softmax(1)) / 2 if flip else found).cpu()
+
+    waiting, size = iter(files), eval_batch_size(classifier.input.size**2, device)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(waiting, size)):
             found = list(pool.map(read, batch))
             inputs = [item for item in found if isinstance(item, Tensor)]
-            rows = iter(_probabilities(classifier, torch.stack(inputs).to(device), flip) if inputs else ())
+            rows = iter(
+                batched_apply(classify, classifier.network, torch.stack(inputs).to(device), size) if inputs else ()
+            )
             for file, item in zip(batch, found, strict=True):
                 if isinstance(item, str):
                     yield FilePrediction(file, error=item)
                 else:
-                    yield FilePrediction(file, _best(next(rows), classifier.class_names, top))
-
-
-@torch.no_grad()
-def _probabilities(classifier: Classifier, inputs: Tensor, flip: bool) -> Tensor:
-    found: Tensor = classifier(inputs).softmax(1)
-    if flip:
-        found = (found + classifier(inputs.flip(-1)).softmax(1)) / 2
-    return found.cpu()
-
-
-def _best(row: Tensor, names: Sequence[str], top: int) -> tuple[tuple[str, float], ...]:
-    values, places = row.sort(descending=True, stable=True)
-    return tuple((names[int(k)], float(p)) for p, k in zip(values[:top], places[:top], strict=True))
+                    values, indices = next(rows).sort(descending=True, stable=True)
+                    best = zip(indices[:top].tolist(), values[:top].tolist(), strict=True)
+                    yield FilePrediction(file, tuple((classifier.class_names[i], value) for i, value in best))

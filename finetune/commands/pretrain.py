@@ -19,7 +19,7 @@ from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.phases import RunLogger, check_adapters, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress
-from finetune.run.run_folder import RunFolder
+from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import RecipeLike, expect_kind, open_pretrain, open_recipe
 from finetune.sources.save import make_metadata
 from finetune.train.device import environment, seeded
@@ -50,11 +50,10 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
         classifier = Classifier(network, setup.model, dict(setup.arguments), data.class_names, setup.spec)
         outputs = check_outputs(call.out, name, writes=group.leader)
         fingerprint = run_fingerprint(recipe, setup.model, described["data"], runtime)
+        identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
         context = make_context(recipe, setup, console)
         with (
-            RunFolder(
-                outputs, dump_recipe(recipe), fingerprint, environment(runtime), call.resume, console, group
-            ) as run_folder,
+            RunFolder(outputs, identity, call.resume, console, group) as run_folder,
             context.cache,
             InterruptCheckpoint(outputs, lambda: make_metadata(classifier, **described), writes=group.leader) as kept,
         ):

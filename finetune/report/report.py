@@ -143,19 +143,12 @@ class Report:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def parse_report(content: bytes) -> Report:
-    """A report from its JSON. pydantic's ValidationError when it does not hold."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Report).validate_json(content)
-
-
 def read_report(path: Path) -> Report:
     """A report from its file. SettingError when it does not hold."""
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     try:
-        return parse_report(path.read_bytes())
+        return TypeAdapter(Report).validate_json(path.read_bytes())
     except OSError as error:
         raise SettingError(f"{path}: the report cannot be read ({error.strerror})") from None
     except ValidationError as error:

@@ -17,32 +17,24 @@ from finetune.errors import Interrupted, OutputError, TrainingError
 from finetune.run.output_paths import OutputPaths
 
 SIGNAL_NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}  # not every system has all of them
-
-ECHO_SECONDS = 1.0  # seconds
+ECHO_SECONDS = 1.0
 
 
 class StopSignal(KeyboardInterrupt):
     """The person, or the machine, asked the run to end; `exit_code` is the shell's for that signal."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(self.name)
-
-    @property
-    def name(self) -> str:
-        return SIGNAL_NAMES.get(signal.Signals(self.number).name, signal.Signals(self.number).name)
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.number
+        self.number, self.exit_code = number, 128 + number
+        name = signal.Signals(number).name
+        super().__init__(SIGNAL_NAMES.get(name, name))
 
 
 class StopRequests:
-    """Turns the signals into Stopped while a block runs. Signals that somebody else handles or ignores stay theirs.
+    """Turns signals into StopSignal while a block runs. Signals that somebody else handles or ignores stay theirs.
 
     Between `hold` and `release` the first request only sets `asked`, so that a step is finished; a second one stops at
-    once, unless it follows so fast that it is the first one again: torchrun passes on what its processes have got from
-    the machine already. After an error nobody releases, so that what is being saved is not cut short.
+    once, unless it follows within ECHO_SECONDS: torchrun repeats what its processes have got from the machine already.
+    After an error nobody releases, so that what is being saved is not cut short.
     """
 
     def __init__(self) -> None:
@@ -56,7 +48,7 @@ class StopRequests:
             for name in SIGNAL_NAMES:
                 number = getattr(signal, name, None)
                 if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                    self.handlers[number] = signal.signal(number, self._asked_to)
+                    self.handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -64,16 +56,16 @@ class StopRequests:
             signal.signal(number, handler)
 
     def hold(self) -> None:
-        """From here on requests wait; whoever holds them looks at `asked` where it may stop."""
+        """Makes requests wait from here on; the caller looks at `asked` where it may stop."""
         self.holding = True
 
     def release(self) -> None:
-        """Requests no longer wait; raises Stopped if one did."""
+        """Ends `hold`. StopSignal if a request is waiting."""
         self.holding = False
         self.stop_if_asked()
 
     def agree(self, group: ProcessGroup, flag: bool = False) -> bool:
-        """A request that one process of a group has got is one to all. Returns whether `flag` is raised in any."""
+        """Makes a request in one process of a group one in all. Returns whether `flag` is raised in any."""
         numbers = [int(getattr(signal, name)) for name in SIGNAL_NAMES if hasattr(signal, name)]
         raised, *asked = group.all_reduce_max_async(flag, *(self.asked == number for number in numbers))()
         if any(asked):
@@ -81,15 +73,14 @@ class StopRequests:
         return raised
 
     def stop_if_asked(self) -> None:
-        """Raises Stopped if a request is waiting."""
+        """StopSignal if a request is waiting."""
         if self.asked is not None:
             raise StopSignal(self.asked)
 
-    def _asked_to(self, number: int, frame: FrameType | None) -> None:
-        if self.holding and (self.asked is None or time.monotonic() - self.since < ECHO_SECONDS):
-            self._ask(number)
-            return
-        raise StopSignal(number)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.holding or (self.asked is not None and time.monotonic() - self.since >= ECHO_SECONDS):
+            raise StopSignal(number)
+        self._ask(number)
 
     def _ask(self, number: int) -> None:
         if self.asked is None:
@@ -98,7 +89,7 @@ class StopRequests:
 
 
 class InterruptCheckpoint:
-    """Holds the newest good weights; when the block ends by Ctrl-C, a failed training or a failed write, keeps them.
+    """Holds the newest good weights, and saves them when the block ends by Ctrl-C, a failed training or a failed write.
 
     Of a group's processes only the leader `writes`.
     """
@@ -109,23 +100,23 @@ class InterruptCheckpoint:
         self.moment = ""
 
     def update(self, network: nn.Module, moment: str) -> None:
-        """Copies the weights as they are now; `moment` says when that was."""
-        if not self.writes:
-            return
-        self.state = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
-        self.moment = moment
+        """Copies the weights as they are now; `moment` says when that is, in words."""
+        if self.writes:
+            self.state = {name: t.detach().cpu().clone() for name, t in network.state_dict().items()}
+            self.moment = moment
 
     def __enter__(self) -> InterruptCheckpoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):
-            request = error if isinstance(error, StopSignal) else StopSignal(signal.SIGINT)
-            raise Interrupted(f"stopped by {request.name}; {self._write()}", request.exit_code) from None
+            stop = error if isinstance(error, StopSignal) else StopSignal(signal.SIGINT)
+            raise Interrupted(f"stopped by {stop}; {self._write()}", stop.exit_code) from None
         if isinstance(error, (TrainingError, OutputError)) and self.writes:
             error.args = (f"{error}\n{self._write()}",)
 
     def _write(self) -> str:
+        """Saves the weights and returns what became of them, in words."""
         folder = self.outputs.run_folder
         if not self.writes:
             return "the first process tells what was kept"

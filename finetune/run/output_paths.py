@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import OutputError, SettingError
-from finetune.io.atomic import append_line, link_aside, write_atomic
+from finetune.io.atomic import append_line, link_aside, raises_output_error, write_atomic
+from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
+from finetune.run.lock import LOCK_NAME
 
 SUFFIX = ".safetensors"
-
-LOCK = "lock"
-
-SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """The places of one run. `checkpoint` is NAME.safetensors; the run folder holds what is written on the way."""
+    """The paths of one run: `checkpoint` is NAME.safetensors; `run_folder` holds what is written while it trains."""
 
     checkpoint: Path
     run_folder: Path
@@ -34,26 +31,40 @@ class OutputPaths:
     def report(self) -> Path:
         return self.checkpoint.with_suffix(".report.json")
 
-    def digest(self) -> str | None:
-        """The sha256 of the checkpoint that is there already, if any."""
-        if not self.checkpoint.exists():
-            return None
-        with _read_errors(self.checkpoint):
-            return hashlib.sha256(self.checkpoint.read_bytes()).hexdigest()
+    @property
+    def recipe(self) -> Path:
+        return self.run_folder / "recipe.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.run_folder / "log.txt"
 
     @property
     def metrics(self) -> Path:
         return self.run_folder / "metrics.jsonl"
 
     @property
+    def snapshots(self) -> Path:
+        return self.run_folder / "snapshots"
+
+    @property
     def interrupted(self) -> Path:
         return self.run_folder / f"interrupted{SUFFIX}"
 
+    @property
+    def finished(self) -> Path:
+        return self.run_folder / "finished.json"
+
+    def digest(self) -> str | None:
+        """The sha256 of the existing checkpoint, if any."""
+        with raises_output_error(self.checkpoint):
+            return sha256_of(self.checkpoint) if self.checkpoint.exists() else None
+
 
 def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> OutputPaths:
-    """Makes sure before any work that everything can be written; changes nothing that is there. OutputError if not.
+    """The paths of a run, which can all be written; OutputError if not. Changes no existing file.
 
-    Without `writes` it is left to the process that does.
+    out: the checkpoint's path, by default checkpoints/`name`.safetensors. Only a process that `writes` checks them.
     """
     checkpoint = Path(out) if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
     if checkpoint.suffix != SUFFIX:
@@ -69,96 +80,79 @@ def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> 
     return outputs
 
 
-def clear_run_folder(outputs: OutputPaths, console: Console) -> Path | None:
-    """Moves the run folder aside if there is anything of a run in it, and returns where it is now."""
+def _check_writable(folder: Path, hint: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot write there ({error.strerror}); {hint}") from None
+
+
+def clear_run_folder(outputs: OutputPaths, console: Console) -> bool:
+    """Moves the run folder aside if it holds more than the lock, and makes an empty one. Returns whether it did."""
     folder = outputs.run_folder
-    with _read_errors(folder):
-        if not any(path.name != LOCK for path in folder.iterdir()):
-            return None
+    with raises_output_error(folder):
+        if not any(path.name != LOCK_NAME for path in folder.iterdir()):
+            return False
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
-        aside = folder.with_name(_free(folder.parent, f"{folder.name}.was-{stamp}", ("",)))
-        unfinished = any((folder / SNAPSHOTS).glob("[0-9]*"))
+        names = (f"{folder.name}.was-{stamp}{_number(n)}" for n in count(1))
+        aside = next(path for path in map(folder.with_name, names) if not path.exists())
+        unfinished = any(outputs.snapshots.glob("[0-9]*"))
         folder.rename(aside)
         folder.mkdir()
     hint = "; it was not finished: --resume would have gone on with it" if unfinished else ""
     console.note(f"{folder} was there already: moved to {aside}{hint}")
-    return aside
+    return True
 
 
 def rewrite_metrics(outputs: OutputPaths, rows: Sequence[dict[str, Any]]) -> None:
-    """metrics.jsonl with these rows and no others; no file where there are none."""
+    """Replaces metrics.jsonl by these rows; deletes it where there are none."""
     if rows:
-        write_atomic(outputs.metrics, "".join(_line(row) for row in rows).encode())
+        write_atomic(outputs.metrics, "".join(map(_json_line, rows)).encode())
     else:
-        with _read_errors(outputs.metrics):
+        with raises_output_error(outputs.metrics):
             outputs.metrics.unlink(missing_ok=True)
 
 
 def append_metrics(outputs: OutputPaths, row: dict[str, Any]) -> None:
-    """One more line of metrics.jsonl."""
-    append_line(outputs.metrics, _line(row).encode())
+    """Adds a line to metrics.jsonl."""
+    append_line(outputs.metrics, _json_line(row).encode())
 
 
-def _line(row: dict[str, Any]) -> str:
+def _json_line(row: dict[str, Any]) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
 def move_aside(outputs: OutputPaths, console: Console) -> None:
     """Gives an older checkpoint and its report second names, with the start of the first one's sha256.
 
-    Both stay in place until they are replaced, so that there is no moment without them. Where an attempt that was
-    killed has left the same content under such a name, that is used.
+    Both stay in place until they are replaced, so that there is no moment without them. A second name that an
+    interrupted attempt gave to the same content is used again.
     """
-    there = [path for path in (outputs.checkpoint, outputs.report) if path.is_file()]
-    if not there:
+    existing = [path for path in (outputs.checkpoint, outputs.report) if path.is_file()]
+    if not existing:
         return
-    with _read_errors(there[0]):
-        asides = _link_aside(there, outputs.checkpoint.name.removesuffix(SUFFIX))
+    with raises_output_error(existing[0]):
+        asides = _second_names(existing, outputs.checkpoint.name.removesuffix(SUFFIX))
     for old, aside in asides.items():
         if not aside.exists():
             link_aside(old, aside)
         console.note(f"{old} was there already: moved to {aside.name}")
 
 
-def _link_aside(there: Sequence[Path], stem: str) -> dict[Path, Path]:
-    """By file a name that is free or has the same content; with the same middle for all, so that pairs stay pairs."""
-    digests = {old: _digest(old) for old in there}
-    middle, number = f".was-{digests[there[0]][:8]}", 1
-    while True:
-        ending = middle if number == 1 else f"{middle}-{number}"
-        asides = {old: old.with_name(stem + ending + old.name.removeprefix(stem)) for old in there}
-        if all(
-            not aside.exists() or (aside.is_file() and _digest(aside) == digests[old]) for old, aside in asides.items()
-        ):
-            return asides
-        number += 1
+def _second_names(existing: Sequence[Path], stem: str) -> dict[Path, Path]:
+    """For each file a path that is free or has the same content; all with the same middle, so that pairs stay pairs."""
+    digests = {old: sha256_of(old) for old in existing}
+
+    def usable(old: Path, aside: Path) -> bool:
+        return not aside.exists() or (aside.is_file() and sha256_of(aside) == digests[old])
+
+    middles = (f".was-{digests[existing[0]][:8]}{_number(n)}" for n in count(1))
+    candidates = ({old: old.with_name(stem + m + old.name.removeprefix(stem)) for old in existing} for m in middles)
+    return next(asides for asides in candidates if all(usable(*pair) for pair in asides.items()))
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _free(folder: Path, stem: str, endings: Sequence[str]) -> str:
-    """`stem`, or the first of stem-2, stem-3, ... that is taken with none of the endings, so that pairs stay pairs."""
-    candidate, number = stem, 1
-    while any((folder / f"{candidate}{ending}").exists() for ending in endings):
-        number += 1
-        candidate = f"{stem}-{number}"
-    return candidate
-
-
-def _check_writable(folder: Path, cure: str) -> None:
-    with _read_errors(folder, cure):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-
-
-@contextmanager
-def _read_errors(path: Path, cure: str = "make room or run finetune in another folder") -> Iterator[None]:
-    """Turns a failed write in the block into an OutputError."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write there ({error.strerror}); {cure}") from None
+def _number(number: int) -> str:
+    """The end of the number-th name: "", "-2", "-3"."""
+    return "" if number == 1 else f"-{number}"

@@ -84,13 +84,13 @@ def run_phases(
 ) -> list[PhaseSummary]:
     """Trains `network` in place through all phases that are not done yet and returns the histories of all."""
     caches = CacheManager(network, phases, context)
-    for number in range(len(progress.facts.phases), len(phases)):
+    for number in range(len(progress.state.phases), len(phases)):
         phase = phases[number]
         with translate_oom(phase.name, phase.batch_size):
             done = _PhaseRun(caches, number, logger, progress).run()
         caches.exit_phase(number)
         progress.phase_done(*done)
-    return progress.facts.phases
+    return progress.state.phases
 
 
 class _PhaseRun:
@@ -143,7 +143,7 @@ class _PhaseRun:
             batches,
             phase_config(phase, self.stages, steps, caching.start),
             context.runtime,
-            first_epoch=progress.facts.epochs,
+            first_epoch=progress.state.epochs,
             validate=_validation_accuracy(network, context, self.caches.planner.phase_depth(self.number)),
         )
         if state is not None:

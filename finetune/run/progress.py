@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from finetune.report.report import EpochRow, PhaseSummary
@@ -15,74 +13,75 @@ TRAINED, SCRATCH = "training", "scratch"
 
 
 def completed_phases(run_folder: RunFolder, name: str) -> int:
-    """How many phases of a leg an earlier attempt brought to their end."""
-    found = run_folder.found
-    return len(found.networks[name].phases) if found is not None and name in found.networks else 0
+    """The number of phases of a network that an earlier attempt completed."""
+    state = run_folder.earlier.state
+    return len(state.networks[name].phases) if state is not None and name in state.networks else 0
 
 
 class NetworkProgress:
-    """One network's way, begun where an earlier attempt left it.
+    """The progress of one network, which is put back to where an earlier attempt left it.
 
-    `facts` has the phases that are over. `before` is the leg that came to its end before this one began: a
-    snapshot has to hold its network too.
+    `state` has the completed phases. `before` is the network that was trained to its end before this one; snapshots
+    hold it too.
     """
 
     def __init__(
         self, run_folder: RunFolder, name: str, network: nn.Module, before: NetworkProgress | None = None
     ) -> None:
         self.run_folder, self.name, self.network, self.before = run_folder, name, network, before
+        self.state = NetworkState()
         self.phase: PhaseState | None = None
-        found = run_folder.found
-        self.facts = NetworkState() if found is None or name not in found.networks else found.networks[name]
-        if found is None or name not in found.networks:
+        earlier, tensors = run_folder.earlier.state, run_folder.earlier.tensors
+        if earlier is None or name not in earlier.networks:
             return
-        if found.current == name:
-            self.phase = found.phase
+        self.state = earlier.networks[name]
+        self.phase = earlier.phase if earlier.current == name else None
         if self.phase is None:
-            network.load_state_dict(with_prefix(run_folder.tensors, f"{name}/"))
-            if found.current == name:
+            network.load_state_dict(with_prefix(tensors, f"{name}/"))
+            if earlier.current == name:
                 run_folder.restore_rng_state()
 
     def resume_point(self) -> tuple[list[EpochRow], TrainState | None, dict[str, str] | None]:
-        """The rows of the phase that is to begin, where it stood, and the proof of its frozen tensors from when it
-        began: if an earlier attempt was in the middle of it.
+        """Where an earlier attempt stood in the phase that begins now, once: ([], None, None) unless it was within it.
+
+        Rows so far, training state, and the hashes that the frozen tensors had when the phase began.
         """
         phase, self.phase = self.phase, None
         if phase is None:
             return [], None, None
-        tensors = self.run_folder.tensors
+        tensors = self.run_folder.earlier.tensors
         state = TrainState(with_prefix(tensors, f"{self.name}/"), with_prefix(tensors, "phase/"), phase.numbers)
         return phase.history, state, phase.proof
 
     def maybe_snapshot(self, training: Training, history: list[EpochRow], proof: dict[str, str], *, row: bool) -> None:
-        """To be called between two events: keeps where the phase stands when that is due or a stop was asked for."""
+        """Saves a snapshot between two events of a phase when one is due or a stop was requested, and then stops."""
         run_folder = self.run_folder
         if training.step == training.phase.steps:
-            return  # `over` comes next
+            return  # `phase_done` comes next
         due = run_folder.requests.agree(run_folder.group, run_folder.due(row=row))
         if due or run_folder.requests.asked is not None:
             state = training.state()
-            facts = PhaseState(history=history, numbers=state.numbers, proof=proof)
-            tensors = {f"phase/{name}": t for name, t in state.tensors.items()}
+            tensors = {f"{self.name}/{name}": t for name, t in state.network.items()}
+            tensors |= {f"phase/{name}": t for name, t in state.tensors.items()}
             moment = f"step {training.step:,} of {training.phase.steps:,} of phase {training.phase.name}"
-            self._save(state.network, tensors, facts, moment)
+            self._save(tensors, PhaseState(history=history, numbers=state.numbers, proof=proof), moment)
         run_folder.requests.stop_if_asked()
 
     def phase_done(self, summary: PhaseSummary, epochs: int) -> None:
-        """The phase is over; that is always kept."""
-        self.run_folder.requests.hold()
-        done = NetworkState(phases=[*self.facts.phases, summary], epochs=self.facts.epochs + epochs)
-        self.facts = done
-        self._save(self.network.state_dict(), {}, None, f"the end of phase {summary.name}")
-        self.run_folder.requests.agree(self.run_folder.group)
-        self.run_folder.requests.release()
+        """Records a completed phase and always saves a snapshot."""
+        run_folder = self.run_folder
+        run_folder.requests.hold()
+        self.state = NetworkState(phases=[*self.state.phases, summary], epochs=self.state.epochs + epochs)
+        self._save(self._tensors(), None, f"the end of phase {summary.name}")
+        run_folder.requests.agree(run_folder.group)
+        run_folder.requests.release()
 
-    def _save(
-        self, network: Mapping[str, Tensor], tensors: Mapping[str, Tensor], phase: PhaseState | None, moment: str
-    ) -> None:
-        every = {f"{self.name}/{name}": t for name, t in network.items()} | dict(tensors)
-        networks = {self.name: self.facts}
+    def _save(self, tensors: dict[str, Tensor], phase: PhaseState | None, moment: str) -> None:
+        networks = {self.name: self.state}
         if self.before is not None:
-            every |= {f"{self.before.name}/{key}": t for key, t in self.before.network.state_dict().items()}
-            networks[self.before.name] = self.before.facts
-        self.run_folder.save(self.name, networks, every, phase, moment)
+            tensors |= self.before._tensors()
+            networks[self.before.name] = self.before.state
+        self.run_folder.save(self.name, networks, tensors, phase, moment)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{self.name}/{name}": t for name, t in self.network.state_dict().items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,24 +16,22 @@ from torch import Tensor
 
 from finetune.checkpoint.safetensors_io import read_tensors, safetensors_chunks
 from finetune.errors import CheckpointError, OutputError
-from finetune.io.atomic import WrittenFile, new_folder, remove_folder, sweep_folders
+from finetune.io.atomic import new_folder, remove_folder, sweep_folders
+from finetune.io.safe_open import read_regular, sha256_of
 from finetune.report.report import EpochRow, PhaseSummary
 
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Whether to go on with an earlier attempt, the seconds between two snapshots, and what to type to go on."""
+    """Whether to resume an earlier attempt, the seconds between snapshots, and what to type or call to resume."""
 
     resume: bool = False
-    every: float = 60.0
-    again: str = "the same call with resume=True"
-
-
-AFRESH = ResumeOptions()
+    snapshot_every: float = 60.0
+    resume_command: str = "the same call with resume=True"
 
 
 class NetworkState(BaseModel):
-    """One network's phases that are over, and the epochs they took in all."""
+    """The completed phases of one network, and the epochs they took in all."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,7 +40,7 @@ class NetworkState(BaseModel):
 
 
 class PhaseState(BaseModel):
-    """The phase under way: its rows so far, and the numbers of its training's state; proof: of its frozen tensors."""
+    """The phase under way: its rows so far, the numbers of its TrainState, and the hashes of its frozen tensors."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,9 +50,10 @@ class PhaseState(BaseModel):
 
 
 class SnapshotState(BaseModel):
-    """What a snapshot says beside its tensors. `current` is the network under way; `phase` None between two phases.
+    """The JSON part of a snapshot.
 
-    `moment` says in words when it was taken.
+    run: the run's fingerprint. machine: its environment. seconds: training time so far. rows: those of metrics.jsonl.
+    current: the network under way. phase: None between two phases. moment: when it was taken, in words.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,15 +68,11 @@ class SnapshotState(BaseModel):
     moment: str
 
 
-FORMAT = 1
-
 STATE, FACTS, MANIFEST = "state.safetensors", "facts.json", "manifest.json"
-
-_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,11}")
-
+FORMAT = 1
 MAX_TENSORS = 200_000  # two networks of thousands each, several times over
-
-_MAX_MANIFEST_LEN = 10_000  # bytes; ours has some 300
+_MAX_MANIFEST_BYTES = 10_000  # ours has some 300
+_NAME = re.compile(r"[0-9]{6}|[1-9][0-9]{6,11}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class DamagedSnapshot(Exception):
 
 
 class SnapshotStore:
-    """The snapshots of one run, in `folder` under increasing numbers; the newest `keep` stay. One writer at a time."""
+    """The snapshots of one run in `folder`, numbered upwards; the newest `keep` stay. One writer at a time."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         assert keep >= 1
@@ -102,37 +97,38 @@ class SnapshotStore:
         self._damaged: set[int] = set()
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Writes one more and returns its folder. OutputError, with the earlier ones as they were, when it cannot."""
+        """Writes a snapshot and returns its folder. OutputError when it cannot; earlier ones are then unchanged."""
         facts = json.dumps(snapshot.facts, sort_keys=True, allow_nan=False).encode()
         sweep_folders(self.folder)
-        there = self._numbers()
-        self._last = max([self._last, *there]) + 1
+        earlier = self._numbers()
+        self._last = max([self._last, *earlier]) + 1
         place = self._place(self._last)
         try:
             with new_folder(place) as folder:
-                files = {
+                written = {
                     STATE: folder.write(STATE, safetensors_chunks(snapshot.tensors)),
                     FACTS: folder.write(FACTS, [facts]),
                 }
-                folder.write(MANIFEST, [_manifest(files)])
+                files = {name: {"size": file.size, "sha256": file.sha256} for name, file in written.items()}
+                folder.write(MANIFEST, [json.dumps({"format": FORMAT, "files": files}, sort_keys=True).encode()])
         except OutputError as error:
             raise OutputError(f"{error}; the snapshots before this one are as they were") from None
-        self._forget(there)
+        self._prune(earlier)
         return place
 
     def newest(self) -> tuple[Snapshot | None, list[str]]:
-        """The newest whole one, if any, and a sentence for each damaged one that was newer."""
+        """The newest undamaged snapshot, if any, and a sentence for each damaged one that is newer."""
         faults: list[str] = []
         for number in reversed(self._numbers()):
             try:
-                return _read(self._place(number)), faults
+                return _read_snapshot(self._place(number)), faults
             except DamagedSnapshot as fault:
                 faults.append(f"{self._place(number)}: this snapshot is damaged and was passed over: {fault}")
                 self._damaged.add(number)
         return None, faults
 
     def clear(self) -> None:
-        """Deletes all of them, and the folder. OutputError."""
+        """Deletes all snapshots and the folder. OutputError."""
         for number in self._numbers():
             self._last = max(self._last, number)
             remove_folder(self._place(number))
@@ -140,11 +136,11 @@ class SnapshotStore:
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
-    def _forget(self, older: list[int]) -> None:
-        """Deletes those known to be damaged and those too many. One that cannot be deleted now is tried again later."""
-        whole = [number for number in older if number not in self._damaged]
-        kept = whole[max(0, len(whole) - (self.keep - 1)) :]
-        for number in older:
+    def _prune(self, earlier: list[int]) -> None:
+        """Deletes damaged snapshots and those too many; what cannot be deleted now is tried again at the next save."""
+        undamaged = [number for number in earlier if number not in self._damaged]
+        kept = undamaged[max(0, len(undamaged) - (self.keep - 1)) :]
+        for number in earlier:
             if number not in kept:
                 with contextlib.suppress(OutputError):
                     remove_folder(self._place(number))
@@ -153,7 +149,7 @@ class SnapshotStore:
         return self.folder / f"{number:06}"
 
     def _numbers(self) -> list[int]:
-        """Those that are there, ascending."""
+        """The numbers of the snapshots in the folder, ascending."""
         try:
             names = [entry.name for entry in self.folder.iterdir()]
         except (FileNotFoundError, NotADirectoryError):
@@ -161,77 +157,63 @@ class SnapshotStore:
         return sorted(int(name) for name in names if _NAME.fullmatch(name))
 
 
-def _manifest(files: Mapping[str, WrittenFile]) -> bytes:
-    values = {name: {"size": file.size, "sha256": file.sha256} for name, file in files.items()}
-    return json.dumps({"format": FORMAT, "files": values}, sort_keys=True).encode()
-
-
-def _read(folder: Path) -> Snapshot:
-    """A snapshot that is what its manifest says, or DamagedSnapshot."""
-    sizes = _said(folder)
-    values = _json(FACTS, _checked(folder / FACTS, *sizes[FACTS]))
-    if not isinstance(values, dict):
-        raise DamagedSnapshot(f"{FACTS} has no JSON object")
-    size, digest = sizes[STATE]
-    _of_size(folder / STATE, lambda found: found == size)
+def _read_snapshot(folder: Path) -> Snapshot:
+    """Reads a snapshot whose files are those of its manifest. DamagedSnapshot where they are not."""
+    (state_size, state_sha256), (facts_size, facts_sha256) = _read_manifest(folder)
+    with _os_error_is_damage(FACTS):
+        content = read_regular(folder / FACTS, facts_size)
+    _check_hash(FACTS, sha256_of(content), facts_sha256)
+    facts = _parse_object(FACTS, content)
+    with _os_error_is_damage(STATE):
+        size = (folder / STATE).stat().st_size
+    if size != state_size:
+        raise DamagedSnapshot(f"{STATE} has {size:,} bytes, and {state_size:,} were written")
     try:
-        _, tensors, found = read_tensors(folder / STATE, lambda header: None, finite=False, most=MAX_TENSORS)
+        _, tensors, sha256 = read_tensors(folder / STATE, lambda header: None, finite=False, most=MAX_TENSORS)
     except CheckpointError as error:
         raise DamagedSnapshot(str(error)) from None
-    if found != digest:
-        raise DamagedSnapshot(f"{STATE} has other bytes than were written (its sha256 differs)")
-    return Snapshot(tensors, values)
+    _check_hash(STATE, sha256, state_sha256)
+    return Snapshot(tensors, facts)
 
 
-def _said(folder: Path) -> dict[str, tuple[int, str]]:
-    """The size and sha256 of each file according to the manifest, which is any file until it is checked."""
-    path = folder / MANIFEST
-    values = _json(MANIFEST, _content(path, lambda size: size <= _MAX_MANIFEST_LEN))
-    if not isinstance(values, dict) or not isinstance(values.get("files"), dict):
-        raise DamagedSnapshot(f"{MANIFEST} is not a manifest")
+def _read_manifest(folder: Path) -> list[tuple[int, str]]:
+    """The size and sha256 of STATE and of FACTS according to the manifest, which may be any file."""
+    with _os_error_is_damage(MANIFEST):
+        content = read_regular(folder / MANIFEST, _MAX_MANIFEST_BYTES)
+    values = _parse_object(MANIFEST, content)
     if values.get("format") != FORMAT:
         raise DamagedSnapshot(f"{MANIFEST} has format {values.get('format')!r:.40}, and this finetune reads {FORMAT}")
-    said = {}
+    files, entries = values.get("files"), []
     for name in (STATE, FACTS):
-        match values["files"].get(name):
-            case {"size": int(size), "sha256": str(digest)}:
-                said[name] = size, digest
+        match files.get(name) if isinstance(files, dict) else None:
+            case {"size": int(size), "sha256": str(sha256)}:
+                entries.append((size, sha256))
             case _:
                 raise DamagedSnapshot(f"{MANIFEST} does not give the size and sha256 of {name}")
-    return said
+    return entries
 
 
-def _checked(path: Path, size: int, digest: str) -> bytes:
-    content = _content(path, lambda found: found == size)
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise DamagedSnapshot(f"{path.name} has other bytes than were written (its sha256 differs)")
-    return content
+def _check_hash(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise DamagedSnapshot(f"{name} has other bytes than were written (its sha256 differs)")
 
 
-def _content(path: Path, fits: Callable[[int], bool]) -> bytes:
-    """A file's bytes, read only if it is a plain file and its size fits."""
-    _of_size(path, fits)
+@contextmanager
+def _os_error_is_damage(name: str) -> Iterator[None]:
     try:
-        return path.read_bytes()
+        yield
     except OSError as error:
-        raise DamagedSnapshot(f"{path.name} cannot be read ({error.strerror})") from None
+        raise DamagedSnapshot(f"{name} cannot be read ({error.strerror})") from None
 
 
-def _of_size(path: Path, fits: Callable[[int], bool]) -> None:
-    try:
-        if not path.is_file():
-            raise DamagedSnapshot(f"{path.name} is missing")
-        if not fits(path.stat().st_size):
-            raise DamagedSnapshot(f"{path.name} has {path.stat().st_size:,} bytes, which is not what was written")
-    except OSError as error:
-        raise DamagedSnapshot(f"{path.name} cannot be read ({error.strerror})") from None
-
-
-def _json(name: str, content: bytes) -> Any:
+def _parse_object(name: str, content: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(constant)
 
     try:
-        return json.loads(content, parse_constant=refuse)
+        values = json.loads(content, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise DamagedSnapshot(f"{name} is not JSON") from None
+    if not isinstance(values, dict):
+        raise DamagedSnapshot(f"{name} has no JSON object")
+    return values

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.checkpoint.format import Checkpoint, Metadata, read_checkpoint
-from finetune.checkpoint.limits import MAX_REPORT_BYTES
 from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError, RecipeError, SettingError
-from finetune.io.safe_open import read_regular
 from finetune.models.classifier import Classifier
 from finetune.report.statistics import wilson
 from finetune.run.setup import Recipe, open_recipe
@@ -21,13 +19,12 @@ from finetune.text import listed
 from finetune.train.frozen_check import frozen_tensors
 
 MAX_IMAGES = 2**53  # that a float counts
-
 State = Literal["ok", "failed", "not checked"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One claim: its stable name, whether it holds, why in a sentence, and what it is about: tensors, differences."""
+    """A checked claim: its stable name, whether it holds, why in a sentence, and the faults or tensors it is about."""
 
     check: str
     state: State
@@ -35,15 +32,15 @@ class Check:
     details: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the JSON of `finetune verify --json`."""
+        """The check as JSON values, for `finetune verify --json`."""
         return {"check": self.check, "state": self.state, "says": self.message, "details": list(self.details)}
 
     @classmethod
-    def of(cls, check: str, faults: Iterable[str], message: str) -> Check:
-        """ok where there are no faults, as `message` has it; failed with the faults where there are."""
+    def of(cls, check: str, faults: Iterable[str], message: str, details: tuple[str, ...] = ()) -> Check:
+        """A check that failed with these faults, or else is ok with this message."""
         found = tuple(faults)
         if not found:
-            return cls(check, "ok", message)
+            return cls(check, "ok", message, details)
         return cls(check, "failed", found[0] if len(found) == 1 else f"{len(found)} things do not hold", found)
 
     @classmethod
@@ -53,10 +50,10 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckpointUnderTest:
-    """The checkpoint that is looked at.
+    """The checkpoint to verify.
 
-    `classifier` is None where its tensors fit no network, for the reason `misfit`; `recipe` is None where it has none,
-    or one that does not hold, for the reasons `recipe_faults`.
+    `classifier` is None where the tensors fit no network, for the reason `misfit`. `recipe` is None where none is
+    recorded, or an invalid one, for the reasons `recipe_faults`.
     """
 
     located: SourceRef
@@ -74,9 +71,15 @@ class CheckpointUnderTest:
     def metadata(self) -> Metadata:
         return self.checkpoint.metadata
 
+    @property
+    def report_path(self) -> Path:
+        """Where its report is, if it has one."""
+        hub = self.located.hub
+        return hub.report if hub is not None and hub.report is not None else self.path.with_suffix(".report.json")
+
 
 def open_for_checks(located: SourceRef) -> CheckpointUnderTest:
-    """A source, read without refusing what a check is about. CheckpointError when it is no checkpoint of ours."""
+    """Reads a checkpoint without refusing what the checks are about. CheckpointError when it is none of ours."""
     read_source_metadata(located)
     assert located.path is not None
     checkpoint = read_checkpoint(located.path, refuse=False)
@@ -85,11 +88,12 @@ def open_for_checks(located: SourceRef) -> CheckpointUnderTest:
         classifier = classifier_from_checkpoint(checkpoint)
     except CheckpointError as error:
         misfit = str(error).removeprefix(f"{located.path}: ")
-    recipe, faults = _recipe_of(checkpoint.metadata)
+    recipe, faults = _parse_recipe(checkpoint.metadata)
     return CheckpointUnderTest(located, checkpoint, classifier, misfit, recipe, faults)
 
 
-def _recipe_of(metadata: Metadata) -> tuple[Recipe | None, tuple[str, ...]]:
+def _parse_recipe(metadata: Metadata) -> tuple[Recipe | None, tuple[str, ...]]:
+    """The recorded recipe as today's schema has it; or None and the reasons."""
     values = dict(metadata.recipe)
     if not values:
         return None, ()
@@ -97,33 +101,31 @@ def _recipe_of(metadata: Metadata) -> tuple[Recipe | None, tuple[str, ...]]:
     if isinstance(data, Mapping) and isinstance(data.get("name"), str):
         # A folder is recorded by its last name alone, which must not be taken for that of a registered set.
         values["data"] = {**data, "name": f"./{data['name']}"}
-    adapts = values.get("kind") == "adapt"
-    source = Architecture(metadata.model, metadata.arguments, fixed=True) if adapts else None
+    source = Architecture(metadata.model, metadata.arguments, fixed=True) if values.get("kind") == "adapt" else None
     try:
         recipe = open_recipe(values, (), source)
     except RecipeError as error:
         return None, error.problems
     except SettingError as error:  # of the checkpoint's own model
         return None, (str(error),)
-    named = recipe.model.name if recipe.model is not None else None
-    if named not in (None, metadata.model):
-        return None, (f"recipe: model: is of {named}, and the checkpoint is a {metadata.model}",)
+    if recipe.model is not None and recipe.model.name != metadata.model:
+        return None, (f"recipe: model: is of {recipe.model.name}, and the checkpoint is a {metadata.model}",)
     return recipe, ()
 
 
 def self_checks(subject: CheckpointUnderTest) -> list[Check]:
-    """Everything that needs no other file."""
+    """All checks that need no other file."""
     metadata, tensors = subject.metadata, subject.checkpoint.tensors
     first, *rest = subject.misfit.splitlines() or [""]
     network = f"{metadata.model} with {len(metadata.classes)} classes"
-    nonsense = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    not_finite = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     return [
         Check("file", "ok", f"safetensors, whole: {len(tensors)} tensors, {subject.path.stat().st_size:,} bytes"),
         Check("metadata", "ok", f"valid: format {metadata.format}, {network}"),
         Check("tensors", "failed", first, tuple(line.strip() for line in rest))
         if subject.misfit
         else Check("tensors", "ok", f"they fit {network}"),
-        Check.of("numbers", (f"NaN or infinite numbers in {name}" for name in nonsense), "every number is finite"),
+        Check.of("numbers", (f"NaN or infinite numbers in {name}" for name in not_finite), "every number is finite"),
         _check_hash(subject.checkpoint),
         _check_classes(metadata),
         _check_results(metadata),
@@ -136,16 +138,16 @@ def _check_hash(checkpoint: Checkpoint) -> Check:
     if recorded is None:
         return Check.skipped("hash", "not recorded: the file is older than this hash")
     found = hash_tensors(checkpoint.tensors)
-    if found == recorded:
-        return Check("hash", "ok", f"the tensors have the recorded sha256 {recorded[:12]}…")
-    return Check("hash", "failed", f"the tensors have the sha256 {found[:12]}…, and {recorded[:12]}… is recorded")
+    fault = f"the tensors have the sha256 {found[:12]}…, and {recorded[:12]}… is recorded"
+    return Check.of(
+        "hash", [fault] if found != recorded else [], f"the tensors have the recorded sha256 {recorded[:12]}…"
+    )
 
 
 def _check_classes(metadata: Metadata) -> Check:
-    trained = metadata.data.get("classes")
+    trained, ours = metadata.data.get("classes"), metadata.classes
     if trained is None:
         return Check.skipped("classes", "the classes of the training data are not recorded")
-    ours = metadata.classes
     faults = []
     if trained != ours:
         same = isinstance(trained, list) and sorted(map(str, trained)) == sorted(ours)
@@ -158,28 +160,27 @@ def _check_results(metadata: Metadata) -> Check:
     results = {name: value for name, value in metadata.results.items() if value is not None}
     if not results:
         return Check.skipped("results", "none are recorded")
-    test = metadata.data.get("test")
-    images = test.get("images") if isinstance(test, Mapping) else None
-    faults = [fault for name, value in results.items() for fault in _result_faults(name, value, images)]
+    images = as_mapping(metadata.data.get("test")).get("images")
+    faults = (f"results.{name}: {fault}" for name, value in results.items() for fault in _result_faults(value, images))
     return Check.of("results", faults, f"accuracies and intervals follow from the counts: {', '.join(results)}")
 
 
-def _result_faults(name: str, value: Any, images: Any) -> Iterator[str]:
+def _result_faults(value: Any, images: Any) -> Iterator[str]:
     if not isinstance(value, Mapping):
-        yield f"results.{name}: expected a result, found {type(value).__name__}"
+        yield f"expected a result, found {type(value).__name__}"
         return
     correct, total = value.get("correct"), value.get("total")
     if type(correct) is not int or type(total) is not int or not 0 <= correct <= total or not 0 < total < MAX_IMAGES:
-        yield f"results.{name}: expected correct of total, found {correct} of {total}"
+        yield f"expected correct of total, found {correct} of {total}"
         return
     if images is not None and total != images:
-        yield f"results.{name}: is of {total} images, and {images} test images are recorded"
-    ends, wanted, said = value.get("ci95"), wilson(correct, total), value.get("accuracy")
-    if said != correct / total:
-        yield f"results.{name}: the accuracy says {said}, and {correct} of {total} is {correct / total}"
-    near = isinstance(ends, list) and len(ends) == 2 and all(type(end) is float for end in ends)
-    if not near or any(abs(a - b) > 1e-9 for a, b in zip(ends or (), wanted, strict=False)):
-        yield f"results.{name}: the interval says {ends}, and {correct} of {total} has {list(wanted)}"
+        yield f"is of {total} images, and {images} test images are recorded"
+    accuracy, interval, expected = value.get("accuracy"), value.get("ci95"), wilson(correct, total)
+    if accuracy != correct / total:
+        yield f"the accuracy says {accuracy}, and {correct} of {total} is {correct / total}"
+    ends = interval if isinstance(interval, list) and all(type(end) is float for end in interval) else []
+    if len(ends) != 2 or any(abs(a - b) > 1e-9 for a, b in zip(ends, expected, strict=True)):
+        yield f"the interval says {interval}, and {correct} of {total} has {list(expected)}"
 
 
 def _check_recipe(subject: CheckpointUnderTest) -> Check:
@@ -190,114 +191,89 @@ def _check_recipe(subject: CheckpointUnderTest) -> Check:
     return Check.of("recipe", faults, f"the recorded recipe, of kind {kind}, passes today's schema")
 
 
-REPORT_CHECK = "report"
-
-
-def read_own_report(subject: CheckpointUnderTest) -> Path:
-    """Where the report of a checkpoint lies, if it has one."""
-    hub = subject.located.hub
-    return hub.report if hub is not None and hub.report is not None else subject.path.with_suffix(".report.json")
-
-
-def read_report(path: Path) -> dict[str, Any] | None:
-    """A report's values, which may be anybody's and anything; None where there is no such file, or it is no report."""
-    try:
-        found = json.loads(read_regular(path, MAX_REPORT_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def report_check(subject: CheckpointUnderTest, path: Path, report: Mapping[str, Any] | None) -> Check:
-    """Whether the report beside the checkpoint is of the same run and says the same."""
+def report_check(subject: CheckpointUnderTest, report: Mapping[str, Any] | None) -> Check:
+    """Whether the report of the checkpoint is of the same run and agrees with it. `report`: its values, if any."""
+    path = subject.report_path
     if not path.exists():
-        return Check.skipped(REPORT_CHECK, f"there is no {path.name} beside it")
+        return Check.skipped("report", f"there is no {path.name} beside it")
     if report is None:
-        return Check(REPORT_CHECK, "failed", f"{path}: not the JSON of a report")
+        return Check("report", "failed", f"{path}: not the JSON of a report")
     message = f"{path.name} says the same of recipe, seed, results, images and phases"
-    return Check.of(REPORT_CHECK, (f"{path.name}: {fault}" for fault in _report_problems(subject, report)), message)
+    return Check.of("report", (f"{path.name}: {fault}" for fault in _report_faults(subject, report)), message)
 
 
-def _report_problems(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> Iterator[str]:
-    metadata = subject.metadata
-    for key in ("recipe", "results"):
-        if key not in report:
-            yield f"there is no {key} in it"
-    for key, ours, theirs in _counted_pairs(subject, report):
-        if ours != theirs:
-            yield f"{key}: it says {_short(theirs)}, and the checkpoint {_short(ours)}"
-    results = _as_mapping(report.get("results"))
-    for name in {**metadata.results, **results}:
-        yield from _reported_result_problems(name, metadata.results.get(name), results.get(name))
-    yield from _comparison_faults(report, results)
+def _report_faults(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"there is no {key} in it" for key in ("recipe", "results") if key not in report)
+    for key, value, reported in _shared_values(subject.metadata, report):
+        if value != reported:
+            yield f"{key}: it says {_short(reported)}, and the checkpoint {_short(value)}"
+    ours, theirs = subject.metadata.results, as_mapping(report.get("results"))
+    for name in {**ours, **theirs}:
+        yield from _reported_result_faults(name, ours.get(name), theirs.get(name))
+    yield from _comparison_faults(report, theirs)
     yield from _phase_faults(subject, report)
 
 
-def _counted_pairs(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What the two say of the same thing, as far as the report says anything."""
-    metadata = subject.metadata
+def _shared_values(metadata: Metadata, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, the checkpoint's value, the report's value) for what both say, as far as the report says it."""
     recipe, data, lineage = metadata.recipe, metadata.data, metadata.lineage
     ours = {"kind": recipe.get("kind"), "recipe": recipe, "seed": recipe.get("seed")}
     yield from ((key, value, report[key]) for key, value in ours.items() if key in report)
-    target = _as_mapping(report.get("target"))
-    images = {part: _as_mapping(data.get(part)).get("images") for part in ("train", "validation", "test")}
+    target = as_mapping(report.get("target"))
+    images = {part: as_mapping(data.get(part)).get("images") for part in ("train", "validation", "test")}
     about = {"name": data.get("name"), "classes": metadata.classes, **images}
     yield from ((f"target.{key}", value, target[key]) for key, value in about.items() if key in target)
     if "source" in report:
-        source = _as_mapping(report["source"])
+        source = as_mapping(report["source"])
         yield "source.sha256", lineage[0].get("sha256") if lineage else None, source.get("sha256")
 
 
-def _reported_result_problems(name: str, ours: Any, theirs: Any) -> Iterator[str]:
-    if ours is None and theirs is None:
-        return
-    if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
-        missing = "the report" if isinstance(ours, Mapping) else "the checkpoint"
-        yield f"results.{name}: {missing} has none"
-        return
-    for key, value in ours.items():
-        if theirs.get(key) != value:
-            yield f"results.{name}.{key}: it says {_short(theirs.get(key))}, and the checkpoint {_short(value)}"
+def _reported_result_faults(name: str, ours: Any, theirs: Any) -> Iterator[str]:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for key, value in ours.items():
+            if theirs.get(key) != value:
+                yield f"results.{name}.{key}: it says {_short(theirs.get(key))}, and the checkpoint {_short(value)}"
+    elif ours is not None or theirs is not None:
+        yield f"results.{name}: {'the report' if isinstance(ours, Mapping) else 'the checkpoint'} has none"
 
 
 def _comparison_faults(report: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in _as_mapping(report.get("comparisons")).items():
+    for name, value in as_mapping(report.get("comparisons")).items():
         of, _, against = name.partition("_vs_")
-        first, second = (_as_mapping(results.get(key)).get("accuracy") for key in (against, of))
-        said = _as_mapping(value).get("difference")
+        first, second = (as_mapping(results.get(key)).get("accuracy") for key in (against, of))
+        said = as_mapping(value).get("difference")
         numbers = [n for n in (first, second, said) if isinstance(n, float)]
         if value is not None and (len(numbers) < 3 or abs(numbers[1] - numbers[0] - numbers[2]) > 1e-9):
             yield f"comparisons.{name}: the difference is not that of the two accuracies"
 
 
 def _phase_faults(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> Iterator[str]:
-    """The phases are the recipe's, and what the last one froze is in the file as the report has it."""
+    """The phases are the recipe's, and the tensors that the last one froze have the hash in the report."""
     phases, recipe, classifier = report.get("phases"), subject.recipe, subject.classifier
     if not isinstance(phases, list) or recipe is None:
         return
-    names = [_as_mapping(phase).get("name") for phase in phases]
-    if names != [phase.name for phase in recipe.phases]:
-        yield f"phases: it says {_short(names)}, and the recipe {_short([phase.name for phase in recipe.phases])}"
+    names, expected = [as_mapping(phase).get("name") for phase in phases], [phase.name for phase in recipe.phases]
+    if names != expected:
+        yield f"phases: it says {_short(names)}, and the recipe {_short(expected)}"
         return
-    last, said = recipe.phases[-1], _as_mapping(phases[-1])
-    if classifier is None or "frozen" not in said or last.lora is not None:
+    last, reported = recipe.phases[-1], as_mapping(phases[-1])
+    if classifier is None or "frozen" not in reported or last.lora is not None:
         return  # a low-rank adapter is added to frozen weights once the phase is over
-    stages = last.trained_stages(classifier.network.stages)
-    written = classifier.network.state_dict()
-    frozen = [name for name in frozen_tensors(classifier.network, stages, last.norms) if name in written]
-    digest = hash_tensors({name: written[name] for name in frozen})
-    found = {"tensors": len(frozen), "sha256": digest} if frozen else None
-    if said["frozen"] != found:
-        yield f"phases.{last.name}.frozen: it says {_as_set(said['frozen'])}, and the checkpoint has {_as_set(found)}"
+    tensors, stages = classifier.network.state_dict(), last.trained_stages(classifier.network.stages)
+    frozen = {n: tensors[n] for n in frozen_tensors(classifier.network, stages, last.norms) if n in tensors}
+    found, said = {"tensors": len(frozen), "sha256": hash_tensors(frozen)} if frozen else None, reported["frozen"]
+    if said != found:
+        yield f"phases.{last.name}.frozen: it says {_frozen_text(said)}, and the checkpoint has {_frozen_text(found)}"
 
 
-def _as_set(value: Any) -> str:
+def _frozen_text(value: Any) -> str:
     if isinstance(value, Mapping) and {"tensors", "sha256"} <= value.keys():
         return f"{_short(value['tensors'])} tensors with the sha256 {str(value['sha256'])[:12]}…"
     return _short(value)
 
 
-def _as_mapping(value: Any) -> Mapping[str, Any]:
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """The value itself if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 

@@ -18,10 +18,7 @@ from finetune.text import listed
 from finetune.verification.checks import Check, CheckpointUnderTest
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
 CHECKPOINTS = Path("checkpoints")
-
-REMOTE = (PREFIX, TIMM)
 
 
 @dataclass(frozen=True)
@@ -41,19 +38,8 @@ class Parent:
         return self.located if self.digest == self.sha256 else None
 
 
-def find_parents(subject: CheckpointUnderTest, report: Mapping[str, Any] | None, *, may_fetch: bool) -> list[Parent]:
-    """The parents of a lineage that holds, nearest first. The Hub is asked only if it may be."""
-    shelf = ParentSearch(subject, report)
-    return [_find_parent(entry, shelf, may_fetch) for entry in subject.metadata.lineage]
-
-
-def parent_checks(subject: CheckpointUnderTest, parents: Sequence[Parent]) -> list[Check]:
-    """Each parent against what the checkpoint says of it."""
-    return [_open_parent(subject, number, parent) for number, parent in enumerate(parents)]
-
-
 def lineage_check(subject: CheckpointUnderTest) -> Check:
-    """The lineage as it is written, whatever is at hand."""
+    """Whether the lineage is well-formed, whatever files are at hand."""
     entries, kind = subject.metadata.lineage, subject.metadata.recipe.get("kind")
     faults = [f"parent {number}: {fault}" for number, one in enumerate(entries, 1) for fault in _entry_faults(one)]
     if kind == "adapt" and not entries:
@@ -73,11 +59,17 @@ def _entry_faults(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"expected a task or none, found {entry['task']!r}"
 
 
-class ParentSearch:
-    """The files among which a parent may be: where the report says, beside the checkpoint, and in checkpoints/.
+def find_parents(subject: CheckpointUnderTest, report: Mapping[str, Any] | None, *, may_fetch: bool) -> list[Parent]:
+    """Searches the parents of a well-formed lineage, nearest first; asks the Hub only if it may."""
+    search = ParentSearch(subject, report)
+    return [_find_parent(entry, search, may_fetch) for entry in subject.metadata.lineage]
 
-    They are told by their sha256; a name only says where to look first. Files that say they are of another model are
-    left out.
+
+class ParentSearch:
+    """Searches the files that may be a parent: where the report says, beside the checkpoint, and in checkpoints/.
+
+    Files are recognized by their sha256; a name only says where to look first. Files whose metadata names another model
+    are left out.
     """
 
     def __init__(self, subject: CheckpointUnderTest, report: Mapping[str, Any] | None) -> None:
@@ -85,42 +77,41 @@ class ParentSearch:
         self.known: dict[Path, str] = {}
         source = report.get("source") if report is not None else None
         path = source.get("path") if isinstance(source, Mapping) else None
-        self.said = Path(path) if isinstance(path, str) else None
+        self.reported = [Path(path)] if isinstance(path, str) else []
 
     def find(self, id: str, sha256: str) -> tuple[Path | None, list[Path]]:
-        """The file with this sha256, and those of the right name that have another."""
+        """The file with this sha256, if any; else the files of the right name that have another."""
         others = []
-        for path in self._places(id):
+        for path in self._candidates(id):
             if self._sha256(path) == sha256:
                 return path, []
             if path.name == Path(id).name and path.resolve() != self.subject.path.resolve():
                 others.append(path)
         return None, others
 
-    def _places(self, id: str) -> Iterator[Path]:
+    def _candidates(self, id: str) -> Iterator[Path]:
         folders, seen = (self.subject.path.parent, CHECKPOINTS), set()
-        first = [*([self.said] if self.said else []), *(folder / Path(id).name for folder in folders)]
+        named = [folder / Path(id).name for folder in folders]
         rest = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-        for path in [*first, *rest]:
+        for path in [*self.reported, *named, *rest]:
             if path.is_file() and path.resolve() not in seen:
                 seen.add(path.resolve())
                 yield path
 
     def _sha256(self, path: Path) -> str:
+        """The file's sha256; "" for one that cannot be a parent."""
         if path not in self.known:
-            self.known[path] = sha256_of(path) if self._may_be(path) else ""
+            try:
+                possible = not has_metadata(path) or read_metadata(path).model == self.subject.metadata.model
+            except CheckpointError:
+                possible = False
+            self.known[path] = sha256_of(path) if possible else ""
         return self.known[path]
 
-    def _may_be(self, path: Path) -> bool:
-        try:
-            return not has_metadata(path) or read_metadata(path).model == self.subject.metadata.model
-        except CheckpointError:
-            return False
 
-
-def _find_parent(entry: Mapping[str, Any], shelf: ParentSearch, may_fetch: bool) -> Parent:
+def _find_parent(entry: Mapping[str, Any], search: ParentSearch, may_fetch: bool) -> Parent:
     parent = Parent(entry["id"], entry["sha256"], entry.get("task"))
-    path, others = shelf.find(parent.id, parent.sha256)
+    path, others = search.find(parent.id, parent.sha256)
     if path is not None:
         return replace(parent, located=SourceRef(str(path), path), digest=parent.sha256)
     try:
@@ -132,32 +123,31 @@ def _find_parent(entry: Mapping[str, Any], shelf: ParentSearch, may_fetch: bool)
         return replace(parent, located=found, digest=sha256_of(found.path))
     if others:
         return replace(parent, reason=f"{listed(map(str, others))} has another sha256")
-    places = "beside the checkpoint or in checkpoints/"
-    if not parent.id.startswith(REMOTE):
-        return replace(parent, reason=f"no file {places} has its sha256")
-    return replace(parent, reason=f"no file {places} has its sha256, nor has the Hub's cache; --fetch asks the Hub")
+    hint = ", nor has the Hub's cache; --fetch asks the Hub" if parent.id.startswith((PREFIX, TIMM)) else ""
+    return replace(parent, reason=f"no file beside the checkpoint or in checkpoints/ has its sha256{hint}")
 
 
 def _find_on_hub(id: str, may_fetch: bool) -> SourceRef | None:
     """A parent on the Hub, from the Hub's cache or, if it may be, fetched; None where it is not at hand."""
     if is_hub_source(id):
-        file = cached_file(id)
-        if file is None and may_fetch:
-            file = fetch(id)
+        file = cached_file(id) or (fetch(id) if may_fetch else None)
         return None if file is None else SourceRef(file.id, file.path, file)
     if id.startswith(TIMM):
         from finetune.hub.timm_weights import cached_weights, download_weights
 
         name = f"timm/{id.removeprefix(TIMM)}"
-        path = cached_weights(name)
-        if path is None and may_fetch:
-            path = download_weights(name)
+        path = cached_weights(name) or (download_weights(name) if may_fetch else None)
         return None if path is None else SourceRef(id, path)
     return None
 
 
-def _open_parent(subject: CheckpointUnderTest, number: int, parent: Parent) -> Check:
-    name, found = f"parent {number + 1}", parent.located
+def parent_checks(subject: CheckpointUnderTest, parents: Sequence[Parent]) -> list[Check]:
+    """Each parent against what the checkpoint says of it."""
+    return [_check_parent(subject, number, parent) for number, parent in enumerate(parents, 1)]
+
+
+def _check_parent(subject: CheckpointUnderTest, number: int, parent: Parent) -> Check:
+    name, found = f"parent {number}", parent.located
     if found is None:
         return Check.skipped(name, f"{parent.id} is not at hand: {parent.reason}")
     if parent.file is None:
@@ -165,21 +155,23 @@ def _open_parent(subject: CheckpointUnderTest, number: int, parent: Parent) -> C
             return Check.skipped(name, f"{parent.id} is not at hand: in the Hub's cache it has another sha256")
         here = f"{parent.digest[:12]}…, and {parent.sha256[:12]}… is recorded"
         return Check(name, "failed", f"{parent.id} has the sha256 {here}")
-    return Check.of(name, _parent_faults(subject, number, parent), f"{found.text} has the recorded sha256")
+    assert found.path is not None
+    faults = _parent_faults(subject, parent, found.path, subject.metadata.lineage[number:])
+    return Check.of(name, faults, f"{found.text} has the recorded sha256")
 
 
-def _parent_faults(subject: CheckpointUnderTest, number: int, parent: Parent) -> Iterator[str]:
-    assert parent.located is not None and parent.located.path is not None
-    path, rest = parent.located.path, subject.metadata.lineage[number + 1 :]
+def _parent_faults(
+    subject: CheckpointUnderTest, parent: Parent, path: Path, ancestors: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
     try:
-        said = read_metadata(path) if has_metadata(path) else None
+        own = read_metadata(path) if has_metadata(path) else None
     except CheckpointError as error:
         yield str(error)
         return
-    task = said.data.get("name") if said is not None else None
+    task = own.data.get("name") if own is not None else None
     if task != parent.task:
         yield f"{parent.id} was trained on {task}, and {parent.task} is recorded"
-    if rest != (said.lineage if said is not None else []):
+    if ancestors != (own.lineage if own is not None else []):
         yield f"{parent.id} has other parents than those recorded after it"
-    if said is not None and subject.recipe is not None and said.model != subject.metadata.model:
-        yield f"{parent.id} is a {said.model}, and what was made of it a {subject.metadata.model}"
+    if own is not None and subject.recipe is not None and own.model != subject.metadata.model:
+        yield f"{parent.id} is a {own.model}, and what was made of it a {subject.metadata.model}"

@@ -16,8 +16,8 @@ from finetune.errors import Interrupted, OutputError, SettingError, TrainingErro
 from finetune.report.console import Console
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.output_paths import OutputPaths, append_metrics, check_outputs, move_aside
-from finetune.run.run_folder import RunFolder
-from finetune.run.snapshot import AFRESH
+from finetune.run.run_folder import RunFolder, RunIdentity
+from finetune.run.snapshot import ResumeOptions
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def files(folder):
 def prepared(out, name, recipe_text, console):
     """The places of a run that has begun and ended without doing anything."""
     outputs = check_outputs(out, name)
-    with RunFolder(outputs, recipe_text, {}, {}, AFRESH, console):
+    with RunFolder(outputs, RunIdentity(recipe_text, {}, {}), ResumeOptions(), console):
         assert (outputs.run_folder / "lock").exists()
     return outputs
 
