@@ -22,16 +22,7 @@ EVERY = [(kind, name) for kind in ("plain", "norm") for name in PHASES]
 AGAIN = [(kind, name, way) for kind in RESUMED for name in RESUMED[kind] for way in ("ddp", "fsdp")]
 
 
-# --- the loop, by a program of its own --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left of all trainings in `together`."""
-    folder = tmp_path_factory.mktemp("ends")
-    code, out, err = run(SUPPORT / "together.py", "training", folder)
-    assert (code, out, err) == (0, "", ""), err
-    return folder
+# --- the loop ---------------------------------------------------------------------------------------------------------
 
 
 def weights(ends: Path, name: str) -> dict[str, torch.Tensor]:
@@ -212,18 +203,25 @@ FIRST = ("pretrain", "--recipe", "recipe.yaml")
 Said = dict[str, list[dict[str, object]]]
 
 
-def together(root: Path, commands: dict[str, dict[str, object]]) -> Said:
-    """What each of two processes printed in each of these commands, all in one job."""
+def together(root: Path, commands: dict[str, dict[str, object]], *more: object) -> Said:
+    """What each of two processes printed in each of these commands, all in one job, which may have more to do."""
     (root / "commands.json").write_text(json.dumps(list(commands.values())))
-    code, out, err = run(SUPPORT / "together.py", "commands", root, cwd=root)
+    code, out, err = run(SUPPORT / "together.py", "commands", root, *more, cwd=root)
     assert (code, out, err) == (0, "", ""), err
     files = ([root / f"{place}.{rank}.json" for rank in (0, 1)] for place in range(len(commands)))
     return {name: [json.loads(file.read_text()) for file in pair] for name, pair in zip(commands, files, strict=True)}
 
 
 @pytest.fixture(scope="module")
+def ends(root: Path, done: object) -> Path:
+    """What two processes left of all trainings in `together`."""
+    return root / "ends"
+
+
+@pytest.fixture(scope="module")
 def done(root: Path) -> Said:
-    """A training and its adapt, and commands that end before any work."""
+    """A training and its adapt, and commands that end before any work; then all the small trainings."""
+    (root / "ends").mkdir()
     make_data(root / "other", "mnist", 300, 1000)
     return together(
         root,
@@ -236,6 +234,7 @@ def done(root: Path) -> Said:
             "other": {"words": FIRST, "environment": {"1": {"FINETUNE_DATA_ROOT": str(root / "other")}}},
             "device": {"words": [*FIRST, "--device", "cuda:0"]},
         },
+        *("training", root / "ends"),
     )
 
 
