@@ -528,6 +528,7 @@ def test_ctrl_c_keeps_the_last_weights(folder: Path) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_scratch_run_keeps_the_fine_tuned_weights(folder: Path, pretrained: Path) -> None:
     # Thousands of steps of the head alone take a second; as many of the whole network from random weights do not.
     phases = phase("head", "steps: 4000", optimizer="{name: sgd, lr: 1e-6}") + phase("all", "epochs: 1")

@@ -484,7 +484,7 @@ def test_all_kinds_of_phases_in_a_row(folder: Path, pretrained: Path) -> None:
 )
 def test_every_setting_of_a_phase_counts(more: str, folder: Path, pretrained: Path) -> None:
     for name, extra in (("with", more), ("without", "")):
-        recipe = adapt_recipe(phase("all", "steps: 30", more=extra), "{validation: 0.2, augment: {shift: 2}}")
+        recipe = adapt_recipe(phase("all", "steps: 8", more=extra), "{validation: 0.2, augment: {shift: 2}}")
         adapted(pretrained, recipe=recipe, out=f"{name}.safetensors")
     assert changed("with.safetensors", "without.safetensors") == {"conv1", "conv2", "fc1", "head"}
 
@@ -502,7 +502,7 @@ def test_the_best_epoch_is_kept(folder: Path, pretrained: Path, data: Path) -> N
     rising = "schedule: {name: cosine, warmup: 0.99}, clip_norm: 1.0, keep: "
     found = {}
     for keep in ("best", "last"):
-        recipe = adapt_recipe(phase("all", "epochs: 5", 2, "{name: sgd, lr: 0.4}", rising + keep), "{validation: 0.2}")
+        recipe = adapt_recipe(phase("all", "epochs: 4", 4, "{name: sgd, lr: 0.8}", rising + keep), "{validation: 0.2}")
         report = adapted(pretrained, recipe=recipe, out=f"{keep}.safetensors")
         found[keep] = [row["validation_accuracy"] for row in report["phases"][0]["epochs"]]
     assert found["best"] == found["last"] and found["last"][-1] < max(found["last"])
@@ -648,7 +648,7 @@ def test_scratch_sees_as_many_images_as_all_phases_together(lengths: str, images
 
 
 def test_the_test_images_have_no_part_in_training(folder: Path, pretrained: Path, data: Path) -> None:
-    best = phase("all", "steps: 220", 2, more="keep: best")  # 135 steps an epoch: two rows to choose from
+    best = phase("all", "steps: 110", 4, more="keep: best")  # 68 steps an epoch: two rows to choose from
     recipe = adapt_recipe(phase("head", "steps: 20") + best, compare="[linear_probe]")
     adapted(pretrained, recipe=recipe, out="one.safetensors")
     shutil.copytree(data, folder / "other")

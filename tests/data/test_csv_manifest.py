@@ -224,7 +224,7 @@ print(said)
     ("line", "said"),
     [
         (b"a,b\n", "problems more"),
-        (b"\n", "over 10,000,000 lines"),
+        pytest.param(b"\n", "over 10,000,000 lines", marks=pytest.mark.slow),
         (b'"a""b"', "a row of"),
         (b"\xc3\xa9\n\n,\n", "no column"),
     ],

@@ -22,16 +22,7 @@ EVERY = [(kind, name) for kind in ("plain", "norm") for name in PHASES]
 AGAIN = [(kind, name, way) for kind in RESUMED for name in RESUMED[kind] for way in ("ddp", "fsdp")]
 
 
-# --- the loop, by a program of its own --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left of all trainings in `together`."""
-    folder = tmp_path_factory.mktemp("ends")
-    code, out, err = run(SUPPORT / "together.py", "training", folder)
-    assert (code, out, err) == (0, "", ""), err
-    return folder
+# --- the loop ---------------------------------------------------------------------------------------------------------
 
 
 def weights(ends: Path, name: str) -> dict[str, torch.Tensor]:
@@ -189,6 +180,7 @@ def stopped(root: Path) -> dict[str, tuple[int, str, float]]:
     return found
 
 
+@pytest.mark.slow
 @RUNS
 def test_when_a_process_is_killed_the_job_ends_with_a_word_from_another(stopped):
     code, err, seconds = stopped["killed"]
@@ -198,6 +190,7 @@ def test_when_a_process_is_killed_the_job_ends_with_a_word_from_another(stopped)
     assert "go on with: torchrun ... -m finetune pretrain" in err and err.endswith("--resume")
 
 
+@pytest.mark.slow
 @RUNS
 def test_a_job_that_is_asked_to_stop_ends_after_the_same_step_everywhere(stopped):
     code, err, seconds = stopped["asked"]
@@ -206,28 +199,57 @@ def test_a_job_that_is_asked_to_stop_ends_after_the_same_step_everywhere(stopped
     assert "snapshot: step " in err and err.endswith("--resume")
 
 
-@pytest.fixture(scope="module")
-def done(root: Path, stopped: object) -> list[list[dict[str, object]]]:
-    """What each of two processes printed in each of these commands."""
-    first = ("pretrain", "--recipe", "recipe.yaml")
-    commands = [
-        {"words": [*first, "--out", "two.safetensors"]},
-        {"words": [*first, "--out", "again.safetensors", "--json"]},
-        {"words": [*first, "--out", "parted.safetensors", "--set", "sharding=fsdp"]},
-        {"words": [*first, "--out", "two.safetensors", "--resume"]},
-        {"words": ["adapt", "--from", "two.safetensors", "--target", "kmnist", "--recipe", "adapt.yaml"]},
-        {"words": [*long_run("killed"), "--resume"]},
-        {"words": [*long_run("asked"), "--resume"]},
-        {"words": [*first, "--set", "phases[0].epoch=3"]},
-        {"words": first, "environment": {"1": {"FINETUNE_DATA_ROOT": "/proc/nothing"}}},
-        {"words": first, "environment": {"1": {"FINETUNE_DATA_ROOT": str(root / "other")}}},
-        {"words": [*first, "--device", "cuda:0"]},
-    ]
-    make_data(root / "other", "mnist", 300, 1000)
-    (root / "commands.json").write_text(json.dumps(commands))
-    code, out, err = run(SUPPORT / "together.py", "commands", root, cwd=root)
+FIRST = ("pretrain", "--recipe", "recipe.yaml")
+Said = dict[str, list[dict[str, object]]]
+
+
+def together(root: Path, commands: dict[str, dict[str, object]], *more: object) -> Said:
+    """What each of two processes printed in each of these commands, all in one job, which may have more to do."""
+    (root / "commands.json").write_text(json.dumps(list(commands.values())))
+    code, out, err = run(SUPPORT / "together.py", "commands", root, *more, cwd=root)
     assert (code, out, err) == (0, "", ""), err
-    return [[json.loads((root / f"{place}.{rank}.json").read_text()) for rank in (0, 1)] for place in range(11)]
+    files = ([root / f"{place}.{rank}.json" for rank in (0, 1)] for place in range(len(commands)))
+    return {name: [json.loads(file.read_text()) for file in pair] for name, pair in zip(commands, files, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def ends(root: Path, done: object) -> Path:
+    """What two processes left of all trainings in `together`."""
+    return root / "ends"
+
+
+@pytest.fixture(scope="module")
+def done(root: Path) -> Said:
+    """A training and its adapt, and commands that end before any work; then all the small trainings."""
+    (root / "ends").mkdir()
+    make_data(root / "other", "mnist", 300, 1000)
+    return together(
+        root,
+        {
+            "two": {"words": [*FIRST, "--out", "two.safetensors", "--json"]},
+            "adapt": {"words": ["adapt", "--from", "two.safetensors", "--target", "kmnist", "--recipe", "adapt.yaml"]},
+            "again": {"words": [*FIRST, "--out", "two.safetensors", "--resume"]},
+            "key": {"words": [*FIRST, "--set", "phases[0].epoch=3"]},
+            "nothing": {"words": FIRST, "environment": {"1": {"FINETUNE_DATA_ROOT": "/proc/nothing"}}},
+            "other": {"words": FIRST, "environment": {"1": {"FINETUNE_DATA_ROOT": str(root / "other")}}},
+            "device": {"words": [*FIRST, "--device", "cuda:0"]},
+        },
+        *("training", root / "ends"),
+    )
+
+
+@pytest.fixture(scope="module")
+def more(root: Path, stopped: object) -> Said:
+    """Further trainings: those that were killed or stopped go on."""
+    return together(
+        root,
+        {
+            "again": {"words": [*FIRST, "--out", "again.safetensors"]},
+            "parted": {"words": [*FIRST, "--out", "parted.safetensors", "--set", "sharding=fsdp"]},
+            "killed": {"words": [*long_run("killed"), "--resume"]},
+            "asked": {"words": [*long_run("asked"), "--resume"]},
+        },
+    )
 
 
 def silent(said: dict[str, object]) -> bool:
@@ -235,23 +257,34 @@ def silent(said: dict[str, object]) -> bool:
 
 
 def test_one_process_prints_and_writes_and_the_report_says_how_many_there_were(done, root):
-    for command in done[:7]:
-        assert [said["code"] for said in command] == [0, 0], command
-        assert command[0]["out"] and silent(command[1])
-    assert json.loads(done[1][0]["out"])["environment"]["processes"] == 2
+    for name in ("two", "adapt", "again"):
+        all_went_well(done[name])
+    assert json.loads(done["two"][0]["out"])["environment"]["processes"] == 2
     environment = json.loads((root / "two.report.json").read_text())["environment"]
     assert (environment["processes"], environment["backend"]) == (2, "gloo")
     rows = (root / "runs/two/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["phase"] for row in rows] == ["one", "two"]
-    assert "this run came to its end already" in done[3][0]["err"]
+    assert "this run came to its end already" in done["again"][0]["err"]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_one_process_nearly_the_same(done, root):
+def all_went_well(command: list[dict[str, object]]) -> None:
+    assert [said["code"] for said in command] == [0, 0], command
+    assert command[0]["out"] and silent(command[1])
+
+
+@pytest.mark.slow
+@RUNS
+def test_the_same_seed_gives_the_same_bytes_and_sharded_weights_nearly_the_same(done, more, root):
+    all_went_well(more["again"])
+    all_went_well(more["parted"])
     assert (root / "two.safetensors").read_bytes() == (root / "again.safetensors").read_bytes()
+    assert furthest(*(load_file(root / f"{name}.safetensors") for name in ("two", "parted"))) < 1e-5
+
+
+def test_one_process_gives_nearly_the_same(done, root):
     alone = finetune("pretrain", "--recipe", root / "recipe.yaml", "--out", root / "one.safetensors", "--quiet")
     assert alone.code == 0
-    one, two, parted = (load_file(root / f"{name}.safetensors") for name in ("one", "two", "parted"))
-    assert furthest(one, two) < 1e-5 and furthest(two, parted) < 1e-5
+    assert furthest(*(load_file(root / f"{name}.safetensors") for name in ("one", "two"))) < 1e-5
     results = [json.loads((root / f"{name}.report.json").read_text())["results"]["test"] for name in ("one", "two")]
     assert abs(results[0]["correct"] - results[1]["correct"]) <= 2 and results[0]["total"] == 1100
 
@@ -269,32 +302,35 @@ def test_an_adapt_has_every_row_of_its_verdict_from_both(done, root):
     assert furthest(one, two) < 1e-4
 
 
+@pytest.mark.slow
 @RUNS
-def test_a_job_that_was_killed_or_stopped_goes_on_to_the_same_bytes(done, root):
+def test_a_job_that_was_killed_or_stopped_goes_on_to_the_same_bytes(more, root):
+    for name in ("killed", "asked"):
+        all_went_well(more[name])
+        assert "going on from step " in more[name][0]["err"]
     assert (root / "killed.safetensors").read_bytes() == (root / "asked.safetensors").read_bytes()
-    assert all("going on from step " in command[0]["err"] for command in done[5:7])
 
 
 def test_a_fault_that_all_have_is_told_once(done):
-    first, second = done[7]
+    first, second = done["key"]
     assert (first["code"], second["code"]) == (2, 2) and silent(second)
     assert first["err"].startswith("finetune: --set phases[0].epoch=3: unknown key") and first["err"].count("\n") == 1
 
 
 def test_a_fault_that_one_process_has_is_told_by_it(done):
-    first, second = done[8]
+    first, second = done["nothing"]
     assert (first["code"], second["code"]) == (1, 2)
     assert first["out"] == "" and "finetune: " not in first["err"]
     assert second["err"].startswith("finetune: process 1 of 2 (on ") and "/proc/nothing" in second["err"]
 
 
 def test_other_data_on_one_machine_are_refused(done):
-    first, second = done[9]
+    first, second = done["other"]
     assert (first["code"], second["code"]) == (1, 2) and "finetune: " not in first["err"]
     assert "would not train the same" in second["err"] and "data.test.fingerprint" in second["err"]
 
 
 def test_a_device_by_its_number_is_refused(done):
-    first, second = done[10]
+    first, second = done["device"]
     assert (first["code"], second["code"]) == (2, 2) and silent(second)
     assert "with several processes it is auto, cpu or cuda" in first["err"]

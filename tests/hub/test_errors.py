@@ -12,6 +12,8 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hub_home import Loopback, loopback, make_checkpoint
@@ -74,7 +76,15 @@ PULL_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("case", PULL_FAULTS)
+def parameters(faults: Iterable[str], *quick: str) -> list[Any]:
+    """Those that are not quick take the same way through the retries as one that is."""
+    return [pytest.param(fault, marks=[pytest.mark.slow] * (fault not in quick)) for fault in faults]
+
+
+QUICK = ("a server fault, then success", "too busy for long", "cut off once", "one byte wrong, always")
+
+
+@pytest.mark.parametrize("case", parameters(PULL_FAULTS, *QUICK, "a wrong config, always", "the storage refuses"))
 def test_pull_survives_or_says_why(hub: Loopback, pushed, checkpoint, case, tmp_path):
     fault, says = PULL_FAULTS[case]
     hub.plant({"times": 1, **fault})
@@ -104,7 +114,9 @@ def test_a_file_of_the_wrong_length_is_not_taken(hub: Loopback, pushed, tmp_path
 def test_no_network_is_said_at_once(hub: Loopback, checkpoint):
     before = time.monotonic()
     for words in (("pull", "ada/cnn"), ("push", checkpoint, "ada/cnn")):
-        said = hub.refused(*words, code=1, HF_ENDPOINT="http://name:secret-password@127.0.0.1:9", NO_PROXY="*")
+        said = hub.refused(
+            *words, code=1, patient=True, HF_ENDPOINT="http://name:secret-password@127.0.0.1:9", NO_PROXY="*"
+        )
         assert "no connection to http://127.0.0.1:9" in said and "secret-password" not in said
     assert time.monotonic() - before < 15
 
@@ -135,7 +147,9 @@ PUSH_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("case", PUSH_FAULTS)
+@pytest.mark.parametrize(
+    "case", parameters(PUSH_FAULTS, "upload cut off", "commit's answer lost", "creation's answer lost")
+)
 def test_a_fault_that_passes_ends_in_one_commit(hub: Loopback, case):
     checkpoint = unseen(hub)
     repo = "ada/once-" + hashlib.sha256(case.encode()).hexdigest()[:6]
@@ -157,7 +171,7 @@ STOPPED = {
 }
 
 
-@pytest.mark.parametrize("case", STOPPED)
+@pytest.mark.parametrize("case", parameters(STOPPED, "after the upload", "at the tag"))
 def test_a_push_that_stopped_ends_in_one_commit_when_run_again(hub: Loopback, case):
     checkpoint = unseen(hub)
     fault, code, says = STOPPED[case]
@@ -169,7 +183,7 @@ def test_a_push_that_stopped_ends_in_one_commit_when_run_again(hub: Loopback, ca
     assert len(hub.commits(repo)) == 2 and set(hub.store.load(repo)["tags"]) == {"v1"}
 
 
-@pytest.mark.parametrize("moment", ["/put/", "/commit/main"])
+@pytest.mark.parametrize("moment", [pytest.param("/put/", marks=pytest.mark.slow), "/commit/main"])
 def test_a_push_that_is_killed_ends_in_one_commit_when_run_again(hub: Loopback, moment):
     checkpoint = unseen(hub)
     before = len(hub.log())

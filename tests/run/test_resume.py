@@ -136,15 +136,19 @@ class Counted:
         self.places, self.most = [], most
 
 
-def killed_everywhere(words: list[object], monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+Place = tuple[object, ...]
+
+
+def killed(words: list[object], monkeypatch: pytest.MonkeyPatch, only: tuple[Place, ...] | None = None) -> list[Place]:
     """Runs a command whole, then killed once at each kind of place and resumed; returns those places.
 
     The kinds: in each phase of each network after its first step, within an epoch and after a row; at each phase's end.
+    `only` names those to kill at, in place of all.
     """
     counted = Counted(monkeypatch)
     worked(*words, "--out", "whole.safetensors", *OFTEN)
     places, wanted = counted.places, sha256("whole.safetensors")
-    for moment in [number for number, place in enumerate(places, 1) if place not in places[: number - 1]]:
+    for moment in [places.index(place) + 1 for place in only or dict.fromkeys(places)]:
         counted.arm(moment)
         with pytest.raises(Killed):
             worked(*words, "--out", f"{moment}.safetensors", *OFTEN)
@@ -159,10 +163,20 @@ def killed_everywhere(words: list[object], monkeypatch: pytest.MonkeyPatch) -> l
     return places
 
 
-def test_an_adapt_killed_in_every_phase(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = killed_everywhere(
-        ["adapt", "--from", pretrained, "--target", "kmnist", "--recipe", write(FULL)], monkeypatch
-    )
+EVERYWHERE = pytest.param(None, marks=pytest.mark.slow, id="everywhere")
+
+
+def within(current: str, over: int) -> Place:
+    """Within the first epoch of a phase of this network, after `over` others."""
+    return (current, over, (False, True))
+
+
+@pytest.mark.parametrize("only", [(within("scratch", 0),), EVERYWHERE])
+def test_an_adapt_killed_in_its_phases(
+    only: tuple[Place, ...] | None, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[object] = ["adapt", "--from", pretrained, "--target", "kmnist", "--recipe", write(FULL)]
+    places = killed(words, monkeypatch, only)
     assert len(places) > 25 and {place[:2] for place in places} == {
         *(("training", over) for over in range(1, 5)),
         ("scratch", 0),
@@ -170,9 +184,12 @@ def test_an_adapt_killed_in_every_phase(pretrained: Path, monkeypatch: pytest.Mo
     }
 
 
-def test_what_was_kept_in_files_is_made_again(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("only", [(within("training", 0),), EVERYWHERE])
+def test_what_was_kept_in_files_is_made_again(
+    only: tuple[Place, ...] | None, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words: list[object] = ["adapt", "--from", pretrained, "--target", "kmnist", "--recipe", write(KEPT)]
-    places = killed_everywhere(words, monkeypatch)
+    places = killed(words, monkeypatch, only)
     assert len(set(places)) == 6 and len(places) == 20
 
 
@@ -187,9 +204,12 @@ def test_a_run_goes_on_with_another_room_for_what_is_kept(pretrained: Path, monk
     )
 
 
-def test_dropout_moving_statistics_and_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("only", [(within("training", 1),), EVERYWHERE])
+def test_dropout_moving_statistics_and_adapters(
+    only: tuple[Place, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("peft")
-    assert len(killed_everywhere(["pretrain", "--recipe", write(DROPOUT)], monkeypatch)) == 10
+    assert len(killed(["pretrain", "--recipe", write(DROPOUT)], monkeypatch, only)) == 10
 
 
 def test_killed_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,11 +382,14 @@ def test_the_images_of_a_bad_step_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(bool(t.isfinite().all()) for t in snapshot.tensors.values() if t.is_floating_point())
 
 
-@pytest.mark.parametrize("number, code, name", [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+@pytest.mark.parametrize(
+    "number, code, name",
+    [(signal.SIGTERM, 143, "SIGTERM"), pytest.param(signal.SIGINT, 130, "Ctrl-C", marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_a_run_with_a_snapshot_and_the_command_that_goes_on(
     number: signal.Signals, code: int, name: str, folder: Path
 ) -> None:
-    recipe = write(pretrain_recipe(phase(length="epochs: 12", batch=10)))
+    recipe = write(pretrain_recipe(phase(length="epochs: 6", batch=10)))
     typed = ["pretrain", "--recipe", recipe, "--out", "a b.safetensors", "--snapshot-every", "3600"]
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "

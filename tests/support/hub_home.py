@@ -64,6 +64,7 @@ class Loopback:
         home: Path | None = None,
         cwd: Path | None = None,
         largest_file: int = 0,
+        patient: bool = False,
         **env: str | None,
     ) -> Done:
         """`finetune WORDS...` in a process of its own."""
@@ -75,6 +76,7 @@ class Loopback:
             "out": str(out),
             "err": str(err),
             "largest_file": largest_file,
+            "patient": patient,
         }
         assert self.runner.stdin is not None and self.runner.stdout is not None
         self.runner.stdin.write(json.dumps(asked) + "\n")
@@ -145,13 +147,13 @@ class Loopback:
 
 
 @contextlib.contextmanager
-def loopback(root: Path) -> Iterator[Loopback]:
-    """A running server with its state below `root`, and the process that runs commands."""
+def loopback(root: Path, *imported: str) -> Iterator[Loopback]:
+    """A running server with its state below `root`, and the process that runs commands, with these modules imported."""
     hub = root / "hub"
     hub.mkdir(parents=True)
     (hub / "accounts.json").write_text(json.dumps(ACCOUNTS))
     server = started([str(SUPPORT / "hub_server.py"), "--root", str(hub)])
-    runner = started([str(SUPPORT / "hub_runner.py")], PYTHONPATH=str(ROOT))
+    runner = started([str(SUPPORT / "hub_runner.py"), *imported], PYTHONPATH=str(ROOT))
     try:
         assert server.stdout is not None
         first, second = map(int, server.stdout.readline().split())

@@ -1,7 +1,7 @@
-"""Run by torchrun, as one of several processes: `together.py training FOLDER` or `together.py commands FOLDER`.
+"""Run by torchrun, as one of several processes: `together.py commands FOLDER [training FOLDER]`.
 
-The first trains small networks in every way there is and leaves the ends in FOLDER; the second runs the commands that
-FOLDER/commands.json lists, one after the other, and leaves what each process printed. What is compared with them is
+The first runs the commands that FOLDER/commands.json lists, one after the other, and leaves what each process printed;
+the second trains small networks in every way there is and leaves the ends in its FOLDER. What is compared with them is
 computed in the same process, alone, so that only the number of processes differs.
 """
 
@@ -123,7 +123,6 @@ class Ends:
 
 
 def all_trainings(group: ProcessGroup, ends: Ends) -> None:
-    meter.TICK = 0.0
     for name, changes in PHASES.items():
         given = phase(steps=12, **changes)
         for kind, make in (("plain", plain), ("norm", net)):
@@ -215,12 +214,11 @@ def run_commands(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    here = Path(sys.argv[2])
-    if sys.argv[1] == "commands":
-        meter.TICK = 0.0
-        run_commands(here)
-    else:
-        found = Ends(here)
+    places = dict(zip(sys.argv[1::2], map(Path, sys.argv[2::2]), strict=True))
+    meter.TICK = 0.0
+    run_commands(places["commands"])
+    if "training" in places:
+        found = Ends(places["training"])
         with distributed_context("cpu") as processes:
             all_trainings(processes, found)
             all_else(processes, found)

@@ -17,7 +17,7 @@ SOLVED = "  - {train: head, solver: lbfgs}\n"
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    with loopback(tmp_path_factory.mktemp("hub-verify")) as found:
+    with loopback(tmp_path_factory.mktemp("hub-verify"), "finetune.verification.checks") as found:
         yield found
 
 
@@ -73,7 +73,7 @@ def test_a_parent_that_is_not_in_the_cache_is_fetched_only_where_that_is_asked_f
     found = checks(hub, "child.safetensors", home=home)
     assert found["parent 1"]["says"].endswith("nor has the Hub's cache; --fetch asks the Hub")
     assert found["frozen"]["state"] == "not checked" and len(hub.log()) == before
-    hub.plant({"path": "/api/models/", "status": 503, "times": 99})
+    hub.plant({"path": "/api/models/", "status": 403, "times": 99})
     found = checks(hub, "child.safetensors", "--fetch", home=home)
     assert "it could not be fetched: " in found["parent 1"]["says"] and found["parent 1"]["state"] == "not checked"
     hub.plant()

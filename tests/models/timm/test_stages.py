@@ -138,11 +138,19 @@ def test_no_family_is_forgotten():
     assert not newer, f"timm has more families: put the smallest network of {newer} into the table"
 
 
+NAMES = set(timm.list_models())  # an older timm has fewer
+LARGE = {"gemma4_vit", "nasnet", "pnasnet", "sequencer"}  # take seconds to build
+
+
 def there(family):
-    return SMALLEST[family] in timm.list_models()  # an older timm has fewer
+    return SMALLEST[family] in NAMES
 
 
-@pytest.mark.parametrize("family", [family for family in SMALLEST if there(family) and family not in CANNOT])
+def rows(families):
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in families]
+
+
+@pytest.mark.parametrize("family", rows(family for family in SMALLEST if there(family) and family not in CANNOT))
 def test_stages_hold_every_parameter_once_from_input_to_output(family):
     name = f"timm/{SMALLEST[family]}"
     row = find_model(name)
