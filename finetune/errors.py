@@ -27,19 +27,19 @@ from collections.abc import Sequence
 
 
 class FinetuneError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command line ends with."""
+    """Base of all errors raised on purpose; `exit_code` is the command line's."""
 
     exit_code = 1
 
 
 class UserError(FinetuneError):
-    """The person can put it right: a file, a name, a value."""
+    """Something that the user gave is wrong and can be corrected: a file, a name, a value."""
 
     exit_code = 2
 
 
 class RecipeError(UserError):
-    """A recipe that does not hold; `problems` has one line for each fault found."""
+    """An invalid recipe; `problems` has one line for each fault found."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -47,7 +47,7 @@ class RecipeError(UserError):
 
 
 class DataError(UserError):
-    """A data set that is unknown, damaged, or does not have what was asked of it."""
+    """A data set that is unknown, damaged, or lacks what was asked for."""
 
 
 class CheckpointError(UserError):
@@ -71,7 +71,7 @@ class HubError(FinetuneError):
 
 
 class HubRefusal(HubError, UserError):
-    """The Hub answered no, and the person can put it right: a name, a token, a permission, a choice."""
+    """The Hub refused, and the user can correct it: a name, a token, a permission, a choice."""
 
     exit_code = 2
 
@@ -81,7 +81,7 @@ class TrainingError(FinetuneError):
 
 
 class NonFiniteError(TrainingError):
-    """A loss or a weight is NaN or infinite. `images`: the places of the images of that step in the training set."""
+    """A loss or a weight is NaN or infinite. `images`: the indices in the training set of that step's images."""
 
     def __init__(self, message: str, images: Sequence[int] = ()) -> None:
         self.images = tuple(images)
@@ -89,7 +89,7 @@ class NonFiniteError(TrainingError):
 
 
 class DriftError(TrainingError):
-    """What a phase freezes has changed in it, so that the weights are not what the recipe says."""
+    """A frozen tensor changed during its phase, so that the weights are not what the recipe says."""
 
 
 class ProcessLost(TrainingError):
@@ -97,7 +97,7 @@ class ProcessLost(TrainingError):
 
 
 class ClaimError(FinetuneError):
-    """`verify` looked at what a checkpoint says of itself, and some of it does not hold."""
+    """`verify` found that some of a checkpoint's statements about itself are false."""
 
 
 class Interrupted(FinetuneError):

@@ -6,17 +6,16 @@ import os
 from pathlib import Path
 
 ROOT_VARIABLE = "FINETUNE_DATA_ROOT"
-
 CACHE_VARIABLE = "FINETUNE_CACHE"
 
 
 def data_root(given: str | Path | None) -> Path:
-    """`given`, else $FINETUNE_DATA_ROOT, else ./data."""
+    """The folder of the data sets: `given`, else $FINETUNE_DATA_ROOT, else ./data."""
     return Path(given or os.environ.get(ROOT_VARIABLE) or "data")
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
-    """`given`, else $FINETUNE_CACHE, else $XDG_CACHE_HOME/finetune, else ~/.cache/finetune. It can be deleted."""
+    """The cache folder, safe to delete: `given`, $FINETUNE_CACHE, $XDG_CACHE_HOME/finetune or ~/.cache/finetune."""
     if own := given or os.environ.get(CACHE_VARIABLE):
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")

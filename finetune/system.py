@@ -8,14 +8,13 @@ import os
 from pathlib import Path
 
 CONTAINER = Path("/sys/fs/cgroup/memory.max")  # how much memory a container may take, in bytes, or "max"
-
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers for them (malloc.h)
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's numbers for them (malloc.h)
 
 
 def configure_process() -> None:
-    """Sets how this process's threads wait and how it keeps memory, for training; before torch is imported.
+    """Configures how OpenMP threads wait and how malloc keeps memory; call before torch is imported.
 
-    What the person has chosen in the environment stays. docs/log.md has the measurements.
+    What the environment sets already stays. docs/log.md has the measurements.
     """
     # Threads that go on spinning while they wait take most of the speed on a machine with other work.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -29,13 +28,13 @@ def configure_process() -> None:
 
 
 def local_processes() -> int:
-    """How many processes train together on this machine, as torchrun tells each; else this one."""
-    told = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, int(told)) if told.isascii() and told.isdecimal() else 1
+    """The number of processes that train together on this machine: torchrun's LOCAL_WORLD_SIZE, else 1."""
+    size = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(size)) if size.isascii() and size.isdecimal() else 1
 
 
 def available_memory(container: Path = CONTAINER) -> int:
-    """Bytes of memory that a process can have at most: the machine's, or fewer where a container has a limit."""
+    """The machine's memory in bytes, or a container's limit where that is less; what is in use is not subtracted."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
     try:
         limit = container.read_text().strip()
@@ -45,7 +44,7 @@ def available_memory(container: Path = CONTAINER) -> int:
 
 
 def versions(model: str = "") -> dict[str, str]:
-    """The libraries that the bytes of a checkpoint of `model` depend on."""
+    """The versions of the libraries that the bytes of a checkpoint of `model` depend on."""
     from importlib.metadata import version  # slow to import
 
     backbones = ("timm",) if model.startswith("timm/") else ()

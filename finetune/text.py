@@ -10,14 +10,14 @@ _MAX_NAMES = 30  # known names listed in one message
 
 
 def listed(names: Iterable[str]) -> str:
-    """Returns the names with commas between, the first ones only where there are very many."""
+    """Joins names with commas; of more than 30 only the first are listed."""
     every = list(names)
     more = f" and {len(every) - _MAX_NAMES} more" if len(every) > _MAX_NAMES else ""
     return ", ".join(every[:_MAX_NAMES]) + more
 
 
 def amount(size: float) -> str:
-    """Bytes for a person, as in '4.9 MB', in thousands."""
+    """Formats a number of bytes for a person, as in '4.9 MB' (decimal units)."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
@@ -29,18 +29,22 @@ def name_hint(name: str, known: Iterable[str], plural: str) -> str:
     """The end of a message about an unknown name: `; did you mean 'cnn'? Models are cnn`, or `; models are cnn`."""
     names = list(known)
     every = f"{plural} are {listed(names)}" if names else f"there are no {plural}"
-    lowered = {k.lower(): k for k in names}
-    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=2, cutoff=0.55)]
-    if not near:
-        return f"; {every}"
-    return f"; did you mean {' or '.join(map(repr, near))}? {every[0].upper()}{every[1:]}"
+    near = did_you_mean(name, names)
+    return f"{near} {every[0].upper()}{every[1:]}" if near else f"; {every}"
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 2, cutoff: float = 0.55) -> str:
+    """`; did you mean 'cnn'?` of the names nearest to this one, whatever their case; "" when none is near."""
+    lowered = {k.lower(): k for k in known}
+    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=cutoff)]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 _ABSENT = object()
 
 
 def json_diff(there: object, here: object, at: str = "") -> list[str]:
-    """One line for each value that is not the same in two JSON values, for example `seed: 0 there, 1 here`."""
+    """Lists the differences of two JSON values, one line each: `seed: 0 there, 1 here`."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         keys = [*here, *(key for key in there if key not in here)]
         return [

@@ -23,7 +23,7 @@ ROOMS = {
     "recipe": {"report", "io", "text", "errors"},
     "distributed": {"text", "errors"},
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
-    "hub": {"recipe", "report", "data", "checkpoint", "io", "text", "errors"},
+    "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
     "sources": {"hub", "models", "checkpoint", "io", "system", "text", "errors"},
     "run": {
         *("sources", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
@@ -104,7 +104,7 @@ def lines(path: Path) -> int:
         "import finetune.recipe.load",
         "import finetune.recipe.docs",
         "import finetune.data.registry",
-        "from finetune.data.manifest import is_image_path; is_image_path('mnist')",
+        "from finetune.data.openers import is_image_path; is_image_path('mnist')",
         "import finetune.models.registry",
         "import finetune.commands.listing",
         "import finetune.commands.inspect",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from finetune.checkpoint.limits import MAX_INPUT_SIZE, MAX_VALUES, check_metadata_values
-from finetune.checkpoint.safetensors_io import (
-    Header,
-    check_finite,
-    read_header,
-    read_tensors,
-    safetensors_chunks,
-)
+from finetune.checkpoint.safetensors_io import Header, check_finite, read_header, read_tensors, safetensors_chunks
 from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError
 from finetune.io.atomic import write_atomic
@@ -30,11 +25,8 @@ if TYPE_CHECKING:
 
 
 FORMAT: Literal[1] = 1
-
 KEY = "finetune"
-
 MAX_LISTED = 7  # tensors of each kind named in one message
-
 MAX_SHOWN = 100  # characters of a place in the metadata
 
 
@@ -62,9 +54,9 @@ class InputMetadata(BaseModel):
 
 
 class Metadata(BaseModel):
-    """What a checkpoint says of itself. Accuracies are fractions; `lineage` lists parents, nearest first.
+    """The JSON metadata of a checkpoint. Accuracies are fractions; `lineage` lists parents, nearest first.
 
-    `tensors` is the digest of its tensors, which `encode` fills in; older files have none.
+    `tensors` is the sha256 of the tensors (`hash_tensors`), filled in by `encode`; older files have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
@@ -92,7 +84,7 @@ class Metadata(BaseModel):
 
 @dataclass(frozen=True)
 class Weights:
-    """A safetensors file that need not be ours: tensors by name, sha256 (hex) of its bytes, texts of its metadata."""
+    """Any safetensors file as read: tensors by name, sha256 (hex) of its bytes, texts of its metadata."""
 
     tensors: dict[str, Tensor]
     sha256: str
@@ -101,7 +93,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file as read: its tensors by name, its metadata, and the sha256 (hex) of its bytes."""
+    """A checkpoint as read: tensors by name, metadata, and the sha256 (hex) of the file's bytes."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -110,7 +102,7 @@ class Checkpoint:
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
-    """A checkpoint's bytes. The same tensors and metadata give the same bytes. CheckpointError for NaN among them."""
+    """A checkpoint's bytes, the same for the same tensors and metadata. CheckpointError for NaN or infinity."""
     check_finite(tensors, "not written")
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     said = metadata.model_copy(update={"tensors": hash_tensors(plain)})
@@ -125,24 +117,24 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metada
 
 
 def read_metadata(path: Path) -> Metadata:
-    """The metadata alone, without loading tensors or torch. CheckpointError when the file is not one of ours."""
+    """Reads the metadata alone, without tensors or torch. CheckpointError when it is not a finetune checkpoint."""
     return _parse_metadata(path, read_header(path))
 
 
 def has_metadata(path: Path) -> bool:
-    """Whether a safetensors file is one of ours. CheckpointError when it is no safetensors file at all."""
+    """Whether a safetensors file is a finetune checkpoint. CheckpointError when it is no safetensors file at all."""
     return KEY in read_header(path).texts
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """The shape of every tensor in a safetensors file, without loading them or torch. CheckpointError as above."""
+    """Reads the shape of every tensor, without tensors or torch. CheckpointError when it is no safetensors file."""
     return {name: list(entry.shape) for name, entry in read_header(path).tensors.items()}
 
 
 def read_checkpoint(path: Path, *, refuse: bool = True) -> Checkpoint:
-    """The whole file, checked: readable, ours, every number finite, and the tensors those it was written with.
+    """Reads a checkpoint and checks that every number is finite and the tensors have the hash in its metadata.
 
-    CheckpointError names the fault. Without `refuse` the last two are left to whoever asked.
+    CheckpointError names the fault. Without `refuse` these two checks are left to the caller.
     """
     metadata, tensors, digest = read_tensors(path, lambda header: _parse_metadata(path, header), finite=refuse)
     if refuse and metadata.tensors is not None and metadata.tensors != (found := hash_tensors(tensors)):
@@ -154,38 +146,37 @@ def read_checkpoint(path: Path, *, refuse: bool = True) -> Checkpoint:
 
 
 def read_weights(path: Path) -> Weights:
-    """Any safetensors file, checked in the same way."""
+    """Reads any safetensors file. CheckpointError for damage, and for NaN or infinity."""
     texts, tensors, digest = read_tensors(path, lambda header: header.texts)
     return Weights(tensors, digest, texts)
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copies tensors into a network. CheckpointError listing both sides unless names, shapes and types agree."""
+    """Copies tensors into a network. CheckpointError, listing both sides, unless names, shapes and types agree."""
     check_tensors(network, tensors, where)
     network.load_state_dict(dict(tensors))
 
 
 def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """CheckpointError unless `load_tensors` would do; the network's own numbers do not matter."""
-    wanted = {name: _header_kind(t) for name, t in network.state_dict().items()}
-    found = {name: _header_kind(t) for name, t in tensors.items()}
-    if wanted != found:
-        unlike = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-        lines = [f"{where}: the tensors do not fit the model, which has {len(wanted)}; the file has {len(found)}"]
-        sides = (
-            [name for name in unlike if name in wanted and name in found],
-            [name for name in unlike if name not in found],
-            [name for name in unlike if name not in wanted],
-        )
-        for name in sorted(name for side in sides for name in side[:MAX_LISTED]):
-            ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
+    """CheckpointError unless `load_tensors` would succeed; the network's own numbers do not matter."""
+    wanted = {name: _describe(t) for name, t in network.state_dict().items()}
+    found = {name: _describe(t) for name, t in tensors.items()}
+    if wanted == found:
+        return
+    lines = [f"{where}: the tensors do not fit the model, which has {len(wanted)}; the file has {len(found)}"]
+    count: Counter[tuple[bool, bool]] = Counter()  # of tensors that differ, that the file lacks, that the model lacks
+    for name in sorted(wanted.keys() | found.keys()):
+        ours, theirs = wanted.get(name, "no such tensor"), found.get(name, "no such tensor")
+        side = (name in wanted, name in found)
+        count[side] += ours != theirs
+        if ours != theirs and count[side] <= MAX_LISTED:
             lines.append(f"  {name}: the model has {ours}, the file has {theirs}")
-        if more := sum(len(side[MAX_LISTED:]) for side in sides):
-            lines.append(f"  and {more} more")
-        raise CheckpointError("\n".join(lines))
+    if more := sum(max(0, number - MAX_LISTED) for number in count.values()):
+        lines.append(f"  and {more} more")
+    raise CheckpointError("\n".join(lines))
 
 
-def _header_kind(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {'×'.join(map(str, tensor.shape)) or '(one number)'}"
 
 

@@ -9,32 +9,22 @@ from typing import Any
 from finetune.io.sanitize import is_printable, quoted
 
 MAX_VALUES = 1_000_000  # numbers, texts, lists and mappings, about
-
 MAX_CLASSES = 50_000
-
 MAX_CLASS_NAME_LEN = 255  # characters of a class's name; a folder's name has no more
-
 MAX_NAME_LEN = 200  # of a model, an argument, a library
-
 MAX_TEXT_LEN = 100_000  # of any other text
-
 MAX_CLASS_BYTES = 2_000_000  # of all class names together: they are in a file up to three times
-
 MAX_LINEAGE = 200  # ancestors
-
-MAX_ANCESTOR_LEN = 500  # characters of what is said of each
-
+MAX_ANCESTOR_LEN = 500  # characters of each text about an ancestor
 MAX_INPUT_SIZE = 4096  # pixels, the side of an image
-
 MAX_DEPTH = 20  # levels of lists and mappings
 
-_ANCESTOR = {"id", "sha256", "task"}
-
-_MEAN, _DEVIATION = (-10.0, 10.0), (0.001, 10.0)
+_ANCESTOR_KEYS = {"id", "sha256", "task"}
+_MEAN_RANGE, _STD_RANGE = (-10.0, 10.0), (0.001, 10.0)
 
 
 def check_metadata_values(values: Mapping[str, Any]) -> None:
-    """ValueError, naming the place, for metadata that no run of ours would write; the types are right already."""
+    """ValueError, naming the place, for values beyond the limits; their types were checked before."""
     _check_name("model", values["model"])
     check_classes(values["classes"])
     for key, value in values["arguments"].items():
@@ -67,9 +57,9 @@ def check_classes(names: Sequence[str]) -> None:
         raise ValueError(f"classes: names of {size:,} bytes together; at most {MAX_CLASS_BYTES:,}")
 
 
-def check_ranges(mean: Sequence[float], deviation: Sequence[float]) -> None:
-    """ValueError for a mean or deviation, of pixels from 0 to 1, that would leave nothing of a picture."""
-    for what, numbers, (least, most) in (("mean", mean, _MEAN), ("std", deviation, _DEVIATION)):
+def check_ranges(mean: Sequence[float], std: Sequence[float]) -> None:
+    """ValueError for a mean or standard deviation, of pixels from 0 to 1, too extreme to leave a picture visible."""
+    for what, numbers, (least, most) in (("mean", mean, _MEAN_RANGE), ("std", std, _STD_RANGE)):
         if not all(least <= number <= most for number in numbers):
             raise ValueError(f"input.{what}: expected numbers from {least:g} to {most:g}, found {list(numbers)}")
 
@@ -78,8 +68,8 @@ def _check_lineage(lineage: Sequence[Mapping[str, Any]]) -> None:
     if len(lineage) > MAX_LINEAGE:
         raise ValueError(f"lineage: {len(lineage):,} ancestors; at most {MAX_LINEAGE:,}")
     for number, ancestor in enumerate(lineage):
-        if not ancestor.keys() <= _ANCESTOR:
-            raise ValueError(f"lineage.{number}: expected {', '.join(sorted(_ANCESTOR))} alone")
+        if not ancestor.keys() <= _ANCESTOR_KEYS:
+            raise ValueError(f"lineage.{number}: expected {', '.join(sorted(_ANCESTOR_KEYS))} alone")
         for key, value in ancestor.items():
             if value is not None and (not isinstance(value, str) or len(value) > MAX_ANCESTOR_LEN):
                 raise ValueError(f"lineage.{number}.{key}: expected a text of at most {MAX_ANCESTOR_LEN} characters")
@@ -105,8 +95,8 @@ def _check_plain(place: str, value: Any, levels: int) -> None:
     elif isinstance(value, (Mapping, list)):
         if levels == 0:
             raise ValueError(f"{place}: nested deeper than {MAX_DEPTH} levels")
-        keyed = isinstance(value, Mapping)
-        if keyed and any(not isinstance(key, str) or len(key) > MAX_CLASS_NAME_LEN for key in value):
+        keys = value if isinstance(value, Mapping) else ()
+        if any(not isinstance(key, str) or len(key) > MAX_CLASS_NAME_LEN for key in keys):
             raise ValueError(f"{place}: a key of over {MAX_CLASS_NAME_LEN} characters, or one that is no text")
         for item in value.values() if isinstance(value, Mapping) else value:
             _check_plain(place, item, levels - 1)

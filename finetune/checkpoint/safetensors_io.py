@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from finetune.checkpoint.tensor_hash import dtype_name
+from finetune.checkpoint.tensor_hash import TORCH_NAMES, dtype_name
 from finetune.errors import CheckpointError
 from finetune.io.safe_open import open_regular
 from finetune.io.sanitize import is_printable, printable, quoted
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
 
 
 MAX_HEADER = 10_000_000  # bytes; the format itself allows ten times as many
-
 MAX_TENSORS = 20_000  # timm's largest network has 4,000
-
 MAX_NAME_LEN = 500  # characters of a tensor's name
-
 MAX_AXES = 16
-
 _MAX_VALUES = 1_000_000  # of the JSON: of so many the parser makes at most some 100 MB
+_MAX_NAMED = 20  # tensors in one message
+_CHUNK = 1 << 18  # numbers tested for NaN together, so that they stay in the processor's cache
 
 # The types that torch can hold, and their bytes.
 BYTES = {
@@ -41,16 +39,18 @@ BYTES = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
 
-# What other files begin with, and what to say of them.
+# What files of other kinds begin with.
 _PICKLE = "a pickle or a zip of one (torch.save), which can run code when it is opened; finetune reads safetensors only"
-
-_OTHERS = {
+_OTHER_KINDS = {
     b"PK\x03\x04": _PICKLE,
     b"\x80": _PICKLE,
     b"version https:/": "a git-LFS pointer, which only says where the file is; `git lfs pull` fetches the file",
     b"\x1f\x8b": "a gzip file; unpack it first",
     b"<": "a web page, perhaps an error that was saved under this name; download the file again",
 }
+_AGAIN = "get or make the file again"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,18 @@ def read_header(path: Path) -> Header:
 
 
 def parse_header(path: Path, file: BinaryIO, size: int, most: int = MAX_TENSORS) -> Header:
-    """The header of an open file of `size` bytes, which is left at the first tensor's. CheckpointError as above.
+    """Parses the header of an open file of `size` bytes, at most `most` tensors, and leaves it at the first tensor.
 
-    `most` is how many tensors it may have.
+    CheckpointError names what is wrong; nothing is allocated for tensors.
     """
     if size == 0:
         raise CheckpointError(f"{path}: the file is empty; expected a .safetensors checkpoint")
     begin = file.read(16)
     length = struct.unpack("<Q", begin[:8])[0] if len(begin) >= 8 else None
     if length is None or length > size - 8 or begin[8:9] != b"{":
-        _refuse_other_kinds(path, begin)
+        for start, what in _OTHER_KINDS.items():
+            if begin.lstrip().startswith(start):
+                raise CheckpointError(f"{path}: this is {what}")
     if length is None or length > MAX_HEADER:
         says = f"; its first 8 bytes would be a header's length, {length:,}, and" if length is not None else ";"
         raise CheckpointError(
@@ -109,14 +111,16 @@ def parse_header(path: Path, file: BinaryIO, size: int, most: int = MAX_TENSORS)
         texts = _metadata_texts(path, values.pop("__metadata__", {}))
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: not a safetensors file: its header is not the JSON it should be ({error}); get or make the file "
-            "again"
+            f"{path}: not a safetensors file: its header is not the JSON it should be ({error}); {_AGAIN}"
         ) from None
     try:
-        tensors = {name: _entry(name, value) for name, value in values.items()}
+        tensors, end = _in_order({name: _entry(name, value) for name, value in values.items()})
     except ValueError as error:
-        raise _damaged(path, str(error)) from None
-    return Header(_in_order(path, tensors, size - 8 - length), texts, 8 + length)
+        raise CheckpointError(f"{path}: damaged safetensors file: {error}; {_AGAIN}") from None
+    if end != (found := size - 8 - length):
+        fault = "cut short" if found < end else "has bytes too many"
+        raise CheckpointError(f"{path}: {fault}: expected {end:,} bytes of tensors, found {found:,}; {_AGAIN}")
+    return Header(tensors, texts, 8 + length)
 
 
 def unreadable_error(path: Path, error: OSError) -> str:
@@ -125,12 +129,6 @@ def unreadable_error(path: Path, error: OSError) -> str:
         there = f"; {path.parent} has {', '.join(map(printable, near))}" if near else ""
         return f"{path}: there is no such checkpoint{there}; `finetune pretrain` makes one"
     return f"{path}: expected a .safetensors file, but it cannot be read ({error.strerror})"
-
-
-def _refuse_other_kinds(path: Path, begin: bytes) -> None:
-    for start, what in _OTHERS.items():
-        if begin.lstrip().startswith(start):
-            raise CheckpointError(f"{path}: this is {what}")
 
 
 def _json_object(content: bytes, most: int) -> dict[str, Any]:
@@ -177,63 +175,32 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0  # True is an int to Python
 
 
-def _in_order(path: Path, tensors: dict[str, TensorEntry], size: int) -> dict[str, TensorEntry]:
-    """The tensors in the order of their bytes. CheckpointError unless they fill the `size` bytes."""
+def _in_order(tensors: dict[str, TensorEntry]) -> tuple[dict[str, TensorEntry], int]:
+    """The tensors in the order of their bytes, and where these end. ValueError for a gap, an overlap, a wrong size."""
     place, before = 0, "the header"
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     for name, entry in ordered.items():
-        what = f"tensor {quoted(name)}"
-        needs = math.prod(entry.shape) * BYTES[entry.dtype]
-        if entry.end - entry.start != needs:
+        what, found = f"tensor {quoted(name)}", entry.end - entry.start
+        if found != (needs := math.prod(entry.shape) * BYTES[entry.dtype]):
             shape = "×".join(map(str, entry.shape)) or "one number"
-            raise _damaged(
-                path, f"{what} is {entry.dtype} {shape}: expected {needs:,} bytes, found {entry.end - entry.start:,}"
-            )
+            raise ValueError(f"{what} is {entry.dtype} {shape}: expected {needs:,} bytes, found {found:,}")
         if entry.start != place:
             kind = "overlaps" if entry.start < place else "leaves a gap after"
-            raise _damaged(path, f"{what} {kind} {before}: expected it at byte {place:,}, found {entry.start:,}")
+            raise ValueError(f"{what} {kind} {before}: expected it at byte {place:,}, found {entry.start:,}")
         place, before = entry.end, what
-    if place != size:
-        fault = "cut short" if size < place else "has bytes too many"
-        raise CheckpointError(
-            f"{path}: {fault}: expected {place:,} bytes of tensors, found {size:,}; get or make the file again"
-        )
-    return ordered
-
-
-def _damaged(path: Path, fault: str) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged safetensors file: {fault}; get or make the file again")
-
-
-T = TypeVar("T")
-
-_MAX_NAMED = 20  # tensors in one message
-
-_CHUNK = 1 << 18  # numbers that are looked at together: what one operation wrote, the next still finds in the cache
-
-# The names that torch has for the format's types. Older torches lack some.
-_TORCH = {
-    "BOOL": "bool",
-    **{f"{sign}{bits}": f"{word}{bits}" for sign, word in (("U", "uint"), ("I", "int")) for bits in (8, 16, 32, 64)},
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    "BF16": "bfloat16",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}
+    return ordered, place
 
 
 def read_tensors(
     path: Path, about: Callable[[Header], T], *, finite: bool = True, most: int = MAX_TENSORS
 ) -> tuple[T, dict[str, Tensor], str]:
-    """What `about` makes of the header, the tensors by name, and the sha256 (hex) of a file.
+    """Reads a whole file: `about(header)`, the tensors by name, and the sha256 (hex) of its bytes.
 
-    CheckpointError for damage, for more than `most` tensors, and, but without `finite`, for NaN or infinity. What
-    `about` raises comes before any tensor is read.
+    CheckpointError for damage, for more than `most` tensors and, with `finite`, for NaN or infinity. `about` runs
+    before any tensor is read. The file's size is what this takes of memory.
     """
+    # Not safetensors.safe_open, which maps the file (0.9 of the time): who writes into the file later would change
+    # numbers whose hash was checked, and who cuts it short would kill this process (SIGBUS).
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -252,20 +219,16 @@ def read_tensors(
 
 
 def _tensor(path: Path, file: BinaryIO, name: str, entry: TensorEntry, digest: hashlib._Hash) -> Tensor:
-    """The next tensor of an open file."""
+    """Reads and hashes the tensor that an open file has next."""
     import torch
 
-    dtype = getattr(torch, _TORCH[entry.dtype], None)
+    dtype = getattr(torch, TORCH_NAMES[entry.dtype], None)
     if dtype is None:
         raise CheckpointError(f"{path}: tensor {name} is {entry.dtype}, which this version of torch does not have")
     raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
     room = memoryview(raw.numpy())  # type: ignore[arg-type]
-    done = 0
-    while done < len(room):
-        got = file.readinto(room[done:])  # type: ignore[attr-defined]
-        if not got:
-            raise CheckpointError(f"{path}: cut short while it was read, in tensor {name}; get or make the file again")
-        done += got
+    if file.readinto(room) < len(room):  # type: ignore[attr-defined]
+        raise CheckpointError(f"{path}: cut short while it was read, in tensor {name}; {_AGAIN}")
     digest.update(room)
     if dtype == torch.bool and len(raw) and int(raw.max()) > 1:
         raise CheckpointError(f"{path}: tensor {name} is BOOL, and a byte of it is neither 0 nor 1")

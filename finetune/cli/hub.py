@@ -20,7 +20,7 @@ from finetune.cli.options import make_console, print_json, with_options
 @click.option("--create-pr", is_flag=True, help="Proposes the files in a pull request instead.")
 @click.option("--license", "licence", metavar="ID", help="The weights' licence, for example mit or cc-by-4.0.")
 @click.option("--dry-run", is_flag=True, help="Writes the files to hub/OWNER/NAME, shows them, and sends nothing.")
-@click.option("--yes", is_flag=True, help="Replaces another model that is there, without asking.")
+@click.option("--yes", "replace", is_flag=True, help="Replaces another model that is there, without asking.")
 @with_options("json", "quiet")
 def push(checkpoint: str, repository: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Uploads a checkpoint, its configuration, recipe, report and model card to the Hub, in one commit."""
@@ -29,7 +29,7 @@ def push(checkpoint: str, repository: str, as_json: bool, quiet: bool, **given: 
     confirm = None
     if sys.stdin.isatty() and sys.stderr.isatty():
         confirm = lambda question: click.confirm(question, err=True)  # noqa: E731
-    done = run(checkpoint, repository, confirm=confirm, console=make_console(quiet, results=not as_json), **given)
+    done = run(checkpoint, repository, **given, confirm=confirm, console=make_console(quiet, results=not as_json))
     if as_json:
         print_json(done.to_dict())
 

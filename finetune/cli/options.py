@@ -100,7 +100,7 @@ def check_target(name: str | None) -> None:
     """SettingError that repeats what was typed when --target is neither pictures nor a data set's name."""
     if name is None:
         return
-    from finetune.data.manifest import is_image_path
+    from finetune.data.openers import is_image_path
     from finetune.data.registry import find_dataset
 
     try:

@@ -26,8 +26,7 @@ from finetune.run.finalize import build_report, public_recipe, run_fingerprint, 
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
-from finetune.run.phase_config import check_adapters
-from finetune.run.phases import RunLogger, run_phases
+from finetune.run.phases import RunLogger, check_adapters, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress, completed_phases
 from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, find_source, open_adapt, open_recipe

@@ -22,8 +22,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.phase_schema import Phase
-from finetune.recipe.schema import AdaptRecipe
+from finetune.recipe.schema import AdaptRecipe, Phase
 from finetune.report.comparison import Comparison, compare
 from finetune.report.report import Result, Retention
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
@@ -135,7 +134,7 @@ def train_rows(adaptation: Adaptation) -> None:
 def measure_rows(adaptation: Adaptation) -> tuple[dict[str, Result | None], dict[str, Comparison | None]]:
     """Opens the test set, once: results by row, and comparisons by after_vs_ROW, all on the same images."""
     test = adaptation.context.data.test
-    frozen = ActivationKey(TEST, adaptation.caches.frozen_depth())
+    frozen = ActivationKey(TEST, adaptation.caches.planner.frozen_depth())
     adaptation.context.cache.keep_in_memory(adaptation.source.network, frozen)
     results: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
     correct = {}
@@ -249,7 +248,7 @@ def retention(source: Source, adaptation: Adaptation, root: Path) -> Retention |
     if test is None:
         return None
     names, classes = adaptation.source.class_names, context.data.class_names
-    original, frozen = adaptation.source.network, adaptation.caches.frozen_depth()
+    original, frozen = adaptation.source.network, adaptation.caches.planner.frozen_depth()
     runtime, kept = replace(context.runtime, group=group), context.cache
     with ActivationCache(
         {SOURCE_TEST: CachePart(test.images)}, context.normalize, runtime, kept.room, kept.folder, kept.warn

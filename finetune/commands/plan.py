@@ -19,13 +19,12 @@ from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
 from finetune.models.registry import build_model
-from finetune.recipe.phase_schema import Phase
-from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
+from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
 from finetune.report.plots import grid_picture
-from finetune.run.cache_plan import CacheManager, PhaseCache
+from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
 from finetune.run.context import TrainContext, make_context
 from finetune.run.options import RunOptions, start_run
-from finetune.run.phase_config import image_batches, phase_adapters, phase_config
+from finetune.run.phases import phase_adapters, phase_config
 from finetune.run.setup import RecipeLike, RunSetup, find_source, open_adapt, open_pretrain, open_recipe
 from finetune.train.activation_cache import CachePart
 from finetune.train.device import seeded, translate_oom
@@ -192,7 +191,7 @@ def _plan_phases(
 def _phase_plan(caches: CacheManager, number: int) -> PhasePlan:
     network, phase, context = caches.network, caches.phases[number], caches.context
     stages = phase.trained_stages(network.stages)
-    caching = caches.plan()[number]
+    caching = caches.planner.plan()[number]
     with phase_adapters(phase, network):
         parameters = set_trainable(network, stages, adapters=phase.lora is not None)
         groups = stage_groups(network, phase.optimizer.lr, phase.layer_decay) if phase.optimizer is not None else []
@@ -257,4 +256,4 @@ def _time_steps(caches: CacheManager, number: int, caching: PhaseCache) -> tuple
     seconds = (time.perf_counter() - began) * caching.passes * len(train) / count
     labels = train.labels[:count].to(kept.device)
     batches = Batches(kept, labels, batch_size=phase.batch_size, seed=context.seed)
-    return batches, 0.0 if caches.shares(number, caching) else seconds
+    return batches, 0.0 if caches.planner.shares(number, caching) else seconds

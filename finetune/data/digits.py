@@ -1,4 +1,4 @@
-"""The digits bundled with scikit-learn, in MNIST's form: data for a first run without a network.
+"""Reads the digits bundled with scikit-learn, in MNIST's form: data for a first run without a network.
 
 1,797 digits of 13 writers, 8×8 pixels of 0 to 16: the test part of UCI's Optical Recognition of Handwritten Digits
 (Alpaydin and Kaynak, 1998, CC BY 4.0). As in MNIST, a digit fills 20×20 pixels in the middle of 28×28.
@@ -21,9 +21,9 @@ TEST_FRACTION = 0.2
 
 
 def read_digits(class_names: tuple[str, ...]) -> DataSplits:
-    """Train (1,438) and test (359) images, uint8 N×1×28×28, the same bytes on every machine.
+    """Reads 1,438 training and 359 test images, uint8 N×1×28×28, the same bytes on every machine.
 
-    The test part is a stratified fifth, chosen by a hash of each image.
+    The test split is a stratified fifth, chosen by a hash of each image.
     """
     from sklearn.datasets import load_digits
 
@@ -39,7 +39,7 @@ def read_digits(class_names: tuple[str, ...]) -> DataSplits:
 
 
 def enlarge(images: Integers) -> npt.NDArray[np.uint8]:
-    """N×8×8 whole numbers from 0 to 16 become N×20×20 of 0 to 255, bicubic, rounded to nearest and clipped."""
+    """Enlarges N×8×8 integers from 0 to 16 to N×20×20 from 0 to 255, bicubic, rounded to nearest and clipped."""
     weights = _bicubic_weights()
     scaled = weights @ images @ weights.T * 255
     unit = 16 * 2000 * 2000
@@ -48,7 +48,7 @@ def enlarge(images: Integers) -> npt.NDArray[np.uint8]:
 
 
 def _bicubic_weights() -> Integers:
-    """The 20×8 matrix of Keys's cubic convolution (1981, a = -1/2), in units of 1/2000; each row sums to 2000.
+    """Computes the 20×8 matrix of Keys's cubic convolution (1981, a = -1/2), in units of 1/2000; each row sums to 2000.
 
     Output pixel i lies at (4i - 3)/10 on the input's grid, so every weight is a whole number of these units and the
     enlarged image does not depend on how a machine rounds. Beyond the border the outermost pixel goes on.

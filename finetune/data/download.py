@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import os
-import secrets
 import shutil
 import sys
 import urllib.error
@@ -19,23 +17,21 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from finetune.errors import DownloadError, OutputError
+from finetune.io.atomic import TemporaryFile, open_atomic, temporary_file
 
 if TYPE_CHECKING:
     from finetune.data.spec import Archive, DatasetSpec
 
-
-# Seconds to wait for a connection, and for the next bytes on it.
-TIMEOUT = 10.0
-
+TIMEOUT = 10.0  # seconds to wait for a connection, and for the next bytes on it
 _CHUNK = 1 << 16
 
 
 class _MirrorFailed(Exception):
-    """Why one mirror did not give one archive; the next is tried."""
+    """Why one mirror did not give an archive; the next is tried."""
 
 
 def fetch(row: DatasetSpec, root: Path) -> None:
-    """Puts the missing files of a data set under `root`, in torchvision's layout; those that are there stay untouched.
+    """Downloads the missing files of a data set to `root`, in torchvision's layout; existing ones stay as they are.
 
     Shows a bar on a terminal and plain lines elsewhere, on standard error. Raises DownloadError naming every address
     tried and why it failed, and OutputError where `root` cannot be written. What was complete by then is kept.
@@ -45,16 +41,13 @@ def fetch(row: DatasetSpec, root: Path) -> None:
     try:
         raw.mkdir(parents=True, exist_ok=True)
         for archive in row.archives:
-            if wanted := [name for name in missing if _may_hold(archive, name)]:
+            holds_all = archive.name.endswith(".zip")
+            if wanted := [name for name in missing if holds_all or archive.name == f"{name}.gz"]:
                 _fetch_archive(row, archive, wanted, raw)
     except OSError as fault:  # the network's own errors never come this far
         raise OutputError(
             f"{raw}: cannot be written: {fault.strerror or fault}; name another folder with --data-root"
         ) from None
-
-
-def _may_hold(archive: Archive, name: str) -> bool:
-    return archive.name.endswith(".zip") or archive.name == f"{name}.gz"
 
 
 def _fetch_archive(row: DatasetSpec, archive: Archive, wanted: list[str], raw: Path) -> None:
@@ -83,29 +76,29 @@ def _fetch_archive(row: DatasetSpec, archive: Archive, wanted: list[str], raw: P
 
 
 def _fetch_from(url: str, archive: Archive, wanted: list[str], raw: Path) -> None:
-    with _part_beside(raw / archive.name) as part:
-        _receive(url, archive.md5, part)
-        if archive.name.endswith(".zip"):
-            part = part.replace(raw / archive.name)
-        _unpack(part, archive, wanted, raw)
+    if archive.name.endswith(".zip"):  # kept, as it holds other data sets too
+        with open_atomic(raw / archive.name) as file:
+            _receive(url, archive.md5, file)
+        _unpack(raw / archive.name, archive, wanted, raw)
+    else:
+        with temporary_file(raw / archive.name) as file:
+            _receive(url, archive.md5, file)
+            _unpack(file.temporary, archive, wanted, raw)
 
 
-def _receive(url: str, md5: str, part: Path) -> None:
-    """Writes what `url` gives to `part`. Raises _MirrorFailed where it is not the file with this MD5."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with part.open("xb") as file:
-        for chunk in _chunks(url):
-            digest.update(chunk)
-            file.write(chunk)
-        size = file.tell()
-        _settle(file)
+def _receive(url: str, md5: str, file: TemporaryFile) -> None:
+    """Downloads `url` to `file`. Raises _MirrorFailed where it is not the file with this MD5."""
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    for chunk in _read_chunks(url):
+        digest.update(chunk)
+        size += file.write(chunk)
     if digest.hexdigest() != md5:
         raise _MirrorFailed(f"expected MD5 {md5}, found {digest.hexdigest()} ({size:,} bytes)")
 
 
-def _chunks(url: str) -> Iterator[bytes]:
-    """The bytes `url` gives, as they arrive. Raises _MirrorFailed for whatever goes wrong on the way."""
-    received = 0
+def _read_chunks(url: str) -> Iterator[bytes]:
+    """Yields the bytes of `url` as they arrive, with a bar on a terminal. _MirrorFailed for all that goes wrong."""
+    received, total = 0, None
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "finetune"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -123,26 +116,26 @@ def _chunks(url: str) -> Iterator[bytes]:
 
 
 def _reason(fault: Exception) -> str:
-    """An error of the network in a few words."""
+    """Says in a few words what went wrong on the network."""
     if isinstance(fault, urllib.error.HTTPError):
         fault.close()
-        return f"HTTP {fault.code} {_harmless(fault.reason)}"
+        return f"HTTP {fault.code} {_one_line(fault.reason)}"
     cause = fault.reason if isinstance(fault, urllib.error.URLError) else fault
     if isinstance(cause, TimeoutError):
         return f"no answer within {TIMEOUT:g} s"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    return _harmless(str(cause)) or type(cause).__name__
+    return _one_line(str(cause)) or type(cause).__name__
 
 
-def _harmless(text: str) -> str:
-    """A server's own words on one line, without what could move a terminal's cursor."""
+def _one_line(text: str) -> str:
+    """A server's own words, without characters that could move a terminal's cursor."""
     return "".join(c if c.isprintable() else " " for c in text[:200]).strip()
 
 
 @contextlib.contextmanager
 def _progress(url: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Gives a function to be told of each number of bytes that arrived."""
+    """A bar on a terminal, else one line. Yields a function that adds bytes received."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -175,27 +168,8 @@ def _unpack(path: Path, archive: Archive, wanted: list[str], raw: Path) -> None:
 
 
 def _gunzip(packed: IO[bytes], target: Path) -> None:
-    with _part_beside(target) as part:
-        with gzip.open(packed) as source, part.open("xb") as file:
-            shutil.copyfileobj(source, file, _CHUNK)
-            _settle(file)
-        part.replace(target)
-
-
-@contextlib.contextmanager
-def _part_beside(target: Path) -> Iterator[Path]:
-    """A new name in the same folder to write to; what still has it at the end is removed."""
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _settle(file: IO[bytes]) -> None:
-    """Waits until the bytes are on the disk, so that a rename never outruns them."""
-    file.flush()
-    os.fsync(file.fileno())
+    with open_atomic(target) as file, gzip.open(packed) as source:
+        shutil.copyfileobj(source, file, _CHUNK)
 
 
 def _md5(path: Path) -> str:

@@ -1,8 +1,8 @@
-"""Reads the idx files of MNIST and its kin where torchvision keeps them; a root that is read-only stays as it is.
+"""Reads the idx files of MNIST and similar data sets, in torchvision's layout.
 
-The idx format: 0, 0, the type of its numbers, how many dimensions; their sizes as 4-byte big-endian numbers; the values
-(http://yann.lecun.com/exdb/mnist/). The end of a file's name says which: idx3-ubyte are bytes in three dimensions. What
-the header says is held against the data set and the size of the file before any room is made for the values.
+The idx format: 0, 0, the type of its numbers, the number of dimensions; their sizes as 4-byte big-endian numbers; the
+values (http://yann.lecun.com/exdb/mnist/). The end of a file's name says which: idx3-ubyte are bytes in three
+dimensions. The header is checked against the data set and the size of the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -27,21 +27,17 @@ from finetune.io.safe_open import open_regular
 if TYPE_CHECKING:
     from finetune.data.spec import DatasetSpec
 
-
 MAX_ITEMS = 2_000_000  # images or labels in one file; EMNIST's largest has 697,932
-
-COLUMNS = 8  # of QMNIST's labels, of which the first is the class
-
-# One byte of gzip can stand for at most 1,032 (RFC 1951: 258 bytes in 2 bits).
-_GZIP_LIMIT = 1032
+LABEL_COLUMNS = 8  # of QMNIST's labels, of which the first is the class
+MAX_GZIP_RATIO = 1032  # bytes that one byte of gzip can stand for (RFC 1951: 258 bytes in 2 bits)
 
 
 @dataclass(frozen=True)
 class _Format:
-    """What a kind of idx file must begin with, and its numbers."""
+    """A kind of idx file: the bytes that it begins with, and the dtype of its numbers."""
 
     magic: bytes
-    numbers: str
+    dtype: str
 
     @property
     def header_bytes(self) -> int:
@@ -56,12 +52,13 @@ _FORMATS = {
 
 
 def read_splits(row: DatasetSpec, root: Path) -> DataSplits:
-    """Both parts of a data set whose files are all under `root`. Raises DataError for one damaged or unreadable."""
-    return DataSplits(_read_part(row, root, "train", row.train_files), _read_part(row, root, "test", row.test_files))
+    """Reads the train and test images of a data set from `root`, plain or .gz. DataError for a damaged file."""
+    return DataSplits(_read_split(row, root, "train", row.train_files), _read_split(row, root, "test", row.test_files))
 
 
-def _read_part(row: DatasetSpec, root: Path, part: str, files: tuple[str, ...]) -> ImageSet:
-    image_path, label_path = (_present(row.raw_folder(root) / name) for name in files)
+def _read_split(row: DatasetSpec, root: Path, split: str, files: tuple[str, ...]) -> ImageSet:
+    paths = [row.raw_folder(root) / name for name in files]
+    image_path, label_path = (path if path.is_file() else path.with_name(f"{path.name}.gz") for path in paths)
     images, labels = _read_idx(image_path, row.size), _read_idx(label_path, row.size)
     if len(images) != len(labels):
         raise _damaged(
@@ -75,16 +72,11 @@ def _read_part(row: DatasetSpec, root: Path, part: str, files: tuple[str, ...]) 
         raise _damaged(label_path, f"labels from {first} to {last}", found)
     upright = np.ascontiguousarray(images.transpose(0, 2, 1)) if row.transposed else images
     pixels = torch.from_numpy(upright).unsqueeze(1)
-    return ImageSet(pixels, torch.from_numpy(classes), row.class_names, f"{row.name} {part}")
-
-
-def _present(path: Path) -> Path:
-    """The file itself, or the .gz beside it where only that is there."""
-    return path if path.is_file() else path.with_name(f"{path.name}.gz")
+    return ImageSet(pixels, torch.from_numpy(classes), row.class_names, f"{row.name} {split}")
 
 
 def _read_idx(path: Path, side: int) -> npt.NDArray[np.generic]:
-    """The values of an idx file, plain or .gz, shaped as its header says. Raises DataError naming the file."""
+    """Reads an idx file, plain or .gz, as an array of the shape in its header. DataError naming the file."""
     kind = _FORMATS["idx" + path.name.removesuffix(".gz").rpartition("-idx")[2]]
     try:
         with open_regular(path) as file:
@@ -102,25 +94,25 @@ def _read_idx(path: Path, side: int) -> npt.NDArray[np.generic]:
 def _values(
     path: Path, kind: _Format, side: int, file: Any, size: int, packed: bool = False
 ) -> npt.NDArray[np.generic]:
-    """What an open file of `size` bytes holds. No more room is made than those bytes can account for."""
+    """Reads an open file of `size` bytes. Allocates no more memory than those bytes can account for."""
     shape = _shape(path, kind, side, file.read(kind.header_bytes))
     inside = " inside" if packed else ""
-    expected = kind.header_bytes + math.prod(shape) * np.dtype(kind.numbers).itemsize
-    if expected > size * _GZIP_LIMIT if packed else expected != size:
+    expected = kind.header_bytes + math.prod(shape) * np.dtype(kind.dtype).itemsize
+    if expected > size * MAX_GZIP_RATIO if packed else expected != size:
         found = f"{size:,} {'compressed ' if packed else ''}bytes"
         raise _damaged(path, f"{expected:,} bytes{inside}, as its header says", found)
-    values = np.empty(shape, kind.numbers)
-    room, done = memoryview(values.reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type]
-    while got := file.readinto(room[done:]):
+    values = np.empty(shape, kind.dtype)
+    buffer, done = memoryview(values.reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type]
+    while got := file.readinto(buffer[done:]):
         done += got
-    if done != len(room) or file.read(1):
-        found = f"{kind.header_bytes + done:,} bytes" if done != len(room) else "more"
+    if done != len(buffer) or file.read(1):
+        found = f"{kind.header_bytes + done:,} bytes" if done != len(buffer) else "more"
         raise _damaged(path, f"{expected:,} bytes{inside}, as its header says", found)
     return values
 
 
 def _shape(path: Path, kind: _Format, side: int, header: bytes) -> tuple[int, ...]:
-    """The sizes in a header. Raises DataError for one not of this kind, without a value, or not of such images."""
+    """Reads the sizes in a header. DataError for another kind, no value, or images of another size than `side`."""
     if len(header) < kind.header_bytes:
         raise _damaged(path, f"a header of {kind.header_bytes} bytes", f"{len(header)} bytes")
     if header[:4] != kind.magic:
@@ -130,9 +122,9 @@ def _shape(path: Path, kind: _Format, side: int, header: bytes) -> tuple[int, ..
         raise _damaged(path, "at least one value", f"the sizes {'×'.join(map(str, sizes))} in its header")
     if sizes[0] > MAX_ITEMS:
         raise _damaged(path, f"at most {MAX_ITEMS:,} images or labels", f"{sizes[0]:,} in its header")
-    wanted = {1: (), 2: (COLUMNS,), 3: (side, side)}[len(sizes)]
+    wanted = {1: (), 2: (LABEL_COLUMNS,), 3: (side, side)}[len(sizes)]
     if sizes[1:] != wanted:
-        what = f"images of {side}×{side} pixels" if len(sizes) == 3 else f"{COLUMNS} numbers a label"
+        what = f"images of {side}×{side} pixels" if len(sizes) == 3 else f"{LABEL_COLUMNS} numbers a label"
         raise _damaged(path, what, "×".join(map(str, sizes[1:])))
     return sizes
 

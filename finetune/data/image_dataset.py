@@ -13,16 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.data.manifest import check_class_choice
 from finetune.errors import DataError
-from finetune.text import name_hint
 
-CHUNK = 64 << 20  # bytes of pixels read at once by what goes over all of them
+CHUNK = 64 << 20  # bytes of pixels read at once where all are read
 
 
 class MemmapImages:
-    """uint8 images N×C×H×W of which the pixels are read when they are indexed; otherwise much as such a tensor.
+    """Images (uint8 N×C×H×W) whose pixels are read when they are indexed; otherwise much like a tensor.
 
-    pixels: a memory-mapped array M×C×H×W that nobody writes. rows: which of its images these are, and in which order.
+    pixels: a memory-mapped array M×C×H×W that nobody writes. rows: which of its images these are, in this order.
     Indexing with a slice or a tensor of integers gives a tensor on `device`.
     """
 
@@ -56,7 +56,7 @@ class MemmapImages:
         return torch.from_numpy(self.pixels[chosen]).to(self.device)
 
     def take(self, index: Tensor) -> MemmapImages:
-        """These images in this order, without reading any."""
+        """Selects these images in this order, without reading any."""
         return MemmapImages(self.pixels, self.rows[index.cpu().numpy()], self.device)
 
     def to(self, device: torch.device | str) -> MemmapImages:
@@ -71,12 +71,12 @@ Images: TypeAlias = Tensor | MemmapImages
 
 
 def take(images: Images, index: Tensor) -> Images:
-    """The images at these places, still in their file where they are in one."""
+    """Selects the images at these indices, without reading memory-mapped ones."""
     return images.take(index) if isinstance(images, MemmapImages) else images[index]
 
 
 def chunks(images: Images) -> Iterator[npt.NDArray[np.uint8]]:
-    """All images in order as contiguous arrays, so many at once as CHUNK bytes hold; at least one array."""
+    """Yields all images in order as contiguous arrays of about CHUNK bytes; at least one array."""
     size = max(1, images.shape[1:].numel())
     step = max(1, CHUNK // size) if isinstance(images, MemmapImages) else max(1, len(images))
     for start in range(0, max(1, len(images)), step):
@@ -92,7 +92,7 @@ class ImageSet:
     class may have no image. Raises DataError where any of this does not hold. Two sets are the same when their
     fingerprints are; == asks only whether they are one object.
 
-    Sets too large for memory have `MemmapImages` instead of a tensor. files: for photographs, each image's file name.
+    Sets too large for memory have `MemmapImages` instead of a tensor. files: the name of each image's record, if any.
     """
 
     images: Images
@@ -138,28 +138,23 @@ class ImageSet:
         return replace(self, images=take(self.images, chosen), labels=self.labels[chosen], files=files)
 
     def with_classes(self, names: Sequence[str], *, empty: bool = False) -> ImageSet:
-        """Only the images of the classes named, in their present order, labels renumbered in the order of `names`.
+        """Keeps only the images of these classes, in their present order, with labels in the order of `names`.
 
-        Raises DataError for a name that is unknown or given twice, for no name, and, but with `empty`, for a class
+        Raises DataError for a name that is unknown or given twice, for no name, and, unless `empty`, for a class
         without an image.
         """
-        known = ", ".join(self.class_names)
-        for name in names:
-            if name not in self.class_names:
-                self._refuse(f"unknown class {name!r}{name_hint(name, self.class_names, 'classes')}")
-        if not names or len(set(names)) < len(names):
-            self._refuse(f"expected classes, each once, found {', '.join(names) or 'none'}; classes are {known}")
+        check_class_choice(self.origin, names, self.class_names)
         counts = self.counts()
         if (without := [name for name in names if counts[name] == 0]) and not empty:
             self._refuse(f"no image of class {', '.join(without)}; leave it out of the classes asked for")
         new_label = torch.full((len(self.class_names),), -1, dtype=torch.int64, device=self.labels.device)
-        for place, name in enumerate(names):
-            new_label[self.class_names.index(name)] = place
+        for label, name in enumerate(names):
+            new_label[self.class_names.index(name)] = label
         kept = self.subset(torch.nonzero(new_label[self.labels] >= 0).flatten())
         return replace(kept, labels=new_label[kept.labels], class_names=tuple(names))
 
     def counts(self) -> dict[str, int]:
-        """How many images each class has, in the order of class_names; 0 for a class without one."""
+        """The number of images of each class, in the order of class_names."""
         tally = torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return dict(zip(self.class_names, tally, strict=True))
 
@@ -178,10 +173,15 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A data set as published: what to learn from, and what to be judged on. Both name the same classes."""
+    """The splits of a data set, which name the same classes. validation None: to be held out of train.
+
+    notes: what people should know about their images, a line each.
+    """
 
     train: ImageSet
     test: ImageSet
+    validation: ImageSet | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.train.class_names != self.test.class_names:

@@ -8,10 +8,9 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -25,19 +24,46 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+Pixels = TypeVar("Pixels", "npt.NDArray[np.uint8]", "Tensor")
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 64_000_000
+MAX_PIXEL_BYTES = 16  # of memory for each pixel decoded, at worst: 16-bit colour with transparency
+MAX_BYTES = 600_000_000  # of a file: MAX_PIXELS of 4 channels of 16 bits, and some room
+MAX_SCANS = 100  # a progressive JPEG has about 10
+MAX_SEGMENTS = 20_000  # a long video or depth map kept in an image has hundreds
+
+# An image longer than this is resized near its middle only: whole, one of a single row could take 4 GB.
+MAX_ASPECT_RATIO = 16
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # ends the bytes of a scan, which may hold the other \xff.. pairs
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd8", 0xD9, 0xDA
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """How an image becomes a square: see `crop_to_square`. channels None: 1 if every image is grey, else 3."""
+
+    channels: int | None
+    size: int
+    crop: float
+    resize: str
+    interpolation: str
+
 
 class WeightedSemaphore:
-    """`share(n)` waits until n of `most` are free. What is larger than `most` goes through alone."""
+    """A semaphore for amounts: `share(n)` waits until n of `limit` are free. A larger amount waits for all of them."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.taken, self.changed = most, 0, threading.Condition()
+    def __init__(self, limit: int) -> None:
+        self.limit, self.taken, self.changed = limit, 0, threading.Condition()
 
     @contextmanager
     def share(self, amount: int) -> Iterator[None]:
-        """Has `amount` for as long as the block runs."""
-        amount = min(amount, self.most)
+        """Holds `amount` while the block runs."""
+        amount = min(amount, self.limit)
         with self.changed:
-            self.changed.wait_for(lambda: self.taken + amount <= self.most)
+            self.changed.wait_for(lambda: self.taken + amount <= self.limit)
             self.taken += amount
         try:
             yield
@@ -47,151 +73,151 @@ class WeightedSemaphore:
                 self.changed.notify_all()
 
 
-MAX_SCANS = 100  # a progressive JPEG has about 10
+class _QuietWarnings:
+    """Ignores warnings while any thread decodes: Pillow warns of what does not matter here, such as damaged EXIF.
 
-MAX_SEGMENTS = 20_000  # a long video or depth map kept in a picture has hundreds
-
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what ends a scan's bytes; the others are part of them
-
-_START, _END, _SCAN = b"\xff\xd8", 0xD9, 0xDA
-
-_MARKED, _BEGINS = b"\xff", bytes((0xFF, _SCAN))  # as often in a file as it has segments and scans, or oftener
-
-
-def has_too_many_scans(content: bytes) -> bool:
-    """Whether these bytes are a JPEG of more scans or segments than MOST_SCANS, MOST_SEGMENTS.
-
-    Only the picture itself counts: not what a segment holds, such as a thumbnail, nor what follows its end.
+    warnings.catch_warnings alone is not safe in threads: two that overlap restore each other's state.
     """
-    place, scans = len(_START), 0
-    few = content.count(_MARKED) <= MAX_SEGMENTS and content.count(_BEGINS) <= MAX_SCANS
-    if few or not content.startswith(_START):
-        return False
-    for _ in range(MAX_SEGMENTS):
-        found = _MARKER.search(content, place)
-        if found is None:
-            return False
-        marker, place = content[found.start() + 1], found.end()
-        if marker == _END:
-            return False
-        if marker == _SCAN:
-            scans += 1
-            if scans > MAX_SCANS:
-                return True
-        place += int.from_bytes(content[place : place + 2])
-    return True
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.saved = warnings.catch_warnings(action="ignore")
+                self.saved.__enter__()
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.saved.__exit__(None, None, None)
 
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+QUIET_WARNINGS = _QuietWarnings()  # held around the decoding of many images, so that each of them need not switch it
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-
-MAX_PIXELS = 64_000_000
-
-PIXEL_BYTES = 16  # that decoding takes at its worst, 16-bit colour with transparency
-
-MAX_BYTES = 600_000_000  # of a file: MOST_PIXELS of 4 channels of 16 bits, and some room
-
-# A longer strip than this is not resized whole, as that could take 4 GB for a picture of one row, but near its middle.
-MAX_ELONGATED = 16
-
-Pixels = TypeVar("Pixels", "npt.NDArray[np.uint8]", "Tensor")
+_PIXELS_IN_MEMORY = WeightedSemaphore(max(MAX_PIXELS, available_memory() // 4 // MAX_PIXEL_BYTES))
 
 
-def read_picture(file: str | Path) -> Image:
-    """The picture in a file, decoded whole: its first frame, turned as its EXIF note says, mode "L" if grey else "RGB".
-
-    16 bits become 8, transparent pixels lie over white. Raises DataError "PATH: why" for what is no whole picture, and
-    for one of more than MOST_PIXELS before it is decoded.
-    """
-    return decode_picture(read_bytes(file), file)
-
-
-def read_bytes(file: str | Path) -> bytes:
-    """A picture file's bytes. DataError where there is no such file, or it is not one that could be a picture."""
+def read_image(path: str | Path) -> Image:
+    """Decodes an image file (see `decode_image`). DataError "PATH: why"."""
     try:
-        return read_regular(file, MAX_BYTES)
+        return decode_image(read_image_bytes(path))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def read_image_bytes(path: str | Path) -> bytes:
+    """Reads an image file. DataError, which does not name it, for what is no regular file or over MAX_BYTES."""
+    try:
+        return read_regular(path, MAX_BYTES)
     except FileNotFoundError:
-        raise DataError(f"{file}: there is no such image file") from None
+        raise DataError("there is no such image file") from None
     except IsADirectoryError:
-        raise DataError(f"{file}: cannot be read as an image (it is a folder)") from None
+        raise DataError("cannot be read as an image (it is a folder)") from None
     except OSError as error:
-        raise DataError(f"{file}: cannot be read as an image ({error.strerror or error})") from None
+        raise DataError(f"cannot be read as an image ({error.strerror or error})") from None
 
 
-def decode_picture(content: bytes, name: str | Path) -> Image:
-    """`read_picture` for bytes already read; `name` is for the message. Safe in many threads at once."""
+def decode_image(content: bytes) -> Image:
+    """Decodes the first frame, turned upright by its EXIF orientation: mode "L" if grey, else "RGB".
+
+    16 bits become 8, transparent pixels lie over white. Safe in many threads at once. DataError, which does not name
+    the file, for a damaged image, and for one of more than MAX_PIXELS before it is decoded.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if not content:
-        raise DataError(f"{name}: cannot be read as an image (the file is empty)")
+        raise DataError("cannot be read as an image (the file is empty)")
     if has_too_many_scans(content):
-        raise DataError(f"{name}: cannot be read as an image (a JPEG of over {MAX_SCANS} scans; save it anew)")
+        raise DataError(f"cannot be read as an image (a JPEG of over {MAX_SCANS} scans; save it anew)")
     try:
-        with _QUIET, Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            _refuse_huge(picture)
-            with _ROOM.share(picture.width * picture.height):
-                return to_eight_bits(picture)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from None
+        with QUIET_WARNINGS, Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _refuse_huge(image)
+            with _PIXELS_IN_MEMORY.share(image.width * image.height):
+                return to_eight_bits(image)
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(
-            f"{name}: cannot be read as an image (it starts with {content[:12]!r}, which none of {', '.join(FORMATS)} "
-            "does, or it is damaged there)"
+            f"cannot be read as an image (it starts with {content[:12]!r}, which none of {', '.join(FORMATS)} does, "
+            "or it is damaged there)"
         ) from None
-    except Exception as error:  # what Pillow's decoders raise on damaged files has no common base
-        raise DataError(f"{name}: cannot be read as an image ({error})") from None
+    except Exception as error:  # the errors of Pillow's decoders have no common base
+        raise DataError(f"cannot be read as an image ({error})") from None
 
 
 def is_grey(content: bytes) -> bool | None:
-    """Whether `decode_picture` gives mode "L", from the file's head alone; None where that cannot be read."""
+    """Whether `decode_image` gives mode "L", from the file's head alone; None where that cannot be read."""
     from PIL import Image
 
     try:
-        with _QUIET, Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            return _is_grey_image(picture)
-    except Exception:  # as in decode_picture, which gives the reason
+        with QUIET_WARNINGS, Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return _is_grey_image(image)
+    except Exception:  # as in decode_image, which gives the reason
         return None
 
 
-def to_eight_bits(picture: Image) -> Image:
-    """The conversion of `read_picture` for a picture already open. DataError without a path for what has no white."""
-    _refuse_huge(picture)
-    with _QUIET:
-        picture.load()
-        return _upright(picture, _drop_alpha(picture, grey=_is_grey_image(picture)))
+def to_eight_bits(image: Image) -> Image:
+    """Converts an open image as `decode_image` does. DataError for pixels whose white is unknown."""
+    _refuse_huge(image)
+    with QUIET_WARNINGS:
+        image.load()
+        return _upright(image, _drop_alpha(image, grey=_is_grey_image(image)))
 
 
-def _refuse_huge(picture: Image) -> None:
-    width, height = picture.size
+def has_too_many_scans(content: bytes) -> bool:
+    """Whether these bytes are a JPEG of more than MAX_SCANS scans or MAX_SEGMENTS segments.
+
+    Counts the image itself only: not what a segment holds, such as a thumbnail, nor what follows its end.
+    """
+    position, scans = len(_START_OF_IMAGE), 0
+    # A quick upper bound first: each segment has a byte 0xff, each scan its marker.
+    few = content.count(b"\xff") <= MAX_SEGMENTS and content.count(bytes((0xFF, _START_OF_SCAN))) <= MAX_SCANS
+    if few or not content.startswith(_START_OF_IMAGE):
+        return False
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(content, position)
+        marker = content[found.start() + 1] if found else _END_OF_IMAGE
+        if found is None or marker == _END_OF_IMAGE:
+            return False
+        scans += marker == _START_OF_SCAN
+        if scans > MAX_SCANS:
+            return True
+        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2])
+    return True
+
+
+def _refuse_huge(image: Image) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{width:,}×{height:,} pixels, and at most {MAX_PIXELS:,} are decoded; save the picture smaller"
-        )
+        raise DataError(f"{width:,}×{height:,} pixels, and at most {MAX_PIXELS:,} are decoded; save the image smaller")
 
 
 def crop_to_square(
-    picture: Image, *, channels: int, size: int, crop: float, resize: str, interpolation: str
+    image: Image, *, channels: int, size: int, crop: float, resize: str, interpolation: str
 ) -> npt.NDArray[np.uint8]:
-    """What is kept of a picture: uint8, R×R×channels with R = floor(size / crop).
+    """Resizes and crops an image to uint8 R×R×channels, where R = `resized_side(size, crop)`.
 
-    "squash" resizes both sides to R. "shorter_side" resizes the shorter one to R and takes the R×R square of which
-    `centre` is, pixel for pixel, what timm's evaluation transform takes (Resize, CenterCrop). A strip more than
-    MOST_ELONGATED times as long as wide is the exception: its pixels may differ by rounding.
+    "squash" resizes both sides to R. "shorter_side" resizes the shorter one to R and cuts out the R×R square whose
+    `center_crop` is, pixel for pixel, that of timm's evaluation transform (Resize, CenterCrop). In an image more than
+    MAX_ASPECT_RATIO times as long as wide, pixels may differ by rounding.
     """
     from PIL import Image
 
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    image = image.convert("L" if channels == 1 else "RGB")
     side, method = resized_side(size, crop), Image.Resampling[interpolation.upper()]
     if resize == "squash":
-        square = picture if picture.size == (side, side) else picture.resize((side, side), method)
+        square = image if image.size == (side, side) else image.resize((side, side), method)
     else:
-        square = _square(picture, side, size, method)
+        square = _square(image, side, size, method)
     return np.array(square).reshape(side, side, channels)
 
 
 def resized_side(size: int, crop: float) -> int:
-    """The side R, in pixels, of what is kept of a picture whose centre of `size` the network sees."""
+    """The side in pixels of the stored square, of which the network sees the centre of `size` pixels."""
     return math.floor(size / crop)
 
 
@@ -205,62 +231,62 @@ def _crop_offset(side: int, size: int) -> int:
     return round((side - size) / 2)  # halves go to the even number, as in torchvision's center_crop
 
 
-def _square(picture: Image, side: int, size: int, method: int) -> Image:
-    shorter, longer = sorted(picture.size)
+def _square(image: Image, side: int, size: int, method: int) -> Image:
+    shorter, longer = sorted(image.size)
     length = int(side * longer / shorter)  # as torchvision's Resize rounds
     start = _crop_offset(length, size) - _crop_offset(side, size)
-    wide = picture.width > picture.height
-    if longer > MAX_ELONGATED * shorter:
+    wide = image.width > image.height
+    if longer > MAX_ASPECT_RATIO * shorter:
         ends = (start * longer / length, (start + side) * longer / length)
         box = (ends[0], 0, ends[1], shorter) if wide else (0, ends[0], shorter, ends[1])
-        return picture.resize((side, side), method, box=box)
+        return image.resize((side, side), method, box=box)
     whole = (length, side) if wide else (side, length)
-    resized = picture if picture.size == whole else picture.resize(whole, method)
+    resized = image if image.size == whole else image.resize(whole, method)
     return resized.crop((start, 0, start + side, side) if wide else (0, start, side, start + side))
 
 
-def _is_grey_image(picture: Image) -> bool:
-    """Whether every pixel is a grey by what the picture's mode and palette say."""
-    if picture.mode in ("P", "PA"):
-        colours = np.array(picture.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+def _is_grey_image(image: Image) -> bool:
+    """Whether the image's mode and palette allow nothing but greys."""
+    if image.mode in ("P", "PA"):
+        colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
         return bool((colours == colours[:, :1]).all())
-    return picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode.startswith("I;16")
+    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
-def _drop_alpha(picture: Image, *, grey: bool) -> Image:
-    """Mode "L" where grey, else "RGB"; what is transparent lies over white."""
+def _drop_alpha(image: Image, *, grey: bool) -> Image:
+    """Converts to mode "L" where grey, else "RGB"; transparent pixels lie over white."""
     from PIL import Image
 
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _from_16_bit(picture)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_16_bit(image)
     mode = "L" if grey else "RGB"
-    if picture.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in picture.info:
-        return picture.convert("RGB").convert(mode) if picture.mode == "P" else picture.convert(mode)
-    if picture.mode == "La":
-        picture = picture.convert("LA")
-    elif picture.mode != "LA":
-        picture = picture.convert("RGBA")
-    over = Image.new(mode, picture.size, "white")
-    over.paste(picture.convert(mode), mask=picture.getchannel("A"))
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return image.convert("RGB").convert(mode) if image.mode == "P" else image.convert(mode)
+    if image.mode == "La":
+        image = image.convert("LA")
+    elif image.mode != "LA":
+        image = image.convert("RGBA")
+    over = Image.new(mode, image.size, "white")
+    over.paste(image.convert(mode), mask=image.getchannel("A"))
     return over
 
 
-def _from_16_bit(picture: Image) -> Image:
-    """The high byte of 16-bit grey, which Pillow's own conversion would cut off at 255."""
+def _from_16_bit(image: Image) -> Image:
+    """Takes the high byte of 16-bit grey, which Pillow's own conversion would clip at 255."""
     from PIL import Image
 
     # Older Pillows give 16-bit PNG, and every Pillow gives PGM of more than 8 bits, as mode I from 0 to 65535.
-    if not picture.mode.startswith("I;16") and not (picture.mode == "I" and picture.format in ("PNG", "PPM")):
-        raise DataError(f"expected pixels of 8 or 16 bits, found a picture of mode {picture.mode}, which has no white")
-    deep = np.asarray(picture)
+    if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
+        raise DataError(f"expected pixels of 8 or 16 bits, found an image of mode {image.mode}, which has no white")
+    deep = np.asarray(image)
     high = (deep >> 8).astype(np.uint8)
-    if isinstance(clear := picture.info.get("transparency"), int):
+    if isinstance(clear := image.info.get("transparency"), int):
         high[deep == clear] = 255
     return Image.fromarray(high)
 
 
-def _upright(source: Image, picture: Image) -> Image:
-    """`picture` turned as the EXIF note of `source` says; a damaged note turns nothing."""
+def _upright(source: Image, image: Image) -> Image:
+    """Turns `image` by the EXIF orientation of `source`; damaged EXIF turns nothing."""
     from PIL.Image import Transpose
 
     turns = {
@@ -274,55 +300,6 @@ def _upright(source: Image, picture: Image) -> Image:
     }
     try:
         turn = turns.get(source.getexif().get(0x0112, 1))
-    except Exception:  # the pixels are whole, and Pillow's readers of the note have no common base for their errors
+    except Exception:  # the pixels are whole, and the errors of Pillow's EXIF reader have no common base
         turn = None
-    return picture if turn is None else picture.transpose(turn)
-
-
-class _Quiet:
-    """Switches warnings off while any thread decodes: Pillow warns of what is no matter here, such as a damaged note.
-
-    warnings.catch_warnings alone would not do: two threads that overlap put back each other's state.
-    """
-
-    def __init__(self) -> None:
-        self.lock, self.inside = threading.Lock(), 0
-        self.saved = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if self.inside == 0:
-                self.saved = warnings.catch_warnings()
-                self.saved.__enter__()
-                warnings.simplefilter("ignore")
-            self.inside += 1
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
-                self.saved.__exit__(kind, error, at)
-
-
-_QUIET = _Quiet()
-
-
-def quiet_decoding() -> AbstractContextManager[None]:
-    """Around the decoding of many pictures: what each of them would do to the list of warnings is done once."""
-    return _QUIET
-
-
-_ROOM = WeightedSemaphore(
-    max(MAX_PIXELS, available_memory() // 4 // PIXEL_BYTES)
-)  # pixels that all threads decode at one time
-
-
-@dataclass(frozen=True)
-class CropSpec:
-    """What is kept of a picture: see `crop_to_square`. channels None: 1 if every picture is grey, else 3."""
-
-    channels: int | None
-    size: int
-    crop: float
-    resize: str
-    interpolation: str
+    return image if turn is None else image.transpose(turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections import deque
@@ -16,73 +17,66 @@ import torch
 from torch import Tensor
 
 from finetune.data.augment.affine import Augment, augment_affine
-from finetune.data.augment.mixup import apply_mix
-from finetune.data.augment.mixup import sample_mix as mix_drawn
+from finetune.data.augment.mixup import apply_mix, sample_mix
 from finetune.data.augment.photo import augment_photo
 from finetune.data.normalize import ImageArray, Normalizer
 
 Key = TypeVar("Key")
-
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 AHEAD = 3  # results that wait, at most
-
 THREADS = 2
+VALUES_PER_BLOCK = 2**20  # numbers prepared in one go
 
 
-def prefetch(read: Callable[[Key], Found], keys: Iterable[Key]) -> Generator[Found, None, None]:
-    """`read(key)` for every key, in the order of the keys, a few of them ahead in threads.
+def prefetch(
+    read: Callable[[Key], Result], keys: Iterable[Key], *, threads: int = THREADS, ahead: int = AHEAD
+) -> Generator[Result, None, None]:
+    """Yields `read(key)` for every key, in order, computed in threads up to `ahead` keys early.
 
-    An error of `read` comes where its result would have come. When the caller stops early, nothing more is begun.
+    An error of `read` is raised where its result would have come. When the caller stops early, no new read begins.
     """
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
     try:
-        waiting = iter(keys)
-        begun: deque[Future[Found]] = deque(pool.submit(read, key) for key in islice(waiting, AHEAD))
+        remaining = iter(keys)
+        begun: deque[Future[Result]] = deque(pool.submit(read, key) for key in islice(remaining, ahead))
         while begun:
-            found = begun.popleft().result()
-            begun.extend(pool.submit(read, key) for key in islice(waiting, 1))
-            yield found
+            result = begun.popleft().result()
+            begun.extend(pool.submit(read, key) for key in islice(remaining, 1))
+            yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-VALUES_PER_BLOCK = 2**20  # numbers
-
-
 def keyed_generator(*key: object) -> torch.Generator:
-    """A generator that depends on the key alone, for example (seed, epoch, "order")."""
+    """A random generator seeded by the key alone, for example (seed, epoch, "order")."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 @dataclass(frozen=True)
 class EpochRandomness:
-    """What chance decided for one epoch. Tensors are by image, except `order`: which image comes when.
+    """The random choices of one epoch. Tensors have one row an image, except `order`: which image comes when.
 
-    `first`: the row of the first image among the inputs, which is not 0 where they have several views of the images.
+    first_row: of the first image among the inputs, which is not 0 where they have several views of the images.
     """
 
     order: Tensor
     numbers: Tensor | None
     mix: Tensor | None
-    first: int = 0
+    first_row: int = 0
 
 
 class Batches:
-    """One epoch after another of (inputs, labels) from tensors that stay in memory, or from images that are read.
+    """Batches of (inputs, labels), epoch by epoch, whose order and augmentation depend only on (seed, epoch, image).
 
-    `inputs` are uint8 images to be normalised and augmented, or, with `normalise=None`, activations that are passed on
-    as they are. Images that are not a tensor are read a few batches ahead. Batches come on the device of `labels`. The
+    `inputs` are uint8 images to be normalized and augmented, or, with `normalize=None`, activations that are passed on
+    as they are. Inputs that are not a tensor are read a few batches ahead. Batches come on the device of `labels`. The
     last batch of an epoch may be smaller; every image comes exactly once an epoch. Labels are int64, N; where `augment`
     mixes images they are float32, N×classes, the share of each class, and `classes` has to be given.
 
-    With `views` chance changes the images in so many ways only: epoch e as it would epoch e mod `views`. Activations
-    are then those of all views, one view after the other.
-
-    With `shard` (r, s) these are the batches of the r-th of s processes, from 0: of each batch a run of its images, so
-    that all s together have the batch as it would be. Where there is no image for a process, it gets another's, which
-    `weights` tells.
+    With `views`, images are augmented in that many ways only: epoch e like epoch e mod `views`. Activations are then
+    those of all views, one view after the other.
     """
 
     def __init__(
@@ -96,7 +90,6 @@ class Batches:
         augment: Augment | None = None,
         classes: int | None = None,
         views: int | None = None,
-        shard: tuple[int, int] = (0, 1),
     ) -> None:
         assert len(inputs) == len(labels) * (views if views and normalize is None else 1) > 0
         assert augment is None or normalize is not None, "activations cannot be augmented"
@@ -104,119 +97,120 @@ class Batches:
         assert augment is None or not augment.mixes or views is None, "mixed images have no views"
         self.inputs, self.labels = inputs, labels
         self.batch_size, self.seed, self.classes = batch_size, seed, classes
-        self.normalize, self.augment = normalize, augment
-        self.views, self.shard = views, shard
+        self.normalize, self.augment, self.views = normalize, augment, views
+        self.rank, self.world_size = 0, 1
 
-    @property
-    def images_per_epoch(self) -> int:
-        return len(self.labels)
+    def shard(self, rank: int, world_size: int) -> Batches:
+        """The batches of one of several processes: of each batch a run of its images.
+
+        All processes together have the batch as it would be. One without an image gets another's, which
+        `local_and_global_count` tells.
+        """
+        own = copy.copy(self)
+        own.rank, own.world_size = rank, world_size
+        return own
 
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch from number `first` (0: all), in the epoch's own order.
-
-        `epoch` counts over the whole run, phases included.
-        """
-        draw = self._draw(epoch)
-        rows = (self._rows(draw, *self._places(batch)) for batch in range(first, self.steps_per_epoch))
+        """The batches of one epoch, from number `first` on (0: all). `epoch` counts over the whole run, all phases."""
+        random = self._random(epoch)
+        rows = (self._rows(random, *self._own_range(batch)) for batch in range(first, self.steps_per_epoch))
         if isinstance(self.inputs, Tensor):
-            while some := list(islice(rows, 1 if draw.mix is not None else self._at_once())):
+            while some := list(islice(rows, 1 if random.mix is not None else self._batches_per_block())):
                 row = torch.cat(some)
-                images, labels = self._batch(self.inputs[row + draw.first], row, draw)
-                counts = [len(own) for own in some] if draw.mix is None else [len(labels)]
+                images, labels = self._batch(self.inputs[row + random.first_row], row, random)
+                counts = [len(own) for own in some] if random.mix is None else [len(labels)]
                 yield from zip(torch.split(images, counts), torch.split(labels, counts), strict=True)
             return
-        with closing(prefetch(lambda row: (self._read(row + draw.first), row), rows)) as batches:
+        with closing(prefetch(lambda row: (self._read(row + random.first_row), row), rows)) as batches:
             for inputs, row in batches:
-                yield self._batch(inputs, row, draw)
+                yield self._batch(inputs, row, random)
 
-    def _at_once(self) -> int:
-        """How many batches are prepared in one go, for the sake of few and larger operations: as fit into a cache."""
+    def _batches_per_block(self) -> int:
+        """How many batches are prepared in one go: fewer, larger operations, that still fit into a cache."""
         one = self.inputs.shape[1:] if self.normalize is None else (self.normalize.pixels(self.inputs),)
         return max(1, VALUES_PER_BLOCK // (self.batch_size * math.prod(one)))
 
-    def weights(self, batch: int) -> tuple[int, int]:
-        """How many images of an epoch's batch count here, which may be none, and how many there are in it in all."""
-        start, stop, whole = self._run(batch)
-        return stop - start, whole
+    def local_and_global_count(self, batch: int) -> tuple[int, int]:
+        """How many images of a batch this process has, perhaps none, and how many all processes have together."""
+        start, stop, size = self._shard_range(batch)
+        return stop - start, size
 
-    def _run(self, batch: int) -> tuple[int, int, int]:
-        """The first place of this process's part of a batch in the epoch's order, one past its last, and the batch's
-        size."""
-        begin, (rank, size) = batch * self.batch_size, self.shard
-        whole = min(self.batch_size, len(self.labels) - begin)
-        return begin + whole * rank // size, begin + whole * (rank + 1) // size, whole
+    def _shard_range(self, batch: int) -> tuple[int, int, int]:
+        """Start and stop of this process's images in the epoch's order, and the size of the whole batch."""
+        begin = batch * self.batch_size
+        size = min(self.batch_size, len(self.labels) - begin)
+        return begin + size * self.rank // self.world_size, begin + size * (self.rank + 1) // self.world_size, size
 
-    def _places(self, batch: int) -> tuple[int, int]:
-        start, stop, _ = self._run(batch)
+    def _own_range(self, batch: int) -> tuple[int, int]:
+        """The same without the size, and never empty: a process without an image gets another's."""
+        start, stop, _ = self._shard_range(batch)
         if start < stop:
             return start, stop
         spare = min(start, len(self.labels) - 1)
         return spare, spare + 1
 
     def images_of(self, epoch: int, batch: int) -> list[int]:
-        """Which images a batch of an epoch has."""
+        """The indices of the images in a batch of an epoch, over all processes."""
         start = batch * self.batch_size
-        return [int(image) for image in self._draw(epoch).order[start : start + self.batch_size]]
+        return [int(image) for image in self._random(epoch).order[start : start + self.batch_size]]
 
     def at(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """One image (1×...) and its label as `epoch` has them."""
-        draw = self._draw(epoch)
-        place = int((draw.order == index).nonzero())
-        row = self._rows(draw, place, place + 1)
-        return self._batch(self._read(row + draw.first), row, draw)
+        random = self._random(epoch)
+        position = int((random.order == index).nonzero())
+        row = self._rows(random, position, position + 1)
+        return self._batch(self._read(row + random.first_row), row, random)
 
-    def prepared(self, epoch: int) -> Callable[[Tensor], Tensor]:
-        """What gives the inputs of images by their places, as `epoch` has them; not where images are mixed."""
-        draw = self._draw(epoch)
-        assert draw.mix is None, "a mixed image is not one image's input"
-        return lambda rows: self._batch(self._read(rows + draw.first), rows, draw)[0]
+    def input_fn(self, epoch: int) -> Callable[[Tensor], Tensor]:
+        """A function from image indices to the inputs that `epoch` has for them; not where images are mixed."""
+        random = self._random(epoch)
+        assert random.mix is None, "a mixed image is not one image's input"
+        return lambda rows: self._batch(self._read(rows + random.first_row), rows, random)[0]
 
-    def _draw(self, epoch: int) -> EpochRandomness:
+    def _random(self, epoch: int) -> EpochRandomness:
         count, device = len(self.labels), self.labels.device
         order = torch.randperm(count, generator=keyed_generator(self.seed, epoch, "order"))
         view = epoch % self.views if self.views else epoch
-        first = view * count if self.views and self.normalize is None else 0
         numbers = mix = None
         if self.augment is not None and self.augment.numbers:
-            drawn = torch.rand(count, self.augment.numbers, generator=keyed_generator(self.seed, view, "augment"))
-            numbers = drawn.to(device)
+            generator = keyed_generator(self.seed, view, "augment")
+            numbers = torch.rand(count, self.augment.numbers, generator=generator).to(device)
         if self.augment is not None and self.augment.mixes:
-            mix = mix_drawn(count, self.augment, keyed_generator(self.seed, epoch, "mix")).to(device)
+            mix = sample_mix(count, self.augment, keyed_generator(self.seed, epoch, "mix")).to(device)
         order = order.to(self.inputs.device) if isinstance(self.inputs, Tensor) else order
-        return EpochRandomness(order, numbers, mix, first)
+        return EpochRandomness(order, numbers, mix, view * count if self.views and self.normalize is None else 0)
 
-    def _rows(self, draw: EpochRandomness, start: int, stop: int) -> Tensor:
-        """The images at these places of the order; where images are mixed, also the one after them."""
-        rows = draw.order[start:stop]
-        return rows if draw.mix is None else torch.cat([rows, draw.order[[stop % len(draw.order)]]])
+    def _rows(self, random: EpochRandomness, start: int, stop: int) -> Tensor:
+        """The images at these positions of the order; where images are mixed, also the one after them."""
+        rows = random.order[start:stop]
+        return rows if random.mix is None else torch.cat([rows, random.order[[stop % len(random.order)]]])
 
     def _read(self, rows: Tensor) -> Tensor:
         found = self.inputs[rows]
         return found.pin_memory() if self.labels.is_cuda and not found.is_cuda else found
 
-    def _batch(self, inputs: Tensor, rows: Tensor, draw: EpochRandomness) -> tuple[Tensor, Tensor]:
+    def _batch(self, inputs: Tensor, rows: Tensor, random: EpochRandomness) -> tuple[Tensor, Tensor]:
+        """Normalized and augmented inputs, and the labels of these rows, on the device of all labels."""
         device = self.labels.device
         rows = rows.to(device)
-        images = self._prepared(
-            inputs.to(device, non_blocking=True), None if draw.numbers is None else draw.numbers[rows]
-        )
-        labels = self.labels[rows]
-        if draw.mix is None:
+        numbers = None if random.numbers is None else random.numbers[rows]
+        images, labels = self._augmented(inputs.to(device, non_blocking=True), numbers), self.labels[rows]
+        if random.mix is None:
             return images, labels
         assert self.classes is not None
-        return apply_mix(images[:-1], images[1:], (labels[:-1], labels[1:]), draw.mix[rows[:-1]], self.classes)
+        return apply_mix(images[:-1], images[1:], (labels[:-1], labels[1:]), random.mix[rows[:-1]], self.classes)
 
-    def _prepared(self, inputs: Tensor, numbers: Tensor | None) -> Tensor:
+    def _augmented(self, inputs: Tensor, numbers: Tensor | None) -> Tensor:
         normalize, augment = self.normalize, self.augment
         if normalize is None:
             return inputs
         if numbers is None or augment is None:
             return normalize(inputs)
-        if not augment.of_photographs:
+        if not augment.is_photo:
             return augment_affine(normalize(inputs), numbers, augment, normalize.offset)
         pixels = normalize.crop_source(inputs) if augment.crop else normalize.center_view(inputs)
         height, width = pixels.shape[-2:] if normalize.size is None else (normalize.size, normalize.size)

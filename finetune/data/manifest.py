@@ -1,27 +1,24 @@
-"""Image records: file, label and split of each image of a data set."""
+"""Image records: the name, label and split of each image of a data set, and how to read its bytes."""
 
 from __future__ import annotations
 
-import os
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from finetune.checkpoint.limits import MAX_CLASS_NAME_LEN, check_classes
+from finetune.data.image_io import read_image_bytes
 from finetune.errors import DataError
 from finetune.io.sanitize import printable
 from finetune.text import listed, name_hint
 
-if TYPE_CHECKING:
-    pass
-
-
 SplitName = Literal["train", "validation", "test"]
 
-# How each part may be called, and by what name it is listed. A class called like one of these needs a table.
+# What a folder or a CSV may call each split. A class with one of these names needs a CSV.
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
     "val": "validation",
@@ -30,97 +27,118 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "test": "test",
 }
 
-MAX_TEXT = 4_000  # characters that a class's name is looked for in
-
+MAX_CLASS_TEXT = 4_000  # characters; a longer text is no class name and not normalized
 MAX_SHOWN = 20  # files named in one message or note
 
 
 @dataclass(frozen=True)
-class ImageRecord:
-    """One file: where it is, what it is called in messages (relative to its folder or table), its class and part."""
+class ImageRecord(ABC):
+    """One labelled image of a data set, wherever its bytes are. A source of images defines how to `open` it.
 
-    path: Path
+    `name` tells it from the others in messages and reports: its path relative to the folder, CSV or archive.
+    """
+
     name: str
     label: str
-    part: SplitName
+    split: SplitName
+
+    @abstractmethod
+    def open(self) -> bytes:
+        """Reads the encoded image, at most `image_io.MAX_BYTES`. Called from several threads at once.
+
+        DataError, which need not name the image, where it cannot be read.
+        """
+
+    @abstractmethod
+    def size(self) -> int | None:
+        """The number of encoded bytes, if it is cheap to know: it decides whether threads pay."""
+
+
+@dataclass(frozen=True)
+class FileRecord(ImageRecord):
+    """An image that is a file of its own."""
+
+    path: Path
+
+    def open(self) -> bytes:
+        return read_image_bytes(self.path)
+
+    def size(self) -> int | None:
+        try:
+            return self.path.stat().st_size
+        except (OSError, ValueError):  # `open` gives the reason
+            return None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a data set. `bad` has (name, reason) for those that are there but must not or cannot be opened.
+    """The image records of a data set, none of them opened yet.
 
-    `class_names` are sorted over all parts together. Without any file of the part "test", that part is still to be
-    split off "train". `notes` say what was left out, for the person.
+    name: of the data set, in messages. class_names: sorted, those of all splits together. bad: (name, reason) for each
+    image that cannot or must not be opened. notes: what was left out, for people. Without a record of the split "test",
+    that split is still to be taken from "train". DataError for class names that no checkpoint could hold.
     """
 
     name: str
-    files: tuple[ImageRecord, ...]
+    records: tuple[ImageRecord, ...]
     class_names: tuple[str, ...]
     bad: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:
-            check_classes(self.class_names)  # before a long run, whose checkpoint could not say them
+            check_classes(self.class_names)  # now, not when a long run saves its checkpoint
         except ValueError as error:
             raise DataError(f"{self.name}: {error}") from None
 
     def with_classes(self, names: Sequence[str] | None) -> Manifest:
-        """Only the files of these classes, which become the class names in this order; DataError for a wrong name."""
+        """Keeps only these classes, in this order; None keeps all. DataError for a wrong name."""
         if names is None:
             return self
-        for name in names:
-            if name not in self.class_names:
-                raise DataError(f"{self.name}: unknown class {name!r}{name_hint(name, self.class_names, 'classes')}")
-        if not names or len(set(names)) < len(names):
-            raise DataError(f"{self.name}: expected classes, each once, found {', '.join(names) or 'none'}")
-        kept = tuple(file for file in self.files if file.label in names)
-        return replace(self, files=kept, class_names=tuple(names))
+        check_class_choice(self.name, names, self.class_names)
+        kept = tuple(record for record in self.records if record.label in names)
+        return replace(self, records=kept, class_names=tuple(names))
 
-    def without_picture_to_learn_from(self) -> list[str]:
-        """The classes that no file of the training part shows."""
-        counts = Counter(file.label for file in self.files if file.part == "train")
-        return [name for name in self.class_names if not counts[name]]
+    def counts(self, split: SplitName) -> dict[str, int]:
+        """The number of images of each class in a split."""
+        found = Counter(record.label for record in self.records if record.split == split)
+        return {name: found[name] for name in self.class_names}
 
 
-def one_test_split(files: Iterable[ImageRecord]) -> tuple[ImageRecord, ...]:
-    """The same files; where there is a validation part but no test part, the validation part is the test part."""
-    every = tuple(files)
-    parts = {file.part for file in every}
-    if "validation" not in parts or "test" in parts:
+def check_class_choice(origin: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """DataError where the classes asked for are none, unknown, or not each given once."""
+    for name in names:
+        if name not in known:
+            raise DataError(f"{origin}: unknown class {name!r}{name_hint(name, known, 'classes')}")
+    if not names or len(set(names)) < len(names):
+        found = ", ".join(names) or "none"
+        raise DataError(f"{origin}: expected classes, each once, found {found}; classes are {listed(known)}")
+
+
+def with_test_split(records: Iterable[ImageRecord]) -> tuple[ImageRecord, ...]:
+    """Makes the validation split the test split where there is no other test split."""
+    every = tuple(records)
+    if any(record.split == "test" for record in every):
         return every
-    return tuple(replace(file, part="test") if file.part == "validation" else file for file in every)
+    return tuple(replace(record, split="test") if record.split == "validation" else record for record in every)
 
 
 def class_name(text: str) -> str | None:
-    """A class's name from a folder's or a table's text, composed (NFC), so that every system writes it the same.
+    """A class's name from a folder's name or a cell, normalized (NFC) so that it is the same from every system.
 
-    None for what could not be shown and saved: characters that are not printable, bytes that are not UTF-8, or a name
-    of more than 255 characters.
+    None for a name that cannot be shown and saved: not printable, not UTF-8, or over 255 characters.
     """
-    if len(text) > MAX_TEXT:  # to be composed it would be gone through several times
+    if len(text) > MAX_CLASS_TEXT:
         return None
     name = unicodedata.normalize("NFC", text.strip())
     return name if name and name.isprintable() and len(name) <= MAX_CLASS_NAME_LEN else None
 
 
 def list_some(names: Sequence[str]) -> str:
-    """The first names and how many more there are."""
-    more = f" and {len(names) - MAX_SHOWN:,} more" if len(names) > MAX_SHOWN else ""
-    return listed(map(printable, names[:MAX_SHOWN])) + more
+    """The first names, and how many more there are."""
+    return listed(map(printable, names[:MAX_SHOWN])) + and_more(len(names))
 
 
-def is_image_path(name: str) -> bool:
-    """Whether a name means a folder or a CSV rather than a registered data set."""
-    if name.lower().endswith(".csv") or any(separator in name for separator in {os.sep, os.altsep or os.sep, "/"}):
-        return True
-    try:
-        return bool(name) and Path(name).is_dir()
-    except OSError:  # a name longer than a file's may be
-        return False
-
-
-def short_name(name: str) -> str:
-    """What to call a folder or a CSV in reports and file names: its last part, without .csv."""
-    path = Path(name).resolve()
-    return path.stem if path.suffix.lower() == ".csv" else path.name
+def and_more(count: int) -> str:
+    """The words " and N more" where `count` exceeds MAX_SHOWN, else nothing."""
+    return f" and {count - MAX_SHOWN:,} more" if count > MAX_SHOWN else ""

@@ -13,11 +13,10 @@ from finetune.data.image_io import center_crop
 
 
 class Normalizer:
-    """Turns uint8 images (N×C×H×W) into a network's input: float, scaled to 0..1, less `mean`, over `std`.
+    """Converts uint8 images (N×C×H×W) to a network's input: float, scaled to 0..1, less `mean`, over `std`.
 
-    With `size`, images of another size are brought to size×size first: of stored pictures of `working`×`working` the
-    size×size centre is cut out, all others are resized (bilinear, antialiased). One channel serves for all where there
-    are several means.
+    With `size`, images of another size become size×size first: stored images of `working`×`working` are cropped to
+    their centre, all others are resized (bilinear, antialiased). One channel is repeated where there are several means.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Normalizer:
         return torch.addcmul(self.offset, self.center_view(images).float(), self.scale)
 
     def center_view(self, images: Tensor) -> Tensor:
-        """What of the images (N×C×H×W) a network is shown when it is judged: values of 0..255, not normalised."""
+        """The part of the images (N×C×H×W) used for evaluation: values of 0..255, not normalized."""
         height, width = images.shape[-2:]
         if self.size is None or height == width == self.size:
             return images
@@ -48,7 +47,7 @@ class Normalizer:
         return F.interpolate(images.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
 
     def crop_source(self, images: Tensor) -> Tensor:
-        """What a random crop is taken from: all that is stored, but the view of what is larger than meant to be.
+        """The pixels that a random crop is taken from: all that are stored, or the centre view of unusually large ones.
 
         The crop is read without antialiasing, so it must not come from pixels much finer than its own.
         """
@@ -57,17 +56,17 @@ class Normalizer:
         return images if stored else self.center_view(images)
 
     def pixels(self, images: Tensor | ImageArray) -> int:
-        """How many pixels an image has when it goes into the network."""
+        """The number of pixels of one image at the network's input."""
         height, width = images.shape[-2:]
         return self.size**2 if self.size is not None else height * width
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """The reverse of normalising: uint8 images, N×C'×H×W."""
+        """Reverses the normalization: uint8 images, N×C'×H×W."""
         return ((images - self.offset) / self.scale).round().clamp(0, 255).to(torch.uint8)
 
 
 class ImageArray(Protocol):
-    """Images (uint8, N×C×H×W) or activations (N×...) that are read when they are asked for."""
+    """Images (uint8, N×C×H×W) or activations (N×...) that are read when they are indexed."""
 
     @property
     def shape(self) -> Sequence[int]: ...

@@ -1,4 +1,4 @@
-"""The data sets known by name: one row each. A new one in the idx format of MNIST is one row more.
+"""The registered data sets: one row each. A new one in the idx format of MNIST is one row more.
 
 Nothing here imports torch until a data set is opened.
 """
@@ -16,24 +16,19 @@ from finetune.text import name_hint
 if TYPE_CHECKING:
     from finetune.data.image_dataset import DataSplits
 
-
 DIGITS = tuple(string.digits)
-
 LETTERS = tuple(string.ascii_lowercase)
-
 BY_CLASS = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
-
 BY_MERGE = tuple(string.digits + string.ascii_uppercase + "abdefghnqrt")  # the other small letters join their capitals
 
 MNIST_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
-
 MNIST_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def _emnist_row(
     split: str, about: str, class_names: tuple[str, ...], train: int, test: int, first: int = 0
 ) -> DatasetSpec:
-    """A row of EMNIST: six sets in one archive, named by their split."""
+    """A row for one of the six sets in EMNIST's archive, named by its split."""
     return DatasetSpec(
         name=f"emnist-{split}",
         title=f"EMNIST {split}",
@@ -170,7 +165,7 @@ ALIASES: dict[str, str] = {"fashion": "fashion-mnist"}
 
 
 def find_dataset(name: str) -> DatasetSpec:
-    """The row of a data set, by its name or an alias; DataError with near names and the list where there is none."""
+    """Finds a data set by its name or an alias. DataError with near names and the list where there is none."""
     row = DATASETS.get(ALIASES.get(name, name))
     if row is None:
         raise DataError(f"unknown data set {name!r}{name_hint(name, [*DATASETS, *ALIASES], 'data sets')}")
@@ -178,15 +173,15 @@ def find_dataset(name: str) -> DatasetSpec:
 
 
 def is_present(name: str, root: Path) -> bool:
-    """Whether every file of the data set is under `root` (or it needs none); looks at names only."""
+    """Whether every file of the data set is under `root`, by name, or it needs none."""
     return not find_dataset(name).missing(root)
 
 
 def open_dataset(name: str, root: Path, *, download: bool = True) -> DataSplits:
-    """The images of a data set, uint8 N×1×28×28, upright, labels from 0; files that are missing are downloaded first.
+    """Opens a data set: uint8 N×1×28×28, upright, labels from 0. Missing files are downloaded first, others only read.
 
     Raises DataError for an unknown name, damaged files, or missing ones where `download` is off; DownloadError where no
-    mirror gives them; OutputError where `root` cannot be written. Files that are there are only read.
+    mirror gives them; OutputError where `root` cannot be written.
     """
     row = find_dataset(name)
     if not row.folder:

@@ -1,4 +1,4 @@
-"""What is known of a registered data set before any of its files is opened."""
+"""Describes a registered data set: its classes, files, mirrors and licence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is known of a data set before any of its files is opened.
+    """A registered data set, as known before any of its files is opened.
 
     `folder` and the file names follow torchvision: ROOT/MNIST/raw/train-images-idx3-ubyte. No folder: the data comes
     with a library. The counts are those published; other counts in the files are accepted.
@@ -46,10 +46,10 @@ class DatasetSpec:
         return self.train_files + self.test_files
 
     def raw_folder(self, root: Path) -> Path:
-        """Where the files lie."""
+        """The folder of the files."""
         return root / self.folder / "raw"
 
     def missing(self, root: Path) -> tuple[str, ...]:
-        """Those of `files` that are there neither plain nor as .gz."""
+        """The names of `files` that exist neither plain nor as .gz."""
         raw = self.raw_folder(root)
         return tuple(f for f in self.files if not (raw / f).is_file() and not (raw / f"{f}.gz").is_file())

@@ -1,13 +1,14 @@
-"""Held-out parts and few-shot picks that depend on what an image shows, never on where it lies in its file.
+"""Held-out splits and few-shot subsets chosen by a hash of each image's pixels, never by its position.
 
-An image's turn comes from a hash of its pixels. Shuffling a data set, or adding to it, then leaves an image on the side
-where it was, and the same picture met twice cannot be trained on and judged on.
+Shuffling a data set, or adding to it, leaves an image in the split where it was, and equal images cannot be trained on
+and tested on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ Integers = npt.NDArray[np.int64]
 
 
 def image_hashes(images: Images, salt: str) -> npt.NDArray[np.uint64]:
-    """One number an image: 64 bits of BLAKE2b over the salt, the image's shape C×H×W and its bytes.
+    """Hashes each image to 64 bits of BLAKE2b over the salt, the image's shape C×H×W and its bytes.
 
     images: uint8, N×C×H×W. Returns N values, equal for equal images wherever they lie. Two different images among a
     million share a number with a chance of about 3 in 100 million. 60,000 images of 28×28 take about 0.1 s.
@@ -56,15 +57,9 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
     if wanted == 0:
         return data, data.subset([])
     labels: Integers = data.labels.cpu().numpy()
-    groups, group_of, group_sizes = np.unique(image_hashes(data.images, salt), return_inverse=True, return_counts=True)
-    home = np.full(len(groups), len(data.class_names), dtype=np.int64)
-    np.minimum.at(home, group_of, labels)
     class_sizes = np.bincount(labels, minlength=len(data.class_names))
-    held = np.zeros(len(groups), dtype=bool)
-    for label, share in enumerate(_in_proportion(class_sizes, wanted)):
-        own = np.flatnonzero(home == label)  # in order of hash: np.unique sorts
-        held[own[_fill(group_sizes[own], int(share))]] = True
-    out = held[group_of]
+    shares = _in_proportion(class_sizes, wanted)
+    out = _choose_groups(image_hashes(data.images, salt), labels, lambda label, sizes: _fill(sizes, int(shares[label])))
     left = np.bincount(labels[~out], minlength=len(class_sizes))
     if emptied := [data.class_names[c] for c in np.flatnonzero((left == 0) & (class_sizes > 0))]:
         raise DataError(
@@ -74,28 +69,42 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
     return data.subset(np.flatnonzero(~out)), data.subset(np.flatnonzero(out))
 
 
-def choose_test(keys: npt.NDArray[np.uint64], labels: Integers, classes: int, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which images to be judged on, where a data set has no such part: of each class those of the smallest keys.
+def choose_test(keys: npt.NDArray[np.uint64], labels: Integers, fraction: float) -> npt.NDArray[np.bool_]:
+    """Chooses the test images of a data set without a test split: of each class those of the smallest keys.
 
     keys: one number an image, a hash of what it is; equal keys stay on one side, that of the lowest label among them.
     Each class gives `fraction` of its images, at least one where it has two different ones, and never all. What a class
     gives depends on its own images alone. Returns N values.
     """
+
+    def choose(_: int, sizes: Integers) -> list[int]:
+        if len(sizes) < 2:
+            return []
+        chosen = _fill(sizes, max(1, round(fraction * int(sizes.sum()))))
+        return chosen[: len(sizes) - 1] or [int(np.argmin(sizes))]
+
+    return _choose_groups(keys, labels, choose)
+
+
+def _choose_groups(
+    keys: npt.NDArray[np.uint64], labels: Integers, choose: Callable[[int, Integers], list[int]]
+) -> npt.NDArray[np.bool_]:
+    """Chooses groups of images with equal keys, which belong to the lowest label among them. Returns N values.
+
+    choose: called with each label and the sizes of its groups in the order of their keys; returns indices of groups.
+    """
     groups, group_of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-    home = np.full(len(groups), classes, dtype=np.int64)
+    home = np.full(len(groups), np.iinfo(np.int64).max, dtype=np.int64)
     np.minimum.at(home, group_of, labels)
-    held = np.zeros(len(groups), dtype=bool)
-    for label in range(classes):
+    chosen = np.zeros(len(groups), dtype=bool)
+    for label in np.unique(home).tolist():
         own = np.flatnonzero(home == label)
-        if len(own) > 1:
-            wanted = max(1, round(fraction * int(sizes[own].sum())))
-            chosen = _fill(sizes[own], wanted)[: len(own) - 1]
-            held[own[chosen or [int(np.argmin(sizes[own]))]]] = True
-    return held[group_of]
+        chosen[own[choose(label, sizes[own])]] = True
+    return chosen[group_of]
 
 
 def take_shots(data: ImageSet, shots: int, *, seed: int) -> ImageSet:
-    """`shots` images of every class, in their original order: those of smallest hash, salted with `seed`.
+    """Keeps `shots` images of every class, those of smallest hash salted with `seed`, in their original order.
 
     Raises DataError where shots is below 1 or a class has fewer images than that.
     """
@@ -114,7 +123,7 @@ def take_shots(data: ImageSet, shots: int, *, seed: int) -> ImageSet:
 
 
 def _number_of_images(data: ImageSet, amount: int | float) -> int:
-    """`amount` as a count of images; DataError where it is none."""
+    """Converts `amount` to a number of images. DataError where that is out of range."""
     if isinstance(amount, int) and not isinstance(amount, bool) and 0 <= amount <= len(data):
         return amount
     if isinstance(amount, float) and 0 <= amount < 1:
@@ -126,7 +135,7 @@ def _number_of_images(data: ImageSet, amount: int | float) -> int:
 
 
 def _in_proportion(sizes: Integers, total: int) -> Integers:
-    """`total` spread over classes of these sizes by largest remainder; ties go to the lower label. Sums to `total`."""
+    """Spreads `total` over classes of these sizes by largest remainder; ties go to the lower label."""
     exact = sizes * total  # over sizes.sum(): whole numbers, so ties are ties
     shares: Integers = exact // sizes.sum()
     by_remainder = np.argsort(-(exact % sizes.sum()), kind="stable")
@@ -135,7 +144,7 @@ def _in_proportion(sizes: Integers, total: int) -> Integers:
 
 
 def _fill(sizes: Integers, room: int) -> list[int]:
-    """Indices of the groups taken, first to last, each where it still fits; together at most `room` images."""
+    """Takes the indices of groups in order, each that still fits; together at most `room` images."""
     taken = []
     for index, size in enumerate(sizes.tolist()):
         if room == 0:

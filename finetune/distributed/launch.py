@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,31 +21,24 @@ from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defin
 
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, translate_lost_peer
 from finetune.errors import FinetuneError, Interrupted, ProcessLost, SettingError, TrainingError
+from finetune.text import first_line
 
-TIMEOUT = timedelta(minutes=10)  # with a process that does not answer, though nothing says that it is gone
+TIMEOUT = timedelta(minutes=10)  # for a process that does not answer, though nothing says that it is gone
 
 HINT = "start with torchrun (docs/scaling.md), or unset WORLD_SIZE to train with one process"
 
-# Seconds for which a process that has failed lets another one speak first. The leader's word counts most, then that of
-# one with a fault of its own; who only saw another one vanish knows least.
-_OWN_FAULT, _OTHERS_FAULT, _STOPPED = 1.0, 2.0, 25.0
+# Seconds for which a process that has failed lets another one report first. The leader is preferred, then a process
+# with a fault of its own; one that only saw another one vanish knows least.
+_OWN_FAULT_DELAY, _PEER_FAULT_DELAY, _STOPPED_DELAY = 1.0, 2.0, 25.0
 
 _jobs = itertools.count()
 
 
-@dataclass(frozen=True)
-class RankInfo:
-    """What the environment says of this process: its rank of `size`, its number on the machine, where to meet."""
+def read_rank(environment: Mapping[str, str]) -> ProcessGroup | None:
+    """This process's place in its job by torchrun's variables; None where they name no other process.
 
-    rank: int
-    size: int
-    local: int
-    node: str
-    address: str
-
-
-def find_rank_info(environment: Mapping[str, str]) -> RankInfo | None:
-    """torchrun's variables; None where they say of no other process. SettingError where they make no sense."""
+    SettingError where they make no sense.
+    """
     size = _number(environment, "WORLD_SIZE", 1) if "WORLD_SIZE" in environment else 1
     if size == 1:
         return None
@@ -53,11 +46,10 @@ def find_rank_info(environment: Mapping[str, str]) -> RankInfo | None:
     if missing:
         raise SettingError(f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set; {HINT}")
     rank, local = _number(environment, "RANK", 0), _number(environment, "LOCAL_RANK", 0)
-    port = _number(environment, "MASTER_PORT", 1)
+    _number(environment, "MASTER_PORT", 1)
     if rank >= size or local > rank:
         raise SettingError(f"RANK is {rank}, LOCAL_RANK {local} and WORLD_SIZE {size}, which cannot be; {HINT}")
-    node = environment.get("GROUP_RANK") or socket.gethostname()
-    return RankInfo(rank, size, local, node, f"{environment['MASTER_ADDR']}:{port}")
+    return ProcessGroup(rank, size, local, environment.get("GROUP_RANK") or socket.gethostname())
 
 
 def _number(environment: Mapping[str, str], name: str, least: int) -> int:
@@ -69,13 +61,13 @@ def _number(environment: Mapping[str, str], name: str, least: int) -> int:
 
 @contextmanager
 def distributed_context(device: str) -> Iterator[ProcessGroup]:
-    """The block is run as one of the job's processes, if there are others; they share one message when it fails.
+    """Connects this process with the others of its job, if there are any, while the block runs.
 
-    In a process that is not to speak, a failure ends as SystemExit with the failure's exit code. `device` is what was
-    asked for: without `cpu`, GPUs talk to each other where there are any. The block has to end in all processes or in
-    none.
+    `device` is the one asked for: unless it is cpu, GPUs communicate where there are any. The block has to end in all
+    processes or in none. When it fails, one process reports; in all others the failure becomes a SystemExit with the
+    same exit code.
     """
-    place = find_rank_info(os.environ)
+    place = read_rank(os.environ)
     if place is None:
         yield SINGLE_PROCESS
         return
@@ -84,7 +76,7 @@ def distributed_context(device: str) -> Iterator[ProcessGroup]:
             "torch.distributed is set up already, which finetune does itself; call it before init_process_group"
         )
     store = _rendezvous(place)
-    group = ProcessGroup(place.rank, place.size, place.local, place.node, _backend(device), store)
+    group = replace(place, backend="nccl" if device != "cpu" and torch.cuda.is_available() else "gloo", store=store)
     try:
         with warnings.catch_warnings():
             if not group.leader:
@@ -93,7 +85,7 @@ def distributed_context(device: str) -> Iterator[ProcessGroup]:
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             _connect_group(group, store)
             yield group
-            group.any(False)  # nobody ends well before all have
+            group.any(False)  # no process ends well before all have
     except BaseException as error:
         with _ignore_sigterm():
             _destroy()
@@ -105,17 +97,14 @@ def distributed_context(device: str) -> Iterator[ProcessGroup]:
         _destroy()
 
 
-def _backend(device: str) -> str:
-    return "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
-
-
-def _rendezvous(place: RankInfo) -> Any:
-    """A store of torch's, which all processes can write to, wherever they are."""
+def _rendezvous(group: ProcessGroup) -> Any:
+    """One of torch's stores, which all processes can write to, wherever they are."""
     try:
         store, *_ = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     except (RuntimeError, OSError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT'])}"
         raise TrainingError(
-            f"process {place.rank} of {place.size}: no way to the others at {place.address} ({_first_line(error)}); "
+            f"process {group.rank} of {group.size}: no way to the others at {address} ({first_line(error)}); "
             "see that the first machine has started, and that this port of it can be reached"
         ) from None
     return PrefixStore(f"finetune/{next(_jobs)}", store)
@@ -123,16 +112,14 @@ def _rendezvous(place: RankInfo) -> Any:
 
 def _connect_group(group: ProcessGroup, store: Any) -> None:
     # DDP imports it, and what it imports keeps the processes' connections for ever if they are there by then. Their
-    # threads would live on while Python ends, and a tensor they give back at that moment ends the process by a signal.
+    # threads would live on while Python ends, and a tensor they free at that moment ends the process by a signal.
     import torch._dynamo
 
     if group.backend == "nccl":
         torch.cuda.set_device(min(group.local, torch.cuda.device_count() - 1))
     with translate_lost_peer():
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl"
-            if group.backend == "nccl"
-            else "gloo",  # votes and texts go from processor to processor
+            "cpu:gloo,cuda:nccl" if group.backend == "nccl" else "gloo",  # votes and texts go between processors
             store=PrefixStore("torch", store),
             rank=group.rank,
             world_size=group.size,
@@ -141,20 +128,20 @@ def _connect_group(group: ProcessGroup, store: Any) -> None:
 
 
 def _destroy() -> None:
-    """Who still waits for this process is told at once, by the end of the connection."""
+    """Closes the connections, which tells at once whoever still waits for this process."""
     if dist.is_initialized():
-        gc.collect()  # of what still refers to the connections in circles
+        gc.collect()  # reference cycles that still hold connections
         dist.destroy_process_group()
 
 
 def _exit_error(error: BaseException, group: ProcessGroup) -> BaseException:
-    """The error, if this process is the one to tell it; else a silent end."""
+    """The error, if this process is the one to report it; else a silent SystemExit."""
     stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-    patience = 0.0 if group.leader else _STOPPED if stopped else _OWN_FAULT
-    if group.elect_reporter(_OTHERS_FAULT if isinstance(error, ProcessLost) else patience):
+    delay = 0.0 if group.leader else _STOPPED_DELAY if stopped else _OWN_FAULT_DELAY
+    if group.elect_reporter(_PEER_FAULT_DELAY if isinstance(error, ProcessLost) else delay):
         if isinstance(error, FinetuneError) and not group.leader:
-            told = f"process {group.rank} of {group.size} (on {socket.gethostname()}): {error}"
-            error.args = (told, *error.args[1:])
+            message = f"process {group.rank} of {group.size} (on {socket.gethostname()}): {error}"
+            error.args = (message, *error.args[1:])
         return error
     code = error.exit_code if isinstance(error, FinetuneError) else 130 if stopped else 1
     return SystemExit(code)
@@ -162,7 +149,7 @@ def _exit_error(error: BaseException, group: ProcessGroup) -> BaseException:
 
 @contextmanager
 def _ignore_sigterm() -> Iterator[None]:
-    """torchrun ends the others with SIGTERM as soon as one has failed; what is to be said is said first."""
+    """Ignores SIGTERM in the block: torchrun sends it to the others as soon as one failed, before they can report."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -171,7 +158,3 @@ def _ignore_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200]

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from finetune.errors import ProcessLost
 
@@ -21,26 +21,16 @@ POLL = 0.05  # seconds between two looks at the store
 # What gloo says when the other end of a connection is gone; its messages begin with the place in its source.
 _GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
-_DONE, _SPOKEN = "done", "spoken"
-
-
-class Notes(Protocol):
-    """What all processes can write to and read, as torch's stores can be."""
-
-    def check(self, keys: list[str], /) -> bool: ...
-
-    def set(self, key: str, value: str, /) -> None: ...
-
-    def add(self, key: str, amount: int, /) -> int: ...
+_DONE, _REPORTED = "done", "spoken"  # keys in the store
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of the job: `rank` of `size`; on its own machine it is number `local`.
+    """This process among those of the job: `rank` of `size`, and `local` rank on its machine.
 
-    Every method but `part`, `first_here` and `speaks` is to be called by all of the group's processes at the same point
-    of their work; ProcessLost when one of them does not answer. `store` is where they leave notes meanwhile; `node`
-    names the machine.
+    Every method but `shard`, `leader_first` and `elect_reporter` must be called by all processes of the group at the
+    same point of their work; ProcessLost when one of them does not answer. `store` is where they leave notes for each
+    other; `node` names the machine.
     """
 
     rank: int = 0
@@ -48,7 +38,7 @@ class ProcessGroup:
     local: int = 0
     node: str = ""
     backend: str = ""
-    store: Notes | None = field(default=None, compare=False, repr=False)
+    store: Store | None = field(default=None, compare=False, repr=False)
 
     @property
     def leader(self) -> bool:
@@ -56,13 +46,13 @@ class ProcessGroup:
         return self.rank == 0
 
     def shard(self, count: int) -> tuple[int, int]:
-        """Which of `count` things in a row are this process's: the first and one past the last; in order of rank."""
+        """This process's share of `count` items: the index of the first and one past the last, in order of rank."""
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
     def all_reduce_max_async(self, *flags: bool) -> Callable[[], list[bool]]:
-        """Begins to ask; the function returned waits and says of each flag whether it was raised in any process.
+        """Starts a vote; the returned function waits and tells of each flag whether any process raised it.
 
-        Between the two, the processes may work and talk of other things.
+        In between, the processes may compute and use other collectives.
         """
         if self.size == 1:
             return lambda: list(flags)
@@ -91,7 +81,7 @@ class ProcessGroup:
         return total
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Gives floating-point tensors of one device their mean over the processes, in place."""
+        """Sets floating-point tensors of one device to their mean over the processes, in place."""
         every = [] if self.size == 1 else list(tensors)
         if not every:
             return
@@ -101,7 +91,7 @@ class ProcessGroup:
                 tensor.copy_(mean.view_as(tensor))
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
-        """Gives the tensors the leader's values, in place."""
+        """Sets the tensors to the leader's values, in place."""
         if self.size == 1:
             return
         for tensor in tensors:
@@ -112,27 +102,27 @@ class ProcessGroup:
                 tensor.copy_(values)
 
     def all_gather(self, own: Tensor, lengths: Sequence[int]) -> Tensor:
-        """All parts in order, in every process, bit for bit.
+        """Concatenates the rows of all processes in order of rank, in every process, bit for bit.
 
-        lengths: the rows of each of the things that `part` dealt out; `own` has those of this process's, and some.
+        lengths: the number of rows of each item that `shard` deals out; `own` has the rows of this process's items.
         """
         if self.size == 1:
             return own
-        shape = own.permute(0, 2, 3, 1) if _channels_last(own) else own.contiguous()
-        every = shape.new_empty((sum(lengths), *shape.shape[1:]))
+        contiguous = own.permute(0, 2, 3, 1) if is_channels_last(own) else own.contiguous()
+        every = contiguous.new_empty((sum(lengths), *contiguous.shape[1:]))
         start = 0
         for rank in range(self.size):
             first, end = replace(self, rank=rank).shard(len(lengths))
             rows = every[start : start + sum(lengths[first:end])]
             start += len(rows)
             if rank == self.rank:
-                rows.copy_(shape)
+                rows.copy_(contiguous)
             with translate_lost_peer():
                 dist.broadcast(rows.view(torch.uint8), src=rank)  # as bytes: gloo does not know every type
-        return every.permute(0, 3, 1, 2) if _channels_last(own) else every
+        return every.permute(0, 3, 1, 2) if is_channels_last(own) else every
 
     def broadcast_bytes(self, content: bytes | None) -> bytes:
-        """The leader's bytes, in every process; the others may give None."""
+        """Broadcasts the leader's bytes to every process; the others may pass None."""
         if self.size == 1:
             assert content is not None
             return content
@@ -148,36 +138,33 @@ class ProcessGroup:
 
     @contextmanager
     def leader_first(self, what: str) -> Iterator[None]:
-        """The block is run by one process of each machine first, and then by the others: what the first one fetches or
-        decodes, the others find. `what` is a name for it, once in a job.
+        """Runs the block in the first process of each machine, and then in the others.
+
+        What the first one downloads or decodes, the others find. `what` names the block, once in a job. The others wait
+        without a limit, since that may take hours, but not for a process that has failed.
         """
         mark = f"{_DONE}/{what}/{self.node}"
         if self.store is not None and self.local:
-            self._wait_for(mark)
+            with translate_lost_peer():
+                while not self.store.check([mark]):
+                    if self.store.check([_REPORTED]):
+                        raise ProcessLost(LOST_PEER)
+                    time.sleep(POLL)
         yield
         if self.store is not None and not self.local:
             with translate_lost_peer():
                 self.store.set(mark, "")
 
-    def _wait_for(self, mark: str) -> None:
-        """Waits without a limit, since what the first one does may take hours; but not for one that has failed."""
-        assert self.store is not None
-        with translate_lost_peer():
-            while not self.store.check([mark]):
-                if self.store.check([_SPOKEN]):
-                    raise ProcessLost(LOST_PEER)
-                time.sleep(POLL)
-
-    def elect_reporter(self, patience: float) -> bool:
-        """Whether this process is the one to say why the job has failed. Others are given `patience` seconds before."""
+    def elect_reporter(self, delay: float) -> bool:
+        """Whether this process is the one to say why the job has failed. The others get `delay` seconds to be it."""
         if self.store is None:
             return True
         try:
-            until = time.monotonic() + patience
-            while time.monotonic() < until and not self.store.check([_SPOKEN]):
+            until = time.monotonic() + delay
+            while time.monotonic() < until and not self.store.check([_REPORTED]):
                 time.sleep(POLL)
-            return self.store.add(_SPOKEN, 1) == 1
-        except RuntimeError:  # the store went with the process that held it
+            return self.store.add(_REPORTED, 1) == 1
+        except RuntimeError:  # the store is gone with the process that held it
             return True
 
 
@@ -195,7 +182,7 @@ def translate_lost_peer() -> Iterator[None]:
         raise
 
 
-def _channels_last(tensor: Tensor) -> bool:
-    """Whether the colours lie innermost in memory, and not outermost; torch chooses its arithmetic by that."""
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether images or activations N×C×H×W lie in memory as N×H×W×C; torch chooses its kernels by that."""
     last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     return last and not tensor.is_contiguous()

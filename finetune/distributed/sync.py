@@ -17,32 +17,28 @@ MAX_LISTED = 12  # differences in one message
 
 
 def check_same_run(run: Mapping[str, Any], group: ProcessGroup) -> None:
-    """SettingError in a process that would train something else than the leader: other data, other versions."""
+    """Raises SettingError in a process that would not train the same as the leader: other data, other versions."""
     if group.size == 1:
         return
     leaders = json.loads(group.broadcast_bytes(_bytes(run) if group.leader else None))
     unlike = json_diff(leaders, run)
     if unlike:
+        lines = "".join(f"  {line}\n" for line in unlike[:MAX_LISTED])
         raise SettingError(
-            "\n".join(
-                [
-                    "this process and the first one would not train the same; `there` is the first one:",
-                    *(f"  {line}" for line in unlike[:MAX_LISTED]),
-                    "all processes need the same command, the same data and the same versions",
-                ]
-            )
+            f"this process and the first one would not train the same; `there` is the first one:\n{lines}"
+            "all processes need the same command, the same data and the same versions"
         )
 
 
 def broadcast_state(
     values: object, tensors: Mapping[str, Tensor], group: ProcessGroup
 ) -> tuple[Any, dict[str, Tensor]]:
-    """The leader's JSON values and tensors, in every process."""
+    """Broadcasts the leader's JSON values and tensors to every process."""
     if group.size == 1:
         return values, dict(tensors)
-    told = group.broadcast_bytes(_bytes(values) if group.leader else None)
+    content = group.broadcast_bytes(_bytes(values) if group.leader else None)
     state = group.broadcast_bytes(save({name: t.contiguous() for name, t in tensors.items()}) if group.leader else None)
-    return (values, dict(tensors)) if group.leader else (json.loads(told), load(state))
+    return (values, dict(tensors)) if group.leader else (json.loads(content), load(state))
 
 
 def _bytes(values: object) -> bytes:

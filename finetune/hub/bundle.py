@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,24 +23,19 @@ from finetune.hub.model_card import (
     is_result,
     json_text,
     model_card,
-    timm_licence,
 )
 from finetune.hub.repo_id import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
 from finetune.hub.timm_config import make_config
-from finetune.io.safe_open import read_regular
 from finetune.recipe.load import check_recipe, dump_recipe
 from finetune.report.comparison import Comparison, sentence
-from finetune.report.report import MAX_REPORT_BYTES
+from finetune.report.report import read_report_values
 from finetune.report.tables import percent
-
-NO_RECIPE = "# These weights were saved without a recipe.\n"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What goes up: names in the repository and contents. `remarks` are for the person who pushes."""
+    """The files to upload, by their names in the repository. `remarks` are for the person who pushes."""
 
-    metadata: Metadata
     files: dict[str, bytes | Path]
     headline: str
     remarks: tuple[str, ...]
@@ -53,7 +48,7 @@ class Bundle:
 
 
 def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
-    """All files of a push, the card checked against the rules that are known here. The same input, the same bytes.
+    """Makes all files of a push, and checks the card. The same input gives the same bytes.
 
     CheckpointError when the checkpoint cannot be read, HubRefusal when the card does not hold.
     """
@@ -61,14 +56,13 @@ def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
     config = make_config(metadata, read_shapes(checkpoint))
     report, remarks = _report(checkpoint, metadata)
     base = find_base_model(metadata.lineage)
-    licence = _licence(licence, base, config)
+    licence = _choose_licence(licence, base, config)
     if licence == "unknown":
         remarks.append("no licence is named, so the card says unknown; name one with --license, for example mit")
-    folder = _folder(metadata)
+    folder = _data_folder(metadata)
     if folder is not None and PurePath(folder).is_absolute():
         remarks.append(f"the recipe names the folder {folder}, and goes up with the weights as it is")
-    verdicts = _verdicts(report)
-    card = model_card(CardFacts(name.repo, metadata, _data(metadata), base, licence, verdicts))
+    card = model_card(CardFacts(name.repo, metadata, _describe_data(metadata), base, licence, _verdicts(report)))
     check_card_here(card)
     files: dict[str, bytes | Path] = {
         WEIGHTS: checkpoint,
@@ -77,14 +71,18 @@ def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
         REPORT: json_text(report).encode(),
         CARD: card.encode(),
     }
-    return Bundle(metadata, files, headline(metadata), tuple(remarks))
+    return Bundle(files, headline(metadata), tuple(remarks))
 
 
-def _licence(given: str | None, base: BaseModel | None, config: dict[str, Any]) -> str:
-    """The licence that was named, else that of the timm weights it started from; written into timm's settings too."""
+def _choose_licence(given: str | None, base: BaseModel | None, config: dict[str, Any]) -> str:
+    """The given licence, else that of the timm weights it started from; written into timm's settings too."""
     settings = config.get("pretrained_cfg", {})
-    timms = timm_licence(settings) if base is not None and base.through_timm else None
-    found = given or (timms if timms is None or timms in LICENCES else "other") or "unknown"
+    timms = settings.get("license") if base is not None and base.through_timm else None
+    if isinstance(timms, str) and re.fullmatch(r"[A-Za-z0-9.-]{2,40}", timms):
+        timms = timms.lower() if timms.lower() in LICENCES else "other"
+    else:
+        timms = None
+    found = given or timms or "unknown"
     if settings:
         settings["license"] = found
     return found
@@ -104,7 +102,7 @@ def headline(metadata: Metadata) -> str:
 def _recipe(metadata: Metadata) -> str:
     """The resolved recipe as YAML; JSON, which is YAML too, where this version does not know all of it."""
     if not metadata.recipe:
-        return NO_RECIPE
+        return "# These weights were saved without a recipe.\n"
     try:
         return dump_recipe(check_recipe(metadata.recipe))
     except RecipeError:
@@ -112,51 +110,45 @@ def _recipe(metadata: Metadata) -> str:
 
 
 def _report(checkpoint: Path, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
-    """The report that lies beside the checkpoint if it is of the same run; else what the checkpoint itself says."""
+    """The report beside the checkpoint if it is of the same run, else what the checkpoint itself says; and remarks."""
     path = checkpoint.with_suffix(".report.json")
     own = {"kind": metadata.recipe.get("kind"), "recipe": metadata.recipe, "results": metadata.results}
     own |= {"data": metadata.data, "lineage": metadata.lineage}
     if not path.exists():
         return own, [f"{path} is not there; report.json has what the checkpoint says"]
-    try:
-        found = json.loads(read_regular(path, MAX_REPORT_BYTES))
-        same = isinstance(found, dict) and found.get("recipe") == metadata.recipe and _same_results(found, metadata)
-    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
-        raise CheckpointError(f"{path}: not the JSON of a report; move it away, and report.json is made anew") from None
-    if not same:
+    found = read_report_values(path)
+    if found is None:
+        raise CheckpointError(f"{path}: not the JSON of a report; move it away, and report.json is made anew")
+    if found.get("recipe") != metadata.recipe or not _same_results(found.get("results"), metadata.results):
         return own, [f"{path} is of another run than {checkpoint}; report.json has what the checkpoint says"]
     source = found.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str):
-        found["source"] = source | {
-            "path": re.split(r"[\\/]", source["path"])[-1]
-        }  # folders here are nobody's business
+        found["source"] = source | {"path": re.split(r"[\\/]", source["path"])[-1]}  # folders here stay private
     return found, []
 
 
-def _same_results(report: Mapping[str, Any], metadata: Metadata) -> bool:
-    results = report.get("results") or {}
-    for key, ours in metadata.results.items():
-        theirs = results.get(key)
-        if ours is None or theirs is None:
-            if ours is not theirs:
+def _same_results(report: Any, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a report's results agree with all the numbers of the checkpoint's."""
+    theirs = report if isinstance(report, Mapping) else {}
+    for key, ours in checkpoint.items():
+        other = theirs.get(key)
+        if not isinstance(ours, Mapping) or not isinstance(other, Mapping):
+            if ours is not None or other is not None:
                 return False
-        elif any(theirs.get(k) != v for k, v in ours.items()):
+        elif any(other.get(k) != v for k, v in ours.items()):
             return False
     return True
 
 
 def _verdicts(report: Mapping[str, Any]) -> list[str]:
-    """The report's comparisons in words, and what was forgotten."""
+    """The report's comparisons and its retention of the source's data, in sentences."""
     found = []
     comparisons = report.get("comparisons")
     for key, values in comparisons.items() if isinstance(comparisons, Mapping) else ():
         of, _, against = key.partition("_vs_")
         if values is not None and against:
-            try:
-                comparison = Comparison(**{**values, "ci95": tuple(values["ci95"])})
-                found.append(sentence(comparison, of, against))
-            except (TypeError, KeyError, ValueError):
-                continue
+            with contextlib.suppress(TypeError, KeyError, ValueError):
+                found.append(sentence(Comparison(**{**values, "ci95": tuple(values["ci95"])}), of, against))
     kept = report.get("retention")
     if isinstance(kept, Mapping) and all(isinstance(kept.get(key), float) for key in ("before", "after")):
         before, after = percent(kept["before"]), percent(kept["after"])
@@ -164,18 +156,18 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _folder(metadata: Metadata) -> str | None:
+def _data_folder(metadata: Metadata) -> str | None:
     """The folder or table that the recipe names, if its data is one: it may be called mnist and be no MNIST."""
     data = metadata.recipe.get("data")
     name = data.get("name") if isinstance(data, Mapping) else None
     return name if isinstance(name, str) and re.search(r"[\\/]|\.csv$", name, re.IGNORECASE) else None
 
 
-def _data(metadata: Metadata) -> DataFacts:
+def _describe_data(metadata: Metadata) -> DataFacts:
     name = metadata.data.get("name")
     if not isinstance(name, str):
         return DataFacts("unknown", "data that the checkpoint does not name")
-    row = DATASETS.get(ALIASES.get(name, name)) if _folder(metadata) is None else None
+    row = DATASETS.get(ALIASES.get(name, name)) if _data_folder(metadata) is None else None
     if row is None:
         return DataFacts(data_title(name), data_title(name))
     return DataFacts(row.name, row.title, row.licence, row.source, is_public=True)

@@ -1,39 +1,73 @@
-"""The huggingface_hub client with bounded retries."""
+"""The Hub's address, token and client; the token is redacted from every text."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import os
+import re
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from finetune.errors import FinetuneError, HubRefusal
-from finetune.hub.credentials import endpoint, redact, token
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-
-T = TypeVar("T")
-
-LogFn = Callable[[str], None]
-
 STALL_TIMEOUT = 120.0  # seconds without a byte in either direction before a connection is given up
+MIN_TOKEN_LEN = 8  # characters
 
-RETRY_TIMEOUT = 20.0  # seconds after which no further try is begun
+_TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{16,}")
+_SIGNATURE = re.compile(r"(https?://[^\s?]+)\?[^\s)]+")
+_LOGIN_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
 
-BACKOFF = (1.0, 2.0, 4.0)  # seconds before each further try
+
+def endpoint() -> str:
+    """The Hub's address without any name and password in it."""
+    from huggingface_hub import constants
+
+    return redact(constants.ENDPOINT)
 
 
-def log_nothing(_: str) -> None:
-    """A Note for nobody."""
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def token() -> str | None:
+    """The token that requests carry: HF_TOKEN's, or the one that `hf auth login` stored."""
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def token_origin() -> str:
+    """Where the token comes from, for a message."""
+    named = [name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)]
+    return f"the token in {named[0]}" if named else "the stored token"
+
+
+def redact(text: str) -> str:
+    """The text without the token, anything that looks like one, and logins and signatures within addresses."""
+    if secret := _secret():
+        text = text.replace(secret, "(token)")
+    text = _LOGIN_IN_ADDRESS.sub("", _TOKEN_LIKE.sub("(token)", text))
+    return _SIGNATURE.sub(r"\1", text)
+
+
+def holds_token(content: bytes) -> bool:
+    """Whether bytes that are about to be sent contain the token."""
+    secret = _secret()
+    return bool(secret) and secret.encode() in content
+
+
+def _secret() -> str:
+    """The token, or "" for one so short that it would be found in texts by chance."""
+    found = token() or ""
+    return found if len(found) >= MIN_TOKEN_LEN else ""
 
 
 def open_api(*, bars: bool = False) -> HfApi:
-    """The client, for the Hub that HF_ENDPOINT names. `bars`: progress bars on standard error, if it is a terminal."""
+    """The client of the Hub that HF_ENDPOINT names. `bars`: progress bars on standard error, if it is a terminal."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, get_session  # type: ignore[attr-defined]
 
@@ -42,92 +76,3 @@ def open_api(*, bars: bool = False) -> HfApi:
     with contextlib.suppress(AttributeError):
         get_session().timeout = STALL_TIMEOUT
     return HfApi(library_name="finetune")
-
-
-def with_retry(what: str, call: Callable[[], T], note: LogFn = log_nothing) -> T:
-    """Calls the Hub, and again while it fails in a way that may pass. HubError or HubRefusal says what came of it.
-
-    `what` completes 'could not ...'. The client itself retries some requests for about 20 s; together with that no new
-    try begins later than PATIENCE after the first. `call` must do no harm when it is done twice.
-    """
-    from finetune.hub.errors import retry_delay, short_reason, translate_error
-
-    started = time.monotonic()
-    for wait in (*BACKOFF, None):
-        try:
-            with _quiet_logging(note):
-                return call()
-        except FinetuneError:
-            raise
-        except Exception as error:
-            pause = retry_delay(error, wait)
-            if pause is None or time.monotonic() - started > RETRY_TIMEOUT:
-                raise translate_error(error, what) from None
-            note(f"could not {what} yet ({short_reason(error)}); trying again in {pause:.0f} s")
-        time.sleep(pause)
-    raise AssertionError("the last try either returns or raises")
-
-
-def with_retry_no_xet(what: str, call: Callable[[], T], note: LogFn = log_nothing) -> T:
-    """The same for large files, and once more over plain HTTP where hf-xet is in the way.
-
-    The client uses hf-xet for uploads whenever it is installed, also with a Hub that has no such storage.
-    """
-    from finetune.hub.errors import TransferBroken
-
-    try:
-        return with_retry(what, call, note)
-    except TransferBroken as error:
-        if not _without_xet():
-            raise
-        note(f"{error}; now over plain HTTP, without hf-xet")
-    return with_retry(what, call, note)
-
-
-def _without_xet() -> bool:
-    """Switches hf-xet off for the rest of this process, as HF_HUB_DISABLE_XET does; False when it was not on."""
-    from importlib.util import find_spec
-
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
-        return False
-    constants.HF_HUB_DISABLE_XET = True
-    return True
-
-
-def logged_in(api: HfApi, note: LogFn = log_nothing) -> str:
-    """The name of the account that pushes. HubRefusal without a token, or with one that the Hub does not know."""
-    if token() is None:
-        raise HubRefusal(f"no token for {endpoint()}: log in with `hf auth login`, or set HF_TOKEN")
-    # Explicitly, as HF_HUB_DISABLE_IMPLICIT_TOKEN is about reading.
-    api.token = token()
-    found: dict[str, Any] = with_retry("learn whose token this is", lambda: api.whoami(), note)
-    return str(found.get("name", "?"))
-
-
-@contextlib.contextmanager
-def _quiet_logging(note: LogFn) -> Iterator[None]:
-    """For the block, the client's warnings and log lines, full of addresses, are not shown; errors say what matters."""
-    logger = logging.getLogger("huggingface_hub")
-    handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [_RetryLog(note)], False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.handlers, logger.propagate = handlers, propagate
-
-
-class _RetryLog(logging.Handler):
-    """Lets through what the client says about waiting, which has no address in it, and nothing else."""
-
-    def __init__(self, note: LogFn) -> None:
-        super().__init__(logging.WARNING)
-        self.note = note
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if text.startswith(("Retrying in", "Rate limited")):
-            self.note(f"the Hub is not answering well: {redact(text)}")

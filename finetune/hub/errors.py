@@ -1,21 +1,29 @@
-"""Translates the Hub client's exceptions into finetune errors, and says which are worth a retry."""
+"""Retries calls of the Hub's client, and translates its exceptions into finetune errors: the one place for both."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Iterator
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
-from finetune.errors import HubError, HubRefusal, OutputError
-from finetune.hub.credentials import endpoint, redact, token, token_origin
+from finetune.errors import FinetuneError, HubError, HubRefusal, OutputError
+from finetune.hub.client import endpoint, redact, token, token_origin
+from finetune.text import first_line
+
+T = TypeVar("T")
+LogFn = Callable[[str], None]
 
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
-
+RETRY_TIMEOUT = 20.0  # seconds after which no further try is begun
+BACKOFF = (1.0, 2.0, 4.0)  # seconds before each further try
 MAX_WAIT = 30  # seconds that a Hub may ask to wait before a person is told instead
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 _UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "InvalidURL")
-
 _CONNECTION_LOST = (
     *("ReadError", "WriteError", "CloseError", "RemoteProtocolError", "ReadTimeout", "WriteTimeout", "PoolTimeout"),
     *("DecodingError", "LocalProtocolError", "StreamError", "IncompleteRead"),
@@ -26,101 +34,157 @@ class RepositoryMissing(HubRefusal):
     """There is no such repository, or none that this token may see: the Hub does not tell which."""
 
 
+class FileMissing(HubRefusal):
+    """The repository has no such file."""
+
+
+class AccessGated(HubRefusal):
+    """The repository's owner has to grant access first."""
+
+
+class Offline(HubRefusal):
+    """The cache does not have the file, and HF_HUB_OFFLINE forbids to fetch it."""
+
+
 class TransferBroken(HubError):
     """A transfer ended without an answer of the Hub: cut off, or failed within the client."""
 
 
-def retry_delay(error: Exception, wait: float | None) -> float | None:
+# By the name of the client's exception or the HTTP status: the error to raise, and what completes 'could not ...: '.
+_ANSWERS: dict[str | int, tuple[type[HubError], str]] = {
+    "GatedRepoError": (
+        AccessGated,
+        "access is gated by its owner{said}; open its page on {hub}, ask for access, and log in with `hf auth login`",
+    ),
+    "DisabledRepoError": (HubRefusal, "the Hub has disabled this repository{said}"),
+    "RevisionNotFoundError": (HubRefusal, "the repository has no such revision{said}; check the name after @"),
+    "EntryNotFoundError": (FileMissing, "the repository has no such file{said}"),
+    "RemoteEntryNotFoundError": (FileMissing, "the repository has no such file{said}"),
+    "RepositoryNotFoundError": (
+        RepositoryMissing,
+        "{hub} has no such repository{said}; check OWNER/NAME, {private}",
+    ),
+    404: (RepositoryMissing, "not found (404){said}; check OWNER/NAME, what is after @, and HF_ENDPOINT"),
+    401: (HubRefusal, "{hub} {rejects} (401){said}; set a valid one, or log in again with `hf auth login`"),
+    403: (
+        HubRefusal,
+        "{who} does not permit it (403){said}; a push needs write access, and its owner may have to give leave to "
+        "read: see {hub}",
+    ),
+    412: (HubError, "somebody changed the repository meanwhile (412); look at it and push again"),
+    409: (HubError, "it conflicts with what is there (409){said}; look at the repository and try again"),
+    429: (HubError, "too many requests for now (429); try again {when}"),
+}
+
+
+def log_nothing(_: str) -> None:
+    """The LogFn that shows nothing."""
+
+
+def with_retry(what: str, call: Callable[[], T], note: LogFn = log_nothing) -> T:
+    """Calls the Hub, and again while it fails in a way that may pass. Raises what `translate_error` makes of a failure.
+
+    `what` completes 'could not ...'. The client itself retries some requests for about 20 s; together with that no new
+    try begins later than RETRY_TIMEOUT after the first. `call` must do no harm when it is done twice.
+    """
+    started = time.monotonic()
+    for wait in (*BACKOFF, None):
+        try:
+            with _quiet_logging(note):
+                return call()
+        except FinetuneError:
+            raise
+        except Exception as error:
+            pause = _retry_delay(error, wait)
+            if pause is None or time.monotonic() - started > RETRY_TIMEOUT:
+                raise translate_error(error, what) from None
+            reason = _status_of(error) or ("a wrong size" if _wrong_size(error) else "cut off")
+            note(f"could not {what} yet ({reason}); trying again in {pause:.0f} s")
+        time.sleep(pause)
+    raise AssertionError("the last try either returns or raises")
+
+
+def with_retry_no_xet(what: str, call: Callable[[], T], note: LogFn = log_nothing) -> T:
+    """As `with_retry`, for large files: tries once more over plain HTTP where hf-xet fails.
+
+    The client uses hf-xet for uploads whenever it is installed, also with a Hub that has no such storage. Plain HTTP
+    then stays on for the rest of this process, as with HF_HUB_DISABLE_XET.
+    """
+    from importlib.util import find_spec
+
+    from huggingface_hub import constants
+
+    try:
+        return with_retry(what, call, note)
+    except TransferBroken as error:
+        if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+            raise
+        constants.HF_HUB_DISABLE_XET = True
+        note(f"{error}; now over plain HTTP, without hf-xet")
+    return with_retry(what, call, note)
+
+
+def translate_error(error: Exception, what: str) -> HubError | OutputError:
+    """The error to show for one of the client's; `what` completes 'could not ...'. Its message has no token in it."""
+    failed, root = f"could not {what}", _root_cause(error)
+    kind = type(root).__name__
+    said = first_line(redact(str(root))) or kind
+    if (full := _disk_full(error)) is not None:
+        place = f" at {full.filename}" if full.filename else ""
+        return OutputError(f"{failed}: no room on the disk{place} ({full.strerror}); make room, or move HF_HOME")
+    if (status := _status_of(error)) is not None:
+        raises, text = _ANSWERS.get(kind) or _ANSWERS.get(status) or _unexpected(status)
+        return raises(f"{failed}: {text.format_map(_words(root))}")
+    if kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
+        return Offline(f"{failed}: HF_HUB_OFFLINE is set; unset it to go online")
+    if _wrong_size(error):
+        return TransferBroken(f"{failed}: it arrived with another size than the Hub says; run it again")
+    if kind in _UNREACHABLE:
+        return HubError(
+            f"{failed}: no connection to {endpoint()} ({said}); check the network, HF_ENDPOINT and proxy settings. "
+            "What was pulled before works with HF_HUB_OFFLINE=1"
+        )
+    if kind in _CONNECTION_LOST:
+        return TransferBroken(f"{failed}: the connection to {endpoint()} broke off ({said}); run it again")
+    return TransferBroken(f"{failed}: {kind}: {said}; run it again")
+
+
+def _unexpected(status: int) -> tuple[type[HubError], str]:
+    fault = f"a fault of the Hub ({status}){{said}}; try again later"
+    return HubError, fault if status >= 500 else f"the Hub answered {status}{{said}}"
+
+
+def _words(root: BaseException) -> dict[str, str]:
+    """The values of the placeholders in _ANSWERS."""
+    said = first_line(redact(str(getattr(root, "server_message", None) or "")))
+    logged_in, wait = token() is not None, _retry_after(root)
+    return {
+        "said": f": {said}" if said else "",
+        "hub": endpoint(),
+        "private": "or the token may not see it" if logged_in else "log in with `hf auth login` if it is private",
+        "rejects": f"does not accept {token_origin()}" if logged_in else "wants a token",
+        "who": token_origin() if logged_in else "being logged out",
+        "when": f"in {wait} s" if wait else "in a few minutes",
+    }
+
+
+def _retry_delay(error: Exception, wait: float | None) -> float | None:
     """The seconds to wait before another try, or None when that would not help or `wait` is None: no tries left."""
+    status, root = _status_of(error), _root_cause(error)
     if wait is None:
         return None
-    status = status_of(error)
     if status is not None:
-        return _asked_to_wait(error, wait) if status in RETRY_STATUS else None
-    if _disk_full(error) is not None:
-        return None
-    return wait if _name(error) in _CONNECTION_LOST or _wrong_size(error) else None
-
-
-def short_reason(error: Exception) -> str:
-    """Why a try failed, in a word or two."""
-    status = status_of(error)
-    return str(status) if status is not None else "a wrong size" if _wrong_size(error) else "cut off"
+        asked = _retry_after(root) or wait
+        return asked if status in RETRY_STATUS and asked <= MAX_WAIT else None
+    may_pass = type(root).__name__ in _CONNECTION_LOST or _wrong_size(error)
+    return wait if may_pass and _disk_full(error) is None else None
 
 
 def _wrong_size(error: Exception) -> bool:
     return "Consistency check failed" in str(error)
 
 
-def translate_error(error: Exception, what: str) -> HubError | OutputError:
-    """The error to show for one of the client's; `what` completes 'could not ...'. Holds no token."""
-    return _translate(error, f"could not {what}")
-
-
-def _translate(error: Exception, failed: str) -> HubError | OutputError:
-    full = _disk_full(error)
-    if full is not None:
-        place = f" at {full.filename}" if full.filename else ""
-        return OutputError(f"{failed}: no room on the disk{place} ({full.strerror}); make room, or move HF_HOME")
-    kind, status = _name(error), status_of(error)
-    if kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError") and status is None:
-        return HubRefusal(f"{failed}: HF_HUB_OFFLINE is set; unset it to go online")
-    if status is not None:
-        return _translate_status(error, status, failed)
-    if _wrong_size(error):
-        return TransferBroken(f"{failed}: it arrived with another size than the Hub says; run it again")
-    said = redact(str(_root(error))).strip() or kind
-    if kind in _UNREACHABLE:
-        return HubError(
-            f"{failed}: no connection to {endpoint()} ({_first_line(said)}); check the network, HF_ENDPOINT and "
-            "proxy settings. What was pulled before works with HF_HUB_OFFLINE=1"
-        )
-    if kind in _CONNECTION_LOST:
-        return TransferBroken(f"{failed}: the connection to {endpoint()} broke off ({_first_line(said)}); run it again")
-    return TransferBroken(f"{failed}: {kind}: {_first_line(said)}; run it again")
-
-
-def _translate_status(error: Exception, status: int, failed: str) -> HubError:
-    kind = _name(error)
-    said = _server_words(error)
-    if kind == "GatedRepoError":
-        return HubRefusal(
-            f"{failed}: access is gated by its owner{said}; open its page on {endpoint()}, ask for access, and log in "
-            "with `hf auth login`"
-        )
-    if kind == "DisabledRepoError":
-        return HubRefusal(f"{failed}: the Hub has disabled this repository{said}")
-    if kind == "RevisionNotFoundError":
-        return HubRefusal(f"{failed}: the repository has no such revision{said}; check the name after @")
-    if kind in ("RemoteEntryNotFoundError", "EntryNotFoundError"):
-        return HubRefusal(f"{failed}: the repository has no such file{said}")
-    if kind == "RepositoryNotFoundError":
-        private = "log in with `hf auth login` if it is private" if token() is None else "or the token may not see it"
-        return RepositoryMissing(f"{failed}: {endpoint()} has no such repository{said}; check OWNER/NAME, {private}")
-    if status == 404:
-        return RepositoryMissing(f"{failed}: not found (404){said}; check OWNER/NAME, what is after @, and HF_ENDPOINT")
-    if status == 401:
-        cure = "set a valid one, or log in again with `hf auth login`"
-        who = f"does not accept {token_origin()}" if token() else "wants a token"
-        return HubRefusal(f"{failed}: {endpoint()} {who} (401){said}; {cure}")
-    if status == 403:
-        needed = f"a push needs write access, and its owner may have to give leave to read: see {endpoint()}"
-        who = token_origin() if token() else "being logged out"
-        return HubRefusal(f"{failed}: {who} does not permit it (403){said}; {needed}")
-    if status == 412:
-        return HubError(f"{failed}: somebody changed the repository meanwhile (412); look at it and push again")
-    if status == 409:
-        return HubError(f"{failed}: it conflicts with what is there (409){said}; look at the repository and try again")
-    if status == 429:
-        wait = _retry_after(error)
-        when = f"in {wait} s" if wait else "in a few minutes"
-        return HubError(f"{failed}: too many requests for now (429); try again {when}")
-    if status >= 500:
-        return HubError(f"{failed}: a fault of the Hub ({status}){said}; try again later")
-    return HubError(f"{failed}: the Hub answered {status}{said}")
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what it was raised from: the client wraps the fault of a connection in up to three others."""
     seen: set[int] = set()
     current: BaseException | None = error
@@ -130,49 +194,49 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
-def status_of(error: BaseException) -> int | None:
+def _root_cause(error: BaseException) -> BaseException:
+    """The exception that says most: the Hub's answer or the connection's fault inside the client's wrappers."""
+    wrappers = (RuntimeError, FileNotFoundError)  # 'Error while uploading', LocalEntryNotFoundError
+    return next((e for e in _causes(error) if not isinstance(e, wrappers) or e.__cause__ is None), error)
+
+
+def _status_of(error: BaseException) -> int | None:
     """The HTTP status of the Hub's answer, if the error is about one."""
-    root = _root(error)
-    status = getattr(getattr(root, "response", None), "status_code", None)
+    status = getattr(getattr(_root_cause(error), "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
-def _root(error: BaseException) -> BaseException:
-    """The one that says most: the Hub's answer or the connection's fault inside the client's wrappers."""
-    wrappers = (RuntimeError, FileNotFoundError)  # 'Error while uploading', LocalEntryNotFoundError
-    for inner in causes(error):
-        if not isinstance(inner, wrappers) or inner.__cause__ is None:
-            return inner
-    return error
-
-
-def _name(error: BaseException) -> str:
-    return type(_root(error)).__name__
-
-
 def _disk_full(error: BaseException) -> OSError | None:
-    found = [inner for inner in causes(error) if isinstance(inner, OSError) and inner.errno in DISK_FULL_ERRNOS]
-    return found[0] if found else None
+    return next((e for e in _causes(error) if isinstance(e, OSError) and e.errno in DISK_FULL_ERRNOS), None)
 
 
-def _server_words(error: BaseException) -> str:
-    said = redact(str(getattr(_root(error), "server_message", None) or "")).strip()
-    return f": {_first_line(said)}" if said else ""
-
-
-def _first_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:197]}..."
-
-
-def _retry_after(error: BaseException) -> int | None:
-    headers = getattr(getattr(_root(error), "response", None), "headers", {})
-    value = headers.get("Retry-After", "")
+def _retry_after(root: BaseException) -> int | None:
+    value = getattr(getattr(root, "response", None), "headers", {}).get("Retry-After", "")
     return int(value) if value.isdigit() else None
 
 
-def _asked_to_wait(error: Exception, wait: float) -> float | None:
-    asked = _retry_after(error)
-    if asked is None:
-        return wait
-    return float(asked) if asked <= MAX_WAIT else None
+@contextlib.contextmanager
+def _quiet_logging(note: LogFn) -> Iterator[None]:
+    """Hides the client's warnings and log lines, full of addresses, for the block; errors say what matters."""
+    logger = logging.getLogger("huggingface_hub")
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_RetryLog(note)], False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+class _RetryLog(logging.Handler):
+    """Lets through what the client says about waiting, which has no address in it, and nothing else."""
+
+    def __init__(self, note: LogFn) -> None:
+        super().__init__(logging.WARNING)
+        self.note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text.startswith(("Retrying in", "Rate limited")):
+            self.note(f"the Hub is not answering well: {redact(text)}")

@@ -12,7 +12,7 @@ from typing import Any
 from finetune.checkpoint.format import Metadata
 from finetune.errors import HubRefusal, SettingError
 from finetune.hub.repo_id import CARD, CONFIG, PREFIX, RECIPE, REPORT, WEIGHTS
-from finetune.hub.timm_config import TIMM
+from finetune.models.spec import TIMM
 from finetune.report.rows import row_of
 from finetune.text import name_hint
 
@@ -28,10 +28,17 @@ LICENCES = (
 
 # The data sets that the Hub itself has, under the names of their own people there; a card links no others.
 _DATASETS = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnist"}
-
 _RELATION = "finetune"
-
 _REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MAX_CLASSES = 60  # named in the text; config.json has them all
+_PARTS = {"train": "learn from", "validation": "validate", "test": "test"}
+_FILES = {
+    WEIGHTS: "the weights, and under the metadata key `finetune` all that is known of them",
+    CONFIG: "architecture, classes and input, for programs",
+    RECIPE: "the recipe that made them, with every default filled in",
+    REPORT: "results per class, confusion, history of the training",
+    CARD: "this page",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,29 @@ class BaseModel:
     id: str
     commit: str | None = None
     through_timm: bool = False
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a card says of the data. `name` is the registered name or a folder's; `licence` and `source` free text."""
+
+    name: str
+    title: str
+    licence: str | None = None
+    source: str | None = None
+    is_public: bool = False
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that goes into a card. `verdicts` are sentences on the results; `licence` is an identifier of the Hub."""
+
+    repo: str
+    metadata: Metadata
+    data: DataFacts
+    base: BaseModel | None
+    licence: str
+    verdicts: Sequence[str] = ()
 
 
 def find_base_model(lineage: Sequence[Mapping[str, Any]]) -> BaseModel | None:
@@ -53,17 +83,13 @@ def find_base_model(lineage: Sequence[Mapping[str, Any]]) -> BaseModel | None:
             repo, _, commit = named.removeprefix(PREFIX).partition("@")
             return BaseModel(repo, commit or None)
         if named.startswith("timm:"):
-            return BaseModel(_timm_repository(named.removeprefix("timm:")), through_timm=True)
+            from timm.models import get_pretrained_cfg
+
+            name = named.removeprefix("timm:")
+            config = get_pretrained_cfg(name, allow_unregistered=True)
+            repository = getattr(config, "hf_hub_id", None) or TIMM + name
+            return BaseModel(str(repository).partition("@")[0], through_timm=True)
     return None
-
-
-def _timm_repository(name: str) -> str:
-    """Where timm has the weights of ARCH[.TAG], without a tag those of its default one."""
-    from timm.models import get_pretrained_cfg
-
-    found = get_pretrained_cfg(name, allow_unregistered=True)
-    repository = getattr(found, "hf_hub_id", None) or TIMM + name
-    return str(repository).partition("@")[0]
 
 
 def check_licence(given: str) -> str:
@@ -79,15 +105,12 @@ def card_header(facts: CardFacts) -> str:
     """The YAML block at the top of README.md, with its fences."""
     from huggingface_hub import ModelCardData
 
-    m = facts.metadata
-    is_timm = m.model.startswith(TIMM)
+    is_timm = facts.metadata.model.startswith(TIMM)
     results = _eval_results(facts)
     data = ModelCardData(
         library_name="timm" if is_timm else "finetune",
         pipeline_tag="image-classification",
-        tags=sorted(
-            {"image-classification", "finetune", "safetensors", *(("timm", "transformers") if is_timm else ())}
-        ),
+        tags=["finetune", "image-classification", "safetensors", *(["timm", "transformers"] if is_timm else [])],
         license=facts.licence,
         datasets=[_DATASETS[facts.data.name]] if facts.data.is_public and facts.data.name in _DATASETS else None,
         metrics=["accuracy"] if results else None,
@@ -103,26 +126,25 @@ def _eval_results(facts: CardFacts) -> list[Any]:
     """The result of these weights themselves: `after` of an adapt, `test` of a pretrain."""
     from huggingface_hub import EvalResult
 
-    for key in ("after", "test"):
-        found = facts.metadata.results.get(key)
-        if isinstance(found, Mapping) and isinstance(found.get("accuracy"), float):
-            kind = facts.data.name if facts.data.is_public else "imagefolder"
-            return [
-                EvalResult(
-                    task_type="image-classification",
-                    dataset_type=_DATASETS.get(kind, kind),
-                    dataset_name=facts.data.title,
-                    dataset_split="test",
-                    metric_type="accuracy",
-                    metric_value=found["accuracy"],
-                    metric_name="Accuracy",
-                )
-            ]
-    return []
+    results = [facts.metadata.results.get(key) for key in ("after", "test")]
+    accuracies = [r["accuracy"] for r in results if isinstance(r, Mapping) and isinstance(r.get("accuracy"), float)]
+    kind = facts.data.name if facts.data.is_public else "imagefolder"
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=_DATASETS.get(kind, kind),
+            dataset_name=facts.data.title,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=accuracy,
+            metric_name="Accuracy",
+        )
+        for accuracy in accuracies[:1]
+    ]
 
 
 def check_card_here(card: str) -> None:
-    """HubRefusal unless the card's metadata is what the Hub's rules ask for, as far as that is known without it."""
+    """HubRefusal unless the card's metadata follows the Hub's rules, as far as they can be checked offline."""
     from huggingface_hub import ModelCard
 
     try:
@@ -152,57 +174,25 @@ def _texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-_MAX_CLASSES = 60  # named in the text; config.json has them all
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a card says of the data. `name` is the registered name or a folder's; `licence` and `source` free text."""
-
-    name: str
-    title: str
-    licence: str | None = None
-    source: str | None = None
-    is_public: bool = False
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """All that goes into a card. `verdicts` are sentences on the results; `licence` is an identifier of the Hub."""
-
-    repo: str
-    metadata: Metadata
-    data: DataFacts
-    base: BaseModel | None
-    licence: str
-    verdicts: Sequence[str] = ()
-
-
 def model_card(facts: CardFacts) -> str:
     """README.md as text."""
-    blocks = [
-        f"# {plain_text(facts.repo.partition('/')[2])}",
-        _summary(facts),
-        "## Results",
-        _results(facts),
-        "## How to load it",
-        _loading(facts),
-        "## Data",
-        _data(facts),
-        "## Licence",
-        _licence(facts),
-        "## Limits",
-        _limits(facts),
-        "## Files",
-        _files(),
-    ]
+    sections = {
+        "Results": _results(facts),
+        "How to load it": _loading(facts),
+        "Data": _data(facts),
+        "Licence": _licence(facts.licence),
+        "Limits": _limits(len(facts.metadata.classes)),
+        "Files": "\n".join(f"- `{name}`: {what}" for name, what in _FILES.items()),
+    }
+    blocks = [f"# {plain_text(facts.repo.partition('/')[2])}", _summary(facts)]
+    blocks += [f"## {title}\n\n{text}" for title, text in sections.items()]
     return card_header(facts) + "\n" + "\n\n".join(blocks) + "\n"
 
 
 def _summary(facts: CardFacts) -> str:
     m = facts.metadata
-    name = m.model.removeprefix(TIMM)
-    network = f"timm's {code_span(name)}" if m.model.startswith(TIMM) else f"the network {code_span(name)} of finetune"
+    name = code_span(m.model.removeprefix(TIMM))
+    network = f"timm's {name}" if m.model.startswith(TIMM) else f"the network {name} of finetune"
     text = f"An image classifier: {network}, trained on {plain_text(facts.data.title)}, with {len(m.classes)} classes"
     if facts.base is not None:
         text += f", starting from the weights of {code_span(facts.base.id)}"
@@ -215,104 +205,113 @@ def _summary(facts: CardFacts) -> str:
 
 
 def _results(facts: CardFacts) -> str:
-    rows = [
-        (f"{row_of(k).title}: {row_of(k).how}".rstrip(": "), r)
-        for k, r in facts.metadata.results.items()
-        if is_result(r)
-    ]
+    rows = {key: result for key, result in facts.metadata.results.items() if is_result(result)}
     if not rows:
         return "None are recorded: the weights were saved without a test."
     lines = ["| | right / total | accuracy | 95 % interval |", "|---|---:|---:|---:|"]
-    for title, r in rows:
+    for key, r in rows.items():
+        title = f"{row_of(key).title}: {row_of(key).how}".rstrip(": ")
         low, high = (f"{100 * end:.2f}" for end in r["ci95"])
         method = f" ({plain_text(str(r['method']))})" if r.get("method") else ""
         right, accuracy = f"{r['correct']:,} / {r['total']:,}", f"{100 * r['accuracy']:.2f} %"
         lines.append(f"| {plain_text(title)}{method} | {right} | {accuracy} | {low} to {high} |")
+    total = next(iter(rows.values()))["total"]
     about = (
-        f"On {rows[0][1]['total']:,} test images of {plain_text(facts.data.title)} that training never saw; Wilson "
-        "intervals, which cover the choice of test images and not the randomness of training."
+        f"\nOn {total:,} test images of {plain_text(facts.data.title)} that training never saw; Wilson intervals, "
+        "which cover the choice of test images and not the randomness of training."
     )
-    said = "\n".join(f"- {plain_text(sentence)}" for sentence in facts.verdicts)
-    return "\n".join(lines) + f"\n\n{about}" + (f"\n\n{said}" if said else "")
+    verdicts = [f"- {plain_text(sentence)}" for sentence in facts.verdicts]
+    return "\n".join([*lines, about, *([""] if verdicts else []), *verdicts])
+
+
+_COMMANDS = """\
+On the command line, with finetune installed; DATA is a data set's name or a folder of pictures:
+
+```
+finetune pull {repo}
+finetune predict hub:{repo} image.png
+finetune inspect hub:{repo}
+finetune adapt --from hub:{repo} --target DATA
+```
+
+From Python:
+
+```python
+import finetune
+
+classifier = finetune.load("hub:{repo}")
+print(classifier.predict(["image.png"])[0].label)
+```"""
+
+_WITHOUT_US = """\
+The tensors alone, without finetune:
+
+```python
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+
+tensors = load_file(hf_hub_download("{repo}", "{weights}"))
+```"""
+
+_WITH_TIMM = """\
+With timm alone, or with transformers:
+
+```python
+import timm
+from PIL import Image
+
+model = timm.create_model("hf_hub:{repo}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = Image.open("image.png").convert("{mode}")
+logits = model(transform(image).unsqueeze(0))
+print(model.pretrained_cfg["label_names"][int(logits.argmax())])
+```
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("{repo}")
+model = AutoModelForImageClassification.from_pretrained("{repo}")
+image = Image.open("image.png").convert("{mode}")
+logits = model(**processor(image)).logits
+print(model.config.id2label[int(logits.argmax())])
+```"""
 
 
 def _loading(facts: CardFacts) -> str:
-    repo = facts.repo
-    lines = ("pull {r}", "predict hub:{r} image.png", "inspect hub:{r}", "adapt --from hub:{r} --target DATA")
-    commands = "\n".join(f"finetune {line.format(r=repo)}" for line in lines)
-    blocks = [
-        "On the command line, with finetune installed; DATA is a data set's name or a folder of pictures:",
-        f"```\n{commands}\n```",
-        "From Python:",
-        f'```python\nimport finetune\n\nclassifier = finetune.load("hub:{repo}")\n'
-        'print(classifier.predict(["image.png"])[0].label)\n```',
-    ]
-    if facts.metadata.model.startswith(TIMM):
-        opened = f'image = Image.open("image.png").convert("{"L" if facts.metadata.input.channels == 1 else "RGB"}")\n'
-        blocks += [
-            "With timm alone, or with transformers:",
-            "```python\nimport timm\nfrom PIL import Image\n\n"
-            f'model = timm.create_model("hf_hub:{repo}", pretrained=True).eval()\n'
-            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
-            f"{opened}logits = model(transform(image).unsqueeze(0))\n"
-            'print(model.pretrained_cfg["label_names"][int(logits.argmax())])\n```',
-            "```python\nfrom PIL import Image\nfrom transformers import AutoImageProcessor, "
-            "AutoModelForImageClassification\n\n"
-            f'processor = AutoImageProcessor.from_pretrained("{repo}")\n'
-            f'model = AutoModelForImageClassification.from_pretrained("{repo}")\n'
-            f"{opened}logits = model(**processor(image)).logits\n"
-            "print(model.config.id2label[int(logits.argmax())])\n```",
-        ]
-    else:
-        blocks += [
-            "The tensors alone, without finetune:",
-            "```python\nfrom huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n\n"
-            f'tensors = load_file(hf_hub_download("{repo}", "{WEIGHTS}"))\n```',
-        ]
-    return "\n\n".join(blocks)
+    text = f"{_COMMANDS}\n\n{_WITH_TIMM if facts.metadata.model.startswith(TIMM) else _WITHOUT_US}"
+    mode = "L" if facts.metadata.input.channels == 1 else "RGB"
+    return text.format(repo=facts.repo, mode=mode, weights=WEIGHTS)
 
 
 def _data(facts: CardFacts) -> str:
     data, parts = facts.data, []
-    for part in ("train", "validation", "test"):
+    for part, use in _PARTS.items():
         there = facts.metadata.data.get(part)
         if isinstance(there, dict) and isinstance(there.get("images"), int) and there["images"]:
-            parts.append(f"{there['images']:,} images to {_USE[part]}")
+            parts.append(f"{there['images']:,} images to {use}")
     text = plain_text(data.title) + (f" ({', '.join(parts)})" if parts else "") + "."
     text += f" From {data.source}." if data.source else ""
-    text += f" Its licence: {plain_text(data.licence)}." if data.licence else " Its licence is not known to finetune."
-    return text
+    return text + (
+        f" Its licence: {plain_text(data.licence)}." if data.licence else " Its licence is not known to finetune."
+    )
 
 
-_USE = {"train": "learn from", "validation": "validate", "test": "test"}
-
-
-def _licence(facts: CardFacts) -> str:
-    if facts.licence == "unknown":
+def _licence(licence: str) -> str:
+    if licence == "unknown":
         return "None is stated. Ask the owner before you use the weights; those of the data and of the source hold too."
-    return f"`{facts.licence}`. The licences of the data and of the source hold beside it."
+    return f"`{licence}`. The licences of the data and of the source hold beside it."
 
 
-def _limits(facts: CardFacts) -> str:
-    m = facts.metadata
+def _limits(classes: int) -> str:
     return (
-        f"- It answers with one of its {len(m.classes)} classes whatever the image shows; none is for anything else.\n"
+        f"- It answers with one of its {classes} classes whatever the image shows; none is for anything else.\n"
         "- The accuracy above is for images like the test images. On other cameras, sizes, crops or populations it can "
         "be much worse; measure on your own with `finetune evaluate`.\n"
         "- One training run with one seed: another seed gives slightly different weights and results.\n"
         "- The data may hold biases of those who gathered and labelled it, and the weights then hold them too."
     )
-
-
-def _files() -> str:
-    rows = {
-        WEIGHTS: "the weights, and under the metadata key `finetune` all that is known of them",
-        CONFIG: "architecture, classes and input, for programs",
-        RECIPE: "the recipe that made them, with every default filled in",
-        REPORT: "results per class, confusion, history of the training",
-        CARD: "this page",
-    }
-    return "\n".join(f"- `{name}`: {what}" for name, what in rows.items())
 
 
 def is_result(value: Any) -> bool:
@@ -331,7 +330,7 @@ def plain_text(text: str) -> str:
 
 
 def code_span(text: str) -> str:
-    """The same as code, where backslashes would show."""
+    """Text from a checkpoint as Markdown code, in which backslashes would be shown."""
     return f"`{_one_line(text).replace('`', chr(39))}`"
 
 
@@ -340,14 +339,8 @@ def _one_line(text: str) -> str:
 
 
 def data_title(name: str) -> str:
-    """A folder's or file's own name, for data that is no registered set: where it lay is nobody's business."""
+    """A folder's or file's own name, for data that is no registered set; its path stays private."""
     return PurePath(name).name or name
-
-
-def timm_licence(values: Mapping[str, Any]) -> str | None:
-    """The licence that timm's pretrained_cfg states, as an identifier of the Hub."""
-    found = values.get("license")
-    return found.lower() if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9.-]{2,40}", found) else None
 
 
 def json_text(values: Mapping[str, Any]) -> str:

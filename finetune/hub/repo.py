@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import HubError, HubRefusal, OutputError
-from finetune.hub.client import LogFn, log_nothing, with_retry
-from finetune.hub.credentials import is_offline
-from finetune.hub.errors import RepositoryMissing
+from finetune.hub.client import is_offline
+from finetune.hub.errors import LogFn, RepositoryMissing, log_nothing, with_retry
 from finetune.hub.repo_id import CONFIG, OUR_FILES, WEIGHTS, HubName
 from finetune.hub.timm_config import OURS
 from finetune.io.atomic import write_atomic
@@ -23,37 +24,38 @@ from finetune.io.strict_json import parse_json
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
 _SHA1 = re.compile(r"[0-9a-f]{40}")
-
-_CHUNK = 1 << 20
-
 MAX_JSON = 5_000_000  # bytes of a config.json, whose largest part are class names
 
 
 @dataclass(frozen=True)
 class FileHash:
-    """How the Hub knows a file's content: a large one by sha256, a small one by git's sha1 of it. One is None."""
+    """The hash by which the Hub knows a file: sha256 of a large one, git's sha1 of a small one, or neither."""
 
-    sha256: str | None
-    git_sha1: str | None
+    sha256: str | None = None
+    git_sha1: str | None = None
 
-    def fits(self, content: bytes | Path) -> bool:
-        """Whether the content is the one; True when the Hub said neither."""
-        if self.sha256 is not None:
-            return sha256_of(content) == self.sha256
-        return self.git_sha1 is None or git_sha1_of(content) == self.git_sha1
+    @classmethod
+    def parse(cls, text: object) -> FileHash:
+        """The hash that a text is: 64 hex digits are a sha256, 40 git's sha1; unknown for anything else."""
+        found = str(text)
+        return cls(found if _SHA256.fullmatch(found) else None, found if _SHA1.fullmatch(found) else None)
 
     @property
     def is_known(self) -> bool:
         return self.sha256 is not None or self.git_sha1 is not None
 
+    def fits(self, content: bytes | Path) -> bool:
+        """Whether the content has this hash; True when the hash is unknown."""
+        if self.sha256 is not None:
+            return sha256_of(content) == self.sha256
+        return self.git_sha1 is None or git_sha1_of(content) == self.git_sha1
+
 
 @dataclass(frozen=True)
 class Remote:
-    """A repository at one commit: its files, and what its card says. `commit` is None for one without any commit."""
+    """A repository at one commit: its files, and the metadata of its card. `commit` is None where there is none yet."""
 
     repo: str
     commit: str | None
@@ -61,15 +63,10 @@ class Remote:
     private: bool | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
 
-    def holds(self, files: Mapping[str, bytes | Path]) -> bool:
-        """Whether all these files are there with the same content."""
-        return not self.changed(files)
-
     def changed(self, files: Mapping[str, bytes | Path]) -> list[str]:
-        """The names of those files that are not there, or with another content."""
-        unknown = FileHash(None, None)
-        marks = {name: self.files.get(name, unknown) for name in files}
-        return [name for name, content in files.items() if not (marks[name].is_known and marks[name].fits(content))]
+        """The names of those files that are not known to be there with the same content."""
+        known = {name: hash for name, hash in self.files.items() if hash.is_known}
+        return Remote(self.repo, self.commit, known).conflicts(files)
 
     def conflicts(self, files: Mapping[str, bytes | Path]) -> list[str]:
         """The names of those files that are missing, or are known to have another content."""
@@ -78,18 +75,10 @@ class Remote:
 
 def git_sha1_of(content: bytes | Path) -> str:
     """The sha1 (hex) by which git knows this content."""
-    size = len(content) if isinstance(content, bytes) else content.stat().st_size
-    return _digest(hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), content)
-
-
-def _digest(digest: Any, content: bytes | Path) -> str:
-    if isinstance(content, bytes):
-        digest.update(content)
-    else:
-        with content.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    return str(digest.hexdigest())
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        header = b"blob %d\0" % file.seek(0, os.SEEK_END)
+        file.seek(0)
+        return hashlib.file_digest(file, lambda: hashlib.sha1(header, usedforsecurity=False)).hexdigest()
 
 
 def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
@@ -102,59 +91,52 @@ def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
     info = with_retry(
         f"look at {name}", lambda: api.model_info(name.repo, revision=name.revision, files_metadata=True), note
     )
-    files = {file.rfilename: _file_hash(file) for file in info.siblings or []}
-    untold = [file for file, mark in files.items() if not mark.is_known]
-    if untold and info.sha:
-        files |= _tree_hashes(api, name.repo, info.sha, untold, note)
-    for file in OUR_FILES:
-        if file in files and info.sha and not files[file].is_known:
-            files[file] = with_retry(
-                f"look at {file} of {name}", partial(_head_hash, api, name.repo, info.sha, file), note
-            )
+    files = {file.rfilename: _listed_hash(file) for file in info.siblings or []}
+    unknown = [file for file, known in files.items() if not known.is_known]
+    if unknown and info.sha:
+        files |= _tree_hashes(api, name.repo, info.sha, unknown, note)
+        for file in OUR_FILES:
+            if file in files and not files[file].is_known:
+                call = partial(_head_hash, api, name.repo, info.sha, file)
+                files[file] = with_retry(f"look at {file} of {name}", call, note)
     # The client's own card object drops what it does not know, so the plain mapping is kept.
     card = info.card_data.to_dict() if info.card_data is not None else {}  # type: ignore[no-untyped-call]
     return Remote(name.repo, info.sha, files, info.private, card)
 
 
 def find_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote | None:
-    """The same, or None where the Hub has no such repository, or none that may be seen."""
+    """The repository as `get_repo` has it; None where the Hub has no such repository, or none that may be seen."""
     try:
         return get_repo(api, name, note)
     except RepositoryMissing:
         return None
 
 
-def _file_hash(file: Any) -> FileHash:
-    if file.lfs is not None:
-        return FileHash(str(file.lfs.sha256), None)
-    blob = file.blob_id
-    return FileHash(None, blob if isinstance(blob, str) and _SHA1.fullmatch(blob) else None)
+def _listed_hash(file: Any) -> FileHash:
+    return FileHash(str(file.lfs.sha256)) if file.lfs is not None else FileHash.parse(file.blob_id)
 
 
 def _tree_hashes(api: HfApi, repo: str, commit: str, wanted: list[str], note: LogFn) -> dict[str, FileHash]:
-    """How files are known where the repository's own description does not tell: from the list of its tree."""
+    """The hashes from the list of the repository's tree, for a Hub whose description of it has none."""
     try:
         rows = with_retry(
             f"list {repo}", lambda: list(api.list_repo_tree(repo, revision=commit, recursive=True, expand=False)), note
         )
     except (RepositoryMissing, TypeError, KeyError):
         return {}  # a Hub without such a list
-    return {row.path: _file_hash(row) for row in rows if row.path in wanted and hasattr(row, "blob_id")}
+    return {row.path: _listed_hash(row) for row in rows if row.path in wanted and hasattr(row, "blob_id")}
 
 
 def _head_hash(api: HfApi, repo: str, commit: str, file: str) -> FileHash:
-    """How a file is known where the list of files does not tell: from the head of its download."""
+    """The hash in the head of a file's download, for a Hub whose lists have none."""
     from huggingface_hub import hf_hub_url
 
-    found = api.get_hf_file_metadata(url=hf_hub_url(repo, file, revision=commit, endpoint=api.endpoint)).etag or ""
-    return FileHash(
-        found if _SHA256.fullmatch(found) else None,
-        found if _SHA1.fullmatch(found) else None,
-    )
+    url = hf_hub_url(repo, file, revision=commit, endpoint=api.endpoint)
+    return FileHash.parse(api.get_hf_file_metadata(url=url).etag)
 
 
 def cache_folder(name: HubName) -> Path:
-    """Where the Hub's cache keeps a repository."""
+    """The folder of a repository in the Hub's cache."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}"
@@ -176,10 +158,12 @@ def repo_from_cache(name: HubName) -> Remote:
     reference = folder / "refs" / (name.revision or "main")
     if name.is_commit:
         commit = name.revision
+    elif reference.is_file():
+        commit = reference.read_text(encoding="utf-8").strip()
     else:
-        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
-        if commit is None and name.revision:
-            commit = _only_start(folder / "snapshots", name.revision)
+        is_start = re.fullmatch("[0-9a-f]{7,}", name.revision or "")
+        found = [p.name for p in (folder / "snapshots").glob(f"{name.revision}*")] if is_start else []
+        commit = found[0] if len(found) == 1 else None
     snapshot = folder / "snapshots" / str(commit)
     if commit is None or not snapshot.is_dir():
         refs = sorted(p.relative_to(folder / "refs").as_posix() for p in (folder / "refs").rglob("*") if p.is_file())
@@ -192,21 +176,20 @@ def repo_from_cache(name: HubName) -> Remote:
     return Remote(name.repo, commit, files)
 
 
-def _only_start(snapshots: Path, start: str) -> str | None:
-    found = [p.name for p in snapshots.glob("*") if p.name.startswith(start)] if len(start) >= 7 else []
-    return found[0] if len(found) == 1 else None
-
-
 def cached_hash(path: Path) -> FileHash:
-    """The cache keeps a blob under the name of its hash, where the file system has symbolic links."""
-    blob = path.resolve().name
-    if _SHA256.fullmatch(blob):
-        return FileHash(blob, None)
-    return FileHash(None, blob if _SHA1.fullmatch(blob) else None)
+    """The hash after which the cache named a blob; unknown where the file system has no symbolic links."""
+    return FileHash.parse(path.resolve().name)
+
+
+def discard_cached(path: Path) -> None:
+    """Takes a damaged file out of the cache, so that nothing finds it there: the name in the commit and the blob."""
+    blob = path.resolve()
+    path.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
 
 
 def read_json(path: Path | None) -> dict[str, Any]:
-    """A JSON object from a file; empty for no file or what is not one."""
+    """The JSON object in a file; empty where there is no file, or no JSON object in it."""
     if path is None:
         return {}
     try:
@@ -217,48 +200,44 @@ def read_json(path: Path | None) -> dict[str, Any]:
 
 
 def describe(api: HfApi, remote: Remote, note: LogFn = log_nothing) -> str:
-    """Some lines: which model, with which results, at which commit. What is not known is said to be so."""
+    """Describes the model in a repository in four lines: architecture, classes, results and commit, as far as known."""
     config = _remote_config(api, remote, note)
-    ours = config.get(OURS) if isinstance(config.get(OURS), dict) else {}
-    assert isinstance(ours, dict)
+    ours = config[OURS] if isinstance(config.get(OURS), dict) else {}
     model = ours.get("model") or config.get("architecture") or config.get("model_type") or "unknown"
     classes = config.get("num_classes")
-    what = f"{model}, {classes} classes" if isinstance(classes, int) else str(model)
     digest = remote.files[WEIGHTS].sha256
     lines = [
         f"{remote.repo} holds another model:",
-        f"  model    {what}" + (f", sha256 {digest[:12]}" if digest else ""),
-        f"  results  {_card_results(ours, remote.card) or 'none recorded'}",
+        f"  model    {model}"
+        + (f", {classes} classes" if isinstance(classes, int) else "")
+        + (f", sha256 {digest[:12]}" if digest else ""),
+        f"  results  {', '.join(_recorded_results(ours, remote.card)[:6])[:300] or 'none recorded'}",
         f"  commit   {remote.commit}",
     ]
     return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines)
 
 
 def _remote_config(api: HfApi, remote: Remote, note: LogFn) -> dict[str, Any]:
+    """The values of a repository's config.json; empty where it cannot be read, as only the description needs them."""
     if CONFIG not in remote.files:
         return {}
+    fetch = partial(api.hf_hub_download, remote.repo, CONFIG, revision=remote.commit)
     try:
-        path = with_retry(
-            f"fetch {CONFIG} of {remote.repo}",
-            lambda: api.hf_hub_download(remote.repo, CONFIG, revision=remote.commit),
-            note,
-        )
+        return read_json(Path(with_retry(f"fetch {CONFIG} of {remote.repo}", fetch, note)))
     except (HubError, OutputError):
-        return {}  # only words are missing then
-    return read_json(Path(path))
+        return {}
 
 
-def _card_results(ours: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+def _recorded_results(ours: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
+    """The results in our key of config.json, or else those in the card's metadata, in words."""
     results = ours.get("results")
-    found = []
-    if isinstance(results, dict):
-        found = [
-            f"{name} {100 * r['accuracy']:.2f} %"
-            for name, r in results.items()
-            if isinstance(r, dict) and isinstance(r.get("accuracy"), float)
-        ]
+    found = [
+        f"{name} {100 * r['accuracy']:.2f} %"
+        for name, r in (results.items() if isinstance(results, dict) else ())
+        if isinstance(r, dict) and isinstance(r.get("accuracy"), float)
+    ]
     for entry in [] if found else card.get("model-index") or []:
         for result in entry.get("results", []) if isinstance(entry, dict) else []:
             data = (result.get("dataset") or {}).get("name", "?")
             found += [f"{m.get('type')} {m.get('value')} on {data}" for m in result.get("metrics") or []]
-    return ", ".join(found[:6])[:300]
+    return found

@@ -9,27 +9,14 @@ from finetune.errors import SettingError
 
 PREFIX = "hub:"
 
-WEIGHTS = "model.safetensors"
-
-CONFIG = "config.json"
-
-RECIPE = "recipe.yaml"
-
-REPORT = "report.json"
-
-CARD = "README.md"
-
+WEIGHTS, CONFIG, RECIPE, REPORT, CARD = "model.safetensors", "config.json", "recipe.yaml", "report.json", "README.md"
 OUR_FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, CARD)
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-
 _REPO = re.compile(rf"{_PART}/[A-Za-z0-9._](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
 # What git forbids in the name of a branch or tag, and what would mean something in a path or address.
 _BAD_REVISION = re.compile(r"[\s~^:?*\[\\%#@\x00-\x1f\x7f]|\.\.|//|^[/.-]|[/.]$|\.lock$")
-
 _MAX_LEN = 96  # characters of OWNER/NAME, the Hub's own limit
 
 

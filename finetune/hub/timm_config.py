@@ -9,9 +9,7 @@ from typing import Any
 from finetune.checkpoint.format import Metadata
 from finetune.checkpoint.limits import MAX_CLASSES, check_classes
 from finetune.errors import CheckpointError, HubRefusal, SettingError
-
-TIMM = "timm/"
-"""What the name of a timm architecture starts with in a checkpoint: timm/ARCH[.TAG]."""
+from finetune.models.spec import TIMM
 
 OURS = "finetune"
 """The key of config.json under which a push says more than timm asks for."""
@@ -23,12 +21,11 @@ _KEPT = ("tag", "pool_size", "first_conv", "classifier", "license", "fixed_input
 
 @dataclass(frozen=True)
 class HubConfig:
-    """The config.json of a timm repository, checked for type only: it comes from somebody else.
+    """The config.json of somebody's timm repository, only its types checked.
 
-    `architecture` is timm's name without a tag; `model_args` are the arguments with which timm's create_model would
-    make the network, without the number of classes; `num_classes` and `label_names` are None where it does not say
-    (timm then takes 1000, or those of ImageNet); `pretrained_cfg` has input_size, mean, std, interpolation, crop_pct,
-    crop_mode and more, as written there.
+    `architecture` is timm's name without a tag; `model_args` are the arguments for timm's create_model, without the
+    number of classes; `num_classes` and `label_names` are None where the file has none (timm then takes 1000, or those
+    of ImageNet); `pretrained_cfg` has input_size, mean, std, interpolation, crop_pct, crop_mode and more, as written.
     """
 
     architecture: str
@@ -39,7 +36,7 @@ class HubConfig:
 
     @property
     def label_offset(self) -> int:
-        """How many rows of the head come before the first class, and are left out."""
+        """The number of rows of the head before the first class; they are left out."""
         return int(self.pretrained_cfg.get("label_offset") or 0)
 
     @property
@@ -51,7 +48,7 @@ class HubConfig:
 def parse_config(values: Mapping[str, Any], where: str) -> HubConfig | None:
     """Reads timm's config.json, today's form and the older one without pretrained_cfg; None when it is not timm's.
 
-    HubRefusal names the first key that is of a kind it cannot be. `where` begins the message.
+    HubRefusal names the first key whose value timm would not write. `where` begins the message.
     """
     architecture = values.get("architecture")
     if not isinstance(architecture, str) or not architecture:
@@ -90,7 +87,7 @@ def _are_class_names(names: Sequence[object]) -> bool:
 
 
 def _arguments(given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that timm would use: what it repeats is left out, and what it takes from `settings` is put in."""
+    """The arguments that timm would use: without those it repeats, and with those it takes from `settings`."""
     found = {key: value for key, value in given.items() if key != "num_classes" and value is not None}
     size = found.get("img_size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
@@ -110,14 +107,7 @@ def make_config(metadata: Metadata, shapes: Mapping[str, list[int]]) -> dict[str
     For a timm architecture everything that timm.create_model("hf_hub:...") and transformers read, and our own key;
     otherwise our own key alone. CheckpointError when timm does not have the architecture.
     """
-    ours = {
-        "model": metadata.model,
-        "arguments": metadata.arguments,
-        "classes": list(metadata.classes),
-        "input": metadata.input.model_dump(),
-        "results": metadata.results,
-        "versions": metadata.versions,
-    }
+    ours = metadata.model_dump(include={"model", "arguments", "classes", "input", "results", "versions"})
     if not metadata.model.startswith(TIMM):
         return {"library_name": "finetune", "num_classes": len(metadata.classes), OURS: ours}
     pretrained, arguments = _pretrained_cfg(metadata)
@@ -133,10 +123,10 @@ def make_config(metadata: Metadata, shapes: Mapping[str, list[int]]) -> dict[str
 
 
 def _pretrained_cfg(metadata: Metadata) -> tuple[dict[str, Any], dict[str, Any]]:
-    """timm's own settings of the architecture, with those that these weights were trained with in their place.
+    """pretrained_cfg, timm's own with the input these weights were trained with, and the network's arguments.
 
-    And the network's arguments. A vision transformer that takes any size is built for one, and may see another: timm
-    takes the two for the same unless it is told.
+    A vision transformer that takes any size is built for one size and may be used at another, which timm takes for the
+    same unless img_size is given.
     """
     from timm.models import get_pretrained_cfg, is_model
 
@@ -166,7 +156,7 @@ def _pretrained_cfg(metadata: Metadata) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _features(classifier: object, shapes: Mapping[str, list[int]]) -> int:
-    """How many numbers go into the head: the last side of the classifier's weight."""
+    """The number of features that go into the head: the second dimension of its weight."""
     first = classifier[0] if isinstance(classifier, list | tuple) and classifier else classifier
     shape = shapes.get(f"{first}.weight")
     if shape is None or len(shape) < 2:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError, HubError, HubRefusal
-from finetune.hub.client import LogFn, log_nothing, with_retry, with_retry_no_xet
-from finetune.hub.credentials import endpoint, holds_token, redact
-from finetune.hub.errors import RepositoryMissing
+from finetune.hub.client import endpoint, holds_token, redact, token
+from finetune.hub.errors import LogFn, RepositoryMissing, log_nothing, with_retry, with_retry_no_xet
 from finetune.hub.repo import Remote, find_repo, get_repo
-from finetune.hub.repo_id import HubName
+from finetune.hub.repo_id import WEIGHTS, HubName
+from finetune.io.safe_open import sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
 
 Files = Mapping[str, bytes | Path]
 """Names in the repository, and their contents: bytes, or a file on this disk."""
@@ -27,20 +26,38 @@ _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
 @dataclass(frozen=True)
-class Published:
-    """What a push came to. `commit` holds the files; `made` says whether it is new, `changed` what differed before."""
+class Pushed:
+    """The outcome of a push. `commit` holds the files; `made`: it is new; `changed`: the files that differed before.
+
+    After a dry run `commit` is None and the files are in `folder`. `sha256` is that of the checkpoint.
+    """
 
     repo: str
-    commit: str
+    commit: str | None
     made: bool
     changed: tuple[str, ...]
-    url: str
+    url: str | None
     pull_request: str | None = None
     tag: str | None = None
+    sha256: str = ""
+    folder: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as JSON values."""
+        return asdict(self) | {"changed": list(self.changed)}
 
 
-def check_private(files: Files) -> None:
-    """HubRefusal when a token would go up with the files: the one in use, or anything that looks like one in a text."""
+def logged_in(api: HfApi, note: LogFn = log_nothing) -> str:
+    """The name of the account that pushes. HubRefusal without a token, or with one that the Hub does not know."""
+    if token() is None:
+        raise HubRefusal(f"no token for {endpoint()}: log in with `hf auth login`, or set HF_TOKEN")
+    api.token = token()  # explicitly, as HF_HUB_DISABLE_IMPLICIT_TOKEN is about reading
+    found: dict[str, Any] = with_retry("learn whose token this is", lambda: api.whoami(), note)
+    return str(found.get("name", "?"))
+
+
+def check_no_token(files: Files) -> None:
+    """HubRefusal when a file holds a token: the one in use, or in a text anything that looks like one."""
     for name, content in files.items():
         read = content if isinstance(content, bytes) else content.read_bytes()
         if holds_token(read) or (isinstance(content, bytes) and _TOKEN.search(read)):
@@ -48,13 +65,9 @@ def check_private(files: Files) -> None:
 
 
 def check_card(api: HfApi, card: str, note: LogFn = log_nothing) -> None:
-    """HubRefusal with what the Hub itself has against the card; its warnings are noted."""
+    """HubRefusal with the Hub's own objections to the card; its warnings are noted."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        get_session,
-        hf_raise_for_status,
-    )
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
     def call() -> tuple[bool, dict[str, Any]]:
         answer = get_session().post(
@@ -62,29 +75,24 @@ def check_card(api: HfApi, card: str, note: LogFn = log_nothing) -> None:
             json={"content": card, "repoType": "model"},
             headers=build_hf_headers(token=api.token),
         )
-        refused = answer.status_code == 400
-        if not refused:
+        if answer.status_code != 400:
             hf_raise_for_status(answer)
         values = answer.json()
-        return refused, values if isinstance(values, dict) else {}
+        return answer.status_code == 400, values if isinstance(values, dict) else {}
 
     refused, found = with_retry("have the model card checked", call, note)
     errors, warnings = ([str(e.get("message")) for e in found.get(k) or []] for k in ("errors", "warnings"))
     for text in warnings:
         note(f"the Hub on the model card: {redact(text)}")
-    if refused and not errors:
-        errors = [str(found.get("error") or "it does not say why")]
-    if errors:
-        said = redact("\n  ".join(errors))
+    if refused or errors:
+        said = redact("\n  ".join(errors or [str(found.get("error") or "it does not say why")]))
         raise HubRefusal(f"the Hub does not accept the model card; nothing was uploaded\n  {said}")
 
 
 def check_tag(api: HfApi, remote: Remote | None, files: Files, tag: str, note: LogFn = log_nothing) -> None:
     """HubRefusal when the tag is taken by other content, before anything is uploaded."""
-    if remote is None:
-        return
-    taken = _tagged_commit(api, remote.repo, tag, note)
-    if taken is not None and not (taken == remote.commit and not remote.conflicts(files)):
+    taken = _tagged_commit(api, remote.repo, tag, note) if remote is not None else None
+    if remote is not None and taken is not None and (taken != remote.commit or remote.conflicts(files)):
         raise HubRefusal(
             f"{remote.repo}: the tag {tag} is taken by commit {taken[:12]}; choose another name for this one"
         )
@@ -100,7 +108,7 @@ def publish(
     tag: str | None = None,
     create_pr: bool = False,
     note: LogFn = log_nothing,
-) -> Published:
+) -> Pushed:
     """Makes one commit of the files on main (or a pull request), none where they are there already, and then the tag.
 
     Made to be run again after any interruption: what was uploaded is not sent twice, and a commit whose answer was
@@ -110,27 +118,26 @@ def publish(
         with_retry(f"create {name}", lambda: api.create_repo(name.repo, private=private or None, exist_ok=True), note)
     before = get_repo(api, name, note)
     changed = tuple(before.changed(files))
-    open_request = _propose(api, before, files, note) if changed and create_pr else None
-    if not changed or open_request is not None:
-        found = open_request or Published(name.repo, str(before.commit), False, (), f"{endpoint()}/{name.repo}")
-    else:
-        found = _commit(api, before, files, message, create_pr, note)
+    found = Pushed(name.repo, before.commit, False, (), f"{endpoint()}/{name.repo}")
+    if changed:
+        open_request = _find_pull_request(api, before, files, note) if create_pr else None
+        found = open_request or _commit(api, before, files, message, create_pr, note)
     if tag is not None:
         _tag(api, found, tag, note)
-    return Published(found.repo, found.commit, found.made, changed, found.url, found.pull_request, tag)
+    return replace(found, changed=changed, tag=tag, sha256=sha256_of(files[WEIGHTS]))
 
 
-def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: bool, note: LogFn) -> Published:
-    """One commit upon `before`. Before a further try the repository is looked at: the one before may have worked."""
+def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: bool, note: LogFn) -> Pushed:
+    """One commit upon `before`, checked. Each try first looks whether the one before it has worked after all."""
     from huggingface_hub import CommitOperationAdd
 
     name = HubName(before.repo)
 
-    def once() -> Published:
+    def once() -> Pushed:
         there = get_repo(api, name, note)
-        if there.holds(files):
-            return Published(name.repo, str(there.commit), True, (), f"{endpoint()}/{name.repo}/commit/{there.commit}")
-        if create_pr and (open_request := _propose(api, there, files, note)):
+        if not there.changed(files):
+            return Pushed(name.repo, there.commit, True, (), f"{endpoint()}/{name.repo}/commit/{there.commit}")
+        if create_pr and (open_request := _find_pull_request(api, there, files, note)):
             return open_request
         made = api.create_commit(
             name.repo,
@@ -140,22 +147,18 @@ def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: b
             parent_commit=before.commit,
             create_pr=create_pr,
         )
-        return Published(name.repo, made.oid, made.oid != before.commit, (), redact(made.commit_url), made.pr_url)
+        return Pushed(name.repo, made.oid, made.oid != before.commit, (), redact(made.commit_url), made.pr_url)
 
     found = with_retry_no_xet(f"push to {name}", once, note)
-    _check_arrived(api, found, files, note)
+    wrong = get_repo(api, HubName(found.repo, found.commit), note).conflicts(files)
+    if wrong:
+        raise HubError(
+            f"{found.repo}: {', '.join(wrong)} arrived damaged in commit {str(found.commit)[:12]}; push again"
+        )
     return found
 
 
-def _check_arrived(api: HfApi, found: Published, files: Files, note: LogFn) -> None:
-    """HubError unless the new commit has the files as they are here."""
-    arrived = get_repo(api, HubName(found.repo, found.commit), note)
-    wrong = arrived.conflicts(files)
-    if wrong:
-        raise HubError(f"{found.repo}: {', '.join(wrong)} arrived damaged in commit {found.commit[:12]}; push again")
-
-
-def _propose(api: HfApi, remote: Remote, files: Files, note: LogFn) -> Published | None:
+def _find_pull_request(api: HfApi, remote: Remote, files: Files, note: LogFn) -> Pushed | None:
     """The open pull request that already has these files, as after an interruption; None where there is none."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -166,13 +169,14 @@ def _propose(api: HfApi, remote: Remote, files: Files, note: LogFn) -> Published
     for number in sorted(requests, reverse=True)[:10]:
         with contextlib.suppress(FinetuneError):
             there = get_repo(api, HubName(remote.repo, f"refs/pr/{number}"), note)
-            if there.holds(files):
+            if not there.changed(files):
                 url = f"{endpoint()}/{remote.repo}/discussions/{number}"
-                return Published(remote.repo, str(there.commit), False, (), url, url)
+                return Pushed(remote.repo, there.commit, False, (), url, url)
     return None
 
 
-def _tag(api: HfApi, found: Published, tag: str, note: LogFn) -> None:
+def _tag(api: HfApi, found: Pushed, tag: str, note: LogFn) -> None:
+    """Gives the commit a tag, unless it has it. HubRefusal when the tag is another commit's."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if _tagged_commit(api, found.repo, tag, note) == found.commit:
@@ -186,7 +190,7 @@ def _tag(api: HfApi, found: Published, tag: str, note: LogFn) -> None:
                 if _tagged_commit(api, found.repo, tag, note) == found.commit:
                     return  # made by a try whose answer was lost
                 raise HubRefusal(
-                    f"{found.repo}: pushed as {found.commit[:12]}, but the tag {tag} is taken; choose another name"
+                    f"{found.repo}: pushed as {str(found.commit)[:12]}, but the tag {tag} is taken; choose another name"
                 ) from None
             raise
 

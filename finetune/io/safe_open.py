@@ -12,26 +12,21 @@ from typing import BinaryIO
 # Neither lets the opening of a pipe wait for its other end, nor Windows change line ends.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
-_KINDS = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """A regular file, open at its start. OSError, whose strerror says why, for everything else, and what is no name."""
-    handle, _ = _opened(path)
+    """Opens a regular file for reading. OSError, whose strerror says why, for anything else and for no file name."""
+    handle, _ = _open_descriptor(path)
     return os.fdopen(handle, "rb")
 
 
 def read_regular(path: str | Path, most: int) -> bytes:
-    """All of a regular file. OSError as above, and for one of more than `most` bytes.
+    """Reads a regular file of at most `most` bytes. OSError as in `open_regular`, and for a larger one.
 
-    What says that it has no bytes is not read: so do files of the system that never end or wait for something.
+    A file of size 0 is not read: so are files of the system sized that never end or wait for something.
     """
-    handle, size = _opened(path)
+    handle, size = _open_descriptor(path)
     try:
         if size > most:
             raise OSError(errno.EFBIG, f"{size:,} bytes, and at most {most:,} are read")
@@ -44,10 +39,10 @@ def read_regular(path: str | Path, most: int) -> bytes:
         os.close(handle)
 
 
-def _opened(path: str | Path) -> tuple[int, int]:
-    """A descriptor of a regular file, and its size."""
+def _open_descriptor(path: str | Path) -> tuple[int, int]:
+    """Opens a regular file; returns its descriptor and size."""
     try:
-        _refuse_others(path, Path(path).stat().st_mode)  # before it is opened: some devices act on that
+        _refuse_others(path, Path(path).stat().st_mode)  # first, since some devices act on being opened
         handle = os.open(path, _FLAGS)
     except ValueError:  # a zero byte, or characters that no file's name can have
         raise OSError(errno.EINVAL, "this is no file name") from None

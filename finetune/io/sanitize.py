@@ -18,18 +18,18 @@ def is_printable(text: str) -> bool:
 
 
 def printable(text: object) -> str:
-    """The text with `�` for each character that cannot be shown."""
+    """Replaces each character that cannot be shown with `�`."""
     whole = os.fspath(text) if isinstance(text, os.PathLike) else str(text)
     return whole if whole.isprintable() else "".join(c if is_printable(c) else "�" for c in whole)
 
 
 def printable_lines(text: str) -> str:
-    """The same for a text of several lines, which stay lines."""
+    """Applies `printable` to each line of a text."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def escaped_json(text: str) -> str:
-    """The text of JSON with `\\u....` for what is left in it that cannot be shown; file names that are no text stay."""
+    """Escapes what cannot be shown in JSON text as `\\u....`; the bytes of undecodable file names stay."""
     if text.replace("\n", "").isprintable():
         return text
     kept = [c == "\n" or is_printable(c) or "\udc80" <= c <= "\udcff" for c in text]
@@ -37,7 +37,7 @@ def escaped_json(text: str) -> str:
 
 
 def quoted(text: str, most: int = _SHORT) -> str:
-    """The text in double quotes, cut to a readable length, with odd characters escaped as Python would."""
+    """Puts the text in double quotes, cut to `most` characters, odd characters escaped as Python would."""
     cut = text if len(text) <= most else text[: most - 3] + "..."
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     return '"' + escaped.replace('"', '\\"') + '"'

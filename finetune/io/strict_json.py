@@ -1,4 +1,4 @@
-"""JSON from other people: plain values in range, no key twice, not too many; anything else is refused, saying why."""
+"""Strict parser for untrusted JSON: values in range, no duplicate keys, bounded depth and number of values."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 MAX_DEPTH = 30  # levels of lists and mappings
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is half a character, if it is not followed by the other half
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is half a character unless the other half follows
 
 _MAX_NUMBER_LEN = 20  # characters of a whole number of 64 bits
 
 
 def parse_json(content: bytes | str, most_values: int) -> Any:
-    """The value that the text stands for. ValueError says what is wrong with it.
+    """Parses untrusted JSON. ValueError says what is wrong with it.
 
     Whole numbers have at most 64 bits, others are finite, texts are Unicode, and no mapping has a key twice. There are
     at most about `most_values` values: the commas and brackets are counted, those in texts too, before the text is
@@ -30,17 +30,24 @@ def parse_json(content: bytes | str, most_values: int) -> Any:
         raise ValueError(f"more than {most_values:,} values")
     try:
         found = json.loads(
-            text, object_pairs_hook=_mapping, parse_int=_whole, parse_float=_finite, parse_constant=_finite
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_int=_int64,
+            parse_float=_finite_float,
+            parse_constant=_finite_float,
         )
-        _refuse_deep(found, MAX_DEPTH)
+        _check_depth(found, MAX_DEPTH)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    if _HALF.search(text):
-        _refuse_halves(found)
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text with half a character in it (a surrogate without the other)") from None
     return found
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
@@ -48,31 +55,24 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _whole(digits: str) -> int:
+def _int64(digits: str) -> int:
     value = int(digits) if len(digits) <= _MAX_NUMBER_LEN else 2**64
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"the number {digits[:_MAX_NUMBER_LEN]}... does not fit 64 bits")
     return value
 
 
-def _finite(digits: str) -> float:
+def _finite_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
         raise ValueError(f"the number {digits[:_MAX_NUMBER_LEN]}, which is not finite")
     return value
 
 
-def _refuse_deep(value: Any, levels: int) -> None:
+def _check_depth(value: Any, levels: int) -> None:
     if isinstance(value, (dict, list)):
         if levels == 0:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
         for item in value.values() if isinstance(value, dict) else value:
             if isinstance(item, (dict, list)):
-                _refuse_deep(item, levels - 1)
-
-
-def _refuse_halves(value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text with half a character in it (a surrogate without the other)") from None
+                _check_depth(item, levels - 1)

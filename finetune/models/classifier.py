@@ -1,4 +1,4 @@
-"""A network together with what it needs to be used: its class names and how an image becomes its input."""
+"""A network with its class names and the preprocessing of its input: all that a prediction needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.data.image_io import center_crop, crop_to_square, read_picture, to_eight_bits
+from finetune.data.image_io import center_crop, crop_to_square, read_image, to_eight_bits
 from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
 from finetune.models.staged import StagedNetwork
@@ -21,12 +21,9 @@ from finetune.models.staged import StagedNetwork
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
-if TYPE_CHECKING:
     ImageLike: TypeAlias = str | Path | Image | np.ndarray | Tensor
 
 PREDICT_BATCH = 256  # images, of few pixels; of larger ones fewer
-
 MAX_PIXELS = 4_000_000  # in one batch
 
 
@@ -59,7 +56,7 @@ class Classifier(nn.Module):
         self.origin: object | None = None  # the source it was loaded from, for `finetune.save`
 
     def with_classes(self, class_names: Sequence[str]) -> Classifier:
-        """A copy of the network under other class names, to be given a head for them."""
+        """Copies the classifier under other class names; its head still has to be replaced."""
         return Classifier(copy.deepcopy(self.network), self.model, self.arguments, class_names, self.input)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,28 +64,21 @@ class Classifier(nn.Module):
         return logits
 
     def preprocess(self, image: ImageLike) -> Tensor:
-        """One image as the network takes it: float, C×size×size, normalised.
+        """Makes one image the network's input: float, C×size×size, normalised.
 
         `image` is a file's path, a PIL image, or uint8 pixels (H×W or H×W×C array; H×W or C×H×W tensor). Pictures of
         another size are resized as the input says, colour is turned grey where the network is grey, 16 bits to 8, and
         what is transparent lies over white. DataError when it is no picture.
         """
         spec = self.input
-        square = crop_to_square(
-            _open_picture(image),
-            channels=spec.channels,
-            size=spec.size,
-            crop=spec.crop,
-            resize=spec.resize,
-            interpolation=spec.interpolation,
-        )
+        square = crop_to_square(_open_picture(image), **vars(spec.crop_spec(spec.channels)))
         pixels = center_crop(torch.from_numpy(square).permute(2, 0, 1), spec.size)
         mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (spec.mean, spec.std))
         return (pixels.float() / 255 - mean) / std
 
     @torch.no_grad()
     def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
-        """Label and probabilities for each picture, in order. The network is in evaluation mode meanwhile."""
+        """Predicts label and probabilities of each picture, in order, in evaluation mode; modes are restored."""
         if isinstance(images, (str, Path)):
             raise SettingError(f"expected several images, found the one path {images}; put it in a list")
         modes, device = [(module, module.training) for module in self.modules()], next(self.parameters()).device
@@ -108,16 +98,13 @@ class Classifier(nn.Module):
 
 
 def _open_picture(image: ImageLike) -> Image:
-    """The picture the right way up, of mode L or RGB."""
+    """The picture, upright, of mode L or RGB. DataError when it is none."""
     from PIL import Image
 
     if isinstance(image, (str, Path)):
-        return read_picture(image)
-    return to_eight_bits(image if isinstance(image, Image.Image) else Image.fromarray(_pixels(image)))
-
-
-def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
-    """uint8, H×W or H×W×(2, 3 or 4)."""
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_eight_bits(image)
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
@@ -127,4 +114,4 @@ def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
     shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (2, 3, 4))
     if pixels.dtype != np.uint8 or not shaped or pixels.size == 0:
         raise DataError(f"expected uint8 pixels of shape H×W or with a channel axis, found {image.dtype} {image.shape}")
-    return pixels
+    return to_eight_bits(Image.fromarray(pixels))

@@ -1,11 +1,11 @@
-"""The article's network, to the letter; docs/concepts.md walks through it layer by layer."""
+"""The small CNN of the article; docs/concepts.md walks through it layer by layer."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.models.onednn import Conv2d, max_pool, to_dense
+from finetune.models.onednn import Conv2d, conv_pool_relu, to_dense
 from finetune.models.staged import StagedNetwork
 
 
@@ -30,9 +30,9 @@ class ArticleCNN(StagedNetwork):
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
         match stage:
             case "conv1":
-                return max_pool(self.conv1, x)
+                return conv_pool_relu(self.conv1, x)
             case "conv2":
-                return max_pool(self.conv2, x)
+                return conv_pool_relu(self.conv2, x)
             case "fc1":
                 return F.relu(self.fc1(to_dense(x).flatten(1)))
             case _:

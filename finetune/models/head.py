@@ -1,4 +1,4 @@
-"""Swapping a head by class name: shared classes keep their rows, new classes start from their class means."""
+"""Swaps a head by class name: shared classes keep their rows, new classes start from their class means."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClassMeans:
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> ClassMeans:
-    """From features (float, N×F) and labels (int64, N, each class present).
+    """The nearest-class-mean classifier of features (float, N×F) with labels (int64, N, each class present).
 
     Means are taken about the overall mean of the classes, which moves every logit by the same amount, and the logits
     are divided by the mean squared distance within classes so that the softmax is neither flat nor a step.
@@ -36,12 +36,6 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> ClassMeans:
     return ClassMeans(weight, bias)
 
 
-def shared_rows(source_classes: Sequence[str], target_classes: Sequence[str]) -> dict[str, str]:
-    """{target class: source class} for the classes that both know, in the target's order; names must be equal."""
-    known = set(source_classes)
-    return {name: name for name in target_classes if name in known}
-
-
 def swap_head(
     head: nn.Linear,
     source_classes: Sequence[str],
@@ -50,25 +44,23 @@ def swap_head(
     means: ClassMeans | None,
     keep_rows: bool,
 ) -> tuple[nn.Linear, dict[str, str]]:
-    """A head for `target_classes` and the map {target class: source class} of the rows it took over.
+    """Makes a head for `target_classes`; returns it and {target class: source class} for the rows it kept.
 
-    Rows of new classes come from `means` (of the target's classes, in its order) or, without them, from torch's default
-    initialisation. Where old and new rows meet, the new ones are scaled to the mean length of the old, so that neither
-    side wins by size alone.
+    With `keep_rows`, a class that the source has by the same name keeps its row. Other rows come from `means` (of the
+    target's classes, in its order) or, without them, from torch's default initialisation. Where old and new rows meet,
+    the new ones are scaled to the mean length of the old, so that neither side wins by size alone.
     """
-    reused = shared_rows(source_classes, target_classes) if keep_rows else {}
+    old_row = {name: row for row, name in enumerate(source_classes)} if keep_rows else {}
+    reused = [row for row, name in enumerate(target_classes) if name in old_row]
+    fresh = [row for row, name in enumerate(target_classes) if name not in old_row]
     new = nn.Linear(head.in_features, len(target_classes)).to(head.weight)
-    old_row = {name: i for i, name in enumerate(source_classes)}
-    fresh = [i for i, name in enumerate(target_classes) if name not in reused]
     with torch.no_grad():
-        for i, name in enumerate(target_classes):
-            if name in reused:
-                new.weight[i] = head.weight[old_row[reused[name]]]
-                new.bias[i] = head.bias[old_row[reused[name]]]
+        rows = [old_row[target_classes[row]] for row in reused]
+        new.weight[reused], new.bias[reused] = head.weight[rows], head.bias[rows]
         if means is not None and fresh:
             weight, bias = means.weight[fresh], means.bias[fresh]
             if reused:
                 scale = head.weight.norm(dim=1).mean() / weight.norm(dim=1).mean().clamp_min(1e-12)
                 weight, bias = weight * scale, bias * scale
             new.weight[fresh], new.bias[fresh] = weight.to(new.weight), bias.to(new.bias)
-    return new, reused
+    return new, {target_classes[row]: target_classes[row] for row in reused}

@@ -1,4 +1,4 @@
-"""What models there are: one row each, readable without importing torch; timm's are looked up when one is asked for."""
+"""The registry of models, readable without importing torch; timm's are looked up when one is asked for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import SettingError
-from finetune.models.spec import InputSpec, ModelSpec
+from finetune.models.spec import TIMM, InputSpec, ModelSpec
 from finetune.text import name_hint
 
 if TYPE_CHECKING:
     from finetune.models.staged import StagedNetwork
 
-
-TIMM = "timm/"
 
 _MAX_LEN = 200  # characters of a name that are repeated
 
@@ -36,20 +34,20 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def stage_names() -> dict[str, tuple[str, ...]]:
-    """The stages of each model that has a row here, input to output; the last is always `head`."""
-    return {name: row.stages for name, row in MODELS.items()}
+    """The stages of each model but timm's, input to output; the last is always `head`."""
+    return {name: spec.stages for name, spec in MODELS.items()}
 
 
 def is_model(name: str) -> bool:
-    """Whether `name` may be a model: a row here, or timm/NAME, which is not looked up."""
+    """Whether `name` may be a model: one of MODELS, or timm/NAME, which is not looked up."""
     return name in MODELS or name.startswith(TIMM)
 
 
 def find_model(name: str, arguments: Mapping[str, Any] | None = None) -> ModelSpec:
-    """The row of model `name`, "cnn" or "timm/ARCH[.TAG]", as it is with `arguments`.
+    """The spec of model `name`, "cnn" or "timm/ARCH[.TAG]", with `arguments`.
 
-    SettingError, with the near names, for one that there is not; for an argument that the model does not take; and for
-    a timm model that cannot work here. timm and torch are imported for a timm name only.
+    SettingError for an unknown name, with near ones; for an argument that the model does not take; and for a timm model
+    that cannot work here. timm and torch are imported for a timm name only.
     """
     arguments = arguments or {}
     if name.startswith(TIMM):
@@ -61,32 +59,29 @@ def find_model(name: str, arguments: Mapping[str, Any] | None = None) -> ModelSp
         raise SettingError(
             f"unknown model {name[:_MAX_LEN]!r}{near}, and timm/NAME: see `finetune models 'timm/*net*'`"
         )
-    row = MODELS[name]
-    unknown = [key for key in arguments if key not in row.arguments]
-    if unknown:
-        takes = ", ".join(row.arguments) or "no arguments"
+    spec = MODELS[name]
+    if unknown := [key for key in arguments if key not in spec.arguments]:
+        takes = ", ".join(spec.arguments) or "no arguments"
         raise SettingError(f"model {name!r}: unknown argument {', '.join(map(repr, unknown))}; it takes {takes}")
-    return row
+    return spec
 
 
 def build_model(name: str, classes: int, arguments: Mapping[str, Any]) -> StagedNetwork:
-    """A network with random weights from torch's current generator. SettingError as in `find_model`."""
+    """Builds a network with random weights from torch's current generator. SettingError as in `find_model`."""
     return find_model(name, arguments).build(classes, arguments)
 
 
 def check_size(name: str, arguments: Mapping[str, Any], size: int) -> None:
-    """SettingError, saying what it takes, when images of size×size pixels do not fit the model."""
-    row = find_model(name, arguments)
-    if row.check_size is not None:
-        row.check_size(size)
-    elif size != row.input.size:
-        raise SettingError(
-            f"model {name!r} takes images of {row.input.size}×{row.input.size} pixels, not {size}×{size}"
-        )
+    """SettingError, with the size that it takes, when images of size×size pixels do not fit the model."""
+    spec = find_model(name, arguments)
+    if spec.check_size is not None:
+        spec.check_size(size)
+    elif size != (own := spec.input.size):
+        raise SettingError(f"model {name!r} takes images of {own}×{own} pixels, not {size}×{size}")
 
 
 def list_models(pattern: str) -> list[str]:
-    """The names that `pattern` (with * and ?) matches, timm's with their `timm/`; empty when there are none."""
+    """The names that `pattern` (with * and ?) matches, timm's with their `timm/`."""
     from fnmatch import fnmatchcase
 
     found = [name for name in MODELS if fnmatchcase(name, pattern)]

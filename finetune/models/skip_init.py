@@ -11,13 +11,13 @@ from torch.overrides import TorchFunctionMode
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
 
+# What torch.nn.init is made of.
 _METHODS = ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
-
 _FILLING = {getattr(Tensor, name) for name in _METHODS}
 
 
 class _SkipInit(TorchFunctionMode):
-    """Leaves parameters as they are where torch.nn.init, or the methods it is made of, would fill them."""
+    """Skips torch.nn.init and its methods where they would fill a parameter."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -31,9 +31,9 @@ class _SkipInit(TorchFunctionMode):
 
 
 def build_without_init(name: str, classes: int, arguments: Mapping[str, Any]) -> StagedNetwork:
-    """As `build_model`, but its parameters are whatever lay in memory: every one of them has to be loaded.
+    """`build_model` without initialising parameters: every one of them has to be loaded.
 
-    Buffers are as they should be. torch's generator need not move.
+    Buffers have their values. torch's generator need not move.
     """
     with _SkipInit():
         return build_model(name, classes, arguments)

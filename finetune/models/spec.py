@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from finetune.data.normalize import Normalizer
     from finetune.models.staged import StagedNetwork
 
+TIMM = "timm/"  # what the names of timm's models begin with here
+
 
 @dataclass(frozen=True)
 class InputSpec:

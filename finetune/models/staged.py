@@ -1,4 +1,4 @@
-"""The shape every network here has: an ordered chain of named stages, the last of them the head."""
+"""The base class of all networks: an ordered chain of named stages, the last of them the head."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class StagedNetwork(nn.Module, ABC):
     """A network as a chain of stages, input to output. Every parameter belongs to exactly one stage.
 
-    A family of networks says its `stages`, runs a single one of them in `run_stage`, and names the submodules of each
-    in `stage_modules`. Freezing, layer-wise learning rates and the cache of a frozen prefix are built on these three.
+    A subclass lists its `stages`, runs one of them in `run_stage`, and lists the submodules of each in
+    `stage_modules`. Freezing, layer-wise learning rates and the cache of a frozen prefix are built on these three.
     The last stage is the submodule `head` and nothing else.
     """
 
@@ -25,14 +25,13 @@ class StagedNetwork(nn.Module, ABC):
         return tuple(range(len(self.stages) + 1))
 
     def set_head(self, linear: nn.Linear) -> None:
-        """Puts another head in place of the one there is."""
+        """Replaces the head."""
         self.head = linear
 
     def head_tensors(self) -> tuple[str, ...]:
-        """The names that the head's tensors have in `state_dict`, weight first."""
-        own = [self.head.weight, self.head.bias]
+        """The names of the head's weight and bias in `state_dict`."""
         state = self.state_dict(keep_vars=True).items()
-        return tuple(name for tensor in own for name, found in state if found is tensor)
+        return tuple(name for own in (self.head.weight, self.head.bias) for name, found in state if found is own)
 
     @abstractmethod
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ class StagedNetwork(nn.Module, ABC):
         return x
 
     def features(self, x: Tensor) -> Tensor:
-        """What the head sees: float, N×F, for images N×C×H×W."""
+        """The head's input: float, N×F, for images N×C×H×W."""
         return self.run(x, stop=-1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from finetune.errors import SettingError
 from finetune.recipe.error_messages import near_keys
-from finetune.recipe.problems import Problem, found_text, unknown_value
+from finetune.recipe.problems import Place, Problem, found_text, unknown_value
 from finetune.recipe.rules import Data, phase_list
 from finetune.text import name_hint
 
@@ -17,7 +17,7 @@ _MAX_LISTED = 50  # unknown names reported per list; each costs a search for the
 
 @dataclass(frozen=True)
 class KnownNames:
-    """What is registered, as the reader needs it; the mappings may work their entries out when asked."""
+    """The names that a recipe may use; the mappings may compute their entries when asked."""
 
     models: Mapping[str, tuple[str, ...]]  # model: its stages from input to output, the last one 'head'; () not known
     datasets: Mapping[str, tuple[str, ...]]  # data set: its class names; () not known
@@ -29,19 +29,16 @@ class KnownNames:
     is_pictures: Callable[[str], bool] = lambda name: False  # whether a data set's name is a folder or file instead
 
 
-@dataclass(frozen=True)
-class _Named:
-    """The model a recipe speaks of: its stages as far as they are known, and what is wrong with its name."""
-
-    stages: tuple[str, ...]
-    faults: tuple[Problem, ...] = ()
-
-
 def name_problems(data: Data, kind: str, names: KnownNames) -> list[Problem]:
-    """Returns a fault for every name in a recipe, given as plain data, that stands for nothing."""
-    model = _model(data, kind, names) if kind == "pretrain" or data.get("model") is not None else _Named(())
-    stages = model.stages or (names.source_stages or () if kind == "adapt" else ())
-    return [*model.faults, *_model_arguments(data, names), *_dataset(data, names), *_stage_names(data, stages)]
+    """Returns a problem for every unknown model, argument, data set, class and stage that a recipe names."""
+    stages: tuple[str, ...] = ()
+    problem = None
+    if kind == "pretrain" or data.get("model") is not None:
+        stages, problem = _check_model(data, kind, names)
+    if kind == "adapt":
+        stages = stages or names.source_stages or ()
+    found = [] if problem is None else [problem]
+    return [*found, *_model_arguments(data, names), *_dataset(data, names), *_stage_names(data, stages)]
 
 
 def _model_name(data: Data) -> str | None:
@@ -50,31 +47,28 @@ def _model_name(data: Data) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _model(data: Data, kind: str, names: KnownNames) -> _Named:
+def _check_model(data: Data, kind: str, names: KnownNames) -> tuple[tuple[str, ...], Problem | None]:
+    """Returns the stages of the recipe's model, () where they are not known, and the problem with its name."""
     name, model = _model_name(data) or names.source_model, data.get("model")
-    if kind == "adapt" and isinstance(model, Mapping) and "name" not in model:
-        for key in islice((key for key in model if near_keys(key, ["name"])), 1):
-            message = "unknown key; did you mean 'name'? All other keys are arguments of the model"
-            return _Named((), (Problem(("model", key), message, meant=(("model", "name"),)),))
+    settings: Mapping[str, object] = model if isinstance(model, Mapping) else {}
+    misspelt = "name" not in settings and next((key for key in settings if near_keys(key, ["name"])), None)
+    if misspelt:
+        why = "A model needs its name" if kind == "pretrain" else "All other keys are arguments of the model"
+        return (), Problem(("model", misspelt), f"unknown key; did you mean 'name'? {why}", meant=(("model", "name"),))
+    place = ("model", "name") if "name" in settings else ("model",)
     if name is None:
-        return _Named(())
-    place = ("model", "name") if isinstance(model, Mapping) and "name" in model else ("model",)
+        return (), None
     for start, stages_of in names.families.items():
         if name.startswith(start):
-            given = model if isinstance(model, Mapping) else {}
-            plain = (bool, int, float, str)
-            arguments = {key: item for key, item in given.items() if key != "name" and isinstance(item, plain)}
+            plain = {k: v for k, v in settings.items() if k != "name" and isinstance(v, bool | int | float | str)}
             try:
-                return _Named(stages_of(name, arguments))
+                return stages_of(name, plain), None
             except SettingError as error:
-                return _Named((), (Problem(place, str(error)),))
-    if name not in names.models:
-        return _Named((), (Problem(place, unknown_value("model", name, [*names.models, *_examples(names)], "models")),))
-    return _Named(names.models[name])
-
-
-def _examples(names: KnownNames) -> list[str]:
-    return [f"{start}NAME" for start in names.families]
+                return (), Problem(place, str(error))
+    if name in names.models:
+        return names.models[name], None
+    known = [*names.models, *(f"{start}NAME" for start in names.families)]
+    return (), Problem(place, unknown_value("model", name, known, "models"))
 
 
 def _model_arguments(data: Data, names: KnownNames) -> Iterator[Problem]:
@@ -92,38 +86,31 @@ def _dataset(data: Data, names: KnownNames) -> Iterator[Problem]:
     name = settings.get("name") if isinstance(settings, Mapping) else None
     if not isinstance(settings, Mapping) or not isinstance(name, str) or not name:
         return
-    if name not in names.datasets and names.is_pictures(name):
-        return
     if name not in names.datasets:
-        yield Problem(("data", "name"), unknown_value("data set", name, list(names.datasets), "data sets"))
+        if not names.is_pictures(name):
+            yield Problem(("data", "name"), unknown_value("data set", name, list(names.datasets), "data sets"))
         return
-    classes = settings.get("classes")
-    known = names.datasets[name]
-    given = enumerate(classes if isinstance(classes, list) and known else [])
-    wrong = (
-        (index, str(item))
-        for index, item in given
-        if isinstance(item, str | int) and not isinstance(item, bool) and item != "" and str(item) not in known
-    )
-    for index, item in islice(wrong, _MAX_LISTED):
-        message = unknown_value("class", item, known, f"classes of {name}")
-        yield Problem(("data", "classes"), message, at=("data", "classes", index))
+    known, classes = names.datasets[name], settings.get("classes")
+    if known and isinstance(classes, list):
+        given = [str(c) if isinstance(c, str | int) and not isinstance(c, bool) else "" for c in classes]
+        yield from _unknown_items("class", given, known, f"classes of {name}", ("data", "classes"))
 
 
 def _stage_names(data: Data, stages: tuple[str, ...]) -> Iterator[Problem]:
-    if not stages:
-        return
-    for phase_place, phase in phase_list(data):
+    for phase_place, phase in phase_list(data) if stages else ():
         train, place = phase.get("train"), (*phase_place, "train")
-        if isinstance(train, Mapping):
-            last = train.get("last")
-            if isinstance(last, int) and not isinstance(last, bool) and last > len(stages):
-                message = f"there are only {len(stages)} stages ({', '.join(stages)}), found {found_text(last)}"
-                yield Problem((*place, "last"), message)
-        wrong = (
-            (index, item)
-            for index, item in enumerate(train if isinstance(train, list) else [])
-            if isinstance(item, str) and item and item not in stages
-        )
-        for index, item in islice(wrong, _MAX_LISTED):
-            yield Problem(place, unknown_value("stage", item, stages, "stages"), at=(*place, index))
+        last = train.get("last") if isinstance(train, Mapping) else None
+        if isinstance(last, int) and not isinstance(last, bool) and last > len(stages):
+            message = f"there are only {len(stages)} stages ({', '.join(stages)}), found {found_text(last)}"
+            yield Problem((*place, "last"), message)
+        if isinstance(train, list):
+            yield from _unknown_items("stage", train, stages, "stages", place)
+
+
+def _unknown_items(
+    what: str, items: Sequence[object], known: Sequence[str], plural: str, place: Place
+) -> Iterator[Problem]:
+    """Yields a problem for each unknown text in a list; the schema reports other values and empty text."""
+    unknown = ((i, item) for i, item in enumerate(items) if isinstance(item, str) and item and item not in known)
+    for index, item in islice(unknown, _MAX_LISTED):
+        yield Problem(place, unknown_value(what, item, known, plural), at=(*place, index))

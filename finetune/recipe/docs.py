@@ -5,26 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from finetune.recipe.data_schema import InputSettings, ModelSettings, SourceModelSettings
-from finetune.recipe.error_messages import flow
-from finetune.recipe.phase_schema import OPTIMIZERS, SCHEDULES, LastStages, LoraSettings, Phase
+from finetune.recipe import schema
 from finetune.recipe.problems import format_bound
-from finetune.recipe.schema import (
-    AdaptRecipe,
-    AugmentSettings,
-    CacheSettings,
-    DataSettings,
-    PretrainRecipe,
-    ScratchSettings,
-)
-from finetune.recipe.settings import Settings
-
-Schema = Mapping[str, Any]
+from finetune.recipe.yaml_loader import write_flow
 
 EXAMPLE = """\
 kind: pretrain
@@ -64,28 +52,24 @@ includes are refused, and so are keys that are not listed here. `null` means the
 `--set data.classes=[0,1]`.
 """
 
-_BOUNDS = (
-    ("minimum", "at least"),
-    ("exclusiveMinimum", "above"),
-    ("maximum", "at most"),
-    ("exclusiveMaximum", "below"),
-)
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
 
-_SECTIONS: dict[type[Settings], str] = {
-    PretrainRecipe: "A pretrain recipe",
-    AdaptRecipe: "An adapt recipe",
-    ModelSettings: "model",
-    SourceModelSettings: "model of an adapt recipe",
-    InputSettings: "input",
-    DataSettings: "data",
-    AugmentSettings: "data.augment",
-    Phase: "phases",
-    LastStages: "train: {last: N}",
-    LoraSettings: "lora",
-    **{variant: f"optimizer: {name}" for name, variant in OPTIMIZERS.items()},
-    **{variant: f"schedule: {name}" for name, variant in SCHEDULES.items()},
-    ScratchSettings: "scratch",
-    CacheSettings: "cache",
+_SECTIONS: dict[type[schema.Settings], str] = {
+    schema.PretrainRecipe: "A pretrain recipe",
+    schema.AdaptRecipe: "An adapt recipe",
+    schema.ModelSettings: "model",
+    schema.SourceModelSettings: "model of an adapt recipe",
+    schema.InputSettings: "input",
+    schema.DataSettings: "data",
+    schema.AugmentSettings: "data.augment",
+    schema.Phase: "phases",
+    schema.LastStages: "train: {last: N}",
+    schema.LoraSettings: "lora",
+    **{variant: f"optimizer: {name}" for name, variant in schema.OPTIMIZERS.items()},
+    **{variant: f"schedule: {name}" for name, variant in schema.SCHEDULES.items()},
+    schema.ScratchSettings: "scratch",
+    schema.CacheSettings: "cache",
 }
 
 
@@ -98,70 +82,50 @@ class _Untitled(GenerateJsonSchema):
 
 def json_schema() -> dict[str, Any]:
     """Returns one JSON Schema (draft 2020-12) for both kinds of recipe, for editors."""
-    recipe: TypeAdapter[Any] = TypeAdapter(Annotated[PretrainRecipe | AdaptRecipe, Field(discriminator="kind")])
-    schema = recipe.json_schema(schema_generator=_Untitled)
+    either = Annotated[schema.PretrainRecipe | schema.AdaptRecipe, Field(discriminator="kind")]
+    recipe: TypeAdapter[Any] = TypeAdapter(either)
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A recipe of finetune"}
-    return {**about, **schema}
+    return {**about, **recipe.json_schema(schema_generator=_Untitled)}
 
 
 def reference_markdown() -> str:
     """Returns the reference page: two complete examples, then every key with its type, default and meaning."""
     parts = [_INTRODUCTION, f"```yaml\n{EXAMPLE}```\n", f"```yaml\n{ADAPT_EXAMPLE}```\n"]
-    parts += ["\n".join(_section(model, title)) for model, title in _SECTIONS.items()]
+    parts += ["\n".join(_section(settings, title)) for settings, title in _SECTIONS.items()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
-def _section(model: type[Settings], title: str) -> Iterator[str]:
-    schema = model.model_json_schema(schema_generator=_Untitled)
-    own = model is not PretrainRecipe and model is not AdaptRecipe
-    yield f"## `{title}`\n" if own else f"## {title}\n"
-    yield f"{' '.join((model.__doc__ or '').split())}\n"
+def _section(settings: type[schema.Settings], title: str) -> Iterator[str]:
+    page = settings.model_json_schema(schema_generator=_Untitled)
+    yield f"## {title}\n" if settings in schema.KINDS.values() else f"## `{title}`\n"
+    yield f"{' '.join((settings.__doc__ or '').split())}\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
-    for key, field in schema["properties"].items():
-        if model in (ModelSettings, SourceModelSettings) and key == "arguments":
-            key = "any other key"
-        default = _default(key, field, schema.get("required", ()))
-        yield f"| `{key}` | {describe_type(field, schema)} | {default} | {field['description']} |".replace(
-            "`any other key`", "*"
-        )
+    for key, field in page["properties"].items():
+        value = field.get("default")
+        default = "" if value in (None, {}) else f"`{write_flow(value)}`"
+        default = "required" if key in page.get("required", ()) else default
+        shown = "*" if key == "arguments" else f"`{key}`"
+        yield f"| {shown} | {_describe_type(field)} | {default} | {field['description']} |"
 
 
-def _default(key: str, field: Schema, required: object) -> str:
-    if key in cast(list[str], required):
-        return "required"
-    value = field.get("default")
-    return "" if value in (None, {}) else f"`{flow(value) if not isinstance(value, str) else value}`"
-
-
-def describe_type(field: Schema, whole: Schema) -> str:
+def _describe_type(field: Mapping[str, Any]) -> str:
     """Says a type of the JSON Schema in words: `whole number (at least 1)`."""
     if "$ref" in field:
-        name = field["$ref"].rsplit("/", 1)[-1]
-        title = next(
-            title for model, title in _SECTIONS.items() if model.__name__ in (name, name.removeprefix("Named"))
-        )
-        return f"`{title}`"
-    for union in ("anyOf", "oneOf"):
-        if union in field:
-            options = [describe_type(option, whole) for option in field[union] if option.get("type") != "null"]
-            return " or ".join(dict.fromkeys(options))
+        name = field["$ref"].rsplit("/", 1)[-1].removeprefix("Named")
+        return next(f"`{title}`" for settings, title in _SECTIONS.items() if settings.__name__ == name)
+    if options := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(dict.fromkeys(_describe_type(option) for option in options if option.get("type") != "null"))
     if "const" in field or "enum" in field:
         return " or ".join(f"`{choice}`" for choice in field.get("enum", [field.get("const")]))
-    kind = field.get("type")
+    kind = field["type"]
     if kind == "array":
         items = field.get("prefixItems") or [field["items"]]
-        count = f"list of {len(items)}" if "prefixItems" in field else "list"
-        return f"{count}: {describe_type(items[0], whole)}"
+        return f"list{f' of {len(items)}' if 'prefixItems' in field else ''}: {_describe_type(items[0])}"
     if kind == "object":
-        inside = field.get("properties") or {"": field.get("additionalProperties", {})}
-        return (
-            f"mapping with {', '.join(f'`{key}`' for key in inside)}"
-            if all(inside)
-            else describe_type(inside[""], whole)
-        )
-    bounds = ", ".join(f"{say} {format_bound(field[key])}" for key, say in _BOUNDS if key in field)
-    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
-    return names[cast(str, kind)] + (f" ({bounds})" if bounds else "")
+        keys = ", ".join(f"`{key}`" for key in field.get("properties", ()))
+        return f"mapping with {keys}" if keys else _describe_type(field["additionalProperties"])
+    bounds = ", ".join(f"{say} {format_bound(field[key])}" for key, say in _BOUNDS.items() if key in field)
+    return _TYPES[kind] + (f" ({bounds})" if bounds else "")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 from typing import cast
@@ -22,12 +22,81 @@ from finetune.recipe.error_messages import near_keys, resolve_discriminators, tr
 from finetune.recipe.problems import Place, Problem, drop_duplicates, found_text, render_problems
 from finetune.recipe.rules import rule_problems
 from finetune.recipe.schema import KINDS, AdaptRecipe, PretrainRecipe
-from finetune.recipe.yaml_loader import MAX_DEPTH, Document, from_python, read_yaml, refused_scalar, resolve_scalar
+from finetune.recipe.yaml_loader import MAX_DEPTH, Document, from_python, read_yaml, refused_scalar, write_flow
 
-_PLAIN = re.compile(r"[A-Za-z_.][A-Za-z0-9_./+-]*")  # text that needs no quotes, if it is not a word such as true
+__all__ = ["KnownNames", "Recipe", "check_recipe", "dump_recipe", "parse_recipe", "read_recipe", "resolve_recipe"]
+
+Recipe = PretrainRecipe | AdaptRecipe
+
+MAX_BYTES = 1_000_000  # bytes of a recipe file
+MAX_SETTINGS = 1_000
+MAX_SETTING_LEN = 100_000  # characters
 
 
-def resolve_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, object]:
+# --- reading and checking ---------------------------------------------------------------------------------------------
+
+
+def read_recipe(path: str | PathLike[str], *, overrides: Sequence[str] = (), names: KnownNames) -> Recipe:
+    """Reads a recipe file, puts in the `KEY=VALUE` overrides, and checks it.
+
+    Raises:
+        RecipeError: with one line for each problem of file, overrides and names.
+    """
+    return parse_recipe(_read_text(Path(path)), where=str(path), overrides=overrides, names=names)
+
+
+def parse_recipe(text: str, *, where: str, overrides: Sequence[str] = (), names: KnownNames) -> Recipe:
+    """Checks a recipe given as YAML text; `where` names it in messages. Raises RecipeError."""
+    if len(text) > MAX_BYTES:
+        raise RecipeError([f"{where}: has over {MAX_BYTES:,} characters; a recipe is far smaller"])
+    return _check_document(read_yaml(text), where, overrides, names)
+
+
+def check_recipe(
+    data: Mapping[str, object], *, where: str = "recipe", overrides: Sequence[str] = (), names: KnownNames | None = None
+) -> Recipe:
+    """Checks a recipe given as Python data (dicts, lists, text, numbers), which has no lines. Raises RecipeError.
+
+    Without `names` any model and data set may be named.
+    """
+    return _check_document(from_python(data), where, overrides, names)
+
+
+def _check_document(document: Document, where: str, overrides: Sequence[str], names: KnownNames | None) -> Recipe:
+    apply_overrides(document, overrides)
+    checked: list[Problem] = []
+    recipe = None
+    if isinstance(document.data, dict):
+        checked, recipe = _check_data(document.data, names)
+    elif document.empty and document.complete:
+        checked = [Problem((), "is empty; a recipe starts with `kind: pretrain` or `kind: adapt`")]
+    elif document.complete:
+        checked = [Problem((), f"expected a mapping that starts with `kind: `, found {found_text(document.data)}")]
+    problems = drop_duplicates(document.problems, checked, document.broken)
+    if problems or recipe is None:
+        raise RecipeError(render_problems(problems, where, document.lines))
+    return recipe
+
+
+def _check_data(data: dict[str, object], names: KnownNames | None) -> tuple[list[Problem], Recipe | None]:
+    """Returns the problems that schema, rules and names find, and the recipe where the schema accepts it."""
+    data, kind, problems = resolve_discriminators(data)
+    recipe = None
+    if kind is not None:
+        unknown = [] if names is None else name_problems(data, kind, names)
+        arguments = {p.place for p in unknown if p.place[0] == "model"}  # unknown ones, whatever their values are
+        try:
+            recipe = cast(Recipe, KINDS[kind].model_validate(data))
+        except ValidationError as error:
+            problems += [p for p in translate_errors(error, KINDS[kind], data) if p.place not in arguments]
+        problems += unknown
+    return [*problems, *rule_problems(data)], recipe
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def resolve_recipe(recipe: Recipe) -> dict[str, object]:
     """Returns the recipe as plain data, in the order of a recipe file; what is not set (None) is left out."""
     data: dict[str, object] = recipe.model_dump(mode="json", exclude_none=True)
     if recipe.model is not None:
@@ -37,7 +106,7 @@ def resolve_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, object]:
     return data
 
 
-def dump_recipe(recipe: PretrainRecipe | AdaptRecipe) -> str:
+def dump_recipe(recipe: Recipe) -> str:
     """Returns the resolved recipe as YAML. Reading it gives an equal recipe; equal recipes give the same text."""
     return "".join(line + "\n" for line in _block(resolve_recipe(recipe)))
 
@@ -53,209 +122,118 @@ def _block(data: Mapping[str, object], indent: str = "") -> list[str]:
         elif key in ("data", "scratch") and isinstance(value, Mapping) and value:
             lines += [f"{indent}{key}:", *_block(value, indent + "  ")]
         else:
-            lines.append(f"{indent}{_text(key)}: {_flow(value)}")
+            lines.append(f"{indent}{write_flow(key)}: {write_flow(value)}")
     return lines
 
 
-def _flow(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_text(str(key))}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    return _text(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _text(text: str) -> str:
-    if _PLAIN.fullmatch(text) and isinstance(resolve_scalar(text), str):
-        return text
-    escaped = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped)
-
-
-MAX_SETTINGS = 1_000
-
-MAX_SETTING_LEN = 100_000  # characters
+# --- overrides: --set KEY=VALUE ---------------------------------------------------------------------------------------
 
 _KEY = re.compile(r"[^.\[\]=\s]+(\[\d{1,6}\])*(\.[^.\[\]=\s]+(\[\d{1,6}\])*)*")
-
 _PART = re.compile(r"\[(\d+)\]|[^.\[\]]+")
+_TEXT_MEANS: dict[Place, str] = {("model",): "name", ("data", "augment"): "preset"}  # the key a text there stands for
 
 
 def apply_overrides(document: Document, settings: Sequence[str]) -> None:
-    """Puts each `KEY=VALUE` into the document, in order; what cannot be put becomes a fault of the document."""
+    """Puts each `KEY=VALUE` into the document, in order; one that does not fit becomes a problem of the document."""
     if len(settings) > MAX_SETTINGS:
-        document.faults.append(Problem((), f"given {len(settings):,} times, at most {MAX_SETTINGS:,}", line="--set"))
+        document.refuse((), f"given {len(settings):,} times, at most {MAX_SETTINGS:,}", "--set")
         return
     for setting in settings:
-        label = f"--set {_one_line(setting)}"
-        key, equals, text = setting.partition("=")
-        if len(setting) > MAX_SETTING_LEN:
-            message = f"has {len(setting):,} characters, at most {MAX_SETTING_LEN:,}; write it in the recipe"
-            document.faults.append(Problem((), message, line=label))
-            continue
-        if not equals or not _KEY.fullmatch(key.strip()) or refused_scalar(key.strip()):
-            message = "expected KEY=VALUE, with a key such as phases[0].optimizer.lr"
-            document.faults.append(Problem((), message, line=label))
+        label = "--set " + quoted(setting)[1:-1].replace('\\"', '"')
+        key, _, text = setting.partition("=")
+        if message := _setting_problem(setting, key.strip()):
+            document.refuse((), message, label)
             continue
         place = tuple(int(m[1]) if m[1] else m[0] for m in _PART.finditer(key.strip()))
-        if len(place) > MAX_DEPTH:
-            message = f"names a place deeper than {MAX_DEPTH} levels; a recipe has 5"
-            document.faults.append(Problem((), message, line=label))
-            continue
         value = read_yaml(text, flow_only=True)
-        document.faults += [replace(f, place=(*place, *f.place), at=None, line=label) for f in value.faults]
+        document.problems += [replace(p, place=(*place, *p.place), at=None, line=label) for p in value.problems]
         document.broken |= {(*place, *broken) for broken in value.broken}
-        if value.empty and not value.faults:
-            document.faults.append(Problem(place, "has no value; write null for none", line=label))
-        elif value.whole and not value.empty and isinstance(document.data, dict):
+        if value.empty and not value.problems:
+            document.refuse(place, "has no value; write null for none", label)
+        elif value.complete and not value.empty and isinstance(document.data, dict):
             _set_value(document, place, value, label)
+
+
+def _setting_problem(setting: str, key: str) -> str:
+    """Says why a setting is no `KEY=VALUE` that could be put anywhere; "" where it is one."""
+    if len(setting) > MAX_SETTING_LEN:
+        return f"has {len(setting):,} characters, at most {MAX_SETTING_LEN:,}; write it in the recipe"
+    if "=" not in setting or not _KEY.fullmatch(key) or refused_scalar(key):
+        return "expected KEY=VALUE, with a key such as phases[0].optimizer.lr"
+    if len(_PART.findall(key)) > MAX_DEPTH:
+        return f"names a place deeper than {MAX_DEPTH} levels; a recipe has 5"
+    return ""
 
 
 def _set_value(document: Document, place: Place, value: Document, label: str) -> None:
     node: object = document.data
     for depth, part in enumerate(place):
-        here, last = place[:depth], depth == len(place) - 1
-        fault = _bad_setting(node, part, here, label)
-        if fault is not None:
-            document.faults.append(fault)
+        parent = place[:depth]
+        if message := _bad_step(node, part):
+            document.refuse(parent, message, label)
             return
         inner = cast(dict[str | int, object], node)  # or a list: both are written by their key or index
-        if last:
+        if depth == len(place) - 1:
             _drop_lines(document, place)
             document.lines |= {(*place, *below): label for below in value.lines}
             document.broken |= {(*place, *broken) for broken in value.broken}
             inner[part] = value.data
             return
+        short = _TEXT_MEANS.get(place[: depth + 1])
         if isinstance(part, str) and inner.get(part) is None and isinstance(place[depth + 1], str):
             inner[part] = {}
-            document.lines[(*here, part)] = label
-            document.broken.discard((*here, part))
-        elif here == () and part == "model" and isinstance(inner.get(part), str):
-            inner[part] = {"name": inner[part]}
-            document.lines[("model", "name")] = document.lines.get(("model",), label)
-        elif here == ("data",) and part == "augment" and isinstance(inner.get(part), str):
-            inner[part] = {"preset": inner[part]}
-            document.lines[("data", "augment", "preset")] = document.lines.get(("data", "augment"), label)
+            document.lines[(*parent, part)] = label
+            document.broken.discard((*parent, part))
+        elif short is not None and isinstance(inner.get(part), str):
+            inner[part] = {short: inner[part]}
+            document.lines[(*parent, part, short)] = document.lines.get((*parent, part), label)
         node = inner.get(part) if isinstance(part, str) else inner[part]
 
 
-def _bad_setting(node: object, part: str | int, here: Place, label: str) -> Problem | None:
-    """Says why `part` is no key or index of `node`, which stands at `here`; None where it can be."""
+def _bad_step(node: object, part: str | int) -> str:
+    """Says why `part` is no key or index of `node`; "" where it can be."""
     if isinstance(part, str):
-        if isinstance(node, dict):
-            return None
         hint = "; give an index, as in phases[0]" if isinstance(node, list) else ""
-        return Problem(here, f"is {found_text(node)}, so it has no key {quoted(part)}{hint}", line=label)
+        return "" if isinstance(node, dict) else f"is {found_text(node)}, so it has no key {quoted(part)}{hint}"
     if not isinstance(node, list):
-        return Problem(here, f"is {found_text(node)}, so it has no item [{part}]", line=label)
+        return f"is {found_text(node)}, so it has no item [{part}]"
     if part < len(node):
-        return None
-    has = f"its items are [0] to [{len(node) - 1}]" if node else "it is empty"
-    return Problem(here, f"has no item [{part}]; {has}", line=label)
+        return ""
+    return f"has no item [{part}]; {f'its items are [0] to [{len(node) - 1}]' if node else 'it is empty'}"
 
 
 def _drop_lines(document: Document, place: Place) -> None:
-    """Forgets lines and unread values of what is replaced."""
+    """Drops the lines and unread values of what is replaced."""
     size = len(place)
     document.lines = {key: line for key, line in document.lines.items() if key[:size] != place}
     document.broken = {key for key in document.broken if key[:size] != place}
 
 
-def _one_line(setting: str) -> str:
-    text = quoted(setting)[1:-1]
-    return text.replace('\\"', '"')
-
-
-__all__ = ["KnownNames", "Recipe", "check_recipe", "dump_recipe", "parse_recipe", "read_recipe", "resolve_recipe"]
-
-Recipe = PretrainRecipe | AdaptRecipe
-
-MAX_BYTES = 1_000_000  # bytes of a recipe file
+# --- files ------------------------------------------------------------------------------------------------------------
 
 _SHIPPED = "`finetune recipes` lists the recipes that come with finetune"
 
 
-def read_recipe(path: str | PathLike[str], *, overrides: Sequence[str] = (), names: KnownNames) -> Recipe:
-    """Reads a recipe file, puts in the `KEY=VALUE` overrides, and checks it.
-
-    Raises:
-        RecipeError: with one line for each problem of file, overrides and names.
-    """
-    return parse_recipe(_text_of(Path(path)), where=str(path), overrides=overrides, names=names)
-
-
-def parse_recipe(text: str, *, where: str, overrides: Sequence[str] = (), names: KnownNames) -> Recipe:
-    """Checks a recipe given as YAML text; `where` names it in messages. Raises RecipeError."""
-    if len(text) > MAX_BYTES:
-        raise RecipeError([f"{where}: has over {MAX_BYTES:,} characters; a recipe is far smaller"])
-    document = read_yaml(text)
-    apply_overrides(document, overrides)
-    return _checked(document, where, names)
-
-
-def check_recipe(
-    data: Mapping[str, object], *, where: str = "recipe", overrides: Sequence[str] = (), names: KnownNames | None = None
-) -> Recipe:
-    """Checks a recipe given as Python data (dicts, lists, text, numbers), which has no lines. Raises RecipeError.
-
-    Without `names` any model and data set may be named.
-    """
-    document = from_python(data)
-    apply_overrides(document, overrides)
-    return _checked(document, where, names)
-
-
-def _checked(document: Document, where: str, names: KnownNames | None) -> Recipe:
-    checked: list[Problem] = []
-    recipe = None
-    if isinstance(document.data, dict):
-        checked, recipe = _examined(document.data, names)
-    elif document.empty and document.whole:
-        checked = [Problem((), "is empty; a recipe starts with `kind: pretrain` or `kind: adapt`")]
-    elif document.whole:
-        checked = [Problem((), f"expected a mapping that starts with `kind: `, found {found_text(document.data)}")]
-    faults = drop_duplicates(document.faults, checked, document.broken)
-    if faults or recipe is None:
-        raise RecipeError(render_problems(faults, where, document.lines))
-    return recipe
-
-
-def _examined(data: dict[str, object], names: KnownNames | None) -> tuple[list[Problem], Recipe | None]:
-    """Returns all that schema, rules and names have to say, and the recipe where the schema accepts it."""
-    data, kind, faults = resolve_discriminators(data)
-    recipe = None
-    if kind is not None:
-        named = [] if names is None else name_problems(data, kind, names)
-        strange = {fault.place for fault in named if fault.place[0] == "model"}  # whatever their values are
-        try:
-            recipe = cast(Recipe, KINDS[kind].model_validate(data))
-        except ValidationError as error:
-            faults += [fault for fault in translate_errors(error, KINDS[kind], data) if fault.place not in strange]
-        faults += named
-    return [*faults, *rule_problems(data)], recipe
-
-
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
-        content = read_regular(path, MAX_BYTES)
+        return read_regular(path, MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"{path}:{line}: is not UTF-8 text; save the file as UTF-8"
     except FileNotFoundError:
         beside = {Path(name).stem: name for name in _recipes_in(path.parent)}
         near = [repr(beside[stem]) for stem in near_keys(path.stem, list(beside))]
         hint = f"; did you mean {' or '.join(near)}?" if near else ";"
-        raise RecipeError([f"{path}: no such file{hint} {_SHIPPED}"]) from None
+        message = f"{path}: no such file{hint} {_SHIPPED}"
     except IsADirectoryError:
-        inside = _recipes_in(path)
-        say = f"name one of its recipes: {', '.join(inside[:20])}" if inside else f"it holds no recipe; {_SHIPPED}"
-        raise RecipeError([f"{path}: is a folder; {say}"]) from None
+        inside = ", ".join(_recipes_in(path)[:20])
+        hint = f"name one of its recipes: {inside}" if inside else f"it holds no recipe; {_SHIPPED}"
+        message = f"{path}: is a folder; {hint}"
     except OSError as error:
+        message = f"{str(path)!r}: cannot be read ({error.strerror}); {_SHIPPED}"
         if error.errno == errno.EFBIG:
-            raise RecipeError([f"{path}: is larger than {MAX_BYTES // 1000:,} kB; a recipe is far smaller"]) from None
-        raise RecipeError([f"{str(path)!r}: cannot be read ({error.strerror}); {_SHIPPED}"]) from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError([f"{path}:{line}: is not UTF-8 text; save the file as UTF-8"]) from None
+            message = f"{path}: is larger than {MAX_BYTES // 1000:,} kB; a recipe is far smaller"
+    raise RecipeError([message])
 
 
 def _recipes_in(folder: Path) -> list[str]:
@@ -285,9 +263,5 @@ def find_recipe(path: str | Path) -> Path:
 
 def first_comment(path: Path) -> str:
     """A recipe's opening comment: what it is for, what accuracy to expect, and the command that showed it."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return "\n".join(lines)
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return "\n".join(line.removeprefix("#").strip() for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,8 @@ from finetune.io.sanitize import quoted
 from finetune.text import listed, name_hint
 
 Place = tuple[str | int, ...]
-
 Line = int | str  # a line number of the file, counted from 1, or the `--set KEY=VALUE` that gave the value
-
-_MAX_FAULTS = 100  # lines in one error; a file with more faults is no recipe
+_MAX_PROBLEMS = 100  # lines in one error; a file with more problems is no recipe
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def unknown_value(what: str, name: str, known: Sequence[str], plural: str) -> st
 
 
 def unknown_key(place: Place, allowed: Sequence[str], near: Sequence[str]) -> Problem:
-    """A key that no part of a recipe has; `near` are the allowed keys it was perhaps meant to be."""
+    """Returns the problem of a key that is not allowed; `near` are the allowed keys it was perhaps meant to be."""
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}? A" if near else "; a"
     if ":" in str(place[-1]):
         hint = "; is a space missing after the ':'? A"
@@ -64,7 +63,7 @@ def unknown_key(place: Place, allowed: Sequence[str], near: Sequence[str]) -> Pr
     return Problem(place, message, meant=tuple((*place[:-1], name) for name in near))
 
 
-def show_value(place: Place) -> str:
+def format_place(place: Place) -> str:
     """Writes a place as it is typed after `--set`: `phases[0].optimizer.lr`."""
     text = ""
     for part in place:
@@ -78,42 +77,37 @@ def show_value(place: Place) -> str:
 
 
 def drop_duplicates(read: Iterable[Problem], checked: Iterable[Problem], broken: Iterable[Place]) -> list[Problem]:
-    """Puts the faults of reading and of checking together, without those that only repeat another.
+    """Joins the problems of reading and of checking, without those that only repeat another.
 
-    That is a missing key which is there but misspelt, and what a check says of a value that could not be read
-    (`broken`): the check saw only that nothing was there.
+    Dropped are a missing key that is there but misspelt, and what the checks find wrong with a value that could not be
+    read (`broken`), of which they saw only None.
     """
     unread = set(broken)
-    heard = [fault for fault in checked if not any(fault.place[:n] in unread for n in range(len(fault.place) + 1))]
-    every = list(dict.fromkeys([*read, *heard]))
-    meant = {place for fault in every for place in fault.meant}
-    return [fault for fault in every if not meant.intersection(fault.lacks)]
+    kept = [p for p in checked if not any(p.place[:size] in unread for size in range(len(p.place) + 1))]
+    every = list(dict.fromkeys([*read, *kept]))
+    meant = {place for problem in every for place in problem.meant}
+    return [problem for problem in every if not meant.intersection(problem.lacks)]
 
 
-def render_problems(faults: Iterable[Problem], where: str, lines: Mapping[Place, Line]) -> list[str]:
-    """Returns one line of text per fault: those of the file in its order, then those of `--set`."""
-    located = [(fault, _line(fault, lines)) for fault in faults]
-    located.sort(key=lambda pair: pair[1] if isinstance(pair[1], int) else (0 if pair[1] is None else 2**63))
-    texts = [_text(fault, line, where) for fault, line in located]
-    if len(texts) > _MAX_FAULTS:
-        texts[_MAX_FAULTS:] = [f"{where}: and {len(texts) - _MAX_FAULTS} more problems"]
-    return texts
+def render_problems(problems: Iterable[Problem], where: str, lines: Mapping[Place, Line]) -> list[str]:
+    """Returns one line of text per problem: those of the file in its order, then those of `--set`."""
+    located = [(_line(problem, lines), problem) for problem in problems]
+    located.sort(key=lambda pair: pair[0] if isinstance(pair[0], int) else (0 if pair[0] is None else math.inf))
+    texts = []
+    for line, problem in located[:_MAX_PROBLEMS]:
+        path = format_place(problem.place)
+        if isinstance(line, str):
+            start, path = line, "" if line.startswith(f"--set {path}=") else path
+        else:
+            start = where if line is None else f"{where}:{line}"
+        texts.append(f"{start}: {path}: {problem.message}" if path else f"{start}: {problem.message}")
+    more = len(located) - len(texts)
+    return [*texts, f"{where}: and {more} more problems"] if more else texts
 
 
-def _line(fault: Problem, lines: Mapping[Place, Line]) -> Line | None:
-    if fault.line is not None:
-        return fault.line
-    place = fault.place if fault.at is None else fault.at
+def _line(problem: Problem, lines: Mapping[Place, Line]) -> Line | None:
+    """The line of a problem, or of the closest value around it."""
+    place = problem.place if problem.at is None else problem.at
     while place and place not in lines:
         place = place[:-1]
-    return lines.get(place)
-
-
-def _text(fault: Problem, line: Line | None, where: str) -> str:
-    path = show_value(fault.place)
-    if isinstance(line, str):
-        start = line
-        path = "" if line.startswith(f"--set {path}=") else path
-    else:
-        start = where if line is None else f"{where}:{line}"
-    return f"{start}: {path}: {fault.message}" if path else f"{start}: {fault.message}"
+    return lines.get(place) if problem.line is None else problem.line

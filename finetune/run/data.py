@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data.image_dataset import ImageSet
-from finetune.data.image_folder_dataset import ImageParts, open_image_folder
-from finetune.data.manifest import is_image_path, short_name
+from finetune.data.image_dataset import DataSplits, ImageSet
+from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.openers import is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
 from finetune.errors import DataError, SettingError
@@ -105,8 +105,8 @@ def open_test(
 
 def _open_parts(
     data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
-) -> tuple[str, ImageParts]:
-    """The short name and the parts of a registered data set or of a person's own images, with the classes asked for.
+) -> tuple[str, DataSplits]:
+    """The short name and the splits of a registered data set or of a person's own images, with the classes asked for.
 
     `channels` None: images stay as grey or colourful as they are.
     """
@@ -116,7 +116,7 @@ def _open_parts(
         train, test = splits.train, splits.test
         if data.classes is not None:
             train, test = train.with_classes(data.classes), test.with_classes(data.classes)
-        return name, ImageParts(train, None, test, (), ())
+        return name, DataSplits(train, test)
     with console.task("decoding") as progress:
         found = open_image_folder(
             name, spec.crop_spec(channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
-from finetune.data.manifest import is_image_path, short_name
+from finetune.data.openers import is_image_path, short_name
 from finetune.io.atomic import prepared_files, write_atomic
 from finetune.models.classifier import Classifier
 from finetune.recipe.load import resolve_recipe

@@ -104,7 +104,7 @@ class RunLock:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = Holder(os.getpid(), socket.gethostname(), self.command[:_MAX_TEXT_LEN], started)
         os.ftruncate(file, 0)
-        write_all(file, [json.dumps(asdict(holder)).encode()])
+        write_all(file, json.dumps(asdict(holder)).encode())
         return True
 
     def _close(self) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune.data.manifest import is_image_path
+from finetune.data.openers import is_image_path
 from finetune.data.registry import ALIASES, DATASETS, find_dataset
 from finetune.errors import RecipeError
 from finetune.models.classifier import Classifier
-from finetune.models.registry import MODELS, TIMM, find_model, stage_names
-from finetune.models.spec import InputSpec
+from finetune.models.registry import MODELS, find_model, stage_names
+from finetune.models.spec import TIMM, InputSpec
 from finetune.recipe.check_names import KnownNames
 from finetune.recipe.load import check_recipe, find_recipe, read_recipe, resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,32 +12,38 @@ from finetune.checkpoint.format import (
     Metadata,
     check_tensors,
     has_metadata,
-    load_tensors,
     read_checkpoint,
     read_metadata,
 )
 from finetune.checkpoint.limits import MAX_LINEAGE
 from finetune.errors import CheckpointError, SettingError
 from finetune.hub.download import HubFile, fetch
+from finetune.hub.errors import LogFn, log_nothing
 from finetune.hub.repo_id import is_hub_source
 from finetune.models.registry import check_size, find_model, is_model
 from finetune.models.spec import InputSpec
-from finetune.sources.third_party import LoadedWeights, classifier_of, from_bare, from_repository, from_timm
+from finetune.sources.third_party import (
+    LoadedWeights,
+    build_classifier,
+    from_bare,
+    from_repository,
+    from_timm,
+    meta_network,
+)
 
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
-
 
 TIMM = "timm:"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded source: where it came from, what it says of itself, and the classifier.
+    """A loaded source: where it came from, its metadata, and the classifier.
 
-    `path` is the file a person named; `id` stands for it where there is none: "timm:resnet18.a1_in1k", or
-    "hub:OWNER/NAME@COMMIT", and `cached` is then where the Hub's cache has it. Foreign weights have no metadata; a
-    classifier that came without a head has no classes.
+    `path` is the file a person named; where there is none `id` is "timm:resnet18.a1_in1k" or "hub:OWNER/NAME@COMMIT",
+    and `cached` is the file in the Hub's cache. Third-party weights have no metadata; a classifier that came without a
+    head has no classes.
     """
 
     path: Path | None
@@ -56,13 +62,13 @@ class Source:
 
     @property
     def dataset(self) -> str | None:
-        """The name of the data it was trained on, when it says so."""
+        """The name of the data it was trained on, where its metadata has it."""
         name = self.metadata.data.get("name") if self.metadata is not None else None
         return name if isinstance(name, str) else None
 
     @property
     def accuracy(self) -> float | None:
-        """The test accuracy it says it has, a fraction."""
+        """The test accuracy in its metadata, a fraction."""
         for name in ("after", "test"):
             result = self.metadata.results.get(name) if self.metadata is not None else None
             if isinstance(result, dict) and isinstance(result.get("accuracy"), float):
@@ -70,7 +76,7 @@ class Source:
         return None
 
     def lineage_of_child(self) -> list[dict[str, Any]]:
-        """The lineage of what is made from this source: the source itself, then its own parents, the nearest ones."""
+        """The lineage of a checkpoint made from this source: the source itself, then its own parents, nearest first."""
         itself = {"id": self.id or str(self.path and self.path.name), "sha256": self.sha256, "task": self.dataset}
         older = self.metadata.lineage if self.metadata is not None else []
         return [itself, *older][:MAX_LINEAGE]
@@ -78,7 +84,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a source says of its network before any weights are loaded. `fixed`: a recipe may not add arguments."""
+    """The network of a source, known before any weights are loaded. `fixed`: a recipe may not add arguments."""
 
     model: str
     arguments: Mapping[str, Any]
@@ -87,7 +93,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class SourceRef:
-    """A source that was found, and as far as needed fetched; `path` is None for timm's, fetched when it is opened."""
+    """A source that was found, and fetched if it is on the Hub. `path` is None for timm's, fetched when opened."""
 
     text: str
     path: Path | None
@@ -97,7 +103,7 @@ class SourceRef:
     def architecture(self) -> Architecture | None:
         """The architecture it names; None for a bare file of weights, whose architecture a recipe must name.
 
-        CheckpointError when a config.json names one that there is not, or that cannot be used here.
+        CheckpointError when a config.json names one that does not exist, or that cannot be used here.
         """
         if self.path is None:
             return Architecture(f"timm/{self.text.removeprefix(TIMM)}", {}, fixed=False)
@@ -114,64 +120,69 @@ class SourceRef:
         return None
 
 
-def locate(source: str | Path, *, note: Callable[[str], None] | None = None, bars: bool = False) -> SourceRef:
-    """Finds a source: a file, `timm:NAME[.TAG]`, or `hub:OWNER/NAME[@REVISION]`, which is fetched unless it is here.
+def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False) -> SourceRef:
+    """Finds a source: a file, `timm:NAME[.TAG]`, or `hub:OWNER/NAME[@REVISION]`, which is downloaded unless cached.
 
-    `note` hears of what takes time, and `bars` shows transfers. HubError and HubRefusal from the Hub.
+    `note` is called with remarks on transfers, and `bars` shows their progress. HubError and HubRefusal from the Hub.
     """
     text = str(source)
     if text.startswith(TIMM):
         return SourceRef(text, None)
     if is_hub_source(text):
-        found = fetch(text, bars=bars) if note is None else fetch(text, note=note, bars=bars)
+        found = fetch(text, note=note, bars=bars)
         return SourceRef(found.id, found.path, found)
     return SourceRef(text, Path(source))
 
 
 def read_source_metadata(source: str | Path | SourceRef) -> Metadata:
-    """What a checkpoint says of itself, without loading torch. CheckpointError when it cannot be read."""
+    """Reads a checkpoint's metadata without loading torch. CheckpointError when it cannot be read."""
     found = source if isinstance(source, SourceRef) else locate(source)
     if found.path is None:
-        raise CheckpointError(
-            f"{found.text}: timm's weights say nothing of themselves; see `finetune models {_model(found)}`"
-        )
+        model = f"timm/{found.text.removeprefix(TIMM)}"
+        raise CheckpointError(f"{found.text}: timm's weights say nothing of themselves; see `finetune models {model}`")
     return _metadata(found.path, found.text)
 
 
 def open_source(
     source: str | Path | SourceRef, model: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> Source:
-    """Loads and checks a source: a checkpoint of ours, or weights of `model` that say less of themselves.
+    """Loads and checks a source: a checkpoint of ours, or third-party weights.
 
-    `arguments` are the model's, where the source does not say them. CheckpointError when a file is no such thing, or
-    its tensors do not fit the model (both sides are listed); SettingError when a model is missing or at odds with the
-    source.
+    `model` and its `arguments` are needed where the source does not name its own. CheckpointError when a file is no
+    such thing, or its tensors do not fit the model (both sides are listed); SettingError when a model is missing or
+    contradicts the source.
     """
     found = source if isinstance(source, SourceRef) else locate(source)
     arguments, said = dict(arguments or {}), found.architecture
     _check_model_agrees(found, said, model, arguments)
-    own_id = found.text if found.path is None or found.hub is not None else None
-    path = found.path if own_id is None else None
+    metadata = None
     if found.path is not None and has_metadata(found.path):
         checkpoint = read_checkpoint(found.path)
         metadata, opened = checkpoint.metadata, LoadedWeights(classifier_from_checkpoint(checkpoint), checkpoint.sha256)
+    elif found.path is None:
+        assert said is not None
+        opened = from_timm(found.text, said.model, arguments)
+    elif found.hub is not None and found.hub.config is not None:
+        opened = from_repository(found.path, found.text, found.hub.config)
     else:
-        metadata, opened = None, _load_third_party(found, model, arguments)
-    cached = found.path if path is None else None
-    result = Source(path, own_id, opened.sha256, metadata, opened.classifier, cached)
+        assert model is not None
+        opened = from_bare(found.path, model, arguments)
+    is_file = found.path is not None and found.hub is None
+    path, id, cached = (found.path, None, None) if is_file else (None, found.text, found.path)
+    result = Source(path, id, opened.sha256, metadata, opened.classifier, cached)
     opened.classifier.origin = result
     return result
 
 
 def load(source: str | Path) -> Classifier:
-    """The classifier in a source, in evaluation mode: `finetune.load("checkpoints/mnist.safetensors")`."""
+    """Loads the classifier of a source, in evaluation mode: `finetune.load("checkpoints/mnist.safetensors")`."""
     return open_source(source).classifier
 
 
 def _check_model_agrees(
     found: SourceRef, said: Architecture | None, model: str | None, arguments: Mapping[str, Any]
 ) -> None:
-    """SettingError unless what a person says of the architecture and what the source says go together."""
+    """SettingError unless the architecture that a person names and that of the source agree."""
     if said is None and model is None:
         raise SettingError(
             f"{found.text}: a safetensors file without finetune's metadata, so its model is not known; expected a file "
@@ -184,21 +195,6 @@ def _check_model_agrees(
         raise SettingError(f"{found.text}: is a {said.model}, and --model says {model}; leave --model out")
 
 
-def _load_third_party(found: SourceRef, model: str | None, arguments: Mapping[str, Any]) -> LoadedWeights:
-    if found.path is None:
-        return from_timm(found.text, _model(found), arguments)
-    if found.hub is not None and found.hub.config is not None:
-        return from_repository(found.path, found.text, found.hub.config)
-    assert model is not None
-    return from_bare(found.path, model, arguments)
-
-
-def _model(found: SourceRef) -> str:
-    said = found.architecture
-    assert said is not None
-    return said.model
-
-
 def _metadata(path: Path, text: str) -> Metadata:
     metadata = read_metadata(path)
     if not is_model(metadata.model):
@@ -207,28 +203,20 @@ def _metadata(path: Path, text: str) -> Metadata:
 
 
 def classifier_from_checkpoint(checkpoint: Checkpoint) -> Classifier:
-    """What a file that was read holds, in evaluation mode. CheckpointError unless it fits the model that it names."""
-    import torch
-
-    from finetune.models.skip_init import build_without_init
-
-    metadata = checkpoint.metadata
-    given = metadata.input
+    """The classifier of a file that was read, in evaluation mode. CheckpointError unless it fits its own model."""
+    metadata, where = checkpoint.metadata, str(checkpoint.path)
+    model, arguments, given = metadata.model, metadata.arguments, metadata.input
     try:
-        with torch.device("meta"):  # a file that names a huge network has to have the tensors for it
-            outline = build_without_init(metadata.model, len(metadata.classes), metadata.arguments)
-        check_tensors(outline, checkpoint.tensors, str(checkpoint.path))
-        network = build_without_init(metadata.model, len(metadata.classes), metadata.arguments)
-        takes = find_model(metadata.model, metadata.arguments).input
+        check_tensors(meta_network(model, len(metadata.classes), arguments), checkpoint.tensors, where)
+        takes = find_model(model, arguments).input
         if given.size != takes.size:
-            check_size(metadata.model, metadata.arguments, given.size)
+            check_size(model, arguments, given.size)
     except SettingError as error:
-        raise CheckpointError(f"{checkpoint.path}: its metadata does not hold: {error}") from None
+        raise CheckpointError(f"{where}: its metadata does not hold: {error}") from None
     if given.channels != takes.channels:
         raise CheckpointError(
-            f"{checkpoint.path}: its metadata says images of {given.channels} channels, but model "
-            f"{metadata.model!r} takes {takes.channels}"
+            f"{where}: its metadata says images of {given.channels} channels, but model {model!r} takes "
+            f"{takes.channels}"
         )
-    load_tensors(network, checkpoint.tensors, str(checkpoint.path))
     spec = InputSpec(**given.model_dump(exclude={"mean", "std"}), mean=tuple(given.mean), std=tuple(given.std))
-    return classifier_of(network, metadata.model, metadata.arguments, metadata.classes, spec)
+    return build_classifier(model, arguments, metadata.classes, spec, checkpoint.tensors, where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +10,19 @@ from pydantic import ValidationError
 from finetune.checkpoint.format import InputMetadata, Metadata, read_checkpoint, write_checkpoint
 from finetune.errors import CheckpointError
 from finetune.io.atomic import write_atomic
+from finetune.io.safe_open import sha256_of
 from finetune.sources.resolve import Source
 from finetune.system import versions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from finetune.models.classifier import Classifier
 
 
 def save(classifier: Classifier, path: str | Path) -> str:
     """Writes a classifier as a checkpoint, in place of any file of that name, and returns the new file's sha256.
 
-    What the file it was loaded from says of recipe, data and results is kept only while weights, classes and input are
-    the same. CheckpointError, and nothing is written, when the file could not be loaded again.
+    Recipe, data and results of the file it was loaded from are kept only while weights, classes and input are the same.
+    CheckpointError, and nothing is written, when the file could not be loaded again.
     """
     state, origin = classifier.network.state_dict(), classifier.origin
     rows, names = classifier.network.head.out_features, len(classifier.class_names)
@@ -36,8 +34,7 @@ def save(classifier: Classifier, path: str | Path) -> str:
     if content is not None:
         write_atomic(Path(path), content)
         return origin.sha256
-    lineage = origin.lineage_of_child()
-    return write_checkpoint(Path(path), state, make_metadata(classifier, lineage=lineage))
+    return write_checkpoint(Path(path), state, make_metadata(classifier, lineage=origin.lineage_of_child()))
 
 
 def make_metadata(
@@ -48,7 +45,7 @@ def make_metadata(
     results: dict[str, Any] | None = None,
     lineage: list[dict[str, Any]] | None = None,
 ) -> Metadata:
-    """The metadata of a classifier as it is now. CheckpointError when no file could say that."""
+    """The metadata of a classifier as it is now. CheckpointError when it cannot be written to a file."""
     try:
         return Metadata(
             model=classifier.model,
@@ -66,7 +63,7 @@ def make_metadata(
 
 
 def _unchanged(classifier: Classifier, origin: Source) -> bytes | None:
-    """The file that it came from, if that is still there and says the same: weights, model, classes and input."""
+    """The bytes of the file that it came from, if that is still there and is of the same weights, classes and input."""
     now, then, path = make_metadata(classifier), origin.metadata, origin.path or origin.cached
     if then is None or path is None:
         return None
@@ -76,12 +73,10 @@ def _unchanged(classifier: Classifier, origin: Source) -> bytes | None:
         loaded, content = read_checkpoint(path), path.read_bytes()
     except (CheckpointError, OSError):
         return None
-    if not loaded.sha256 == origin.sha256 == hashlib.sha256(content).hexdigest():
+    if not loaded.sha256 == origin.sha256 == sha256_of(content):
         return None
-    return content if _equal_state(loaded.tensors, classifier.network.state_dict()) else None
-
-
-def _equal_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(
-        first[k].dtype == second[k].dtype and first[k].equal(second[k].cpu()) for k in first
-    )
+    then_state, state = loaded.tensors, classifier.network.state_dict()
+    if then_state.keys() != state.keys():
+        return None
+    same = all(t.dtype == state[name].dtype and t.equal(state[name].cpu()) for name, t in then_state.items())
+    return content if same else None

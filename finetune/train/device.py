@@ -20,10 +20,10 @@ from finetune.system import versions
 
 @dataclass(frozen=True)
 class Runtime:
-    """`precision` is float32 or bfloat16 (autocast in training steps; evaluation is always float32).
+    """Where and how a run computes. `precision`: float32 or bfloat16 (in training steps; evaluation is in float32).
 
-    `group` are the processes that train together; each has a device of its own, or all have the same CPU. With
-    `sharding` fsdp each has a part of the state of training, else all of it.
+    `group`: the processes that train together; each has a device of its own, or all have the same CPU. With `sharding`
+    fsdp each has a shard of the state of training, else all of it.
     """
 
     device: torch.device
@@ -33,12 +33,12 @@ class Runtime:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the state of training is divided; with one process there is nothing to divide it among."""
+        """Whether the state of training is sharded; with one process it never is."""
         return self.sharding is not None and self.group.size > 1
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """How passes of training are computed: in `precision`, and in the memory layout that is fastest."""
+        """Runs the passes of training in the block: in `precision`, and in the fastest memory layout."""
         with (
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
             use_onednn_layout(),
@@ -46,26 +46,26 @@ class Runtime:
             yield
 
     def place(self, network: nn.Module) -> None:
-        """Moves a network to the device, convolutions in channels_last order, which is the faster one here."""
+        """Moves a network to the device, with convolutions in channels_last order, which is the faster one here."""
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def choose_runtime(
     device: str, precision: str, group: ProcessGroup = SINGLE_PROCESS, sharding: str | None = None
 ) -> Runtime:
-    """`device`: auto, cpu, cuda[:N] or mps. `precision`: auto (bfloat16 where it is fast), float32 or bfloat16.
+    """Resolves `device` (auto, cpu, cuda[:N] or mps) and `precision` (auto: bfloat16 if fast; float32 or bfloat16).
 
     SettingError when the device is not there, or when bfloat16 is asked for where the processor lacks it.
     """
-    chosen = _device(device) if group.size == 1 else _own_device(device, group)
+    chosen = _device(device) if group.size == 1 else _rank_device(device, group)
     fast = not group.any(not _fast_bfloat16(chosen))  # the same arithmetic in all processes
     if precision == "bfloat16" and not fast:
         raise SettingError(f"precision bfloat16: {chosen} has no fast bfloat16 arithmetic; use float32 or auto")
     return Runtime(chosen, ("bfloat16" if fast else "float32") if precision == "auto" else precision, group, sharding)
 
 
-def _own_device(name: str, group: ProcessGroup) -> torch.device:
-    """With several processes: the GPU of this one's number on the machine, or the CPU."""
+def _rank_device(name: str, group: ProcessGroup) -> torch.device:
+    """The device of one of several processes: the GPU of its local rank, or the CPU."""
     if name not in ("auto", "cpu", "cuda"):
         raise SettingError(f"--device {name}: with several processes it is auto, cpu or cuda; each takes its own GPU")
     if group.backend != "nccl":
@@ -80,20 +80,13 @@ def _own_device(name: str, group: ProcessGroup) -> torch.device:
 
 
 def _device(name: str) -> torch.device:
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    there = ["cpu", *mps, *gpus]
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, colon, number = name.partition(":")
-    numbered = number.isascii() and number.isdecimal()
-    if name == "cpu":
-        return torch.device("cpu")
-    if name == "mps" and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if kind == "cuda" and (numbered or not colon) and int(number or 0) < torch.cuda.device_count():
+        return torch.device("cuda" if torch.cuda.is_available() else mps[0] if mps else "cpu")
+    if name in there or (name == "cuda" and gpus):
         return torch.device(name)
-    there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
-    there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     raise SettingError(f"--device {name}: not on this machine, which has {', '.join(there)}; auto chooses")
 
 
@@ -106,7 +99,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
-    """What may change a result's last bits or its speed: versions, processor, threads, precision."""
+    """Everything that may change a result's last bits or its speed: versions, processor, threads, precision."""
     group = runtime.group
     gpu = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else None
     return {
@@ -132,7 +125,7 @@ def _processor() -> str:
 
 @contextmanager
 def translate_oom(phase: str, batch_size: int) -> Iterator[None]:
-    """Turns running out of memory in the block into a TrainingError that says with what, and what to try."""
+    """Turns running out of memory in the block into a TrainingError that says what to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -147,9 +140,9 @@ def translate_oom(phase: str, batch_size: int) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random weights and dropout follow `seed` inside the block, and cuDNN picks the same kernels every time.
+    """Seeds torch's random numbers and makes cuDNN deterministic while the block runs.
 
-    The caller's own random state (CPU and CUDA) and cuDNN settings are put back after it.
+    The caller's random state (CPU and CUDA) and cuDNN settings are restored after it.
     """
     devices = list(range(torch.cuda.device_count()))
     same = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, benchmark=False)

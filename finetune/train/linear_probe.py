@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of half the squared weights, for a mean loss and standardised features; strongest first, each warming the next.
+# Factors of half the squared weights, beside a mean loss on standardised features. The strongest comes first; each
+# solution is the start for the next.
 PENALTIES = tuple(10.0**k for k in range(1, -7, -1))
 
-TIMEOUT = 2  # weaker penalties in a row that may be worse before the rest are left out
+PATIENCE = 2  # penalties in a row that are no better before the weaker ones are left out
 
 FOLDS = 5
 
@@ -21,7 +22,7 @@ Pair = tuple[Tensor, Tensor]
 def fit_linear_head(features: Tensor, labels: Tensor, classes: int, validation: Pair | None) -> nn.Linear:
     """Multinomial logistic regression on `features` (float, N×F) and `labels` (int64, N), as a linear layer.
 
-    Features are standardised meanwhile. The L2 penalty is the one with the lowest cross-entropy on `validation`
+    It is fitted on standardised features. The L2 penalty is the one with the lowest cross-entropy on `validation`
     (features and labels), or over five folds of the training images when there are no validation images.
     """
     features = features.cpu().double()
@@ -46,7 +47,7 @@ def _best_on_validation(train: Pair, held: Pair, classes: int) -> Pair:
             best, fitted, worse = loss, (weight, bias), 0
         else:
             worse += 1
-        if worse == TIMEOUT:
+        if worse == PATIENCE:
             break
     assert fitted is not None, "the loss on the held-out images is not a number"
     return fitted
@@ -67,7 +68,7 @@ def _penalty_path(train: Pair, held: Pair, classes: int) -> Iterator[tuple[Tenso
 
 
 def _folds(inputs: Tensor, labels: Tensor) -> Iterator[tuple[Pair, Pair]]:
-    """Each class dealt out in turn to five folds; a fold that would be empty is left out."""
+    """Stratified splits into rest and fold, five in all; a fold that would be empty is left out."""
     fold = torch.empty_like(labels)
     for c in range(int(labels.max()) + 1):
         where = (labels == c).nonzero().squeeze(1)
@@ -83,11 +84,7 @@ def _fit(inputs: Tensor, labels: Tensor, classes: int, penalty: float, start: Pa
         start = (inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes))
     weight, bias = (t.clone().requires_grad_() for t in start)
     solver = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=200,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-9,
-        line_search_fn="strong_wolfe",
+        [weight, bias], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

@@ -1,4 +1,4 @@
-"""The best row of a phase so far."""
+"""The training loop: runs one phase and yields its progress."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from finetune.train.optim import (
     set_rate,
     stage_groups,
 )
-from finetune.train.parallel import batch_norm_sync, copy_full, fill_tensor, wrap_parallel
+from finetune.train.parallel import copy_full, fill_tensor, running_statistics, wrap_parallel
 
 
 class BestWeights:
-    """Keeps the weights and buffers of the row with the best validation accuracy; the earlier of two equal ones."""
+    """A copy of the weights and buffers of the row with the best validation accuracy, the first of equal ones."""
 
     def __init__(self, network: StagedNetwork) -> None:
         self.network = network
@@ -51,16 +51,16 @@ class BestWeights:
 
 HINT = "lower the learning rate, add warm-up or set clip_norm"
 
-MIN_ROW_STEPS = 100  # steps; an epoch of a few images does not deserve a row of its own
+MIN_ROW_STEPS = 100  # epochs of fewer steps share a row
 
 
 @dataclass(frozen=True)
 class PhaseConfig:
     """One phase in plain values. `stages` train; `start` is the first stage that runs (those before are cached).
 
-    `optimizer` and its `arguments` are torch's own; `schedule` multiplies the learning rate by a function of the part
-    done. `steps` is the phase's length; `clip_norm` bounds the gradient's 2-norm; `ema` is the average's decay. With
-    `adapters` only low-rank adapters and the head train.
+    `optimizer` and its `arguments` are torch's own; `schedule` gives the learning rate's factor for the fraction of
+    `steps` that is done. `clip_norm` bounds the gradient's 2-norm; `ema` is the decay of the weights' moving average.
+    With `adapters` only low-rank adapters and the head train.
     """
 
     name: str
@@ -81,10 +81,10 @@ class PhaseConfig:
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a phase stands between two steps: all that another process needs to go on to the same bytes, but chance.
+    """The full state of a phase between two steps, except the RNG state: enough to resume it to the same bytes.
 
     network: its tensors by name, as they are trained (not the average). tensors: those of optimizer, average, best
-    weights and meter. numbers: plain JSON values. The tensors are copies, on the CPU.
+    weights and meter. numbers: JSON values. The tensors are copies, on the CPU.
     """
 
     network: dict[str, Tensor]
@@ -93,18 +93,18 @@ class TrainState:
 
 
 class Training:
-    """One phase under way; iterating trains `network` in place for `phase.steps` steps and yields Ticks and Rows.
+    """The training of one phase; iterating trains `network` in place for `phase.steps` steps and yields Ticks and Rows.
 
-    When a Row comes, the network holds the weights that the row speaks of; at the last row of a phase with
-    `keep="best"` it holds those of the best row. Between two events, but not after the last one, `state` says where the
-    phase stands, and `restore` goes there, in another process too.
+    When it yields a Row, the network has the weights that the row is about; at the last row of a phase with
+    `keep="best"` it has those of the best row. Between two events, but not after the last one, `state` copies the state
+    of the phase, which `restore` returns to, in another process too.
 
-    In a group of processes each iterates its own, over its part of the batches, and all begin with the same network;
-    events, `state` and `restore` come in all of them at the same step.
+    In a group, each process iterates its own Training over its share of the batches, and all start with the same
+    network; events, `state` and `restore` come in all of them at the same step.
 
-    `first_epoch` is the number of epochs that earlier phases used up; order and augmentation go on from there.
-    `validate` gives the validation accuracy of the network as it stands. NonFiniteError when a loss or a weight is not
-    a finite number: of a loss before it changes a weight.
+    `first_epoch`: the number of epochs of earlier phases, from where order and augmentation continue. `validate`:
+    gives the current validation accuracy of the network. NonFiniteError when a loss or a weight is not finite; a loss
+    is checked before it changes a weight.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Training:
         self.average = WeightAverage(trainable(self.trained), phase.ema) if phase.ema else None
         self.best = BestWeights(network) if phase.keep == "best" else None
         self.meter = Meter(runtime.device, runtime.group)
-        self.step = self.epoch = self.batch = 0  # steps of the phase, its epochs, and batches of the one under way
+        self.step = self.epoch = self.batch = 0  # steps and epochs of the phase, batches of the current epoch
         self.tick_due = False
         self.statistics: list[Tensor] = []
 
@@ -138,7 +138,7 @@ class Training:
         meter.start()
         while self.step < phase.steps:
             training_mode(self.trained, phase.stages, phase.norms, adapters=phase.adapters)
-            self.statistics = batch_norm_sync(self.trained)
+            self.statistics = running_statistics(self.trained)
             for inputs, labels in self.batches.epoch(self.first_epoch + self.epoch, self.batch):
                 set_rate(self.optimizer, phase.schedule(self.step / phase.steps))
                 self._step(inputs, labels)
@@ -147,8 +147,8 @@ class Training:
                 if self.step == phase.steps:
                     break
                 if self.tick_due:
-                    self._refuse(self.guard.seen())
-                    yield meter.tick(self.epoch + 1, self.step, phase.steps)
+                    self._raise_if_bad(self.guard.first_bad_step())
+                    yield meter.tick(self.epoch + 1, self.step)
             self.epoch, self.batch = self.epoch + 1, 0
             if meter.steps >= MIN_ROW_STEPS or self.step == phase.steps:
                 yield self._row()
@@ -159,30 +159,31 @@ class Training:
                         self.average.swap()
 
     def state(self) -> TrainState:
-        """Copies of everything; only the leader of a group gets the tensors. NonFiniteError if they are not good."""
-        shown = self.average is not None and self.average.shown
-        if self.average is not None and shown:
-            self.average.swap()
-        self._refuse(self.guard.seen())
+        """The current state; only the leader of a group gets the tensors. NonFiniteError if they are not finite."""
+        average, best = self.average, self.best
+        swapped = average is not None and average.swapped
+        if average is not None and swapped:
+            average.swap()
+        self._raise_if_bad(self.guard.first_bad_step())
         network = copy_full(self.trained.state_dict(), self.group.leader)
-        self._refuse_lost_weights(network)
-        summed, numbers = self.meter.state()
+        self._check_finite(network)
+        sums, numbers = self.meter.state()
         numbers |= {"step": self.step, "epoch": self.epoch, "batch": self.batch}
-        tensors = {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
-        tensors |= {f"meter/{name}": t for name, t in summed.items()}
-        if self.average is not None:
-            tensors |= {f"average/{place}": t for place, t in enumerate(self.average.values)}
-            numbers["averaged"] = self.average.steps
-        if self.best is not None:
-            tensors |= {f"best/{name}": t for name, t in self.best.state.items()}
-            numbers["best"] = self.best.accuracy
-        found = TrainState(network, copy_full(tensors, self.group.leader), numbers)
-        if self.average is not None and shown:
-            self.average.swap()
-        return found
+        parts = {"optimizer": optimizer_tensors(self.optimizer), "meter": sums}
+        if average is not None:
+            parts["average"] = {str(place): t for place, t in enumerate(average.values)}
+            numbers["averaged"] = average.steps
+        if best is not None:
+            parts["best"] = best.state
+            numbers["best"] = best.accuracy
+        tensors = {f"{part}/{name}": t for part, inside in parts.items() for name, t in inside.items()}
+        copied = TrainState(network, copy_full(tensors, self.group.leader), numbers)
+        if average is not None and swapped:
+            average.swap()
+        return copied
 
     def restore(self, state: TrainState) -> None:
-        """Goes to where another training of the same phase, network and batches stood; all of a group have `state`."""
+        """Returns to the state of another training of the same phase and batches; all of a group have `state`."""
         tensors, numbers = state.tensors, state.numbers
         self.parallel.load(state.network)
         load_optimizer(self.optimizer, with_prefix(tensors, "optimizer/"))
@@ -194,26 +195,25 @@ class Training:
                 fill_tensor(value, tensors[f"average/{place}"])
         if self.best is not None:
             like = self.network.state_dict()
-            kept = with_prefix(tensors, "best/")
             self.best.accuracy = numbers["best"]
-            self.best.state = {name: torch.empty_like(like[name]).copy_(t) for name, t in kept.items()}
+            self.best.state = {n: torch.empty_like(like[n]).copy_(t) for n, t in with_prefix(tensors, "best/").items()}
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
-        """One step. `labels` are classes (int64, N), or where images are mixed the classes' shares (N×classes)."""
+        """One optimizer step. `labels`: classes (int64, N), or for mixed images the classes' shares (N×classes)."""
         phase, group = self.phase, self.group
-        own, images = self.batches.weights(self.batch)
-        self._chance()
+        own, images = self.batches.local_and_global_count(self.batch)
+        self._seed_step()
         with self.runtime.autocast():
             logits = self.parallel.forward(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
-        agreed = group.all_reduce_max_async(self.guard.sees(loss.detach()), self.meter.tick_due())
+        agreed = group.all_reduce_max_async(self.guard.is_bad(loss.detach()), self.meter.tick_due())
         self.optimizer.zero_grad()
         with translate_lost_peer():  # the gradients' mean over the processes is that over the images
             share = loss if group.size == 1 else loss * (own * group.size / images)
             share.backward()  # type: ignore[no-untyped-call]
-        lost, self.tick_due = agreed()
-        self._refuse(self.step + 1 if lost else None)
-        self.guard.bar(loss.detach(), self.step + 1)
+        bad, self.tick_due = agreed()
+        self._raise_if_bad(self.step + 1 if bad else None)
+        self.guard.block_update(loss.detach(), self.step + 1)
         if phase.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(trainable(self.trained), phase.clip_norm)
         self.optimizer.step()
@@ -222,49 +222,49 @@ class Training:
             self.average.update()
         self.meter.add(loss.detach(), logits.detach()[:own], labels[:own], images)
 
-    def _chance(self) -> None:
-        """In a group, what a step leaves to chance (dropout) is a function of the step and the process.
+    def _seed_step(self) -> None:
+        """Seeds dropout by step and rank in a group, so that processes differ and no RNG state has to be saved.
 
-        So it need not be remembered, and each process drops out something else. Alone, it goes on from what was before.
+        A process on its own continues with its RNG state.
         """
         if self.group.size > 1:
             key = (self.batches.seed, self.first_epoch + self.epoch, self.batch, self.group.rank, "chance")
             torch.manual_seed(keyed_generator(*key).initial_seed())
 
     def _row(self) -> Row:
-        self._refuse(self.guard.seen())
+        self._raise_if_bad(self.guard.first_bad_step())
         if self.average:
             self.average.swap()
         self.parallel.sync_to_eval_model()
         row = self.meter.row(self.epoch, self.optimizer.param_groups[-1]["lr"], self.validate)
-        self._refuse_lost_weights(self.network.state_dict())
+        self._check_finite(self.network.state_dict())
         if self.best:
             self.best.offer(row)
             if self.step == self.phase.steps:
                 self.best.restore()
         return row
 
-    def _refuse(self, lost: int | None) -> None:
-        """NonFiniteError that names the step and its images, if there is one whose loss is not finite."""
-        if lost is None:
+    def _raise_if_bad(self, step: int | None) -> None:
+        """Raises NonFiniteError with the images of the `step` whose loss is not finite, if there is one."""
+        if step is None:
             return
-        epoch, batch = divmod(lost - 1, self.batches.steps_per_epoch)
+        epoch, batch = divmod(step - 1, self.batches.steps_per_epoch)
         raise NonFiniteError(
-            f"the loss is no longer a finite number at step {lost:,} of {self.phase.steps:,} (epoch {epoch + 1}); "
+            f"the loss is no longer a finite number at step {step:,} of {self.phase.steps:,} (epoch {epoch + 1}); "
             f"stopped before that step changed the weights; {HINT}",
             images=self.batches.images_of(self.first_epoch + epoch, batch),
         )
 
-    def _refuse_lost_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """The loss is that of the step before; a step may still break the weights."""
-        lost = [name for name, t in weights.items() if t.is_floating_point() and not bool(t.isfinite().all())]
-        if lost:
+    def _check_finite(self, weights: Mapping[str, Tensor]) -> None:
+        """Raises NonFiniteError for weights that are not finite: the loss says nothing of the last step's update."""
+        bad = [name for name, t in weights.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        if bad:
             raise NonFiniteError(
                 f"the weights are no longer finite numbers after step {self.step:,} (epoch {self.epoch + 1}): "
-                f"{listed(lost)}; {HINT}"
+                f"{listed(bad)}; {HINT}"
             )
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin so, by the rest of their names."""
+    """The tensors whose names start with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""How a phase is going: sums over its steps become signs of life and rows."""
+"""Running loss and accuracy of a phase: progress ticks and epoch rows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from torch import Tensor
 
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
-TICK = 0.2  # seconds between two signs of life
+TICK = 0.2  # seconds between two ticks
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A sign of life within an epoch: loss and accuracy are of the training images since the last row."""
+    """Progress within an epoch: loss and accuracy over the training images since the last row."""
 
     epoch: int
     step: int
-    steps: int
     loss: float
     accuracy: float
     images_per_second: float
@@ -29,7 +28,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Row:
-    """The end of an epoch, or of several very short ones. `learning_rate` is the head-most group's at its last step."""
+    """Results of an epoch, or of several very short ones. `learning_rate` is the head's at its last step."""
 
     epoch: int
     train_loss: float
@@ -41,9 +40,9 @@ class Row:
 
 
 class Meter:
-    """Sums of loss and right answers, kept on the device so that no step waits for them.
+    """Sums of losses and correct predictions, kept on the device so that no step waits for them.
 
-    Each process of a group sums up its own part; `images` are those of all.
+    Each process of a group sums up its own images; `images` counts those of all.
     """
 
     def __init__(self, device: torch.device, group: ProcessGroup = SINGLE_PROCESS) -> None:
@@ -57,20 +56,20 @@ class Meter:
         self.loss.zero_()
         self.right.zero_()
         self.images = self.steps = 0
-        self.earlier = 0.0  # seconds of this row that another process trained
+        self.earlier = 0.0  # seconds that this row took before it was resumed
 
     def start(self) -> None:
-        """The clock begins to run."""
+        """Starts the clock."""
         self.started = time.perf_counter()
 
     def seconds(self) -> float:
-        """Of the row under way."""
+        """Seconds since the row began."""
         return self.earlier + time.perf_counter() - self.started
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, images: int) -> None:
-        """A step of `images` in all. `loss` is the mean over the images here, which may be none.
+        """Adds a step of `images` over all processes. `loss` is the mean over this process's images, maybe none.
 
-        `labels`: int64, N, or the shares of the classes, float N×classes, of which the largest counts.
+        `labels`: int64, N, or the classes' shares, float, N×classes, of which the largest counts as the class.
         """
         if len(labels):
             self.loss += loss * len(labels)
@@ -81,13 +80,13 @@ class Meter:
     def tick_due(self) -> bool:
         return time.perf_counter() - self.last_tick >= TICK
 
-    def tick(self, epoch: int, step: int, steps: int) -> Tick:
+    def tick(self, epoch: int, step: int) -> Tick:
         loss, accuracy = self._means()  # waits for the device
         self.last_tick = time.perf_counter()
-        return Tick(epoch, step, steps, loss, accuracy, self.images / self.seconds())
+        return Tick(epoch, step, loss, accuracy, self.images / self.seconds())
 
     def row(self, epoch: int, learning_rate: float, validate: Callable[[], float] | None) -> Row:
-        """Closes the row: `images_per_second` is of training alone, `seconds` has the validation too."""
+        """Ends the row. Its `images_per_second` are of training alone, its `seconds` include the validation."""
         loss, accuracy = self._means()
         speed = self.images / self.seconds()
         validation = validate() if validate else None
@@ -100,12 +99,14 @@ class Meter:
         return loss / self.images, right / self.images
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What has been summed up: tensors, by process where there are several, and plain numbers."""
-        tensors = {name: self._by_process(getattr(self, name)) for name in ("loss", "right")}
+        """The sums so far: tensors, with one value a process where there are several, and plain numbers."""
+        tensors = {"loss": self.loss, "right": self.right}
+        if self.group.size > 1:
+            tensors = {n: self.group.all_gather(t.reshape(1), [1] * self.group.size) for n, t in tensors.items()}
         return tensors, {"images": self.images, "steps": self.steps, "seconds": self.seconds()}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """The reverse. From another number of processes the first one takes all."""
+        """Sets the sums to a `state`. From another number of processes, the leader takes all."""
         for name in ("loss", "right"):
             sums = tensors[name].flatten()
             if len(sums) == self.group.size:
@@ -114,6 +115,3 @@ class Meter:
                 own = sums.sum() if self.group.leader else torch.zeros_like(sums[0])
             getattr(self, name).copy_(own)
         self.images, self.steps, self.earlier = numbers["images"], numbers["steps"], numbers["seconds"]
-
-    def _by_process(self, own: Tensor) -> Tensor:
-        return own if self.group.size == 1 else self.group.all_gather(own.reshape(1), [1] * self.group.size)

@@ -18,23 +18,23 @@ from finetune.train.parallel import fill_tensor
 
 Schedule = Callable[[float], float]
 
-START_DIVISOR = 25.0  # a rise starts at lr / 25, as in torch's OneCycleLR; from 0, the first step would be lost
+START_DIVISOR = 25.0  # a warm-up starts at lr / 25, as in torch's OneCycleLR; from 0, the first step would be wasted
 
 
 def constant(done: float) -> float:
-    """1 throughout."""
+    """Always 1."""
     return 1.0
 
 
 def cosine(done: float, *, warmup: float) -> float:
-    """A straight rise from 1/25 over the `warmup` fraction, then half a cosine to 0 (Loshchilov and Hutter 2017)."""
+    """A linear rise from 1/25 over the `warmup` fraction, then half a cosine to 0 (Loshchilov and Hutter 2017)."""
     if done < warmup:
         return 1 / START_DIVISOR + (1 - 1 / START_DIVISOR) * done / warmup
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def one_cycle(done: float, *, warmup: float, shape: str = "cosine") -> float:
-    """From 1/25 up to 1 over the `warmup` fraction, then down to 0; both ways half a cosine or straight lines."""
+    """From 1/25 up to 1 over the `warmup` fraction, then down to 0; both in half a cosine or linearly."""
     rising = done < warmup
     part = done / warmup if rising else (done - warmup) / (1 - warmup)
     if shape == "cosine":
@@ -43,7 +43,7 @@ def one_cycle(done: float, *, warmup: float, shape: str = "cosine") -> float:
 
 
 def step_decay(done: float, *, at: Sequence[float], factor: float) -> float:
-    """Multiplied by `factor` at each fraction in `at`."""
+    """1, multiplied by `factor` at each fraction in `at`."""
     return factor ** sum(done >= border for border in at)
 
 
@@ -61,7 +61,7 @@ def make_schedule(name: str, **settings: object) -> Schedule:
 
 
 def _without_compiler(optimizer: type[Optimizer]) -> type[Optimizer]:
-    """torch's optimizer without the wrappers that load torch's compiler, which takes a second, at the first call."""
+    """torch's optimizer without the wrappers that load torch's compiler at the first call, which takes a second."""
     own = ("add_param_group", "zero_grad", "step")
     bare = {name: inspect.unwrap(getattr(optimizer, name)) for name in own}
     return type(optimizer.__name__, (optimizer,), bare | {"step": torch.no_grad()(bare["step"])})
@@ -72,7 +72,7 @@ OPTIMIZERS = {"sgd": _without_compiler(SGD), "adamw": _without_compiler(AdamW)}
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """One stage's trainable parameters and the learning rate at the schedule's top."""
+    """One stage's trainable parameters and its highest learning rate."""
 
     stage: str
     parameters: tuple[nn.Parameter, ...]
@@ -80,7 +80,7 @@ class ParamGroup:
 
 
 def stage_groups(network: StagedNetwork, lr: float, layer_decay: float) -> list[ParamGroup]:
-    """A group per stage that trains; `lr` falls by the factor `layer_decay` with each stage away from the head."""
+    """A group per stage that trains; `lr` is multiplied by `layer_decay` for each stage away from the head."""
     groups = []
     for depth, stage in enumerate(reversed(network.stages)):
         parameters = tuple(p for p in network.stage_parameters(stage) if p.requires_grad)
@@ -92,13 +92,14 @@ def stage_groups(network: StagedNetwork, lr: float, layer_decay: float) -> list[
 def build_optimizer(
     groups: Sequence[ParamGroup], name: str, arguments: Mapping[str, Any], *, fused: bool = True
 ) -> Optimizer:
-    """`arguments` are torch's, `lr` left to the groups. Biases and normalisation weights (one axis) are not decayed.
+    """torch's optimizer `name` with torch's `arguments`, but `lr` from the groups.
 
-    Fused, one kernel updates all parameters; torch has none for SGD on parameters that are divided among processes.
+    Biases and normalisation weights (one axis) are not decayed. With `fused` one kernel updates all parameters; torch
+    has none for SGD on sharded parameters.
     """
     decay = arguments.get("weight_decay", 0.0)
     rest = {key: value for key, value in arguments.items() if key not in ("lr", "weight_decay")}
-    alike: dict[tuple[float, float], list[nn.Parameter]] = {}  # by learning rate and decay: a call of the kernel each
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}  # by learning rate and decay: one kernel call each
     for group in groups:
         for parameter in group.parameters:
             alike.setdefault((group.lr, decay if parameter.ndim > 1 else 0.0), []).append(parameter)
@@ -110,33 +111,33 @@ def build_optimizer(
 
 
 def set_rate(optimizer: Optimizer, multiplier: float) -> None:
-    """Sets every group to its own top learning rate times `multiplier`."""
+    """Sets every group's learning rate to its highest one times `multiplier`."""
     for group in optimizer.param_groups:
         group["lr"] = group["top"] * multiplier
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers of each parameter, as PLACE/WHAT, for example 0/momentum_buffer."""
+    """The optimizer's state as INDEX/NAME of a parameter's tensors, for example 0/momentum_buffer."""
     return {
-        f"{place}/{what}": value
-        for place, parameter in enumerate(_parameters(optimizer))
-        for what, value in optimizer.state.get(parameter, {}).items()
+        f"{index}/{name}": value
+        for index, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse: each tensor in the memory layout of its parameter, which the fused kernels count on."""
+    """Restores `optimizer_tensors`, each in the memory layout of its parameter, which the fused kernels rely on."""
     parameters = _parameters(optimizer)
-    for name, value in tensors.items():
-        place, _, what = name.partition("/")
-        parameter = parameters[int(place)]
+    for key, value in tensors.items():
+        index, _, name = key.partition("/")
+        parameter = parameters[int(index)]
         if value.shape == parameter.shape:
             kept = torch.empty_like(parameter.detach(), dtype=value.dtype)
-        else:  # a count of steps; the fused kernels want it on the parameter's device, the others on the CPU
+        else:  # the number of steps; the fused kernels need it on the parameter's device, the others on the CPU
             kept = torch.empty_like(value, device=parameter.device if optimizer.defaults.get("fused") else "cpu")
         fill_tensor(kept, value)
-        optimizer.state[parameter][what] = kept
+        optimizer.state[parameter][name] = kept
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -150,7 +151,7 @@ class WeightAverage:
         self.parameters = list(parameters)
         self.decay = decay
         self.steps = 0
-        self.shown = False  # whether the network holds the average just now, and `values` the weights
+        self.swapped = False  # whether the network has the average just now, and `values` the weights
         self.values = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
@@ -161,8 +162,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the average and the weights; a second call puts them back."""
-        self.shown = not self.shown
+        """Exchanges the average and the weights; a second call exchanges them back."""
+        self.swapped = not self.swapped
         for parameter, value in zip(self.parameters, self.values, strict=True):
             held: Tensor = parameter.detach().clone()
             parameter.copy_(value)

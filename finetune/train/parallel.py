@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
 from finetune.data.loader import Batches
-from finetune.distributed.process_group import ProcessGroup
+from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from finetune.errors import SettingError
 from finetune.models.staged import StagedNetwork
 from finetune.train.device import Runtime
@@ -22,14 +22,14 @@ from finetune.train.inference import eval_mode
 
 
 def gather_full(tensor: Tensor) -> Tensor:
-    """All of the tensor, in each process; one that is not divided as it is."""
-    complete = getattr(tensor.detach(), "full_tensor", None)
-    return tensor.detach() if complete is None else complete()
+    """The whole tensor, in each process; a tensor that is not sharded is returned as it is."""
+    full_tensor = getattr(tensor.detach(), "full_tensor", None)
+    return tensor.detach() if full_tensor is None else full_tensor()
 
 
 @torch.no_grad()
 def fill_tensor(tensor: Tensor, values: Tensor) -> None:
-    """Copies values of the same shape into a tensor; where it is divided, each process takes its part."""
+    """Copies values of the same shape into a tensor; of a sharded one, each process fills its shard."""
     mesh = getattr(tensor, "device_mesh", None)
     if mesh is None:
         tensor.copy_(values)
@@ -41,20 +41,20 @@ def fill_tensor(tensor: Tensor, values: Tensor) -> None:
 
 
 def copy_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole copies on the CPU, of what may go on changing; {} where they are not to be kept.
+    """Whole copies on the CPU; {} in a process that does not `keep` them.
 
-    Every process has to take part, one tensor after the other, so that none has two whole ones at once on its device.
+    Every process has to take part, one tensor after the other, so that no device holds two whole ones at once.
     """
-    found = {}
+    copies = {}
     for name, tensor in tensors.items():
-        complete = gather_full(tensor)
+        whole = gather_full(tensor)
         if keep:
-            found[name] = complete.to("cpu", copy=True)
-    return found
+            copies[name] = whole.to("cpu", copy=True)
+    return copies
 
 
 class StageCalls(nn.Module):
-    """`network.run(x, start)` as a module's forward, which is what torch's wrappers run."""
+    """`network.run(x, start)` as a module's forward, which is what torch's wrappers call."""
 
     def __init__(self, network: StagedNetwork, start: int) -> None:
         super().__init__()
@@ -64,87 +64,66 @@ class StageCalls(nn.Module):
         return self.network.run(x, start=self.start)
 
 
-class Parallel(Protocol):
-    """`network` is what trains: its parameters are the optimizer's, its modules are in training mode."""
-
-    network: StagedNetwork
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits; the backward pass through them leaves in every process the gradients of the mean of all losses."""
-
-    def sync_to_eval_model(self) -> None:
-        """Gives the network that is judged and saved the weights of the one that trains."""
-
-    def offload(self) -> None:
-        """The network that is judged is not needed for a while."""
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Gives the network that trains the tensors of a `state_dict`."""
-
-
 class Replicated:
-    """Every process has the whole network, and gradients are averaged; with one process, a plain network."""
+    """Data-parallel training with the whole network in every process; with one process, the plain network.
+
+    `network` is what trains: its parameters are the optimizer's, its modules are in training mode.
+    """
 
     def __init__(self, network: StagedNetwork, start: int, group: ProcessGroup) -> None:
-        self.network, self.group = network, group
+        self.network = network
         self.module: nn.Module = StageCalls(network, start)
-        self.settled = group.size == 1
+        self.wrapped = group.size == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.settled:
-            self._settle(x[:1])
+        """Logits, whose backward pass leaves in every process the gradients of the mean of all losses."""
+        if not self.wrapped:
+            self._wrap(x[:1])
         logits: Tensor = self.module(x)
         return logits
 
     def sync_to_eval_model(self) -> None:
-        """They are one."""
+        """Copies the trained weights to the network that is evaluated and saved; here they are the same."""
 
     def offload(self) -> None:
-        """They are one."""
+        """Frees the device's memory of the network that is evaluated, which is not needed for a while."""
 
     def load(self, state: Mapping[str, Tensor]) -> None:
+        """Loads a `state_dict` into the network that trains."""
         self.network.load_state_dict(state)
 
-    def _settle(self, x: Tensor) -> None:
-        """Wraps the module, with one pass before that tells which parameters have no part in it, and one after.
+    def _wrap(self, x: Tensor) -> None:
+        """Wraps the module in DDP, with one pass before that finds unused parameters, and one after.
 
-        DDP puts the gradients into other buckets after its first pass, by the order in which they came, and the sums of
-        three or more processes depend on it. Now every step that counts, of a resumed phase too, comes after that.
+        DDP rearranges its gradient buckets after its first pass, by the order in which gradients came, and the sums of
+        three or more processes depend on it. So every step that counts, of a resumed phase too, comes after that.
         """
         with eval_mode(self.network):
-            _backward(self.module(x))
+            _dry_backward(self.module(x))
             unused = any(p.grad is None for p in trainable(self.network))
-            _forget(self.network)
+            self.network.zero_grad()
             gpu = [x.device.index] if x.device.type == "cuda" else None
+            known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # older torch
+            options: dict[str, Any] = {name: False}
             wrapped = nn.parallel.DistributedDataParallel(
-                self.module, device_ids=gpu, find_unused_parameters=unused, **_buffers_left_alone()
+                self.module, device_ids=gpu, find_unused_parameters=unused, **options
             )
-            _backward(wrapped(x))
-            _forget(self.network)
-        self.module, self.settled = wrapped, True
+            _dry_backward(wrapped(x))
+            self.network.zero_grad()
+        self.module, self.wrapped = wrapped, True
 
 
-def _buffers_left_alone() -> dict[str, Any]:
-    """The option of DDP for it, which has another name in newer torch."""
-    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-
-
-def _backward(logits: Tensor) -> None:
+def _dry_backward(logits: Tensor) -> None:
     logits.float().sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _forget(network: nn.Module) -> None:
-    for parameter in network.parameters():
-        parameter.grad = None
+class Sharded(Replicated):
+    """Data-parallel training with a shard of every weight, gradient and optimizer value in each process (FSDP2).
 
-
-class Sharded:
-    """Each process has a part of every weight, gradient and optimizer value (torch's fully_shard).
-
-    What trains is a twin of the network: the network itself stays as it is, and on a GPU goes to the processor's
-    memory while it is not shown. `x` is an input to try which modules can be put together one at a time, when they are
-    called; what belongs to none of those is put together at the beginning.
+    What trains is a copy of the network; the network itself is for evaluation, and on a GPU it is in the host's memory
+    meanwhile. `x` is an input to find out which modules can be gathered one at a time, when they are called; everything
+    else is gathered at the beginning of a pass.
     """
 
     def __init__(self, network: StagedNetwork, start: int, runtime: Runtime, x: Tensor) -> None:
@@ -158,42 +137,37 @@ class Sharded:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
-        self.shown, self.runtime = network, runtime
-        self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-        self.module = StageCalls(self.network, start)
-        # Connections of its own: torch keeps those of fully_shard for ever (joining says what that may lead to).
+        super().__init__(copy.deepcopy(network).to(memory_format=torch.contiguous_format), start, SINGLE_PROCESS)
+        self.eval_model, self.runtime = network, runtime
+        # A group of its own: torch never frees the connections of fully_shard (see _connect_group in launch).
         mesh = DeviceMesh.from_group(dist.new_group(), runtime.device.type)  # type: ignore[arg-type]
-        for unit in shard_units(self.network, _make_callable(self.module, self.network, x)):
+        for unit in shard_units(self.network, _callable_modules(self.module, self.network, x)):
             fully_shard(unit, mesh=mesh)
         fully_shard(self.module, mesh=mesh)
         self.offload()
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.module(x)
-        return logits
-
     @torch.no_grad()
     def sync_to_eval_model(self) -> None:
-        self.runtime.place(self.shown)
-        own = dict(self.shown.named_parameters()) | dict(self.shown.named_buffers())
+        self.runtime.place(self.eval_model)
+        own = dict(self.eval_model.named_parameters()) | dict(self.eval_model.named_buffers())
         trained = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
         for name, tensor in [*trained, *self.network.named_buffers()]:
             own[name].copy_(gather_full(tensor))
 
     def offload(self) -> None:
         if self.runtime.device.type == "cuda":
-            self.shown.cpu()
+            self.eval_model.cpu()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self.network.state_dict().items():
             fill_tensor(tensor, state[name])
 
 
-def _make_callable(module: StageCalls, network: StagedNetwork, x: Tensor) -> set[nn.Module]:
-    """The modules that are called as such when the stages run, and give something of their own.
+def _callable_modules(module: nn.Module, network: StagedNetwork, x: Tensor) -> set[nn.Module]:
+    """The modules that are called as such when the stages run, and whose output is not a view.
 
-    Not those that give a view of what was computed inside them: who changes such a view in place, as a network may,
-    loses the mark by which torch knows in the backward pass when to put the module's weights together again.
+    A network may change a view of what was computed inside a module in place; then the view loses the mark by which
+    torch knows in the backward pass when to gather the module's weights again.
     """
     found: set[nn.Module] = set()
 
@@ -212,7 +186,7 @@ def _make_callable(module: StageCalls, network: StagedNetwork, x: Tensor) -> set
 
 
 def shard_units(network: StagedNetwork, able: set[nn.Module]) -> Iterator[nn.Module]:
-    """What is put together at a time: a stage's module, or the parts of one that is a row of blocks or not `able`."""
+    """The modules that are gathered one at a time: a stage's, or the parts of one that has blocks or is not `able`."""
     for stage in network.stages:
         for module in network.stage_modules(stage):
             yield from _units(module, able)
@@ -221,24 +195,24 @@ def shard_units(network: StagedNetwork, able: set[nn.Module]) -> Iterator[nn.Mod
 def _units(module: nn.Module, able: set[nn.Module]) -> Iterator[nn.Module]:
     if not any(True for _ in module.parameters()):
         return
-    inner = list(module.children())
-    blocks = isinstance(module, nn.Sequential) and any(True for child in inner for _ in child.children())
-    if module in able and not blocks:
+    children = list(module.children())
+    has_blocks = isinstance(module, nn.Sequential) and any(True for child in children for _ in child.children())
+    if module in able and not has_blocks:
         yield module
         return
-    for child in inner:
+    for child in children:
         yield from _units(child, able)
 
 
-def wrap_parallel(network: StagedNetwork, batches: Batches, start: int, runtime: Runtime) -> Parallel:
-    """The passes of a phase whose batches enter at stage `start`."""
+def wrap_parallel(network: StagedNetwork, batches: Batches, start: int, runtime: Runtime) -> Replicated:
+    """What runs and differentiates a phase whose batches enter at stage `start`."""
     if runtime.is_sharded:
         return Sharded(network, start, runtime, batches.at(0, 0)[0])
     return Replicated(network, start, runtime.group)
 
 
-def batch_norm_sync(network: nn.Module) -> list[Tensor]:
-    """What normalisation layers in training mode remember of the images seen: their own process's alone."""
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """The running statistics of normalisation layers in training mode, which know their own process's images only."""
     layers = [m for m in network.modules() if isinstance(m, _NormBase) and m.training]
     found = [t for layer in layers for t in (layer.running_mean, layer.running_var)]
     return [t for t in found if t is not None]

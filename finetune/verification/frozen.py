@@ -12,8 +12,7 @@ from finetune.checkpoint.tensor_hash import hash_tensor
 from finetune.errors import FinetuneError
 from finetune.models.classifier import Classifier
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.phase_schema import Phase
-from finetune.recipe.schema import AdaptRecipe
+from finetune.recipe.schema import AdaptRecipe, Phase
 from finetune.run.input_spec import with_input_channels
 from finetune.sources.resolve import SourceRef, open_source
 from finetune.train.frozen_check import frozen_tensors

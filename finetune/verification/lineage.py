@@ -133,7 +133,7 @@ def _find_on_hub(id: str, may_fetch: bool) -> SourceRef | None:
         file = cached_file(id) or (fetch(id) if may_fetch else None)
         return None if file is None else SourceRef(file.id, file.path, file)
     if id.startswith(TIMM):
-        from finetune.models.timm.weights import cached_weights, download_weights
+        from finetune.hub.timm_weights import cached_weights, download_weights
 
         name = f"timm/{id.removeprefix(TIMM)}"
         path = cached_weights(name) or (download_weights(name) if may_fetch else None)

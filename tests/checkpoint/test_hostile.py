@@ -11,7 +11,6 @@ from checkpoint_files import full, metadata, one_tensor, raw, refusal, with_meta
 from measure import alone
 from tiny import refused, worked
 
-import finetune.checkpoint.safetensors_io as tensors_module
 from finetune.checkpoint.format import KEY, read_checkpoint, read_metadata, read_weights, write_checkpoint
 from finetune.checkpoint.safetensors_io import (
     BYTES,
@@ -21,6 +20,7 @@ from finetune.checkpoint.safetensors_io import (
     check_finite,
     read_header,
 )
+from finetune.checkpoint.tensor_hash import TORCH_NAMES
 from finetune.errors import CheckpointError, SettingError
 from finetune.models.registry import build_model, find_model
 from finetune.sources.resolve import open_source, read_source_metadata
@@ -203,7 +203,7 @@ def test_every_type_is_read_as_the_formats_own_library_reads_it(path):
 
     torch.manual_seed(0)
     random = torch.randint(0, 256, (4, 8), dtype=torch.uint8)
-    given = {name: random.view(getattr(torch, tensors_module._TORCH[name])).clone() for name in BYTES if name != "BOOL"}
+    given = {name: random.view(getattr(torch, TORCH_NAMES[name])).clone() for name in BYTES if name != "BOOL"}
     given["BOOL"] = random > 100
     given |= {"one": torch.tensor(3.5), "none": torch.empty(0, 3), "deep": torch.zeros((1,) * MAX_AXES)}
     for name, tensor in given.items():  # random bytes may be NaN
@@ -380,7 +380,7 @@ def test_what_would_take_memory_or_fetch_something_is_refused_before_it_is_built
 
 
 def test_a_network_is_held_against_the_memory_of_the_machine(monkeypatch):
-    monkeypatch.setattr("finetune.models.timm.build.memory", lambda: 1_000_000)
+    monkeypatch.setattr("finetune.models.timm.build.available_memory", lambda: 1_000_000)
     with pytest.raises(SettingError, match=r"1,\d\d\d,\d\d\d bytes do not fit the memory of this machine, 1,000,000"):
         build_model("timm/test_resnet", 3, {})
     with torch.device("meta"):

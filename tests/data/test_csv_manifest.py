@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from measure import alone
 
-from finetune.data.csv_manifest import MAX_PROBLEMS, read_table
+from finetune.data.csv_manifest import MAX_PROBLEMS, read_csv
 from finetune.errors import DataError
 from finetune.io.sanitize import printable_lines
 
@@ -33,51 +33,51 @@ def table(place, content, name="t.csv"):
 
 
 def rows(listing):
-    return [(file.name, file.label, file.part) for file in listing.files]
+    return [(file.name, file.label, file.split) for file in listing.records]
 
 
 def refused(place, content):
     path = table(place, content)
     with pytest.raises(DataError) as caught:
-        read_table(path)
+        read_csv(path)
     lines = str(caught.value).split("\n")
     assert all(line.startswith(str(path)) for line in lines)
     return [line.removeprefix(str(path)) for line in lines]
 
 
 def test_two_columns(place):
-    found = read_table(table(place, "path,label\n" + ROWS))
+    found = read_csv(table(place, "path,label\n" + ROWS))
     assert rows(found) == [("a/1.png", "cat", "train"), ("a/2.png", "dog", "train")]
     assert found.class_names == ("cat", "dog") and found.notes == ()
-    assert found.files[0].path == place / "a" / "1.png"
+    assert found.records[0].path == place / "a" / "1.png"
 
 
 def test_columns_in_any_order_more_of_them_a_byte_order_mark_and_other_line_ends(place):
     content = 'Label, split ,note,PATH\r\n 猫 ,VAL,x,图 片.png\r\n\r\ndog,train,"y\nz","b, c.png"\r\n'
-    found = read_table(table(place, b"\xef\xbb\xbf" + content.encode()))
+    found = read_csv(table(place, b"\xef\xbb\xbf" + content.encode()))
     assert rows(found) == [("图 片.png", "猫", "test"), ("b, c.png", "dog", "train")]
 
 
 def test_splits(place):
     head = "path,label,split\n"
-    one_other = read_table(table(place, head + "a/1.png,cat,train\na/2.png,dog,valid\n"))
-    assert [file.part for file in one_other.files] == ["train", "test"]
+    one_other = read_csv(table(place, head + "a/1.png,cat,train\na/2.png,dog,valid\n"))
+    assert [file.split for file in one_other.records] == ["train", "test"]
     three = "a/1.png,cat,train\na/2.png,dog,validation\na/3.png,dog,test\n"
-    assert [file.part for file in read_table(table(place, head + three)).files] == ["train", "validation", "test"]
+    assert [file.split for file in read_csv(table(place, head + three)).records] == ["train", "validation", "test"]
 
 
 def test_a_table_may_name_pictures_anywhere_but_only_those(place, tmp_path):
     content = f"path,label\n../{place.name}/a/1.png,cat\n{place}/a/2.png,dog\n"
     (tmp_path / place.name).mkdir()
-    found = read_table(table(place, content))
-    assert len(found.files) == 2
+    found = read_csv(table(place, content))
+    assert len(found.records) == 2
     for name in ("~/1.png", "$HOME/1.png", "a/*.png", "file:///etc/passwd", "a"):
         assert "there is no file" in refused(place, f"path,label\n{name},cat\n{ROWS}")[0]
 
 
 def test_a_row_that_repeats_another_counts_once(place):
-    found = read_table(table(place, "path,label\n" + ROWS + "./a/../a/1.png,cat\n"))
-    assert len(found.files) == 2 and "1 rows repeat another" in found.notes[0]
+    found = read_csv(table(place, "path,label\n" + ROWS + "./a/../a/1.png,cat\n"))
+    assert len(found.records) == 2 and "1 rows repeat another" in found.notes[0]
 
 
 def test_every_problem_is_told_with_its_line(place):
@@ -129,10 +129,10 @@ def test_what_is_no_such_table(place, content, fault):
 def test_a_table_that_is_not_there(place):
     table(place, "", "flowers.csv")
     with pytest.raises(DataError, match=r"no such file; did you mean 'flowers\.csv'"):
-        read_table(place / "flower.csv")
+        read_csv(place / "flower.csv")
     (place / "folder.csv").mkdir()
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory"):
-        read_table(place / "folder.csv")
+        read_csv(place / "folder.csv")
 
 
 def test_places_that_are_no_tables_or_pictures_are_refused_at_once(place):
@@ -140,7 +140,7 @@ def test_places_that_are_no_tables_or_pictures_are_refused_at_once(place):
     (place / "device.csv").symlink_to("/dev/zero")
     for name, kind in (("pipe.csv", "a pipe"), ("device.csv", "a device")):
         with pytest.raises(DataError, match=rf"{name}: cannot be read \(it is {kind}, not a regular file\)"):
-            read_table(place / name)
+            read_csv(place / name)
     os.mkfifo(place / "pipe.png")
     (place / "device.png").symlink_to("/dev/zero")
     (place / "ring.png").symlink_to(place / "ring.png")
@@ -154,7 +154,7 @@ def test_places_that_are_no_tables_or_pictures_are_refused_at_once(place):
 
 
 def test_old_line_ends(place):
-    found = read_table(table(place, "path,label\ra/1.png,cat\r\ra/2.png,dog\r"))
+    found = read_csv(table(place, "path,label\ra/1.png,cat\r\ra/2.png,dog\r"))
     assert rows(found) == [("a/1.png", "cat", "train"), ("a/2.png", "dog", "train")]
     assert "there is no file x.png" in refused(place, "path,label\rx.png,cat\r")[0]
 
@@ -182,7 +182,7 @@ def test_what_is_too_large_is_refused_shortly(place, content, said):
 
 def test_the_lines_of_a_table_are_counted(place, monkeypatch):
     monkeypatch.setattr("finetune.data.csv_manifest.MAX_LINES", 3)
-    assert len(read_table(table(place, "path,label\n" + ROWS)).files) == 2
+    assert len(read_csv(table(place, "path,label\n" + ROWS)).records) == 2
     assert "over 3 lines, and at most so many are read" in refused(place, "path,label\n" + ROWS + "\n")[0]
 
 
@@ -192,7 +192,7 @@ def test_reading_stops_after_very_many_problems(place):
 
 
 def test_rows_that_repeat_one_another_are_counted_and_not_kept(place):
-    found = read_table(table(place, "path,label\n" + ROWS + "a/1.png,cat\n" * 30_000))
+    found = read_csv(table(place, "path,label\n" + ROWS + "a/1.png,cat\n" * 30_000))
     (note,) = found.notes
     assert "30,000 rows repeat another and count once: a/1.png" in note and note.endswith(" and 29,980 more")
     assert len(note) < 800
@@ -200,19 +200,19 @@ def test_rows_that_repeat_one_another_are_counted_and_not_kept(place):
 
 def test_too_many_classes_are_refused_before_anything_is_trained(place, monkeypatch):
     monkeypatch.setattr("finetune.checkpoint.limits.MAX_CLASSES", 2)
-    assert len(read_table(table(place, "path,label\n" + ROWS)).class_names) == 2
+    assert len(read_csv(table(place, "path,label\n" + ROWS)).class_names) == 2
     with pytest.raises(DataError, match="classes: 3 of them; at most 2"):
-        read_table(table(place, "path,label\n" + ROWS + "a/3.png,fly\n"))
+        read_csv(table(place, "path,label\n" + ROWS + "a/3.png,fly\n"))
 
 
 HUNGRY = """
 import sys
 from measure import peak
-from finetune.data.csv_manifest import read_table
+from finetune.data.csv_manifest import read_csv
 from finetune.errors import DataError
 before = peak()
 try:
-    read_table(sys.argv[1])
+    read_csv(sys.argv[1])
 except DataError as error:
     said = str(error)
 assert peak() - before < 40 * 2**20, peak() - before
@@ -258,12 +258,12 @@ CELL = st.one_of(
 def test_any_bytes_are_a_table_or_a_data_error(place, content):
     path = table(place, content, "fuzz.csv")
     try:
-        found = read_table(path)
+        found = read_csv(path)
     except DataError as error:
         assert str(error).startswith(str(path))
         assert printable_lines(str(error)) == str(error)
     else:
-        assert len(found.class_names) > 1 and found.files
+        assert len(found.class_names) > 1 and found.records
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -272,8 +272,8 @@ def test_labels_come_back_as_they_were_written(place, labels):
     out = io.StringIO()
     csv.writer(out).writerows([["path", "label"], *zip(["a/1.png", "a/2.png", "a/3.png"], labels, strict=True)])
     try:
-        found = read_table(table(place, out.getvalue(), "labels.csv"))
+        found = read_csv(table(place, out.getvalue(), "labels.csv"))
     except DataError as error:
         assert any(fault in str(error) for fault in ("label", "one class", "no column", "not CSV", "UTF-8"))
         return
-    assert [f.label for f in found.files] == [unicodedata.normalize("NFC", label.strip()) for label in labels]
+    assert [f.label for f in found.records] == [unicodedata.normalize("NFC", label.strip()) for label in labels]

@@ -11,15 +11,15 @@ from finetune.errors import DataError
 
 
 def parts(listing):
-    return Counter((file.part, file.label) for file in listing.files)
+    return Counter((file.split, file.label) for file in listing.records)
 
 
 def test_flat_class_folders(tmp_path):
     found = list_folder(album(tmp_path, dog=2, cat=3))
     assert found.class_names == ("cat", "dog")
     assert parts(found) == {("train", "cat"): 3, ("train", "dog"): 2}
-    assert [file.name for file in found.files] == ["cat/0.png", "cat/1.png", "cat/2.png", "dog/0.png", "dog/1.png"]
-    assert all(file.path == tmp_path / file.name for file in found.files)
+    assert [file.name for file in found.records] == ["cat/0.png", "cat/1.png", "cat/2.png", "dog/0.png", "dog/1.png"]
+    assert all(file.path == tmp_path / file.name for file in found.records)
     assert found.bad == () and found.notes == () and found.name == str(tmp_path)
 
 
@@ -31,7 +31,7 @@ def test_the_one_other_part_is_the_test_part(tmp_path, name):
 
 def test_with_all_three_val_is_the_validation_part(tmp_path):
     found = list_folder(album(tmp_path, train={"a": 1, "b": 1}, val={"a": 2, "b": 2}, test={"a": 3, "b": 3}))
-    assert parts(found)["validation", "a"] == 2 and parts(found)["test", "b"] == 3 and len(found.files) == 12
+    assert parts(found)["validation", "a"] == 2 and parts(found)["test", "b"] == 3 and len(found.records) == 12
 
 
 def test_train_alone_has_its_test_part_still_to_be_split_off(tmp_path):
@@ -41,20 +41,20 @@ def test_train_alone_has_its_test_part_still_to_be_split_off(tmp_path):
 def test_a_class_missing_from_a_part_shifts_nothing(tmp_path):
     found = list_folder(album(tmp_path, train={"b": 1, "c": 1}, test={"a": 1, "c": 1}))
     assert found.class_names == ("a", "b", "c")
-    assert {(f.part, f.name.split("/")[1], f.label) for f in found.files} == {
+    assert {(f.split, f.name.split("/")[1], f.label) for f in found.records} == {
         ("train", "b", "b"),
         ("train", "c", "c"),
         ("test", "a", "a"),
         ("test", "c", "c"),
     }
-    assert found.without_picture_to_learn_from() == ["a"]
+    assert found.counts("train") == {"a": 0, "b": 1, "c": 1}
 
 
 def test_class_folders_are_walked_to_any_depth_and_endings_may_be_capitals(tmp_path):
     album(tmp_path, a=1, b=1)
     put(tmp_path / "a" / "deep" / "er" / "x.PNG")
     put(tmp_path / "a" / "deep" / "train" / "y.png")
-    assert [f.name for f in list_folder(tmp_path).files if f.label == "a"] == [
+    assert [f.name for f in list_folder(tmp_path).records if f.label == "a"] == [
         "a/0.png",
         "a/deep/er/x.PNG",
         "a/deep/train/y.png",
@@ -68,8 +68,8 @@ def test_names_in_chinese_and_with_spaces_and_of_two_systems(tmp_path):
     put(tmp_path / "test" / "caf\u00e9" / "1.png")
     found = list_folder(tmp_path)
     assert found.class_names == ("caf\u00e9", "蚂蚁", "蜜 蜂")
-    assert {f.part for f in found.files if f.label == "caf\u00e9"} == {"train", "test"}
-    assert "train/蚂蚁/图 片.png" in [f.name for f in found.files]
+    assert {f.split for f in found.records if f.label == "caf\u00e9"} == {"train", "test"}
+    assert "train/蚂蚁/图 片.png" in [f.name for f in found.records]
 
 
 def test_hidden_files_are_skipped_and_others_noted(tmp_path):
@@ -81,14 +81,14 @@ def test_hidden_files_are_skipped_and_others_noted(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "README.md").write_text("x")
     found = list_folder(tmp_path)
-    assert len(found.files) == 2 and found.class_names == ("a", "b")
+    assert len(found.records) == 2 and found.class_names == ("a", "b")
     assert len(found.notes) == 1
     assert "2 files" in found.notes[0] and "README.md, a/notes.txt" in found.notes[0]
 
 
 def test_what_lies_beside_train_is_noted(tmp_path):
     found = list_folder(album(tmp_path, train={"a": 1, "b": 1}, extra={"a": 1}))
-    assert len(found.files) == 2 and "beside train: extra" in found.notes[0]
+    assert len(found.records) == 2 and "beside train: extra" in found.notes[0]
 
 
 def test_links_that_leave_the_folder_are_bad_and_others_are_files(tmp_path):
@@ -103,7 +103,7 @@ def test_links_that_leave_the_folder_are_bad_and_others_are_files(tmp_path):
     (root / "b" / "a").symlink_to(root / "a", target_is_directory=True)
     (root / "c").symlink_to(tmp_path, target_is_directory=True)
     found = list_folder(root)
-    assert [f.name for f in found.files] == ["a/0.png", "a/1.png", "a/same.png", "b/0.png", "b/1.png"]
+    assert [f.name for f in found.records] == ["a/0.png", "a/1.png", "a/same.png", "b/0.png", "b/1.png"]
     bad = dict(found.bad)
     assert bad.keys() == {"a/out.png", "a/up.png", "a/broken.png", "a/ring.png", "b/more", "c"}
     for name in ("a/out.png", "a/up.png", "b/more", "c"):
@@ -115,7 +115,7 @@ def test_links_that_leave_the_folder_are_bad_and_others_are_files(tmp_path):
 def test_the_folder_itself_may_be_a_link(tmp_path):
     album(tmp_path / "real", a=1, b=1)
     (tmp_path / "link").symlink_to("real")
-    assert len(list_folder(tmp_path / "link").files) == 2
+    assert len(list_folder(tmp_path / "link").records) == 2
 
 
 def refused(folder):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune.data import decode_cache as decoded
-from finetune.data import image_folder_dataset as photograph_sets
+from finetune.data import decode_cache, image_folder_dataset
 from finetune.data.image_dataset import MemmapImages
 from finetune.data.image_folder_dataset import open_image_folder
-from finetune.data.image_io import CropSpec, crop_to_square, read_picture
-from finetune.data.manifest import is_image_path
+from finetune.data.image_io import CropSpec, crop_to_square, read_image
+from finetune.data.loader import prefetch
+from finetune.data.openers import is_image_path
 from finetune.data.split import choose_test
 from finetune.errors import DataError
 from finetune.paths import cache_folder
@@ -70,13 +69,13 @@ def test_each_image_is_its_file(pets, frame):
     put(pets / "train" / "cat" / "wide.png", side=30)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 29, 3), dtype=np.uint8)).save(pets / "val/dog/x.jpg")
     found, decoded = opened(pets, frame)
-    assert decoded == 17 and found.validation is None and found.shared == ()
+    assert decoded == 17 and found.validation is None and not any("also in train" in note for note in found.notes)
     for part, name, count in ((found.train, "train", 12), (found.test, "val", 5)):
         assert len(part) == len(part.files) == count and part.class_names == ("cat", "dog")
         for image, label, file in zip(part.images, part.labels.tolist(), part.files, strict=True):
             assert file.split("/")[:2] == [name, part.class_names[label]]
             kept = crop_to_square(
-                read_picture(pets / file),
+                read_image(pets / file),
                 channels=3,
                 size=frame.size,
                 crop=frame.crop,
@@ -89,17 +88,21 @@ def test_each_image_is_its_file(pets, frame):
 
 def test_threads_for_large_files_and_none_for_small_ones_give_the_same(pets, cache, monkeypatch):
     bad = spoil(pets)
-    begun = []
-    monkeypatch.setattr(decoded, "ThreadPoolExecutor", lambda count: begun.append(count) or ThreadPoolExecutor(count))
+    begun, found = [], []
+
+    def counted(*arguments, threads, ahead):
+        begun.append((small, threads))
+        return prefetch(*arguments, threads=threads, ahead=ahead)
+
+    monkeypatch.setattr(decode_cache, "prefetch", counted)
     for small in (0, 10**9):
-        monkeypatch.setattr(decoded, "SMALL", small)
+        monkeypatch.setattr(decode_cache, "MIN_SIZE_FOR_THREADS", small)
         shutil.rmtree(cache, ignore_errors=True)
         with pytest.raises(DataError) as caught:
             opened(pets)
-        begun.append((prints(opened(pets, on_bad_image="skip")[0]), str(caught.value)))
-    threads = os.cpu_count()
-    assert begun[:2] == [threads] * 2 and begun[2] == begun[3] and len(begun) == 4, "threads for the first two only"
-    assert all(name in begun[3][1] for name in bad)
+        found.append((prints(opened(pets, on_bad_image="skip")[0]), str(caught.value)))
+    assert set(begun) == {(0, os.cpu_count())} and found[0] == found[1]
+    assert all(name in found[1][1] for name in bad)
 
 
 def test_a_table_is_opened_like_a_folder(tmp_path, pets):
@@ -193,7 +196,7 @@ def test_equal_pictures_stay_on_one_side(tmp_path):
             Image.open(root / label / f"{index}.png").save(root / label / f"{index}.bmp")
     found, decoded = opened(root)
     assert decoded == 40, "equal files are decoded once"
-    assert found.shared == () and found.test.counts() == {"a": 6, "b": 6}
+    assert not any("also in train" in note for note in found.notes) and found.test.counts() == {"a": 6, "b": 6}
 
 
 def test_a_set_without_two_different_pictures_of_a_class(tmp_path):
@@ -205,7 +208,7 @@ def test_a_set_without_two_different_pictures_of_a_class(tmp_path):
 def test_the_part_for_the_test_is_fair(pictures, fraction):
     keys = np.array([key for key, _ in pictures], dtype=np.uint64)
     labels = np.array([label for _, label in pictures])
-    held = choose_test(keys, labels, 4, fraction)
+    held = choose_test(keys, labels, fraction)
     assert not set(keys[held].tolist()) & set(keys[~held].tolist())
     home = {key: min(label for k, label in pictures if k == key) for key, _ in pictures}
     for label in range(4):
@@ -216,7 +219,7 @@ def test_the_part_for_the_test_is_fair(pictures, fraction):
             assert held[own].sum() <= max(round(fraction * own.sum()), min(Counter(keys[own].tolist()).values()))
         else:
             assert not held[own].any()
-    turned = choose_test(keys[::-1], labels[::-1], 4, fraction)
+    turned = choose_test(keys[::-1], labels[::-1], fraction)
     assert np.array_equal(turned[::-1], held)
 
 
@@ -285,12 +288,9 @@ def test_test_pictures_that_are_also_in_train_are_named(pets):
     Image.open(pets / "train/cat/3.png").save(pets / "val/dog/same.bmp")
     shutil.copy(pets / "train/dog/1.png", pets / "val/dog/1 copy.png")
     found, _ = opened(pets)
-    assert set(found.shared) == {
-        ("train/cat/3.png", "val/dog/same.bmp"),
-        ("train/dog/1.png", "val/dog/1 copy.png"),
-    }
     (note,) = (note for note in found.notes if "also in train" in note)
-    assert "2 test pictures are also in train" in note and "train/cat/3.png = val/dog/same.bmp" in note
+    pairs = "train/dog/1.png = val/dog/1 copy.png, train/cat/3.png = val/dog/same.bmp"
+    assert f"2 test pictures are also in train: {pairs}; " in note
 
 
 def test_small_classes_are_noted(tmp_path):
@@ -496,20 +496,20 @@ def test_packs_that_somebody_put_there_do_no_harm(pets, cache):
 
 def test_sets_too_large_for_memory_stay_in_their_file(pets, monkeypatch):
     resident, _ = opened(pets)
-    monkeypatch.setattr(photograph_sets, "memory_budget", lambda: 15 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(image_folder_dataset, "memory_budget", lambda: 15 * 3 * 8 * 8 - 1)
     lazy, _ = opened(pets)
     assert isinstance(lazy.train.images, MemmapImages) and isinstance(lazy.test.images, MemmapImages)
     assert prints(lazy) == prints(resident) and lazy.train.files == resident.train.files
-    monkeypatch.setattr(photograph_sets, "memory_budget", lambda: 15 * 3 * 8 * 8)
+    monkeypatch.setattr(image_folder_dataset, "memory_budget", lambda: 15 * 3 * 8 * 8)
     assert isinstance(opened(pets)[0].train.images, torch.Tensor)
 
 
 def test_the_budget_is_a_quarter_of_what_there_is(tmp_path, monkeypatch):
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for text, expected in (("max\n", physical // 4), ("4000\n", 1000), (None, physical // 4)):
-        monkeypatch.setattr(photograph_sets, "MEMORY_LIMIT", tmp_path / "limit")
+        monkeypatch.setattr(image_folder_dataset, "MEMORY_LIMIT", tmp_path / "limit")
         (tmp_path / "limit").write_text(text) if text else (tmp_path / "limit").unlink()
-        assert photograph_sets.memory_budget() == expected
+        assert image_folder_dataset.memory_budget() == expected
 
 
 def test_where_decoded_pictures_are_kept(tmp_path, monkeypatch, pets):

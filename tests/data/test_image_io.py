@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 
-import finetune.data.image_io as pictures_module
+from finetune.data import image_io
 from finetune.data.image_io import (
     MAX_PIXELS,
     WeightedSemaphore,
     center_crop,
     crop_to_square,
-    decode_picture,
+    decode_image,
     is_grey,
-    read_picture,
+    read_image,
     resized_side,
     to_eight_bits,
 )
@@ -47,7 +47,7 @@ def check(path, expected):
     expected = np.asarray(expected)
     with Image.open(path) as opened:
         other = to_eight_bits(opened)
-    for found in (read_picture(path), other):
+    for found in (read_image(path), other):
         assert found.mode == ("L" if expected.ndim == 2 else "RGB")
         assert np.array_equal(np.asarray(found), expected)
     assert is_grey(path.read_bytes()) is (expected.ndim == 2)
@@ -106,7 +106,7 @@ def test_what_is_transparent_lies_over_white(tmp_path, channels, name):
     pixels, alpha = noise(channels=channels), noise(channels=1, seed=1)
     alpha[0], alpha[1] = 0, 255
     path = stored(tmp_path, Image.fromarray(np.dstack([pixels, alpha])), name, lossless=True, exact=True)
-    found = np.asarray(read_picture(path)).astype(float)
+    found = np.asarray(read_image(path)).astype(float)
     assert found.shape == pixels.shape
     assert np.abs(found - over_white(pixels, alpha)).max() <= 1
     assert (found[0] == 255).all() and np.array_equal(found[1], pixels[1])
@@ -120,7 +120,7 @@ def test_one_colour_that_means_transparent(tmp_path):
         check(stored(tmp_path, palette, name, transparency=3), seen)
     alphas = bytes([0, 128] + [255] * 30)
     path = stored(tmp_path, palette, "bytes.png", transparency=alphas)
-    shown = np.asarray(read_picture(path)).astype(float)
+    shown = np.asarray(read_image(path)).astype(float)
     alpha = np.frombuffer(alphas, np.uint8)[np.asarray(palette)]
     assert np.abs(shown - over_white(np.asarray(palette.convert("RGB")), alpha)).max() <= 1
     colour = noise()
@@ -147,7 +147,7 @@ def test_cmyk(tmp_path):
     path = stored(tmp_path, Image.fromarray(noise()).convert("CMYK"), "a.tif")
     check(path, noise())
     jpeg = stored(tmp_path, Image.fromarray(noise(40, 30)).convert("CMYK"), "a.jpg")
-    assert read_picture(jpeg).mode == "RGB"
+    assert read_image(jpeg).mode == "RGB"
 
 
 def test_the_first_frame_of_several(tmp_path):
@@ -191,9 +191,9 @@ def test_photographs_are_turned_as_the_camera_says(tmp_path, orientation):
 
 def test_a_damaged_note_of_the_camera_turns_nothing(tmp_path):
     path = stored(tmp_path, Image.fromarray(noise()), "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
-    assert read_picture(path).size == (7, 9)
+    assert read_image(path).size == (7, 9)
     path = stored(tmp_path, Image.fromarray(noise()), "b.jpg", exif=b"Exif\0\0nothing of the kind")
-    assert read_picture(path).size == (7, 9)
+    assert read_image(path).size == (7, 9)
 
 
 def test_the_name_does_not_decide_the_format(tmp_path):
@@ -206,7 +206,7 @@ def test_the_name_does_not_decide_the_format(tmp_path):
 
 def refused(path):
     with pytest.raises(DataError) as caught:
-        read_picture(path)
+        read_image(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
     return message.removeprefix(f"{path}: ")
@@ -264,7 +264,7 @@ def test_a_picture_that_is_painted_over_without_end_is_refused(tmp_path):
     content = file.getvalue()
     scan = content[content.rfind(b"\xff\xda") : -2]
     (tmp_path / "x.jpg").write_bytes(content[:-2] + scan * 20 + content[-2:])
-    assert read_picture(tmp_path / "x.jpg").size == (16, 16)
+    assert read_image(tmp_path / "x.jpg").size == (16, 16)
     (tmp_path / "x.jpg").write_bytes(content[:-2] + scan * 100 + content[-2:])
     assert "a JPEG of over 100 scans; save it anew" in refused(tmp_path / "x.jpg")
 
@@ -278,10 +278,10 @@ def test_large_pictures_wait_for_one_another(monkeypatch):
             seen.append(amount)
             return super().share(amount)
 
-    monkeypatch.setattr("finetune.data.image_io._ROOM", Watched(10))
-    decode_picture(file.getvalue(), "x")
+    monkeypatch.setattr("finetune.data.image_io._PIXELS_IN_MEMORY", Watched(10))
+    decode_image(file.getvalue())
     assert seen == [60_000]
-    assert pictures_module._ROOM.taken == 0
+    assert image_io._PIXELS_IN_MEMORY.taken == 0
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
@@ -301,9 +301,9 @@ def test_warnings_of_pillow_do_not_leak_and_the_state_is_put_back(tmp_path):
     def work():
         for _ in range(20):
             try:
-                read_picture(tmp_path / "a.jpg")
+                read_image(tmp_path / "a.jpg")
                 with pytest.raises(DataError, match="9,500"):
-                    read_picture(tmp_path / "bomb.png")
+                    read_image(tmp_path / "bomb.png")
             except BaseException as fault:
                 faults.append(fault)
 
@@ -322,7 +322,7 @@ def test_the_head_and_the_pixels_agree_on_grey(kind, place):
     content = bytearray(buffer.getvalue())
     content[place.draw(st.integers(0, len(content) - 1))] ^= place.draw(st.integers(0, 255))
     try:
-        mode = decode_picture(bytes(content), "x").mode
+        mode = decode_image(bytes(content)).mode
     except DataError:
         return
     assert is_grey(bytes(content)) is (mode == "L")
@@ -382,7 +382,7 @@ def test_a_long_strip_is_what_the_whole_would_give_but_for_the_last_bit(monkeypa
     frame = {"channels": 3, "size": 9, "crop": 0.9, "resize": "shorter_side", "interpolation": "bilinear"}
     picture = Image.fromarray(noise(*size))
     near = crop_to_square(picture, **frame).astype(int)
-    monkeypatch.setattr("finetune.data.image_io.MAX_ELONGATED", 1000)
+    monkeypatch.setattr("finetune.data.image_io.MAX_ASPECT_RATIO", 1000)
     assert np.abs(near - crop_to_square(picture, **frame)).max() <= 1
 
 

@@ -38,7 +38,7 @@ def order(given, epoch):
 
 
 def by_index(given, epoch=1):
-    found = [None] * given.images_per_epoch
+    found = [None] * len(given.labels)
     for inputs, labels in given.epoch(epoch):
         assert len(inputs) == len(labels)
         for image, label in zip(inputs, labels.tolist(), strict=True):
@@ -64,7 +64,7 @@ def test_every_image_comes_once_an_epoch_with_its_label(batch_size):
     given = batches(batch_size=batch_size)
     sizes = [len(labels) for _, labels in given.epoch(0)]
     assert len(sizes) == given.steps_per_epoch == -(-COUNT // batch_size)
-    assert all(size == batch_size for size in sizes[:-1]) and sum(sizes) == given.images_per_epoch == COUNT
+    assert all(size == batch_size for size in sizes[:-1]) and sum(sizes) == len(given.labels) == COUNT
     assert 1 <= sizes[-1] <= batch_size
     assert torch.equal(order(given, 0).sort().values, torch.arange(COUNT))
     assert torch.equal(by_index(given), given.normalize(given.inputs))

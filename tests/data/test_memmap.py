@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.data import image_dataset as mapped
+from finetune.data import image_dataset
 from finetune.data.image_dataset import ImageSet, MemmapImages
 from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
@@ -50,7 +50,7 @@ def test_subsets_stay_in_the_file_and_keep_the_names(both):
 
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 20])
 def test_fingerprints_and_splits_are_the_same_a_chunk_at_a_time(both, monkeypatch, chunk):
-    monkeypatch.setattr(mapped, "CHUNK", chunk)
+    monkeypatch.setattr(image_dataset, "CHUNK", chunk)
     resident, lazy = both
     assert lazy.fingerprint() == resident.fingerprint()
     assert np.array_equal(image_hashes(lazy.images, "s"), image_hashes(resident.images, "s"))

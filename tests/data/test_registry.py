@@ -19,7 +19,7 @@ import torchvision
 from idx_files import idx, make_files, put
 from measure import alone
 
-import finetune.data.registry as catalog
+from finetune.data import registry
 from finetune.data.digits import enlarge
 from finetune.data.registry import DATASETS, find_dataset, is_present, open_dataset
 from finetune.errors import DataError
@@ -39,21 +39,21 @@ def test_the_catalogue_needs_no_torch() -> None:
         "sys.exit(', '.join({'torch', 'torchvision', 'sklearn', 'numpy', 'rich'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(catalog.__file__).parents[2]
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(registry.__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr
 
 
 def test_every_row_is_keyed_once_by_its_name() -> None:
-    tree = ast.parse(Path(catalog.__file__).read_text())
+    tree = ast.parse(Path(registry.__file__).read_text())
     literals = [
         [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
         for node in tree.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
     ]
-    assert literals == [list(DATASETS), list(catalog.ALIASES)]
+    assert literals == [list(DATASETS), list(registry.ALIASES)]
     assert all(key == row.name for key, row in DATASETS.items())
-    assert not set(catalog.ALIASES) & set(DATASETS) and set(catalog.ALIASES.values()) <= set(DATASETS)
+    assert not set(registry.ALIASES) & set(DATASETS) and set(registry.ALIASES.values()) <= set(DATASETS)
     assert list(DATASETS) == [
         *("mnist", "kmnist", "fashion-mnist", "emnist-byclass", "emnist-bymerge", "emnist-balanced"),
         *("emnist-letters", "emnist-digits", "emnist-mnist", "qmnist", "digits"),
@@ -88,9 +88,9 @@ def test_files_sums_and_classes_are_torchvisions(name: str, tmp_path: Path) -> N
 
 def test_emnist_classes_are_in_the_order_of_its_mapping_files() -> None:
     """The character codes of emnist-*-mapping.txt: digits, capitals, small letters."""
-    assert [ord(c) for c in catalog.BY_CLASS] == [*range(48, 58), *range(65, 91), *range(97, 123)]
+    assert [ord(c) for c in registry.BY_CLASS] == [*range(48, 58), *range(65, 91), *range(97, 123)]
     small = [97, 98, 100, 101, 102, 103, 104, 110, 113, 114, 116]
-    assert [ord(c) for c in catalog.BY_MERGE] == [*range(48, 58), *range(65, 91), *small]
+    assert [ord(c) for c in registry.BY_MERGE] == [*range(48, 58), *range(65, 91), *small]
     assert [len(DATASETS[f"emnist-{s}"].class_names) for s in ("byclass", "bymerge", "balanced", "letters")] == [
         62,
         47,

@@ -76,6 +76,7 @@ def test_the_good_recipe_is_good():
          "without quotes"),
         ("lr: 0.05", "lr: 5_0", '7: phases[0].optimizer.lr: expected a number, found the text "5_0"; write 50'),
         ("lr: 0.05", "lr: 5%", '7: phases[0].optimizer.lr: expected a number, found the text "5%"; write 0.05'),
+        ("lr: 0.05", "lr: 0x10%", '7: phases[0].optimizer.lr: expected a number, found the text "0x10%"; write 0.16'),
         ("lr: 0.05", "lr: .inf", "7: phases[0].optimizer.lr: must be a finite number, not an infinite one, one that is "
          "too large, or none (nan)"),
         ("lr: 0.05", "lr: 0.05, nesterov: no", "7: phases[0].optimizer.nesterov: expected true or false, found the text "

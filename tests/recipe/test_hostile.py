@@ -145,6 +145,7 @@ def test_any_setting(setting):
         "kind: adapt\nphases: [" + "{train: all}," * 2_000 + "]",
         "kind: adapt\ndata: {name: mnist, classes: [" + ",".join(f"x{n}" for n in range(5_000)) + "]}\n",
         "kind: adapt\nmodel: {name: " + "m" * 900_000 + "}\n",
+        "kind: adapt\nphases: [{train: " + "s" * 900_000 + "}]\n",
         "!" * 900_000,
         "a: !<" + "x" * 900_000 + ">",
     ],

@@ -7,17 +7,18 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from finetune.errors import RecipeError
-from finetune.recipe.data_schema import PRESETS, PresetName
 from finetune.recipe.load import KnownNames, check_recipe, dump_recipe, parse_recipe, resolve_recipe
-from finetune.recipe.problems import show_value
+from finetune.recipe.problems import format_place
 from finetune.recipe.schema import (
     OPTIMIZERS,
+    PRESETS,
     SCHEDULES,
     AdaptRecipe,
     AugmentSettings,
     DataSettings,
     LastStages,
     Phase,
+    PresetName,
     PretrainRecipe,
     ScratchSettings,
     Sgd,
@@ -145,7 +146,7 @@ def test_a_typo_in_any_key_is_one_problem_with_the_right_suggestion(recipe):
             with pytest.raises(RecipeError) as caught:
                 check(data)
             assert len(caught.value.problems) == 1, caught.value.problems
-            start = f"r: {show_value((*place[:-1], typo))}: unknown key; did you mean '{place[-1]}'"
+            start = f"r: {format_place((*place[:-1], typo))}: unknown key; did you mean '{place[-1]}'"
             assert caught.value.problems[0].startswith(start)
             count += 1
     assert count > 80

@@ -20,13 +20,12 @@ from finetune.data.normalize import Normalizer
 from finetune.models.cnn import ArticleCNN
 from finetune.models.staged import StagedNetwork
 from finetune.paths import CACHE_VARIABLE
-from finetune.recipe.phase_schema import Phase
+from finetune.recipe.schema import Phase
 from finetune.run import context as setting
-from finetune.run.cache_plan import CacheManager
-from finetune.train import disk_tensor as rowfile
-from finetune.train.activation_cache import FILE, MEMORY, TRAIN, VALIDATION, ActivationKey
+from finetune.run.cache_plan import CacheManager, PhaseCache
+from finetune.train import activation_cache
+from finetune.train.activation_cache import FILE, MEMORY, TRAIN, VALIDATION, ActivationKey, DiskTensor
 from finetune.train.device import Runtime
-from finetune.train.disk_tensor import DiskTensor
 
 SOLVED = "  - {train: head, solver: lbfgs, name: solved}\n"
 TWO = phase("{last: 2}", more="name: two")
@@ -176,7 +175,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_to_the_same_result(
     ahead: bool, without: str, pretrained: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not ahead:
-        monkeypatch.setattr(rowfile, "_reserve", lambda descriptor, size: None)
+        monkeypatch.setattr(activation_cache, "_reserve", lambda descriptor, size: None)
         monkeypatch.setattr("finetune.train.activation_cache.eval_batch_size", lambda pixels, device: 50)
     with no_file_above(2_500_000):
         said = adapted(pretrained, BIG, "--set", "cache.memory=0")
@@ -303,14 +302,14 @@ class Widening(StagedNetwork):
         return self.get_submodule(stage)(x.flatten(1))
 
 
-def decided(
+def manager(
     *phases: dict[str, Any],
     memory: int = 10**9,
     disk: int = 10**9,
     needs_features: bool = True,
     augmented: bool = False,
-) -> list[Any]:
-    """The cachings of phases of a Widening with 100 images to learn from and 50 to validate."""
+) -> CacheManager:
+    """Of the phases of a Widening with 100 images to learn from and 50 to validate."""
     images, runtime = torch.zeros(100, 1, 2, 4, dtype=torch.uint8), Runtime(torch.device("cpu"), "float32")
     normalize = Normalizer((0.5,), (0.5,), runtime.device)
     cache = opened_cache(images, normalize, runtime, room=(memory, disk), **{VALIDATION: images[:50]})
@@ -320,7 +319,11 @@ def decided(
     )
     sgd = {"name": "sgd", "lr": 0.1}
     every = [Phase.model_validate({"optimizer": sgd, "batch_size": 10, "epochs": 2, **one}) for one in phases]
-    return CacheManager(Widening(), every, given).plan()
+    return CacheManager(Widening(), every, given)
+
+
+def decided(*phases: dict[str, Any], **given: Any) -> list[PhaseCache]:
+    return manager(*phases, **given).planner.plan()
 
 
 SLIM, WIDE = {"train": ["slim", "head"]}, 100 * 8 * 4
@@ -382,3 +385,23 @@ def test_validation_images_are_kept_in_front_of_what_trains_also_where_training_
     assert found.start == 0 and found.wanted == {ActivationKey(VALIDATION, 2): MEMORY}
     (found,) = decided({**SLIM, "norms": "update"})
     assert found.start == 0 and found.wanted == {}
+
+
+# --- and doing it -----------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_that_is_over_leaves_in_the_cache_only_what_later_ones_can_use() -> None:
+    last, slim = {"train": "head"}, [ActivationKey(TRAIN, 2), ActivationKey(VALIDATION, 2)]
+    head = [ActivationKey(TRAIN, 3), ActivationKey(VALIDATION, 3)]
+    caches = manager(SLIM, last, {"train": "all"})
+    assert caches.enter_phase(0).wanted.keys() == set(slim) == caches.cache.kept.keys()
+    caches.exit_phase(0)
+    assert caches.cache.kept.keys() == set(slim), "what the head sees is computed from there"
+    caches.enter_phase(1)
+    assert caches.cache.kept.keys() == {*slim, *head}
+    caches.exit_phase(1)
+    assert not caches.cache.kept, "all stages have moved by the time there is another phase"
+    caches = manager(SLIM, {"train": "all"})
+    caches.enter_phase(0)
+    caches.exit_phase(0)
+    assert not caches.cache.kept and caches.enter_phase(1).wanted == {} and not caches.cache.kept

@@ -3,8 +3,7 @@
 import pytest
 
 from finetune.commands.baselines import scratch_phase
-from finetune.recipe.phase_schema import LastStages, Phase
-from finetune.recipe.schema import AdaptRecipe, AugmentSettings
+from finetune.recipe.schema import AdaptRecipe, AugmentSettings, LastStages, Phase
 from finetune.run.context import augmentation
 
 SGD = {"name": "sgd", "lr": 0.1}

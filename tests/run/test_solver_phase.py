@@ -16,7 +16,7 @@ from finetune.commands.adapt import adapt
 from finetune.errors import Interrupted
 from finetune.run.data import RunData, open_run_data
 from finetune.run.setup import open_recipe
-from finetune.train.inference import features
+from finetune.train.inference import outputs
 from finetune.train.linear_probe import fit_linear_head
 
 SOLVED = "  - {train: head, solver: lbfgs}\n"
@@ -41,7 +41,7 @@ def solved_on(body: Path | str, material: RunData) -> torch.nn.Linear:
     classifier = toolkit.load(body)
     view = classifier.input.normalizer(torch.device("cpu"))
     parts = (material.train, material.validation)
-    seen, held = (features(classifier.network, part.images, view) if len(part) else None for part in parts)
+    seen, held = (outputs(classifier.network, part.images, view, stop=-1) if len(part) else None for part in parts)
     assert seen is not None
     validation = (held, material.validation.labels) if held is not None else None
     return fit_linear_head(seen, material.train.labels, len(material.class_names), validation)

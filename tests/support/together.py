@@ -69,7 +69,6 @@ def plain(kind: type[NormNet] = NormNet, seed: int = 0) -> NormNet:
 def train(group, network, given, *, sharding=None, batch_size=16, augment=None, stop=None, state=None):
     """The rows, or the state after `stop` events."""
     pixels, labels = images(count=COUNT)
-    part = (group.rank, group.size)
     options = {"batch_size": batch_size, "seed": 0, "normalize": NORMALISE, "augment": augment, "classes": 3}
     runtime = Runtime(CPU, "float32", group, sharding)
     runtime.place(network)
@@ -78,7 +77,7 @@ def train(group, network, given, *, sharding=None, batch_size=16, augment=None, 
         return float(network.head.weight.detach().double().sum().sin())
 
     with seeded(0):
-        batches = Batches(pixels, labels, **options, shard=part)
+        batches = Batches(pixels, labels, **options).shard(group.rank, group.size)
         training = Training(network, batches, given, runtime, first_epoch=3, validate=judged)
         if state is not None:
             training.restore(state)
@@ -185,7 +184,7 @@ def lost(group: ProcessGroup) -> list[object]:
     """What each process says when a loss in the part of one of them is not a number, and whether a weight changed."""
     kept = torch.ones(COUNT, 6, 8, 8)
     kept[7] = torch.nan
-    batches = Batches(kept, torch.arange(COUNT) % 3, batch_size=16, seed=0, shard=(group.rank, group.size))
+    batches = Batches(kept, torch.arange(COUNT) % 3, batch_size=16, seed=0).shard(group.rank, group.size)
     network = plain()
     training = Training(network, batches, phase(("head",), start=2), Runtime(CPU, "float32", group))
     before = network.head.weight.detach().clone()

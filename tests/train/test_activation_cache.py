@@ -12,7 +12,7 @@ from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
 from finetune.models.registry import build_model
 from finetune.text import amount
-from finetune.train import disk_tensor as rowfile
+from finetune.train import activation_cache
 from finetune.train.activation_cache import FILE, MEMORY, TRAIN, ActivationKey, prefix_hashes
 from finetune.train.device import Runtime, seeded
 from finetune.train.inference import outputs
@@ -216,7 +216,7 @@ def test_the_first_epochs_with_views_are_those_without_and_then_they_come_again(
     options = {"batch_size": 10, "seed": 4, "normalize": GREY, "augment": augment}
     anew, again = Batches(pictures(), LABELS, **options), Batches(pictures(), LABELS, **options, views=views)
     key = ActivationKey(TRAIN, 2, views)
-    assert cache.keep(fresh, {key: where}, again.prepared) and cache.kept[key].size == views * COUNT * 3136 * 4
+    assert cache.keep(fresh, {key: where}, again.input_fn) and cache.kept[key].size == views * COUNT * 3136 * 4
     kept = Batches(cache.kept[key].rows, LABELS, batch_size=10, seed=4, views=views)
     for epoch in range(7):
         fronts = [[fresh.run(x, stop=2) for x, _ in made.epoch(epoch)] for made in (anew, again)]
@@ -248,8 +248,8 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_nothing_is_lost(tmp_pa
 
 
 def test_a_disk_that_gets_full_on_the_way_loses_only_what_was_to_go_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfile, "_reserve", lambda descriptor, size: None)
-    monkeypatch.setattr("finetune.train.activation_cache.eval_batch_size", lambda pixels, device: 5)
+    monkeypatch.setattr(activation_cache, "_reserve", lambda descriptor, size: None)
+    monkeypatch.setattr("finetune.train.inference.PROCESSOR", (5, 5, 1))  # five at once, also in what is expected
     said, fresh = [], network()
     wanted = {ActivationKey(TRAIN, 1): FILE, ActivationKey(TRAIN, 2): FILE, ActivationKey(TRAIN, 3): MEMORY}
     with opened_cache(pictures(), GREY, FLOAT32, tmp_path, warn=said.append) as kept, no_file_above(400_000):

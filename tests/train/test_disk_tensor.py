@@ -14,8 +14,8 @@ from tiny import ROOT
 
 from finetune.data.loader import Batches
 from finetune.errors import TrainingError
-from finetune.train import disk_tensor as rowfile
-from finetune.train.disk_tensor import DiskTensor
+from finetune.train import activation_cache
+from finetune.train.activation_cache import DiskTensor
 
 COUNT = 40
 
@@ -82,7 +82,7 @@ def test_it_has_no_name_so_nothing_is_left_when_its_process_is_killed(tmp_path):
     program = f"""
 import os, signal, torch
 from pathlib import Path
-from finetune.train.disk_tensor import DiskTensor
+from finetune.train.activation_cache import DiskTensor
 kept = DiskTensor(Path({str(tmp_path / "dead")!r}), 1000, torch.zeros(1, 1000))
 kept.write(0, torch.ones(500, 1000))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -103,7 +103,7 @@ def test_the_room_is_taken_at_once_so_a_full_disk_is_found_before_any_work(tmp_p
 
 
 def test_where_no_room_can_be_taken_ahead_the_write_that_fails_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfile, "_reserve", lambda descriptor, size: None)
+    monkeypatch.setattr(activation_cache, "_reserve", lambda descriptor, size: None)
     kept = DiskTensor(tmp_path, COUNT, torch.zeros(1, 1000))
     with no_file_above(100_000):
         kept.write(0, torch.zeros(25, 1000))

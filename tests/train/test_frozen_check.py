@@ -279,12 +279,12 @@ def test_a_run_that_is_stopped_for_another_reason_says_that_one() -> None:
 def test_kept_activations_are_held_too() -> None:
     network, kept = net(), torch.rand(5, 3)
     with frozen_held(network, "tune", HEAD) as proof:
-        proof.keep("activations of body", kept)
+        proof.add("activations of body", kept)
         assert set(proof.digests) == set(network.state_dict()) - {"head.weight", "head.bias"}, "they are no part of it"
 
     def act(network: NormNet) -> None:
         proof = FrozenCheck(network, "tune", HEAD)
-        proof.keep("activations of body", kept)
+        proof.add("activations of body", kept)
         kept.relu_().sub_(1)
         proof.check()
 

@@ -1,4 +1,4 @@
-"""The loop, freezing, optimizers, schedules, the cache and the solver: properties and references."""
+"""The loop, freezing, optimizers, schedules, the cache: properties and references."""
 
 import copy
 
@@ -16,7 +16,6 @@ from finetune.models.cnn import ArticleCNN
 from finetune.train.device import Runtime, choose_runtime, seeded, translate_oom
 from finetune.train.freeze import frozen_prefix, set_trainable, training_mode
 from finetune.train.inference import outputs, predictions
-from finetune.train.linear_probe import fit_linear_head
 from finetune.train.loop import Training
 from finetune.train.meter import Row, Tick
 from finetune.train.optim import WeightAverage, build_optimizer, make_schedule, stage_groups
@@ -314,40 +313,6 @@ def test_evaluation_leaves_modes_as_they_were_and_is_not_moved_by_dropout():
 def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(TrainingError, match=r"no longer a finite number .*lower the learning rate"):
         run(net(), phase(steps=200, arguments={**SGD, "lr": 1e12}))
-
-
-def test_the_solver_reaches_the_optimum_of_logistic_regression():
-    from sklearn.linear_model import LogisticRegression
-
-    torch.manual_seed(0)
-    labels = torch.arange(240) % 4
-    features = torch.randn(240, 10) * torch.linspace(0.1, 20, 10) + 2 * torch.randn(4, 10)[labels]
-    held = (features[:60], labels[:60])
-    head = fit_linear_head(features[60:], labels[60:], 4, held)
-    again = fit_linear_head(features[60:], labels[60:], 4, held)
-    assert torch.equal(head.weight, again.weight) and torch.equal(head.bias, again.bias)
-    mean, std = features[60:].double().mean(0), features[60:].double().std(0, correction=0)
-    inputs, targets = ((features[60:] - mean) / std).numpy(), labels[60:].numpy()
-    best = min(
-        (
-            LogisticRegression(C=1 / (penalty * 180), max_iter=5000, tol=1e-8).fit(inputs, targets)
-            for penalty in [10.0**k for k in range(-6, 2)]
-        ),
-        key=lambda m: F.cross_entropy(
-            torch.from_numpy(m.predict_log_proba(((features[:60] - mean) / std).numpy())), labels[:60]
-        ),
-    )
-    expected = torch.from_numpy(best.predict_proba(inputs))
-    torch.testing.assert_close(head(features[60:]).double().softmax(1), expected, rtol=0, atol=5e-3)
-
-
-def test_the_solver_does_without_validation_images_and_with_dead_features():
-    torch.manual_seed(0)
-    labels = torch.arange(30) % 3
-    features = torch.cat([torch.randn(30, 4) + 3 * torch.randn(3, 4)[labels], torch.zeros(30, 2)], 1)
-    head = fit_linear_head(features, labels, 3, None)
-    assert (head(features).argmax(1) == labels).double().mean() > 0.9
-    assert torch.isfinite(head.weight).all()
 
 
 def test_devices_and_precisions_that_are_not_there_are_refused():

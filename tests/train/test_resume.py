@@ -166,12 +166,12 @@ def test_the_guard_of_a_gpu_leaves_the_weights_alone_from_the_first_bad_loss_on(
     for step, value in enumerate(losses, 1):
         network.zero_grad()
         network.run(NORMALISE(images()[0])).sum().backward()
-        under_way.guard.bar(torch.tensor(value), step)
+        under_way.guard.block_update(torch.tensor(value), step)
         under_way.optimizer.step()
         seen.append(network.head.weight.detach().clone())
     assert not torch.equal(seen[0], seen[1])
     assert torch.equal(seen[1], seen[2]) and torch.equal(seen[1], seen[4])
-    assert under_way.guard.seen() == 3
+    assert under_way.guard.first_bad_step() == 3
     with pytest.raises(NonFiniteError, match="at step 3 of 12"):
         under_way.state()
 

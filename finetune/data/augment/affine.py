@@ -10,18 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROTATE, SHEAR, WIDTH, HEIGHT, SHIFT_X, SHIFT_Y, ERASE_X, ERASE_Y = range(8)
-
 PHOTO_NUMBERS = 13  # see finetune.data.augment.photo
 
 
 @dataclass(frozen=True)
 class Augment:
-    """How far an image may be changed; 0 leaves a change out. Amounts are drawn evenly from -limit..limit.
+    """The limits of each random change of an image; 0 leaves a change out. Amounts are uniform in -limit..limit.
 
     shift: pixels, per axis. rotate, shear: degrees. scale: a fraction of the size, per axis. elastic: pixels the
     `elastic_grid`² nodes of a random field are moved per axis; between them the field is bicubic and may go up to 1.4
-    times as far (in the spirit of Simard et al. 2003). erase: side in
-    pixels of one square painted with the background (DeVries and Taylor 2017).
+    times as far (in the spirit of Simard et al. 2003). erase: side in pixels of one square painted with the background
+    (DeVries and Taylor 2017).
 
     For photographs (`augment.photo`): crop: the smallest part of the area that a random crop keeps, at an aspect
     ratio of 3/4 to 4/3, resized to the network's size (Szegedy et al. 2015). flip: left to right, half of the time.
@@ -48,22 +47,22 @@ class Augment:
 
     @property
     def numbers(self) -> int:
-        """How many numbers in 0..1 one image needs an epoch; 0 when no image is changed by itself.
+        """How many random numbers in 0..1 one image needs per epoch; 0 when no image is changed by itself.
 
-        First those of the changes that there were first, so that they stay what they are without the others.
+        The photo augmentations' come last, so that the others do not depend on them.
         """
-        if not (self.shift or self.warps or self.erase or self.of_photographs):
+        if not (self.shift or self.warps or self.erase or self.is_photo):
             return 0
-        return self.first_photo_number + (PHOTO_NUMBERS if self.of_photographs else 0)
+        return self.first_photo_number + (PHOTO_NUMBERS if self.is_photo else 0)
 
     @property
     def first_photo_number(self) -> int:
-        """The column at which the numbers of crop, flip, colour and erasing begin."""
+        """The column of the first number for crop, flip, colour and erasing."""
         return 8 + (2 * self.elastic_grid**2 if self.elastic else 0)
 
     @property
     def changes(self) -> bool:
-        """Whether images are changed at all, each by itself or with another."""
+        """Whether images are changed at all, by themselves or mixed."""
         return bool(self.numbers) or self.mixes
 
     @property
@@ -72,8 +71,8 @@ class Augment:
         return bool(self.mixup or self.cutmix)
 
     @property
-    def of_photographs(self) -> bool:
-        """Whether anything is asked for that `finetune.data.augment.photo` does."""
+    def is_photo(self) -> bool:
+        """Whether any augmentation of `finetune.data.augment.photo` is asked for."""
         return bool(self.crop or self.flip or self.colour or self.erasing)
 
     @property
@@ -83,9 +82,9 @@ class Augment:
 
 
 def augment_affine(images: Tensor, numbers: Tensor, augment: Augment, background: Tensor) -> Tensor:
-    """Changes normalised images (float, N×C×H×W) by `numbers` (float in 0..1, N×augment.numbers).
+    """Augments normalized images (float, N×C×H×W) by `numbers` (random, float in 0..1, N×augment.numbers).
 
-    `background` (float, C×1×1) is what black became when it was normalised; it fills what comes in from outside.
+    `background` (float, C×1×1) is normalized black, which fills what comes in from outside.
     """
     if augment.warps:
         images = _warp(images, numbers, augment, background)
@@ -116,9 +115,9 @@ def _warp(images: Tensor, numbers: Tensor, augment: Augment, background: Tensor)
 
 
 def affine(numbers: Tensor, augment: Augment, height: int, width: int) -> Tensor:
-    """Rotation, shear, scale and shift as N×2×3, in the units of `grid_sample` (-1..1 from border to border).
+    """Combines rotation, shear, scale and shift to N×2×3 matrices in the units of `grid_sample` (-1..1 over the image).
 
-    It says for a place in the result where its value comes from; `height` and `width` are the result's, in pixels.
+    They map a position in the result to where its value comes from; `height` and `width` are the result's, in pixels.
     """
     signed = numbers * 2 - 1
     angle = signed[:, ROTATE] * math.radians(augment.rotate)
@@ -132,7 +131,7 @@ def affine(numbers: Tensor, augment: Augment, height: int, width: int) -> Tensor
 
 
 def affine_grid(matrix: Tensor, height: int, width: int) -> Tensor:
-    """`F.affine_grid` (N×H×W×2, x before y) a few times faster: x and y are not carried through a matrix product.
+    """Computes `F.affine_grid` (N×H×W×2, x before y) a few times faster, without a matrix product.
 
     In memory all x come before all y, as `grid_sample` reads them fastest.
     """
@@ -144,7 +143,7 @@ def affine_grid(matrix: Tensor, height: int, width: int) -> Tensor:
 
 
 def elastic_displacement(numbers: Tensor, augment: Augment, height: int, width: int) -> Tensor:
-    """How far the elastic field moves where each pixel comes from: N×H×W×2 (x, y), in the units of `grid_sample`."""
+    """Computes by how much elastic distortion moves each pixel's source: N×H×W×2 (x, y), in `grid_sample`'s units."""
     count, nodes = len(numbers), augment.elastic_grid
     limits = torch.tensor([augment.elastic * 2 / width, augment.elastic * 2 / height], device=numbers.device)
     field = (numbers * 2 - 1)[:, 8 : 8 + 2 * nodes**2].reshape(count, 2, nodes, nodes) * limits[:, None, None]

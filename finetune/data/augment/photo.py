@@ -19,29 +19,24 @@ from finetune.data.augment.affine import (
 )
 
 AREA, ASPECT, LEFT, TOP, FLIP, BRIGHTNESS, CONTRAST, SATURATION = range(8)
-
 ERASING, ERASING_AREA, ERASING_ASPECT, ERASING_LEFT, ERASING_TOP = range(8, PHOTO_NUMBERS)
 
 CROP_ASPECT = 4 / 3  # a crop is at most this much wider than high, or higher than wide
-
 ERASING_AREAS = (0.02, 0.33)
-
-ERASING_LONGEST = 1 / 0.3
-
-LUMA = (0.299, 0.587, 0.114)  # how much red, green and blue are seen as brightness (ITU-R BT.601)
-
-CHUNK = 4  # images worked on at a time on a processor: what one operation wrote, the next still finds in its cache
+ERASING_MAX_ASPECT = 1 / 0.3
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in brightness (ITU-R BT.601)
+CHUNK = 4  # images augmented at a time on a CPU, so that they stay in its cache from one operation to the next
 
 
 def augment_photo(
     pixels: Tensor, numbers: Tensor, augment: Augment, size: tuple[int, int], scale: Tensor, offset: Tensor
 ) -> Tensor:
-    """Changed and normalised images (float, N×C'×H×W with `size` = (H, W)) of `pixels` (uint8 or float of 0..255).
+    """Augments and normalizes `pixels` (uint8 or float of 0..255) to float N×C'×H×W with `size` = (H, W).
 
-    `numbers` (float in 0..1, N×augment.numbers) say how. Without a crop `pixels` are N×C×H×W already; with one they are
-    larger or smaller, the crop is taken out of them and resized, and what a rotation or shift brings in from outside
-    is the image's mirror image instead of black. The value v of a pixel becomes v·scale + offset (C'×1×1 each), so that
-    0 is the mean colour. An image's result does not depend on the others.
+    `numbers` (random, float in 0..1, N×augment.numbers) decide how. Without a crop `pixels` are N×C×H×W already; with
+    one they are larger or smaller, the crop is taken out of them and resized, and a rotation or shift fills in the
+    image's mirror image instead of black. The value v of a pixel becomes v·scale + offset (C'×1×1 each), so that 0 is
+    the mean colour. An image's result does not depend on the others.
     """
     step = CHUNK if pixels.device.type == "cpu" else max(len(pixels), 1)
     parts = [
@@ -67,7 +62,7 @@ def _chunk(
 
 
 def _move_chunk(pixels: Tensor, numbers: Tensor, own: Tensor, augment: Augment, size: tuple[int, int]) -> Tensor:
-    """Crop, flip, warp and shift. What only moves whole pixels is exact."""
+    """Crops, flips, warps and shifts. Moves by whole pixels are exact."""
     black = pixels.new_zeros(pixels.shape[1], 1, 1)
     flipped = own[:, FLIP] < 0.5
     if not (augment.crop or augment.warps):
@@ -91,10 +86,10 @@ def _move_chunk(pixels: Tensor, numbers: Tensor, own: Tensor, augment: Augment, 
 
 
 def random_crops(own: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """Centre and half extent of each image's crop, N×2 (x, y) each, where the image reaches from -1 to 1.
+    """Samples the centre and half extent of each image's crop, N×2 (x, y) each, in an image from -1 to 1.
 
-    The area is drawn evenly from `smallest`..1 of the image's, the logarithm of the aspect ratio evenly from those that
-    fit into the image; then every place where the crop is inside is as likely as any other.
+    The area is uniform in `smallest`..1 of the image's, the logarithm of the aspect ratio uniform among those that fit
+    into the image, and the position uniform where the crop is inside.
     """
     area = 1 - (1 - smallest) * own[:, AREA]
     aspect = _aspect(own[:, ASPECT], area, CROP_ASPECT)
@@ -102,17 +97,17 @@ def random_crops(own: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
     return (own[:, [LEFT, TOP]] * 2 - 1) * (1 - half), half
 
 
-def _aspect(number: Tensor, area: Tensor, longest: float) -> Tensor:
-    """Width over height of a rectangle of `area` (of a square of 1) that fits, at most `longest` to 1 either way."""
-    limit = torch.clamp(-area.log(), max=math.log(longest))
+def _aspect(number: Tensor, area: Tensor, max_aspect: float) -> Tensor:
+    """Samples width over height of a rectangle of `area` that fits into a unit square, at most `max_aspect` to 1."""
+    limit = torch.clamp(-area.log(), max=math.log(max_aspect))
     return torch.exp((number * 2 - 1) * limit)
 
 
 def color_jitter(pixels: Tensor, own: Tensor, limit: float) -> Tensor:
-    """Brightness, contrast and saturation of `pixels` (float, N×C×H×W, 0..255), in this order; stays in range.
+    """Changes brightness, contrast and saturation of `pixels` (float, N×C×H×W, 0..255), in this order, in range.
 
-    Contrast moves all values away from or towards the image's mean grey, saturation each pixel's colours its grey. The
-    three are one map of the colours. A single channel has no saturation.
+    Contrast moves all values away from or towards the image's mean grey, saturation a pixel's colours from or to its
+    grey. All three are computed as one linear map. A single channel has no saturation.
     """
     bright, contrast, saturation = (1 + (own[:, BRIGHTNESS : SATURATION + 1] * 2 - 1) * limit).T[:, :, None, None, None]
     channels = pixels.shape[1]
@@ -131,16 +126,16 @@ def color_jitter(pixels: Tensor, own: Tensor, limit: float) -> Tensor:
 
 
 def erase_masks(own: Tensor, often: float, height: int, width: int) -> Tensor:
-    """Which pixels random erasing paints: bool, N×H×W, one rectangle inside the image or none."""
+    """Samples the pixels that random erasing paints: bool, N×H×W, one rectangle inside the image or none."""
     area = ERASING_AREAS[0] + (ERASING_AREAS[1] - ERASING_AREAS[0]) * own[:, ERASING_AREA]
-    aspect = _aspect(own[:, ERASING_ASPECT], area, ERASING_LONGEST)
+    aspect = _aspect(own[:, ERASING_ASPECT], area, ERASING_MAX_ASPECT)
     inside = []
-    for size, share, place in (
+    for size, share, position in (
         (height, (area / aspect).sqrt(), own[:, ERASING_TOP]),
         (width, (area * aspect).sqrt(), own[:, ERASING_LEFT]),
     ):
         length = (share * size).round().clamp(1, size)
-        first = (place * (size - length + 1)).floor()
+        first = (position * (size - length + 1)).floor()
         steps = torch.arange(size, device=own.device)
         inside.append((steps >= first[:, None]) & (steps < (first + length)[:, None]))
     return inside[0][:, :, None] & inside[1][:, None, :] & (own[:, ERASING] < often)[:, None, None]

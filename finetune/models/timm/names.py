@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -14,15 +13,13 @@ from torch import nn
 from finetune.checkpoint.limits import MAX_INPUT_SIZE
 from finetune.errors import SettingError
 from finetune.io.sanitize import is_printable, quoted
-from finetune.text import listed, name_hint
-
-PREFIX = "timm/"
+from finetune.models.spec import TIMM
+from finetune.text import did_you_mean, listed, name_hint
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)*")  # no ':', '/' or '\': timm reads the Hub or the disk for those
 
 _MAX_LEN = 100  # characters of a name, or of a text among the arguments
-
-_MAX_BYTES = 16_384  # for any whole number among the arguments; larger ones only fill the memory
+_MAX_NUMBER = 16_384  # for any whole number among the arguments; larger ones only fill the memory
 
 # What timm's factory takes besides the architecture's own arguments, and why it is not for recipes.
 REFUSED = {
@@ -45,12 +42,12 @@ REFUSED = {
 
 def timm_names(pattern: str) -> list[str]:
     """timm's architectures that `pattern` (with * and ?) matches, as timm/NAME; with tags where it has a dot."""
-    return [f"{PREFIX}{name}" for name in timm.list_models(pattern, include_tags="." in pattern)]
+    return [f"{TIMM}{name}" for name in timm.list_models(pattern, include_tags="." in pattern)]
 
 
 def parse_name(name: str) -> tuple[str, str]:
     """(architecture, tag or "") of timm/ARCH[.TAG]. SettingError for one that timm does not have, with near names."""
-    wanted = name.removeprefix(PREFIX)
+    wanted = name.removeprefix(TIMM)
     if len(wanted) > _MAX_LEN or not _NAME.fullmatch(wanted):
         raise SettingError(
             f"model {quoted(name)}: expected timm/NAME or timm/NAME.TAG of timm's own models, without paths"
@@ -58,27 +55,20 @@ def parse_name(name: str) -> tuple[str, str]:
     architecture, _, tag = wanted.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        near = _near(name, [PREFIX + there for there in known])
+        near = did_you_mean(name, (TIMM + there for there in known), 3, 0.6)
         raise SettingError(f"unknown model {name!r}{near or ';'} `finetune models 'timm/*net*'` lists those like *net*")
     tags = timm_tags(architecture)
     if tag and tag not in tags:
-        there = f"{name_hint(tag, tags, 'tags')}" if tags else f"; {PREFIX}{architecture} has none"
+        there = name_hint(tag, tags, "tags") if tags else f"; {TIMM}{architecture} has none"
         raise SettingError(f"model {name!r}: unknown tag {tag!r}{there}")
     return architecture, tag
 
 
 def timm_tags(architecture: str) -> list[str]:
     """The tags, each a set of pretrained weights, that timm knows of an architecture; the default one first."""
-    with_tags = timm.list_models(f"{architecture}.*", include_tags=True)
-    default = timm.get_pretrained_cfg(architecture)
-    tags = [name.partition(".")[2] for name in with_tags if name.partition(".")[0] == architecture]
-    first = getattr(default, "tag", None)
-    return sorted(tags, key=lambda tag: tag != first)
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = get_close_matches(name.lower(), known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    names = [name.split(".", 1) for name in timm.list_models(f"{architecture}.*", include_tags=True)]
+    first = getattr(timm.get_pretrained_cfg(architecture), "tag", None)
+    return sorted((tag for name, tag in names if name == architecture), key=lambda tag: tag != first)
 
 
 def check_values(name: str, arguments: Mapping[str, Any]) -> None:
@@ -86,29 +76,24 @@ def check_values(name: str, arguments: Mapping[str, Any]) -> None:
     for key, value in arguments.items():
         if key in REFUSED:
             raise SettingError(f"model {name!r}: argument {key!r:.100} cannot be set: {REFUSED[key]}")
-        if not isinstance(value, (bool, int, float, str)):
-            raise SettingError(
-                f"model {name!r}: argument {key!r:.100}: expected a number, true, false or a text, found {value!r:.100}"
-            )
-        if isinstance(value, str) and (len(value) > _MAX_LEN or not is_printable(value)):
-            raise SettingError(
-                f"model {name!r}: argument {key!r:.100}: expected at most {_MAX_LEN} characters that can be shown, "
-                f"found {quoted(value)}"
-            )
-        if isinstance(value, int) and abs(value) > _MAX_BYTES:
-            raise SettingError(
-                f"model {name!r}: argument {key!r:.100}: expected at most {_MAX_BYTES:,}, found {value:,}"
-            )
-    if "in_chans" in arguments and (arguments["in_chans"] not in (1, 3) or type(arguments["in_chans"]) is not int):
-        raise SettingError(
-            f"model {name!r}: argument 'in_chans': expected 1 or 3, found {arguments['in_chans']!r:.100}"
-        )
-    size = arguments.get("img_size", 1)
-    if type(size) is not int or not 1 <= size <= MAX_INPUT_SIZE:
-        raise SettingError(
-            f"model {name!r}: argument 'img_size': expected the side in whole pixels, found {size!r:.100}; at most "
-            f"{MAX_INPUT_SIZE:,} are taken"
-        )
+        if wanted := _value_fault(key, value):
+            raise SettingError(f"model {name!r}: argument {key!r:.100}: expected {wanted}")
+
+
+def _value_fault(key: str, value: Any) -> str:
+    """What an argument's value should be and is; "" when it is that."""
+    if not isinstance(value, (bool, int, float, str)):
+        return f"a number, true, false or a text, found {value!r:.100}"
+    if isinstance(value, str) and (len(value) > _MAX_LEN or not is_printable(value)):
+        return f"at most {_MAX_LEN} characters that can be shown, found {quoted(value)}"
+    if isinstance(value, int) and abs(value) > _MAX_NUMBER:
+        return f"at most {_MAX_NUMBER:,}, found {value:,}"
+    whole = type(value) is int  # True is an int to Python
+    if key == "in_chans" and (not whole or value not in (1, 3)):
+        return f"1 or 3, found {value!r:.100}"
+    if key == "img_size" and (not whole or not 1 <= int(value) <= MAX_INPUT_SIZE):
+        return f"the side in whole pixels, found {value!r:.100}; at most {MAX_INPUT_SIZE:,} are taken"
+    return ""
 
 
 def accepted_arguments(body: nn.Module) -> tuple[str, ...]:
@@ -127,8 +112,6 @@ def accepted_arguments(body: nn.Module) -> tuple[str, ...]:
 def check_accepted(name: str, body: nn.Module, arguments: Mapping[str, Any]) -> None:
     """SettingError for an argument that the network's class does not name, with the near names and the whole list."""
     takes = accepted_arguments(body)
-    for key in arguments:
-        if key not in takes:
-            every = f"it takes {listed(takes)}"
-            near = _near(key, list(takes))
-            raise SettingError(f"model {name!r}: unknown argument {key!r:.100}{near or ';'} {every}")
+    if unknown := [key for key in arguments if key not in takes]:
+        near = did_you_mean(unknown[0], takes, 3, 0.6) or ";"
+        raise SettingError(f"model {name!r}: unknown argument {unknown[0]!r:.100}{near} it takes {listed(takes)}")

@@ -23,7 +23,7 @@ class TimmNetwork(StagedNetwork):
         self.body = body
         self.layout = layout
         self.stages = layout.stages
-        self.places = cut_points(body, layout)
+        self.step_of_cut = cut_points(body, layout)
         self.register_state_dict_post_hook(_without_prefix)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_with_prefix)  # type: ignore[no-untyped-call]
 
@@ -33,7 +33,7 @@ class TimmNetwork(StagedNetwork):
         return self.body.get_submodule(self.layout.head)  # type: ignore[return-value]
 
     def set_head(self, linear: nn.Linear) -> None:
-        """Puts another final layer in place of the one there is, as timm's `reset_classifier` would."""
+        """Replaces the final layer, as timm's `reset_classifier` would."""
         parent, _, name = self.layout.head.rpartition(".")
         setattr(self.body.get_submodule(parent), name, linear)
         self.body.num_classes = linear.out_features  # type: ignore[assignment]
@@ -47,7 +47,7 @@ class TimmNetwork(StagedNetwork):
     def cuts(self) -> tuple[int, ...]:
         """0, the head, the end, and every boundary where the family runs as a plain chain."""
         last = len(self.stages) - 1
-        return tuple(sorted({0, *self.places, last, last + 1}))
+        return tuple(sorted({0, *self.step_of_cut, last, last + 1}))
 
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """As in `StagedNetwork`; both ends are among `cuts`."""
@@ -61,8 +61,8 @@ class TimmNetwork(StagedNetwork):
         if start == 0 and stop >= last:
             return self.body(x) if stop > last else self._captured(self.body, x)
         steps = block_sequence(self.body)
-        until = len(steps) if stop >= last else self.places[stop]
-        for step in steps[self.places[start] if start else 0 : until]:
+        until = len(steps) if stop >= last else self.step_of_cut[stop]
+        for step in steps[self.step_of_cut[start] if start else 0 : until]:
             x = step.run(x)
         if stop < last:
             return x
@@ -85,7 +85,7 @@ class TimmNetwork(StagedNetwork):
                 yield parameter
 
     def _captured(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """What the head is given when `call(x)` runs."""
+        """The head's input while `call(x)` runs."""
         seen: list[Tensor] = []
         here = threading.get_ident()  # another thread's pass through the same network is not ours
 

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from finetune.errors import SettingError
+from finetune.text import first_line
 
 HEAD = "head"
 
@@ -47,25 +48,25 @@ class StageLayout:
 
 
 def find_stages(body: nn.Module, classes: int) -> StageLayout:
-    """The layout of a timm network built for `classes` classes. SettingError, saying why, when it has none."""
+    """Finds the layout of a timm network built for `classes` classes. SettingError, saying why, when it has none."""
     head = head_path(body, classes)
     groups = _groups(body, head)
     names = [*_stage_names(groups, head), HEAD]
     by_name = {name: stage for stage, group in zip(names, [*groups, []], strict=True) for name in group}
     stage_of = {id(p): by_name.get(name, HEAD) for name, p in body.named_parameters()}
     layout = StageLayout(tuple(names), {}, {}, head)
-    _module_position(body, "", stage_of, layout, set())
+    _assign_modules(body, "", stage_of, layout, set())
     return layout
 
 
 def head_path(body: nn.Module, classes: int) -> str:
-    """Where the final linear layer is: the only one with `classes` outputs in what timm calls the classifier."""
+    """Finds the final linear layer, the only one with `classes` outputs in `get_classifier()`. SettingError if none."""
     if not hasattr(body, "get_classifier"):
         raise SettingError("it has no classifier (timm's get_classifier)")
     try:
         classifier: Any = body.get_classifier()  # type: ignore[operator]
     except Exception as error:  # a family's own code; CoaT has no head with some of its arguments
-        raise SettingError(f"it does not say its classifier ({_first_line(error)})") from None
+        raise SettingError(f"it does not say its classifier ({first_line(error)})") from None
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.ModuleList):
         count = len(classifier) if isinstance(classifier, (tuple, nn.ModuleList)) else 0
         raise SettingError(f"it ends in {count or 'no'} classifiers side by side; one linear layer is needed")
@@ -80,20 +81,20 @@ def head_path(body: nn.Module, classes: int) -> str:
 
 
 def _groups(body: nn.Module, head: str) -> list[list[str]]:
-    """Parameter names by stage, input to output, without the head's."""
+    """Groups parameter names by stage, input to output, without the head's, by timm's coarse `group_matcher`."""
     if not hasattr(body, "group_matcher"):
         raise SettingError("timm gives it no parameter groups (group_matcher), so its depth is not known")
     try:
         found: dict[int, list[str]] = group_parameters(body, body.group_matcher(coarse=True))  # type: ignore[operator]
     except Exception as error:  # a family's own code; RDNet asserts
-        raise SettingError(f"timm gives it no coarse parameter groups ({_first_line(error)})") from None
+        raise SettingError(f"timm gives it no coarse parameter groups ({first_line(error)})") from None
     groups = [found[depth] for depth in sorted(found)]
     every = [name for group in groups for name in group]
     if sorted(every) != sorted(name for name, _ in body.named_parameters()):
         raise SettingError("timm's parameter groups do not hold each parameter once")
     last = len(groups) - 1
     kept = [[name for name in group if not _within(name, head)] for group in groups]
-    if last > 0 and kept[last] and _only_norms(body, kept[last]):
+    if last > 0 and kept[last] and all(body.get_parameter(name).ndim <= 1 for name in kept[last]):
         kept[last - 1] += kept.pop()  # a stage of one normalisation would shift every rate of layer_decay
     kept = [group for group in kept if group]
     if not kept:
@@ -101,22 +102,14 @@ def _groups(body: nn.Module, head: str) -> list[list[str]]:
     return kept
 
 
-def _only_norms(body: nn.Module, names: Sequence[str]) -> bool:
-    return all(body.get_parameter(name).ndim <= 1 for name in names)
-
-
 def _within(path: str, parent: str) -> bool:
     return path == parent or path.startswith(parent + ".")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _stage_names(groups: Sequence[Sequence[str]], head: str) -> Iterator[str]:
-    """A name for each group: the shortest path that most of its parameters lie under and no other group's do.
+    """Names each group after the shortest path that most of its parameters, and no other group's, lie under.
 
-    A first group that no such path holds is the `stem`.
+    A first group with parameters outside that path is the `stem`.
     """
     taken = {HEAD}
     for depth, group in enumerate(groups):
@@ -135,113 +128,83 @@ def _stage_names(groups: Sequence[Sequence[str]], head: str) -> Iterator[str]:
 
 
 def _largest_part(names: Sequence[str], path: str) -> tuple[str, list[str]]:
-    """One step below `path`: the path that most of the parameters lie under, and those; the earliest of equals."""
+    """The child path of `path` that most of the parameters lie under, and those; the earliest of equals."""
     parts: dict[str, list[str]] = {}
     for name in names:
         below = name.removeprefix(f"{path}.") if path else name
-        parts.setdefault(_merge_stages(path, below.partition(".")[0]), []).append(name)
+        parts.setdefault(_join(path, below.partition(".")[0]), []).append(name)
     return max(parts.items(), key=lambda item: len(item[1]))
 
 
-def _module_position(
+def _assign_modules(
     module: nn.Module, path: str, stage_of: Mapping[int, str], layout: StageLayout, done: set[int]
 ) -> None:
     """Fills the layout's `modules` and `parameters` for a module that is spread over several stages.
 
-    `stage_of` is by a parameter's id. What has no parameters, dropout for example, goes with the sibling before it:
-    that is where its input comes from. It never joins the head, so that the head is its linear layer and nothing else.
-    What two modules share (`done` has the ids of what has its place) stays where it is met first.
+    `stage_of` is by a parameter's id. What has no parameters, dropout for example, goes with the sibling before it,
+    where its input comes from. It never joins the head, which is its linear layer and nothing else. What two modules
+    share belongs where it is met first; `done` has the ids of what was assigned.
     """
-    order, before = layout.stages, ""
+    order = layout.stages
+    previous = order[min(*(order.index(stage_of[id(p)]) for p in module.parameters()), len(order) - 2)]
     for name, parameter in module.named_parameters(recurse=False):
         if id(parameter) not in done:
-            layout.parameters[_merge_stages(path, name)] = stage_of[id(parameter)]
+            layout.parameters[_join(path, name)] = stage_of[id(parameter)]
     for name, child in module.named_children():
         if id(child) in done:
             continue
-        full = _merge_stages(path, name)
+        full = _join(path, name)
         under = {stage_of[id(p)] for p in child.parameters()}
         if len(under) > 1 or (under == {HEAD} and full != layout.head):
-            _module_position(child, full, stage_of, layout, done)
-            before = max(under - {HEAD}, key=order.index, default=order[-2])
+            _assign_modules(child, full, stage_of, layout, done)
+            previous = max(under - {HEAD}, key=order.index, default=order[-2])
             continue
-        stage = under.pop() if under else before or _leading(module, stage_of, order)
-        layout.modules[full] = stage
-        before = stage if stage != HEAD else order[-2]
+        layout.modules[full] = stage = under.pop() if under else previous
+        previous = stage if stage != HEAD else order[-2]
         done |= {id(part) for part in (*child.modules(), *child.parameters())}
 
 
-def _leading(module: nn.Module, stage_of: Mapping[int, str], order: Sequence[str]) -> str:
-    """The first stage that a module has parameters of, but never the head."""
-    beneath = {stage_of[id(p)] for p in module.parameters()}
-    return order[min(*map(order.index, beneath), len(order) - 2)]
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
-def _merge_stages(path: str, name: Any) -> str:
-    return f"{path}.{name}" if path else str(name)
+# What `forward_features` runs in order, "blocks.*" for each child of `blocks`; a transformer embeds its patches first.
+# By the exact class: a class derived from one of these may run otherwise.
+CHAINS: dict[type[nn.Module], tuple[str, ...]] = {
+    ConvNeXt: ("stem", "stages.*", "norm_pre"),
+    EfficientNet: ("conv_stem", "bn1", "blocks.*", "conv_head", "bn2"),
+    MobileNetV3: ("conv_stem", "bn1", "blocks.*"),
+    RegNet: ("stem", "s1", "s2", "s3", "s4", "final_conv"),
+    ResNet: ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4"),
+    VisionTransformer: ("blocks.*", "norm"),
+}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a network's `forward_features`: `run` takes what the step before gave. `paths` is what it uses."""
+    """A part of a network's `forward_features`: `run` takes the step before's output. `paths` are the parts it uses."""
 
     paths: tuple[str, ...]
     run: Callable[[Tensor], Tensor]
 
 
-def _modules(body: nn.Module, *paths: str) -> list[Step]:
-    return [Step((path,), body.get_submodule(path)) for path in paths]
+def block_sequence(body: nn.Module) -> list[Step]:
+    """The steps of `forward_features`, in order; none for a family that is not in the table."""
+    steps = [_patch_embedding(body)] if type(body) is VisionTransformer else []
+    for pattern in CHAINS.get(type(body), ()):
+        path = pattern.removesuffix(".*")
+        children = [f"{path}.{name}" for name, _ in body.get_submodule(path).named_children()]
+        steps += [Step((part,), body.get_submodule(part)) for part in (children if path != pattern else [path])]
+    return steps
 
 
-def _children(body: nn.Module, path: str) -> list[Step]:
-    return _modules(body, *(f"{path}.{name}" for name, _ in body.get_submodule(path).named_children()))
-
-
-def _resnet(body: nn.Module) -> list[Step]:
-    return _modules(body, "conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
-
-
-def _efficientnet(body: nn.Module) -> list[Step]:
-    return [*_modules(body, "conv_stem", "bn1"), *_children(body, "blocks"), *_modules(body, "conv_head", "bn2")]
-
-
-def _mobilenetv3(body: nn.Module) -> list[Step]:
-    return [*_modules(body, "conv_stem", "bn1"), *_children(body, "blocks")]
-
-
-def _convnext(body: nn.Module) -> list[Step]:
-    return [*_modules(body, "stem"), *_children(body, "stages"), *_modules(body, "norm_pre")]
-
-
-def _regnet(body: nn.Module) -> list[Step]:
-    return _modules(body, "stem", "s1", "s2", "s3", "s4", "final_conv")
-
-
-def _vision_transformer(body: Any) -> list[Step]:
+def _patch_embedding(body: Any) -> Step:
     def embed(x: Tensor) -> Tensor:
         embedded: Tensor = body.norm_pre(body.patch_drop(body._pos_embed(body.patch_embed(x))))
         return embedded
 
     bare = tuple(name for name, _ in body.named_parameters(recurse=False))
-    first = Step(("patch_embed", *bare, "patch_drop", "norm_pre"), embed)
-    return [first, *_children(body, "blocks"), *_modules(body, "norm")]
-
-
-# The exact class: a class derived from one of these may run otherwise.
-CHAINS: dict[type[nn.Module], Callable[[nn.Module], list[Step]]] = {
-    ConvNeXt: _convnext,
-    EfficientNet: _efficientnet,
-    MobileNetV3: _mobilenetv3,
-    RegNet: _regnet,
-    ResNet: _resnet,
-    VisionTransformer: _vision_transformer,
-}
-
-
-def block_sequence(body: nn.Module) -> list[Step]:
-    """The steps of `forward_features`, in order; none for a family that is not in the table."""
-    make = CHAINS.get(type(body))
-    return make(body) if make else []
+    return Step(("patch_embed", *bare, "patch_drop", "norm_pre"), embed)
 
 
 def cut_points(body: nn.Module, layout: StageLayout) -> dict[int, int]:
@@ -249,22 +212,15 @@ def cut_points(body: nn.Module, layout: StageLayout) -> dict[int, int]:
     steps = block_sequence(body)
     if not steps:
         return {}
-    spans = [_step_range(body, step.paths, layout) for step in steps]
-    used = [path for step in steps for path in step.paths]
-    rest = [name for name, _ in body.named_parameters() if not any(f"{name}.".startswith(f"{p}.") for p in used)]
-    spans.append(_step_range(body, rest, layout))  # forward_head
-    known = [(number, span) for number, span in enumerate(spans) if span]
-    places = {}
-    for stage in range(1, len(layout.stages) - 1):  # the cut before the head is what the head is given, not a step
-        before = [number for number, span in known if span[0] < stage]
-        after = [number for number, span in known if span[1] >= stage]
+    names = [name for name, _ in body.named_parameters()]
+    parts = [[name for name in names if any(_within(name, path) for path in step.paths)] for step in steps]
+    parts.append(sorted(set(names).difference(*parts)))  # forward_head
+    indices = [{layout.stages.index(owner) for name in part if (owner := layout.stage_of(name))} for part in parts]
+    spans = [(number, min(found), max(found)) for number, found in enumerate(indices) if found]
+    starts = {}
+    for stage in range(1, len(layout.stages) - 1):  # the cut before the head is at the head's input, not at a step
+        before = [number for number, first, _ in spans if first < stage]
+        after = [number for number, _, last in spans if last >= stage]
         if before and after and max(before) < min(after):
-            places[stage] = min(after)
-    return places
-
-
-def _step_range(body: nn.Module, paths: Sequence[str], layout: StageLayout) -> tuple[int, int] | None:
-    """The first and last stage among the parameters under `paths`; None when there are none."""
-    names = [name for name, _ in body.named_parameters() if any(f"{name}.".startswith(f"{path}.") for path in paths)]
-    stages = [layout.stages.index(stage) for name in names if (stage := layout.stage_of(name))]
-    return (min(stages), max(stages)) if stages else None
+            starts[stage] = min(after)
+    return starts

@@ -1,12 +1,10 @@
-"""Downloads timm weights and converts between timm's tensor names and a classifier's."""
+"""Converts between timm's tensor names and a classifier's."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,103 +12,13 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from finetune.errors import CheckpointError, DownloadError, SettingError
+from finetune.errors import CheckpointError, SettingError
 from finetune.models.registry import build_model, find_model
+from finetune.models.spec import TIMM
 from finetune.models.timm.build import PROBE, headless_model
-from finetune.models.timm.names import PREFIX, check_values, parse_name, timm_tags
+from finetune.models.timm.names import check_values, parse_name
 from finetune.models.timm.stages import head_path
-
-FILE = "model.safetensors"
-
-_HASH_CHUNK = 1 << 20  # bytes
-
-
-def download_weights(name: str) -> Path:
-    """The weights of timm/ARCH[.TAG], without a tag the default one, in the Hub's cache; fetched when not there.
-
-    The cache, HF_HUB_OFFLINE, HF_ENDPOINT and tokens are huggingface_hub's own. SettingError for a name or tag that
-    timm does not have or has no safetensors weights of; DownloadError when the file cannot be had.
-    """
-    repository, revision, filename = _hub_location(name)
-    from huggingface_hub import errors as hub
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(repository, filename, revision=revision))
-    except hub.LocalEntryNotFoundError:
-        raise DownloadError(
-            f"{name}: {repository} is not in the Hub's cache and cannot be fetched: the Hub does not answer, or "
-            "HF_HUB_OFFLINE is set; try again with a network"
-        ) from None
-    except hub.EntryNotFoundError:
-        raise SettingError(
-            f"{name}: {repository} has no {filename} on the Hub, and other formats are not read; {_other_tags(name)}"
-        ) from None
-    except hub.GatedRepoError:
-        raise DownloadError(
-            f"{name}: {repository} is gated: accept its conditions on the Hub and `hf auth login`"
-        ) from None
-    except hub.RepositoryNotFoundError:
-        raise DownloadError(
-            f"{name}: the Hub has no {repository}, or does not show it; `hf auth login` may help"
-        ) from None
-    except Exception as error:  # the client's own errors, httpx's and the file system's have no common base
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DownloadError(f"{name}: {repository}/{filename} could not be fetched ({said}); try again") from None
-    _check_hash(name, path)
-    return path
-
-
-def cached_weights(name: str) -> Path | None:
-    """The same file if the Hub's cache has it, without asking the Hub; else None."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        repository, revision, filename = _hub_location(name)
-    except SettingError:
-        return None
-    found = try_to_load_from_cache(repository, filename, revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _hub_location(name: str) -> tuple[str, str | None, str]:
-    """(repository, revision or None, file) of a tag's weights."""
-    architecture, tag = parse_name(name)
-    config = timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
-    if config is None or not config.hf_hub_id:
-        raise SettingError(f"{name}: timm has no weights on the Hub for it; {_other_tags(name)}")
-    filename = config.hf_hub_filename or FILE
-    if not filename.endswith(".safetensors"):
-        raise SettingError(f"{name}: its weights are a {filename}; only safetensors are read; {_other_tags(name)}")
-    repository, _, revision = config.hf_hub_id.partition("@")
-    return repository, revision or None, filename
-
-
-def _other_tags(name: str) -> str:
-    architecture, tag = parse_name(name)
-    others = [other for other in timm_tags(architecture) if other != tag and _hub_name(f"{architecture}.{other}")]
-    return f"tags with weights are {', '.join(others)}" if others else "no other tag of it has weights"
-
-
-def _hub_name(name: str) -> bool:
-    config = timm.get_pretrained_cfg(name)
-    return config is not None and bool(config.hf_hub_id)
-
-
-def _check_hash(name: str, path: Path) -> None:
-    """Large files lie in the cache under their sha256; the client compares sizes alone."""
-    stored = path.resolve()
-    if len(stored.name) != 64:
-        return
-    found = hashlib.sha256()
-    with stored.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            found.update(chunk)
-    if found.hexdigest() != stored.name:
-        path.unlink()
-        stored.unlink(missing_ok=True)
-        raise DownloadError(f"{name}: {path.name} did not arrive as the Hub has it (another sha256); fetch it again")
-
+from finetune.text import first_line
 
 # timm's conversions make some tensors larger, position embeddings above all, but not the whole.
 MAX_GROWTH = 4
@@ -124,17 +32,17 @@ _TAG_OF_CLASSES = {1000: "in1k", 11821: "in12k", 21841: "in22k", 21842: "in22k",
 def to_timm_state_dict(
     name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: int
 ) -> dict[str, Tensor]:
-    """The state of our network timm/ARCH[.TAG] with these arguments, from the tensors of a file of that tag.
+    """Converts the tensors of timm's own file for timm/ARCH[.TAG] to our network's state with these arguments.
 
     timm's own conversions apply: names of older files, position embeddings for another `img_size`; channels are
     adapted where `in_chans` asks for it. The file's head is kept where it has `classes` rows; else the head is random,
     from torch's current generator. CheckpointError when the tensors are not that network's.
     """
-    row = find_model(name, arguments)
-    rows = _rows(name, tensors)
-    loaded = _loaded(name, {k: v for k, v in arguments.items() if k != "in_chans"}, tensors, rows)
-    if row.input.channels != _config(name).input_size[0]:
-        loaded = adapt_channels(name, arguments, loaded, row.input.channels)
+    channels = find_model(name, arguments).input.channels
+    rows = _classifier_rows(name, tensors)
+    loaded = _load_with_timm(name, {k: v for k, v in arguments.items() if k != "in_chans"}, tensors, rows)
+    if channels != _config(name).input_size[0]:
+        loaded = adapt_channels(name, arguments, loaded, channels)
     state: dict[str, Tensor] = build_model(name, classes, arguments).state_dict()
     head = head_path(headless_model(name, PROBE, arguments), PROBE)
     ours = {key: t for key, t in loaded.items() if rows == classes or not key.startswith(f"{head}.")}
@@ -148,7 +56,7 @@ def to_timm_state_dict(
 def from_timm_state_dict(
     name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: int, channels: int, offset: int
 ) -> dict[str, Tensor]:
-    """The state of timm/ARCH with these arguments and `classes` from the tensors of anybody's file of that network.
+    """Converts the tensors of anybody's file of timm/ARCH, with `classes` classes, to our network's state.
 
     timm's own conversions apply: names of older files, and the first `offset` rows of the head left out.
     CheckpointError when the tensors are not that network's.
@@ -158,34 +66,30 @@ def from_timm_state_dict(
     needs = sum(t.numel() for t in headless_model(name, classes, arguments).state_dict().values())
     if needs > MAX_GROWTH * has + GROWTH_ALLOWED:
         raise CheckpointError(f"the tensors do not fit model {name!r}: it has {needs:,} numbers, the file {has:,}")
-    return _loaded(name, arguments, tensors, classes, label_offset=offset, input_size=(channels, size, size))
+    return _load_with_timm(name, arguments, tensors, classes, label_offset=offset, input_size=(channels, size, size))
 
 
-def _loaded(
-    name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: int, **told: Any
+def _load_with_timm(
+    name: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], rows: int, **config: Any
 ) -> dict[str, Tensor]:
-    """The state of timm's own network with the head of the file, after timm's own way of loading it, strictly.
+    """The state of timm's network with `rows` classes after timm's strict loading; `config` is for its pretrained_cfg.
 
-    `told` is what the file's owner says of it, in the words of timm's pretrained_cfg.
+    CheckpointError, with timm's reason, when the tensors are not that network's.
     """
     if arguments:
         find_model(name, arguments)
     if not tensors:
         raise CheckpointError(f"no tensors for model {name!r}; timm would go and fetch some")
-    nowhere = dict.fromkeys(("source", "file", "url", "hf_hub_id"))
-    overlay = {"state_dict": dict(tensors), "num_classes": rows, **told, **nowhere}
+    overlay = {"state_dict": dict(tensors), "num_classes": rows, **config}
+    overlay |= dict.fromkeys(("source", "file", "url", "hf_hub_id"))  # so that nothing is fetched
+    architecture = name.removeprefix(TIMM)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             body: nn.Module = timm.create_model(
-                name.removeprefix(PREFIX),
-                pretrained=True,
-                pretrained_cfg_overlay=overlay,
-                num_classes=rows,
-                **arguments,
+                architecture, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=rows, **arguments
             )
     except Exception as error:  # timm's conversions index what they expect; what they raise has no common base
-        said = " ".join((str(error).strip() or type(error).__name__).split())[:500]
+        said = first_line(" ".join(str(error).split()) or type(error).__name__, 500)
         raise CheckpointError(f"the tensors do not fit model {name!r}: {said}") from None
     state: dict[str, Tensor] = body.state_dict()
     return state
@@ -194,50 +98,30 @@ def _loaded(
 def adapt_channels(
     name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor], channels: int
 ) -> dict[str, Tensor]:
-    """The state of a network of 3 channels for 1 channel, or of 1 for 3; `state` itself where it has `channels`.
+    """Converts the state of a network of 3 channels to 1 channel, or of 1 to 3; a copy where it has `channels`.
 
     As timm does it: the weights of the first convolution are summed over the colours, so that a grey picture gives
     what it gave as three equal channels; and from 1 to 3 each colour gets a third. SettingError where the first layer
-    is no convolution. `arguments` are the network's; their `in_chans` is not looked at.
+    is no convolution. `arguments` are the network's; their `in_chans` is ignored.
     """
-    check_values(name, {**arguments, "in_chans": channels})
-    body = headless_model(name, PROBE, {**arguments, "in_chans": channels})
-    wanted = body.state_dict()
-    adapted = dict(state)
-    for layer in _first_layers(body):
+    arguments = {**arguments, "in_chans": channels}
+    check_values(name, arguments)
+    body: Any = headless_model(name, PROBE, arguments)
+    wanted, adapted = body.state_dict(), dict(state)
+    first = body.pretrained_cfg.get("first_conv") or ()
+    for layer in (first,) if isinstance(first, str) else first:
         key = f"{layer}.weight"
         if key not in adapted or key not in wanted:
             raise SettingError(f"model {name!r}: no tensor {key} to adapt to {channels} channels")
-        if adapted[key].shape != wanted[key].shape:
-            adapted[key] = _adapt_first_conv(name, key, adapted[key], channels)
+        weight = adapted[key]
+        if weight.shape == wanted[key].shape:
+            continue
+        if weight.dim() != 4 or (channels == 1 and weight.shape[1] % 3):
+            raise SettingError(f"model {name!r}: {key} is no convolution that can be adapted; leave in_chans out")
+        adapted[key] = adapt_input_conv(1, weight) if channels == 1 else weight.repeat_interleave(3, dim=1) / 3
         if adapted[key].shape != wanted[key].shape:
             raise SettingError(f"model {name!r}: {key} cannot be adapted to {channels} channels; leave in_chans out")
     return adapted
-
-
-def _adapt_first_conv(name: str, key: str, weight: Tensor, channels: int) -> Tensor:
-    if weight.dim() != 4 or (channels == 1 and weight.shape[1] % 3):
-        raise SettingError(f"model {name!r}: {key} is no convolution that can be adapted; leave in_chans out")
-    return adapt_input_conv(1, weight) if channels == 1 else weight.repeat_interleave(3, dim=1) / 3
-
-
-def _first_layers(body: nn.Module) -> tuple[str, ...]:
-    config: Any = body.pretrained_cfg
-    first = config.get("first_conv") or ()
-    return (first,) if isinstance(first, str) else tuple(first)
-
-
-def _config(name: str) -> Any:
-    architecture, tag = parse_name(name)
-    return timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
-
-
-def _rows(name: str, tensors: Mapping[str, Tensor]) -> int:
-    """The classes that the classifier in a file of this tag tells apart; 0 when there is none."""
-    config = _config(name)
-    first = config.classifier if isinstance(config.classifier, str) else next(iter(config.classifier or ()), "")
-    weight = tensors.get(f"{first}.weight")
-    return len(weight) - (config.label_offset or 0) if weight is not None and weight.dim() else 0
 
 
 def source_classes(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -246,7 +130,7 @@ def source_classes(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     Words that two classes share get their WordNet number behind. "0" to "N-1" where the names are not known; () when
     the file has no classifier.
     """
-    rows = _rows(name, tensors)
+    rows = _classifier_rows(name, tensors)
     return imagenet_class_names(rows, _config(name).tag or "") or tuple(map(str, range(rows)))
 
 
@@ -261,3 +145,17 @@ def imagenet_class_names(rows: int, tag: str) -> tuple[str, ...]:
     words = [info.index_to_description(index) for index in range(rows)]
     count = Counter(words)
     return tuple(w if count[w] == 1 else f"{w} ({info.index_to_label_name(i)})" for i, w in enumerate(words))
+
+
+def _config(name: str) -> Any:
+    """timm's configuration of the weights of a tag, or of the default one."""
+    architecture, tag = parse_name(name)
+    return timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
+
+
+def _classifier_rows(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """The classes of the classifier in a file of this tag; 0 when there is none."""
+    config = _config(name)
+    first = config.classifier if isinstance(config.classifier, str) else next(iter(config.classifier or ()), "")
+    weight = tensors.get(f"{first}.weight")
+    return len(weight) - (config.label_offset or 0) if weight is not None and weight.dim() else 0

@@ -27,7 +27,7 @@ from finetune.data.augment.photo import (
 )
 from finetune.data.loader import Batches, keyed_generator
 from finetune.data.normalize import Normalizer
-from finetune.recipe.data_schema import PRESETS, AugmentSettings
+from finetune.recipe.schema import PRESETS, AugmentSettings
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)

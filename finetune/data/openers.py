@@ -1,0 +1,62 @@
+"""The kinds of image sources, and which one a name stands for: a folder or a CSV so far.
+
+A new kind is one module that makes a `Manifest` with its own `ImageRecord`, and one row of OPENERS.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from finetune.data.csv_manifest import read_csv
+from finetune.data.image_folder import list_folder
+from finetune.data.manifest import Manifest
+
+
+class Opener(NamedTuple):
+    """One kind of image source."""
+
+    accepts: Callable[[str], bool]  # whether a name stands for such a source; it need not exist
+    read: Callable[[str], Manifest]  # DataError where it does not exist or cannot be read
+    suffix: str = ""  # of its file names, in small letters; left out of the short name
+
+
+def _is_csv(name: str) -> bool:
+    return name.lower().endswith(".csv") and not _is_dir(name)
+
+
+def _is_folder(name: str) -> bool:
+    return any(separator in name for separator in {os.sep, os.altsep or os.sep, "/"}) or _is_dir(name)
+
+
+def _is_dir(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except (OSError, ValueError):  # longer than a file name may be, or with a zero byte
+        return False
+
+
+# The first that accepts a name opens it. Folders are last, as they accept whatever looks like a path.
+OPENERS: dict[str, Opener] = {
+    "csv": Opener(_is_csv, read_csv, ".csv"),
+    "folder": Opener(_is_folder, list_folder),
+}
+
+
+def is_image_path(name: str) -> bool:
+    """Whether a name stands for a person's own images rather than a registered data set."""
+    return any(opener.accepts(name) for opener in OPENERS.values())
+
+
+def read_manifest(name: str) -> Manifest:
+    """Lists the images that a name stands for, without opening them. DataError where there are none."""
+    accepting = (opener for opener in OPENERS.values() if opener.accepts(name))
+    return next(accepting, OPENERS["folder"]).read(name)
+
+
+def short_name(name: str) -> str:
+    """What reports and file names call a source of images: the last part of its path, without `suffix`."""
+    path = Path(name).resolve()
+    return path.stem if path.suffix.lower() in {opener.suffix for opener in OPENERS.values()} else path.name
