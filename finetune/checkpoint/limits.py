@@ -18,7 +18,6 @@ MAX_LINEAGE = 200  # ancestors
 MAX_ANCESTOR_LEN = 500  # characters of each text about an ancestor
 MAX_INPUT_SIZE = 4096  # pixels, the side of an image
 MAX_DEPTH = 20  # levels of lists and mappings
-
 _ANCESTOR_KEYS = {"id", "sha256", "task"}
 _MEAN_RANGE, _STD_RANGE = (-10.0, 10.0), (0.001, 10.0)
 

@@ -49,7 +49,6 @@ _OTHER_KINDS = {
     b"<": "a web page, perhaps an error that was saved under this name; download the file again",
 }
 _AGAIN = "get or make the file again"
-
 T = TypeVar("T")
 
 

@@ -78,9 +78,7 @@ def extract_source_features(
 
 
 OWN_HEAD = "source head"
-
 NEAREST_MEAN = "nearest class mean"
-
 SOURCE_TEST = "source's test"
 
 

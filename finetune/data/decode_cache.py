@@ -32,14 +32,12 @@ from finetune.io.safe_open import open_regular, read_regular
 
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
 Progress: TypeAlias = Callable[[int, int], None]  # called with (done, all)
-
 FORMAT = 1
 SALT = "photograph"  # of the hashes of pixels
 HEADER_BYTES = 128  # of the .npy
 MAX_JSON_BYTES = 1 << 30  # of 16 million images
 MODE = 0o600  # of cache files: decoded images may be private
 STALE_AFTER = 24 * 3600  # seconds after which a file without its partner was left by a process that died
-
 MIN_SIZE_FOR_THREADS = 8_192  # mean bytes of an image; below, Python has more to do than what lets other threads run
 SIZE_SAMPLE = 200  # images whose sizes are looked at
 VERIFY_BYTES = 4 << 20  # of pixels hashed by one call

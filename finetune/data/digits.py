@@ -16,7 +16,6 @@ from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.split import hold_out
 
 Integers = npt.NDArray[np.int64]
-
 TEST_FRACTION = 0.2
 
 

@@ -24,7 +24,6 @@ from finetune.paths import CACHE_VARIABLE, cache_folder
 from finetune.system import CONTAINER, available_memory, local_processes
 
 Hashes = npt.NDArray[np.uint64]
-
 MEMORY_LIMIT = CONTAINER
 TEST_FRACTION = 0.2  # of each class, where a data set has no test split of its own
 FEW = 5  # images to learn from; a class with fewer is mentioned

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = TypeVar("Pixels", "npt.NDArray[np.uint8]", "Tensor")
-
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
@@ -36,7 +35,6 @@ MAX_SEGMENTS = 20_000  # a long video or depth map kept in an image has hundreds
 
 # An image longer than this is resized near its middle only: whole, one of a single row could take 4 GB.
 MAX_ASPECT_RATIO = 16
-
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # ends the bytes of a scan, which may hold the other \xff.. pairs
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd8", 0xD9, 0xDA
 
@@ -97,7 +95,6 @@ class _QuietWarnings:
 
 
 QUIET_WARNINGS = _QuietWarnings()  # held around the decoding of many images, so that each of them need not switch it
-
 _PIXELS_IN_MEMORY = WeightedSemaphore(max(MAX_PIXELS, available_memory() // 4 // MAX_PIXEL_BYTES))
 
 

@@ -23,7 +23,6 @@ from finetune.data.normalize import ImageArray, Normalizer
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
-
 AHEAD = 3  # results that wait, at most
 THREADS = 2
 VALUES_PER_BLOCK = 2**20  # numbers prepared in one go

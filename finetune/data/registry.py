@@ -20,7 +20,6 @@ DIGITS = tuple(string.digits)
 LETTERS = tuple(string.ascii_lowercase)
 BY_CLASS = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 BY_MERGE = tuple(string.digits + string.ascii_uppercase + "abdefghnqrt")  # the other small letters join their capitals
-
 MNIST_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 MNIST_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

@@ -24,13 +24,11 @@ from finetune.errors import FinetuneError, Interrupted, ProcessLost, SettingErro
 from finetune.text import first_line
 
 TIMEOUT = timedelta(minutes=10)  # for a process that does not answer, though nothing says that it is gone
-
 HINT = "start with torchrun (docs/scaling.md), or unset WORLD_SIZE to train with one process"
 
 # Seconds for which a process that has failed lets another one report first. The leader is preferred, then a process
 # with a fault of its own; one that only saw another one vanish knows least.
 _OWN_FAULT_DELAY, _PEER_FAULT_DELAY, _STOPPED_DELAY = 1.0, 2.0, 25.0
-
 _jobs = itertools.count()
 
 

@@ -15,12 +15,10 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from finetune.errors import ProcessLost
 
 LOST_PEER = "another process of this job has ended or cannot be reached any more"
-
 POLL = 0.05  # seconds between two looks at the store
 
 # What gloo says when the other end of a connection is gone; its messages begin with the place in its source.
 _GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-
 _DONE, _REPORTED = "done", "spoken"  # keys in the store
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 STALL_TIMEOUT = 120.0  # seconds without a byte in either direction before a connection is given up
 MIN_TOKEN_LEN = 8  # characters
-
 _TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{16,}")
 _SIGNATURE = re.compile(r"(https?://[^\s?]+)\?[^\s)]+")
 _LOGIN_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")

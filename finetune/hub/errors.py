@@ -16,12 +16,10 @@ from finetune.text import first_line
 
 T = TypeVar("T")
 LogFn = Callable[[str], None]
-
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 RETRY_TIMEOUT = 20.0  # seconds after which no further try is begun
 BACKOFF = (1.0, 2.0, 4.0)  # seconds before each further try
 MAX_WAIT = 30  # seconds that a Hub may ask to wait before a person is told instead
-
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "InvalidURL")
 _CONNECTION_LOST = (

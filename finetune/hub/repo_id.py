@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from finetune.errors import SettingError
 
 PREFIX = "hub:"
-
 WEIGHTS, CONFIG, RECIPE, REPORT, CARD = "model.safetensors", "config.json", "recipe.yaml", "report.json", "README.md"
 OUR_FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, CARD)
-
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _REPO = re.compile(rf"{_PART}/[A-Za-z0-9._](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

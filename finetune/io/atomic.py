@@ -24,7 +24,6 @@ from finetune.errors import OutputError
 CHUNK = 4 * 1024**2  # bytes handed to one write
 MODE = 0o644
 TEMPORARY_MARK = r"\.[0-9a-f]{8}\.part"  # the end of a temporary's name
-
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _HINTS = {
     errno.EFBIG: "its disk, or `ulimit -f`, does not allow a file of this size; name another place or raise the limit",
@@ -34,7 +33,6 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES}
-
 Piece = bytes | bytearray | memoryview  # flat bytes
 
 

@@ -9,9 +9,7 @@ from collections import Counter
 from typing import Any
 
 MAX_DEPTH = 30  # levels of lists and mappings
-
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is half a character unless the other half follows
-
 _MAX_NUMBER_LEN = 20  # characters of a whole number of 64 bits
 
 

@@ -25,9 +25,7 @@ from finetune.recipe.schema import KINDS, AdaptRecipe, PretrainRecipe
 from finetune.recipe.yaml_loader import MAX_DEPTH, Document, from_python, read_yaml, refused_scalar, write_flow
 
 __all__ = ["KnownNames", "Recipe", "check_recipe", "dump_recipe", "parse_recipe", "read_recipe", "resolve_recipe"]
-
 Recipe = PretrainRecipe | AdaptRecipe
-
 MAX_BYTES = 1_000_000  # bytes of a recipe file
 MAX_SETTINGS = 1_000
 MAX_SETTING_LEN = 100_000  # characters

@@ -130,7 +130,6 @@ Model = Annotated[
     _json_schema(["name"]),
 ]
 SourceModel = Annotated[SourceModelSettings, BeforeValidator(_name_and_arguments), _json_schema([])]
-
 Means = Annotated[tuple[Annotated[float, Field(ge=-1, le=2)], ...], Field(strict=False, min_length=1, max_length=3)]
 Deviations = Annotated[
     tuple[Annotated[float, Field(ge=0.001, le=2)], ...], Field(strict=False, min_length=1, max_length=3)

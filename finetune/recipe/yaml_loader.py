@@ -24,7 +24,6 @@ MAX_DEPTH = 20  # levels of nesting; a recipe needs 5
 MAX_VALUES = 50_000  # values in one recipe; the largest honest one is a list of some ten thousand class names
 _MAX_DIGITS = 1000  # beyond this a number is refused without being worked out
 _INT_LIMIT = 2**63  # whole numbers stop before this: they must fit 64 bits
-
 Scalar = int | float | str | bool | None
 
 _WORDS: dict[str, Scalar] = {

@@ -11,7 +11,6 @@ from finetune.report.rows import row_of
 from finetune.report.statistics import Booleans, paired_difference, wilson
 
 Verdict = Literal["helps", "no difference shown", "hurts"]
-
 SIGNIFICANT = 0.05
 """A difference is called shown when the exact McNemar p-value is below this."""
 

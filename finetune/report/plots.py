@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 
 
 DOTS = 120  # per inch
-
 MAX_NAME_LEN = 24  # characters of a class name
-
 MAX_COUNTS = 30  # classes; above, the counts would not be readable
-
 SMALLEST = 1.0  # inches an image of a grid is wide, at least
-
 GAP = 2  # pixels between the images of a grid, at the size the images have
 
 

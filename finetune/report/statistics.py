@@ -12,11 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 Booleans = npt.NDArray[np.bool_]
-
 Integers = npt.NDArray[np.integer[Any]]
-
 ClassScores = dict[str, dict[str, int | float | None]]
-
 MAX_COUNTED = 10_000  # images that two classifiers answer differently; summing up their ways takes some milliseconds
 
 

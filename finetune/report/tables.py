@@ -14,7 +14,6 @@ from finetune.report.report import Report, Result
 from finetune.report.rows import row_of
 
 MAX_CONFUSED = 5
-
 MAX_FAULTS = 20  # of one check, on the screen
 
 

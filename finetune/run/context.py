@@ -22,9 +22,7 @@ from finetune.train.activation_cache import FILE, MEMORY, TEST, TRAIN, VALIDATIO
 from finetune.train.device import Runtime
 
 GB = 10**9
-
 MAX_MEMORY, MAX_DISK = 2 * GB, 20 * GB  # where the recipe says nothing
-
 RESERVED_DISK = GB  # bytes of a disk that are left to snapshots and checkpoints
 
 

@@ -26,9 +26,7 @@ from finetune.train.device import Runtime
 from finetune.train.inference import Rows, batched_apply, empty_rows, eval_batch_size
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"  # the parts that every run has
-
 MEMORY, FILE = "memory", "file"
-
 PLACE_NAMES = {MEMORY: "memory", FILE: "a file"}  # for messages
 
 # What posix_fallocate fails with on a file system that cannot reserve space.
@@ -150,7 +148,6 @@ def prefix_hashes(network: StagedNetwork, cuts: Collection[int]) -> dict[int, st
 
 
 BatchFn = Callable[[Tensor], Tensor]  # makes a network's input from images, or from their indices
-
 Placement = dict[ActivationKey, Tensor | DiskTensor]
 
 

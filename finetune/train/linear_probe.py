@@ -11,11 +11,8 @@ from torch import Tensor, nn
 # Factors of half the squared weights, beside a mean loss on standardised features. The strongest comes first; each
 # solution is the start for the next.
 PENALTIES = tuple(10.0**k for k in range(1, -7, -1))
-
 PATIENCE = 2  # penalties in a row that are no better before the weaker ones are left out
-
 FOLDS = 5
-
 Pair = tuple[Tensor, Tensor]
 
 

@@ -50,7 +50,6 @@ class BestWeights:
 
 
 HINT = "lower the learning rate, add warm-up or set clip_norm"
-
 MIN_ROW_STEPS = 100  # epochs of fewer steps share a row
 
 

@@ -15,7 +15,6 @@ from finetune.models.staged import StagedNetwork
 # By name, as timm has a Linear and a Conv2dSame of its own. Layers that transform their weight before they use it, such
 # as weight-standardised convolutions, would compute something else once an adapter is merged into that weight.
 PLAIN = ("Linear", "Conv2d", "Conv2dSame")
-
 Network = TypeVar("Network", bound=nn.Module)
 
 

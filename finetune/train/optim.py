@@ -17,7 +17,6 @@ from finetune.models.staged import StagedNetwork
 from finetune.train.parallel import fill_tensor
 
 Schedule = Callable[[float], float]
-
 START_DIVISOR = 25.0  # a warm-up starts at lr / 25, as in torch's OneCycleLR; from 0, the first step would be wasted
 
 

@@ -20,7 +20,6 @@ from finetune.data.augment.affine import (
 
 AREA, ASPECT, LEFT, TOP, FLIP, BRIGHTNESS, CONTRAST, SATURATION = range(8)
 ERASING, ERASING_AREA, ERASING_ASPECT, ERASING_LEFT, ERASING_TOP = range(8, PHOTO_NUMBERS)
-
 CROP_ASPECT = 4 / 3  # a crop is at most this much wider than high, or higher than wide
 ERASING_AREAS = (0.02, 0.33)
 ERASING_MAX_ASPECT = 1 / 0.3

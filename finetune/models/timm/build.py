@@ -33,10 +33,8 @@ MAX_BYTES = 2 << 30  # of one tensor while it is made: 436 MB
 MAX_TABLES = 1 << 30  # bytes of tensors that no file has: 202 MB
 MAX_PASS_BYTES = 16 << 30  # of one tensor while two images pass: 0.5 GB at the networks' own sizes
 MAX_SECONDS = 60
-
 PROBE = 7  # classes of a network built for inspection; no layer of timm's but the last has so few outputs
 META = torch.device("meta")
-
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _RESIZES: dict[str, Literal["shorter_side", "squash"]] = {
     "center": "shorter_side",

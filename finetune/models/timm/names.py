@@ -17,7 +17,6 @@ from finetune.models.spec import TIMM
 from finetune.text import did_you_mean, listed, name_hint
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)*")  # no ':', '/' or '\': timm reads the Hub or the disk for those
-
 _MAX_LEN = 100  # characters of a name, or of a text among the arguments
 _MAX_NUMBER = 16_384  # for any whole number among the arguments; larger ones only fill the memory
 

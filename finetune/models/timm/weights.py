@@ -22,7 +22,6 @@ from finetune.text import first_line
 
 # timm's conversions make some tensors larger, position embeddings above all, but not the whole.
 MAX_GROWTH = 4
-
 GROWTH_ALLOWED = 10_000_000
 
 # What a tag says of the images, by the number of classes: only where both agree are the class names known.
