@@ -71,10 +71,10 @@ def augment_grid(
 
 @dataclass(frozen=True)
 class CacheEstimate:
-    """What of a phase's frozen stages is run `passes` times and not at every step: those up to the one named `behind`.
+    """The caching of a phase's frozen stages up to `behind`, which run `passes` times instead of at every step.
 
-    What comes out, `bytes` in all, is kept `where`: in memory or in a file; None: nowhere. `says`: all that, or why
-    not, in words.
+    Their activations, `bytes` in all, are kept `where`: in memory, in a file, or None. `says` is a sentence on it, or
+    on why nothing is cached.
     """
 
     behind: str | None

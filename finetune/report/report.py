@@ -108,7 +108,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a run has to say. A pretrain has `results["test"]`; an adapt has before, linear_probe, after, scratch.
+    """The report of a run. A pretrain has `results["test"]`; an adapt has a result for each of `rows.ADAPT_ROWS`.
 
     A result that was not asked for is None; so are `source`, `transplant` and `retention` where there are none.
     """

@@ -29,7 +29,7 @@ def with_interval(score: Score) -> str:
 
 
 def report_tables(report: Report) -> list[RenderableType]:
-    """What a run ends with: the results, the verdict in words, and what was forgotten."""
+    """The tables and lines at the end of a run: results, comparisons, retention."""
     target = report.target
     title = f"{target.name}: {len(target.classes)} classes; {_counts(target.train, target.validation, target.test)}"
     table = Table(title=title, title_justify="left")

@@ -234,7 +234,7 @@ class CacheManager:
             pass  # some could not be kept, so that less is wanted now
 
     def enter_phase(self, number: int) -> PhaseCache:
-        """Caches what a phase wants and is missing, and in the same pass what later phases want of it."""
+        """Caches what a phase needs and lacks, and in the same pass what later phases need of it."""
         while True:
             here = self.planner.plan()[number]
             groups = dict.fromkeys((key.part, key.views) for key in here.wanted)

@@ -28,9 +28,9 @@ RESERVED_DISK = GB  # bytes of a disk that are left to snapshots and checkpoints
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What all phases of a run work with.
+    """Data, normalization, augmentation, device, seed and activation cache of a run, shared by its phases.
 
-    `needs_features`: before the first phase all images to learn from go through the network.
+    `needs_features`: the source's features of all training images are computed before the first phase.
     """
 
     data: RunData
@@ -51,7 +51,7 @@ def augmentation(settings: AugmentSettings | None) -> Augment | None:
 def make_context(
     recipe: PretrainRecipe | AdaptRecipe, setup: RunSetup, console: Console, *, needs_features: bool = False
 ) -> TrainContext:
-    """What the phases of a run work with; its cache is empty, with the room that recipe and machine give it."""
+    """Makes the context of a run's phases, with an empty activation cache as large as recipe and machine allow."""
     data, runtime = setup.data, setup.runtime
     normalize = setup.spec.normalizer(runtime.device)
     parts = {
@@ -69,14 +69,14 @@ def make_context(
 
 
 def _group_minimum(group: ProcessGroup, *numbers: int) -> list[int]:
-    """The smallest that any process has, of each number, so that all decide alike."""
+    """The minimum of each number over all processes, so that all of them decide alike."""
     every = torch.zeros(group.size, len(numbers), dtype=torch.int64)
     every[group.rank] = torch.tensor(numbers)
     return group.sum(every).amin(0).tolist()
 
 
 def _free_bytes(folder: Path) -> int:
-    """Bytes that are free where the folder is or will be; where that cannot be told, trying will tell."""
+    """Free bytes on the disk where the folder is or will be; MAX_DISK and the reserve where the system does not say."""
     for place in (folder, *folder.absolute().parents):
         try:
             return shutil.disk_usage(place).free

@@ -37,7 +37,7 @@ from finetune.train.device import Runtime, environment
 
 
 def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
-    """Whether each image was named rightly, from predicted class indices (int64, N)."""
+    """Whether each image was classified correctly, from predicted class indices (int64, N): booleans (N)."""
     right: npt.NDArray[np.bool_] = (predicted.cpu() == images.labels).numpy()
     return right
 
@@ -55,7 +55,7 @@ def score(images: ImageSet, predicted: Tensor, *, method: str | None = None, det
 
 
 def public_recipe(plan: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
-    """The resolved recipe for checkpoint and report, which others may see: of a folder its name, not where it lies."""
+    """The resolved recipe for checkpoint and report, with a data folder's name in place of its path."""
     values: dict[str, Any] = resolve_recipe(plan)
     name = values["data"].get("name")
     if name is not None and is_image_path(name):
@@ -66,9 +66,9 @@ def public_recipe(plan: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
 def run_fingerprint(
     plan: PretrainRecipe | AdaptRecipe, model: str, data: Mapping[str, Any], runtime: Runtime
 ) -> dict[str, Any]:
-    """What a run's bytes depend on, but the processor and its threads: only an equal run is gone on with.
+    """Everything that a run's bytes depend on, except processor and threads. Resuming requires an equal fingerprint.
 
-    How much may be cached has no part in it, so that a run which ran out of memory or disk can go on with less.
+    The size of caches is left out, so that a run which ran out of memory or disk can resume with smaller ones.
     """
     return {
         "kind": plan.kind,
@@ -119,9 +119,8 @@ def save_run(
 ) -> str:
     """Writes checkpoint and report, shows the outcome, and returns the checkpoint's sha256.
 
-    An older, different checkpoint gets another name first. Until the new ones have their names, the old ones have
-    theirs: at every moment there is a checkpoint that loads.
-    When the bytes are those that are there already, so are the results, and nothing but the report's timings changes.
+    An older, different checkpoint is renamed first; at every moment there is one that loads under the old or the new
+    name. When the bytes equal those of the file in place, only the report is written again, with its new timings.
     """
     results = {k: None if r is None else result_values(r, brief=True) for k, r in report.results.items()}
     metadata = make_metadata(classifier, **described, results=results)
