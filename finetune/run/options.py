@@ -55,13 +55,17 @@ class RunCall:
     resume: ResumeOptions
 
     def overrides(self, before: Mapping[str, Any] | None = None, after: Mapping[str, Any] | None = None) -> list[str]:
-        """All KEY=VALUE changes of the recipe: `before`, the settings, `after`. None stands for no change."""
-        return [*as_settings(before or {}), *self.settings, *as_settings(after or {})]
+        """All KEY=VALUE changes of the recipe: `before`, the settings, `after`; None in these two stands for no change."""
+        return [*_as_settings(_given(before)), *self.settings, *_as_settings(_given(after))]
 
 
-def as_settings(values: Mapping[str, Any]) -> list[str]:
-    """{"seed": 1} as ["seed=1"]; values that are None are left out."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
+def _given(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (values or {}).items() if value is not None}
+
+
+def _as_settings(values: Mapping[str, Any]) -> list[str]:
+    """{"seed": 1} as ["seed=1"]; None is null."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
 @contextmanager
@@ -70,7 +74,7 @@ def start_run(options: RunOptions) -> Iterator[RunCall]:
     quiet, device = options.get("quiet", True), options.get("device", "auto")
     console = options.get("console") or Console(quiet=quiet, results=not quiet)
     given = options.get("settings") or ()
-    settings = as_settings(given) if isinstance(given, Mapping) else given
+    settings = _as_settings(given) if isinstance(given, Mapping) else given
     resume = ResumeOptions(
         options.get("resume", False),
         options.get("snapshot_every", 60.0),
@@ -80,5 +84,5 @@ def start_run(options: RunOptions) -> Iterator[RunCall]:
         if not group.leader:
             console.hush()
         root = data_root(options.get("data_root"))
-        seed = as_settings({"seed": options.get("seed")})
+        seed = _as_settings(_given({"seed": options.get("seed")}))
         yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume)
