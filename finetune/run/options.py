@@ -55,7 +55,7 @@ class RunCall:
     resume: ResumeOptions
 
     def overrides(self, before: Mapping[str, Any] | None = None, after: Mapping[str, Any] | None = None) -> list[str]:
-        """All KEY=VALUE changes of the recipe: `before`, the settings, `after`; None in these two stands for no change."""
+        """All KEY=VALUE changes of the recipe: `before`, settings, `after`. None in the outer two is no change."""
         return [*_as_settings(_given(before)), *self.settings, *_as_settings(_given(after))]
 
 
