@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from finetune.data.image_io import center_crop, crop_to_square, read_image, to_eight_bits
 from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
-from finetune.models.staged import StagedNetwork
+from finetune.models.staged import StagedNetwork, eval_mode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,20 +81,15 @@ class Classifier(nn.Module):
         """Predicts label and probabilities of each picture, in order, in evaluation mode; modes are restored."""
         if isinstance(images, (str, Path)):
             raise SettingError(f"expected several images, found the one path {images}; put it in a list")
-        modes, device = [(module, module.training) for module in self.modules()], next(self.parameters()).device
-        self.eval()
-        try:
-            found: list[Prediction] = []
-            waiting, size = iter(images), max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2))
+        found: list[Prediction] = []
+        device, waiting = next(self.parameters()).device, iter(images)
+        size = max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2))
+        with eval_mode(self):
             while inputs := [self.preprocess(image) for image in islice(waiting, size)]:
-                logits = self(torch.stack(inputs).to(device))
-                for row in logits.float().softmax(1).cpu().tolist():
+                for row in self(torch.stack(inputs).to(device)).float().softmax(1).cpu().tolist():
                     best = max(range(len(row)), key=row.__getitem__)
                     found.append(Prediction(self.class_names[best], row[best], tuple(row)))
-            return found
-        finally:
-            for module, training in modes:
-                module.training = training
+        return found
 
 
 def _open_picture(image: ImageLike) -> Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from finetune.data.image_dataset import Images
 from finetune.data.normalize import Normalizer
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, is_channels_last
-from finetune.models.staged import StagedNetwork
+from finetune.models.staged import StagedNetwork, eval_mode
 
 # The fewest and the most images in a batch, and the number of pixels that it has in between. A processor is fastest
 # while a layer's output stays below 32 MB, from where on glibc fetches memory anew each time: `cnn` runs 250 images at
@@ -97,15 +96,3 @@ def empty_rows(count: int, like: Tensor) -> Tensor:
     layout = torch.channels_last if is_channels_last(like) else torch.contiguous_format
     shape = (count, *like.shape[1:])
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode in the block; after it every module has the mode it had before."""
-    was_training = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in was_training.items():
-            module.training = mode

@@ -15,10 +15,9 @@ from torch.utils._pytree import tree_leaves
 from finetune.data.loader import Batches
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from finetune.errors import SettingError
-from finetune.models.staged import StagedNetwork
+from finetune.models.staged import StagedNetwork, eval_mode
 from finetune.train.device import Runtime
 from finetune.train.freeze import trainable
-from finetune.train.inference import eval_mode
 
 
 def gather_full(tensor: Tensor) -> Tensor:
