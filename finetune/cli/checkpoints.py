@@ -29,12 +29,12 @@ from finetune.errors import ClaimError, DataError
 @with_options("data-root", "device", "json")
 def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, **options: Any) -> None:
     """Accuracy with its interval, per class, and the most frequent mistakes."""
-    from finetune.commands.evaluate import evaluate as run
+    from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
     from finetune.report.tables import evaluation_parts
 
     console = make_console(results=not as_json)
-    found = run(checkpoint, data, console=console, **options)
+    found = command.evaluate(checkpoint, data, console=console, **options)
     if confusion is not None:
         confusion_picture(found.result.confusion or [], found.classes, confusion)
         console.note(f"wrote {confusion}")
@@ -57,10 +57,10 @@ def verify(checkpoint: str, data: str | None, as_json: bool, **options: Any) -> 
     Each claim is ok, FAILED, or not checked, with the reason. Ends with 1 when a claim failed and with 2 when the file
     cannot be read at all.
     """
-    from finetune.commands.verify import verify as run
+    from finetune.commands import verify as command
     from finetune.report.tables import verification_lines
 
-    found = run(checkpoint, data, console=make_console(results=not as_json), **options)
+    found = command.verify(checkpoint, data, console=make_console(results=not as_json), **options)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -77,11 +77,11 @@ def verify(checkpoint: str, data: str | None, as_json: bool, **options: Any) -> 
 @with_options("device", "json")
 def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None, device: str, as_json: bool) -> None:
     """Label and probability for pictures: files, folders, or - for paths on standard input."""
-    from finetune.commands.predict import predict as run
+    from finetune.commands import predict as command
     from finetune.report.tables import sight_line
 
     found = []
-    for prediction in run(checkpoint, images, top=top, flip=tta == "flip", device=device, bars=True):
+    for prediction in command.predict(checkpoint, images, top=top, flip=tta == "flip", device=device, bars=True):
         found.append(prediction)
         if not as_json and prediction.error is None:
             click.echo(sight_line(prediction.file, prediction.top))
@@ -97,6 +97,6 @@ def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None,
 @with_options("json")
 def inspect(checkpoint: str, as_json: bool) -> None:
     """What is in a checkpoint: model, classes, input, recipe, data, results, lineage."""
-    from finetune.commands.inspect import inspect as run
+    from finetune.commands import inspect as command
 
-    print_listing(run(checkpoint, bars=True), as_json)
+    print_listing(command.inspect(checkpoint, bars=True), as_json)

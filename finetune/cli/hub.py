@@ -24,12 +24,14 @@ from finetune.cli.options import make_console, print_json, with_options
 @with_options("json", "quiet")
 def push(checkpoint: str, repository: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Uploads a checkpoint, its configuration, recipe, report and model card to the Hub, in one commit."""
-    from finetune.commands.push import push as run
+    from finetune.commands import push as command
 
     confirm = None
     if sys.stdin.isatty() and sys.stderr.isatty():
         confirm = lambda question: click.confirm(question, err=True)  # noqa: E731
-    done = run(checkpoint, repository, **given, confirm=confirm, console=make_console(quiet, results=not as_json))
+    done = command.push(
+        checkpoint, repository, **given, confirm=confirm, console=make_console(quiet, results=not as_json)
+    )
     if as_json:
         print_json(done.to_dict())
 
@@ -39,8 +41,8 @@ def push(checkpoint: str, repository: str, as_json: bool, quiet: bool, **given: 
 @with_options("out", "json", "quiet")
 def pull(repository: str, out: Path | None, as_json: bool, quiet: bool) -> None:
     """Downloads weights from the Hub, other people's too, compares their hash, and writes them as a checkpoint."""
-    from finetune.commands.pull import pull as run
+    from finetune.commands import pull as command
 
-    done = run(repository, out=out, console=make_console(quiet, results=not as_json))
+    done = command.pull(repository, out=out, console=make_console(quiet, results=not as_json))
     if as_json:
         print_json(done.to_dict())

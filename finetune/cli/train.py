@@ -14,10 +14,10 @@ from finetune.cli.options import check_target, make_console, print_json, print_r
 @with_options("recipe", *("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "json", "quiet"))
 def pretrain(recipe: Path, **given: Any) -> None:
     """Trains from scratch; writes a checkpoint and its report."""
-    from finetune.commands.pretrain import pretrain as run
+    from finetune.commands import pretrain as command
 
     options = run_options(**given)
-    print_report(run(recipe, **options), given["as_json"], options)
+    print_report(command.pretrain(recipe, **options), given["as_json"], options)
 
 
 @click.command()
@@ -36,11 +36,11 @@ def adapt(
     source: str, recipe: Path, model: str | None, target: str | None, shots: int | None, no_compare: bool, **given: Any
 ) -> None:
     """Fine-tunes a checkpoint on a target and tells what that brought; writes a checkpoint and its report."""
-    from finetune.commands.adapt import adapt as run
+    from finetune.commands import adapt as command
 
     check_target(target)
     options = run_options(**given)
-    report = run(source, target, recipe, model=model, shots=shots, compare=not no_compare, **options)
+    report = command.adapt(source, target, recipe, model=model, shots=shots, compare=not no_compare, **options)
     print_report(report, given["as_json"], options)
 
 
@@ -56,12 +56,12 @@ def adapt(
 )
 def plan(recipe: Path, target: str | None, as_json: bool, **given: Any) -> None:
     """Trains nothing: says what each phase would train, at which learning rates, and for how long."""
-    from finetune.commands.plan import plan as run
+    from finetune.commands import plan as command
     from finetune.report.tables import plan_parts
 
     check_target(target)
     own = {key: given.pop(key) for key in ("source", "model", "shots", "show_augment")}
-    found = run(recipe, target=target, **own, **run_options(as_json=as_json, **given))
+    found = command.plan(recipe, target=target, **own, **run_options(as_json=as_json, **given))
     if as_json:
         print_json(found.to_dict())
         return
