@@ -49,7 +49,9 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A checkpoint trained on the small mnist, with its report; nothing may change it."""
     work = tmp_path_factory.mktemp("pretrained")
     with contextlib.chdir(work):
-        Path("mnist.yaml").write_text(pretrain_recipe(phase(length="epochs: 4"), "{name: mnist, validation: 60}"))
+        Path("mnist.yaml").write_text(
+            pretrain_recipe(phase(length="epochs: 4", batch=10), "{name: mnist, validation: 60}")
+        )
         worked("pretrain", "--recipe", "mnist.yaml", "--data-root", data, "--quiet")
     return work / "checkpoints" / "mnist.safetensors"
 

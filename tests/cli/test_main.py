@@ -83,7 +83,7 @@ def test_no_words_at_all_shows_the_help(folder: Path) -> None:
 
 WRONG_RECIPES = {
     "an unknown key": (("model: cnn", "modle: cnn"), ["small.yaml:2: ", "modle", "did you mean", "model"]),
-    "a wrong type": (("batch_size: 10", "batch_size: ten"), ["small.yaml:5: phases[0].batch_size: ", "whole number"]),
+    "a wrong type": (("batch_size: 30", "batch_size: ten"), ["small.yaml:5: phases[0].batch_size: ", "whole number"]),
     "a number that is text": (("lr: 0.01", "lr: '0.01'"), ["small.yaml:5: phases[0].optimizer.lr: ", "0.01"]),
     "an unknown model": (("model: cnn", "model: cmn"), ["small.yaml:2: model: ", "unknown model", "cnn"]),
     "an unknown stage": (

@@ -35,7 +35,7 @@ from finetune.models.registry import find_model
 from finetune.recipe.schema import AdaptRecipe, DataSettings
 from finetune.run.data import open_run_data
 
-FULL = adapt_recipe(phase("head", "steps: 20") + phase(length="epochs: 1"), compare="[linear_probe, scratch]")
+FULL = adapt_recipe(phase("head", "steps: 20", 10) + phase("all", "epochs: 1", 10), compare="[linear_probe, scratch]")
 
 
 def write(text: str, name: str = "adapt.yaml") -> str:
@@ -362,7 +362,7 @@ def test_before_is_what_evaluating_the_source_says(folder: Path, pretrained: Pat
 
 def test_one_half_of_the_classes_to_the_other(folder: Path) -> None:
     """The plan's first exercise: digits 0 to 4, then 5 to 9."""
-    write(pretrain_recipe(phase(length="epochs: 5"), "{name: mnist, classes: [0, 1, 2, 3, 4]}"), "low.yaml")
+    write(pretrain_recipe(phase("all", "epochs: 5", 10), "{name: mnist, classes: [0, 1, 2, 3, 4]}"), "low.yaml")
     worked("pretrain", "--recipe", "low.yaml", "--quiet")
     report = adapted(
         Path("checkpoints/low.safetensors"), "--set", "data.classes=[5,6,7,8,9]", recipe=FULL, target="mnist"

@@ -92,8 +92,8 @@ def write(name: str, text: str) -> str:
 
 
 PHASES = (
-    phase("head", "steps: 7", more="name: head")
-    + phase("{last: 2}", "epochs: 2", more="augment: false, name: top")
+    phase("head", "steps: 7", 10, more="name: head")
+    + phase("{last: 2}", "epochs: 2", 10, more="augment: false, name: top")
     + phase("all", "epochs: 3", 50, "{name: adamw, lr: 1e-2}", "layer_decay: 0.5, name: all")
 )
 PLAN = adapt_recipe(PHASES, "{validation: 0.1, augment: {shift: 1}}", "[scratch]")
@@ -148,7 +148,7 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
 
 def test_plan_of_scratch_is_fair(folder: Path, pretrained: Path) -> None:
     """What suits weights that have learnt something is left out for random ones."""
-    last = phase("head", "epochs: 1", more="augment: false, layer_decay: 0.5, keep: best, name: last")
+    last = phase("head", "epochs: 1", 10, more="augment: false, layer_decay: 0.5, keep: best, name: last")
     fair = "scratch: {optimizer: {name: adamw, lr: 3e-3}, schedule: {name: cosine}}\n"
     text = adapt_recipe(last, "{validation: 0.1, augment: {shift: 1}}", "[scratch]", fair)
     words = ("--recipe", write("fair.yaml", text), "--from", pretrained, "--target", "kmnist")

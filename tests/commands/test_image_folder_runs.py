@@ -171,7 +171,7 @@ def test_a_number_of_channels_that_was_asked_for_stays(folder: Path, orchard: Pa
 
 
 def test_colour_pictures_are_turned_grey_for_a_network_that_is(folder: Path, pretrained: Path, orchard: Path) -> None:
-    report = adapted(pretrained, orchard, recipe=adapt_recipe(SOLVED + phase("{last: 2}", "steps: 1")))
+    report = adapted(pretrained, orchard, recipe=adapt_recipe(SOLVED + phase("{last: 2}", "steps: 1", 10)))
     metadata = metadata_of(NEW)
     assert metadata["arguments"] == {} and metadata["input"]["channels"] == 1 and metadata["input"]["size"] == 28
     assert report["retention"]["dataset"] == "mnist", "the source's own images are still taken as they are"

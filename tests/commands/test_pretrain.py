@@ -361,7 +361,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(folder: Path) -> Non
     done = worked("pretrain", "--recipe", small())
     assert "\x1b" not in done.err + done.out and "\r" not in done.err + done.out
     start, *rows = done.err.splitlines()
-    assert start == "phase all: conv1, conv2, fc1, head train (421,642 parameters), 60 steps, nothing frozen"
+    assert start == "phase all: conv1, conv2, fc1, head train (421,642 parameters), 20 steps, nothing frozen"
     assert len(rows) == 1 and rows[0].startswith("  epoch 2/2: loss ")
 
 
@@ -400,7 +400,7 @@ def test_the_exported_names() -> None:
 
 def test_importing_the_package_and_help_need_no_torch() -> None:
     code = (
-        "import sys, finetune; from finetune.cli import cli; cli(['pretrain', '--help'], standalone_mode=False);"
+        "import sys, finetune; from finetune.cli.main import cli; cli(['pretrain', '--help'], standalone_mode=False);"
         "sys.exit(', '.join({'torch', 'numpy', 'pydantic', 'rich'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -411,7 +411,7 @@ RECIPE = {
     "kind": "pretrain",
     "model": "cnn",
     "data": {"name": "mnist"},
-    "phases": [{"train": "all", "epochs": 2, "batch_size": 10, "optimizer": {"name": "sgd", "lr": 0.01}}],
+    "phases": [{"train": "all", "epochs": 2, "batch_size": 30, "optimizer": {"name": "sgd", "lr": 0.01}}],
     "precision": "float32",
 }
 

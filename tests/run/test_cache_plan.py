@@ -96,7 +96,13 @@ COUNTS = {
     # after fc1 has moved it is run once more, and the stages before it are not
     "what has not moved": (TWO + phase("head"), "{validation: 0.1}", "[]", ONCE, 270 + 540 + 30 + 300 + 4 * 100),
     # a step, a row and the end for all stages; the test images go through the source and what it became
-    "all stages": (SOLVED + phase(more="name: all"), "{validation: 0.1}", "[]", ONCE + 2 * 270 + 30 + 200, None),
+    "all stages": (
+        SOLVED + phase(batch=10, more="name: all"),
+        "{validation: 0.1}",
+        "[]",
+        ONCE + 2 * 270 + 30 + 200,
+        None,
+    ),
 }
 
 
@@ -111,7 +117,7 @@ def test_each_image_goes_through_frozen_stages_once(
 
 def test_images_that_nobody_asks_for_are_not_run(folder: Path, pretrained: Path, seen: dict[str, int]) -> None:
     """The source knows all classes, so no class means are made; 5 steps of 10 see 50 images, none twice."""
-    recipe = adapt_recipe(phase("head", "steps: 5"))
+    recipe = adapt_recipe(phase("head", "steps: 5", 10))
     said = adapted(pretrained, recipe, "--set", "data.classes=[3,1,2]", target="mnist")
     assert phase_lines(said) == ["not cached: no image is seen twice"]
     assert seen["conv1"] == 50 + 9 + 30 + 100, "a row's 9 to validate, 30 to test, and 100 of the source"

@@ -106,7 +106,7 @@ def test_it_is_solved_on_the_features_as_they_are_by_then(
 
 def test_plan_shows_it_as_solved(folder: Path, backbone: Path, orchard: Path) -> None:
     more = "augment: false, norms: hold_all, name: top"
-    phases = SOLVED + phase("{last: 2}", "steps: 2", more=more) + phase("all", "epochs: 2", 10, more="name: all")
+    phases = SOLVED + phase("{last: 2}", "steps: 2", 10, more=more) + phase("all", "epochs: 2", 10, more="name: all")
     text = adapt_recipe(phases, "{augment: photo}", "[scratch]", "scratch: {schedule: {name: cosine}}\n")
     Path("recipe.yaml").write_text(text)
     words = ("plan", "--recipe", "recipe.yaml", "--from", backbone, "--target", orchard)

@@ -64,7 +64,7 @@ def write_part(root: Path, name: str, files: tuple[str, ...], images: np.ndarray
     (row.raw_folder(root) / files[1]).write_bytes(content)
 
 
-def phase(train: str = "all", length: str = "epochs: 2", batch: int = 10, optimizer: str = SGD, more: str = "") -> str:
+def phase(train: str = "all", length: str = "epochs: 2", batch: int = 30, optimizer: str = SGD, more: str = "") -> str:
     """One phase as a line of YAML."""
     return f"  - {{train: {train}, {length}, batch_size: {batch}, optimizer: {optimizer}{more and ', '}{more}}}\n"
 
