@@ -108,8 +108,9 @@ def _parse_recipe(metadata: Metadata) -> tuple[Recipe | None, tuple[str, ...]]:
         return None, error.problems
     except SettingError as error:  # of the checkpoint's own model
         return None, (str(error),)
-    if recipe.model is not None and recipe.model.name != metadata.model:
-        return None, (f"recipe: model: is of {recipe.model.name}, and the checkpoint is a {metadata.model}",)
+    named = recipe.model.name if recipe.model is not None else None
+    if named not in (None, metadata.model):
+        return None, (f"recipe: model: is of {named}, and the checkpoint is a {metadata.model}",)
     return recipe, ()
 
 
