@@ -434,6 +434,7 @@ def test_names_of_any_kind_from_end_to_end(folder: Path, backbone: Path) -> None
     assert all(name in done.out for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapt-timm", "adapt-lora"])
 def test_the_shipped_recipes_for_backbones(name: str, folder: Path, backbone: Path, orchard: Path) -> None:
     words: list[object] = ["--from", backbone, "--recipe", f"recipes/{name}.yaml", "--target", orchard]

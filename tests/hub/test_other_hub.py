@@ -36,6 +36,7 @@ def test_push_and_pull(hub: Loopback, checkpoint, tmp_path):
     assert shown["classes"] == ["o", "ki", "su"]
 
 
+@pytest.mark.slow
 def test_a_second_model_is_seen_and_replaced_only_when_said(hub: Loopback, checkpoint, tmp_path):
     hub.worked("push", checkpoint, "ada/busy")
     second = make_checkpoint(tmp_path / "second.safetensors", seed=5)
@@ -58,6 +59,7 @@ def test_a_changed_byte_on_the_way_is_noticed(hub: Loopback, checkpoint, tmp_pat
         assert "sha" in said and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_refusals_without_a_code(hub: Loopback, checkpoint, tmp_path):
     out = tmp_path / "x.safetensors"
     hub.worked("push", checkpoint, "lab/secret", "--private")

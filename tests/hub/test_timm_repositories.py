@@ -333,6 +333,7 @@ def others(hub, tmp_path_factory, request):
     return folder, model, {name: [next(ran) for _ in some] for name, some in lines.items()}
 
 
+@pytest.mark.slow
 def test_a_repository_of_others_becomes_a_checkpoint_of_ours(hub: Loopback, others):
     folder, model, said = others
     shown, text, pulled, again, there, here, seen, planned = said["plain"]
@@ -361,6 +362,7 @@ def test_a_repository_of_others_becomes_a_checkpoint_of_ours(hub: Loopback, othe
         assert row["probability"] == pytest.approx(float(logits.softmax(0).max()), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 def test_classes_are_named_as_the_repository_says(others, name):
     folder, _, said = others
@@ -373,6 +375,7 @@ def test_classes_are_named_as_the_repository_says(others, name):
         assert len(same) == 1, "the row before the first class is left out"
 
 
+@pytest.mark.slow
 def test_weights_without_a_head_can_be_adapted_and_are_pulled_as_they_are(hub: Loopback, others):
     folder, _, said = others
     predicted, pulled, shown, adapted = said["headless"]
@@ -383,6 +386,7 @@ def test_weights_without_a_head_can_be_adapted_and_are_pulled_as_they_are(hub: L
     assert shown.json["number of classes"] == 0
 
 
+@pytest.mark.slow
 def test_weights_whose_model_nobody_says_are_kept_and_the_model_asked_for(hub: Loopback, others):
     folder, _, said = others
     predicted, pulled, shown, adapted = said["bare"]
@@ -391,6 +395,7 @@ def test_weights_whose_model_nobody_says_are_kept_and_the_model_asked_for(hub: L
     assert "--model timm/NAME" in shown.json["use it with"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("misfit", "unfit", "refused"))) for name in REFUSED],

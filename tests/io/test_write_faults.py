@@ -36,6 +36,7 @@ def ended(request):
 NO_LINKS = "checkpoint and report without links"  # the longest, and like the case before it but for the links
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == NO_LINKS)) for name in CASES])
 def test_a_fault_at_any_call_leaves_the_old_or_the_new(name, ended):
     assert "failure" not in ended[name], ended[name]["failure"]

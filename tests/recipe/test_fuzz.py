@@ -63,7 +63,7 @@ LONG = ["1" * 300, "- " * 30, "[" * 30, "1e999", "0x" + "f" * 40, "'" * 3]
 PIECES = st.lists(st.sampled_from([*"[]{},:-?&*!|>'\"%@`#", *STRANGE, *YAML, *LONG]), max_size=4).map("".join)
 
 
-@fuzzed(120)
+@fuzzed(50)
 @given(name=st.sampled_from(sorted(PLAIN)), data=st.data(), indent=st.sampled_from([None, 1]))
 def test_values(name, data, indent):
     values = data.draw(changed(PLAIN[name], IN_RECIPES))
@@ -72,7 +72,7 @@ def test_values(name, data, indent):
     opened(values) if isinstance(values, dict) else None
 
 
-@fuzzed(150)
+@fuzzed(50)
 @given(name=st.sampled_from(sorted(SHIPPED)), data=st.data())
 def test_texts(name, data):
     text = SHIPPED[name]
@@ -124,7 +124,7 @@ GOOD += [
 ]
 
 
-@fuzzed(150)
+@fuzzed(50)
 @given(name=st.sampled_from(sorted(PLAIN)), settings=st.lists(st.sampled_from(GOOD) | SETTINGS, min_size=1, max_size=3))
 def test_settings(name, settings):
     opened(shipped_recipes()[name], settings)

@@ -8,6 +8,7 @@ import pytest
 from tiny import SGD, SUPPORT, phase, pretrain_recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_one_never_killed(kills: int, folder: Path) -> None:
     Path("small.yaml").write_text(pretrain_recipe(phase(length=f"epochs: {kills + 1}", optimizer=SGD)))
