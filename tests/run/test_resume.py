@@ -327,7 +327,7 @@ def test_a_finished_run_is_not_done_again() -> None:
     again = worked(*words, "--resume")
     assert "this run has already finished; nothing to do" in again.err and again.json == first.json
     assert files == {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in Path("checkpoints").iterdir()}
-    assert "holds another run" in refused(*words, "--resume", "--seed", "1")
+    assert "holds a different run" in refused(*words, "--resume", "--seed", "1")
     # Where what it wrote is gone, it is.
     Path("checkpoints/small.safetensors").unlink()
     done = worked(*words, "--resume")
