@@ -51,7 +51,7 @@ class EarlierAttempt(BaseModel):
     tensors: dict[str, Tensor] = Field(default={}, exclude=True)
 
     def broadcast(self, group: ProcessGroup) -> EarlierAttempt:
-        """The leader's, in every process."""
+        """Broadcasts what the leader found to all processes."""
         values, tensors = broadcast_state(self.model_dump(mode="json"), self.tensors, group)
         return self if group.leader else EarlierAttempt(**values, tensors=tensors)
 
@@ -79,7 +79,7 @@ class SnapshotTimer:
 
 
 class RunFolder:
-    """Holds the folder of a run while a block runs.
+    """Locks a run's folder while a block runs, finds what to resume, and saves snapshots.
 
     `earlier` is the attempt to resume, or its report where it finished. SettingError where --resume finds another run;
     OutputError where another process holds the folder. Of a group's processes only the leader locks, reads and writes;
