@@ -21,9 +21,9 @@ from finetune.hub.download import HubFile, fetch
 from finetune.hub.errors import LogFn, log_nothing
 from finetune.hub.repo_id import is_hub_source
 from finetune.models.registry import check_size, find_model, is_model
-from finetune.models.spec import InputSpec
 from finetune.sources.third_party import (
     LoadedWeights,
+    as_input_spec,
     build_classifier,
     from_bare,
     from_repository,
@@ -218,5 +218,4 @@ def classifier_from_checkpoint(checkpoint: Checkpoint) -> Classifier:
             f"{where}: its metadata says images of {given.channels} channels, but model {model!r} takes "
             f"{takes.channels}"
         )
-    spec = InputSpec(**given.model_dump(exclude={"mean", "std"}), mean=tuple(given.mean), std=tuple(given.std))
-    return build_classifier(model, arguments, metadata.classes, spec, checkpoint.tensors, where)
+    return build_classifier(model, arguments, metadata.classes, as_input_spec(given), checkpoint.tensors, where)

@@ -111,7 +111,12 @@ def input_spec_from_config(spec: InputSpec, config: HubConfig, where: str) -> In
         check_ranges(checked.mean, checked.std)
     except (ValidationError, TypeError, ValueError):
         raise CheckpointError(f"{where}: pretrained_cfg in its config.json does not describe an input") from None
-    return InputSpec(**checked.model_dump() | {"mean": tuple(checked.mean), "std": tuple(checked.std)})
+    return as_input_spec(checked)
+
+
+def as_input_spec(stored: InputMetadata) -> InputSpec:
+    """The input that a checkpoint's metadata, or a config.json brought to its form, describes."""
+    return InputSpec(**stored.model_dump() | {"mean": tuple(stored.mean), "std": tuple(stored.std)})
 
 
 def _usable_size(config: HubConfig, size: int) -> int:
