@@ -37,7 +37,6 @@ ROOMS = {
         *("checkpoint", "io", "system", "paths", "text", "errors"),
     },
     "cli": {
-        "verify",
         "commands",
         "run",
         "recipe",

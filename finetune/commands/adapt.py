@@ -67,11 +67,11 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
     console, group = call.console, call.group
     check_adapters(classifier.network, recipe.phases)
     outputs = check_outputs(call.out, f"{source.name}-{data.name}", writes=group.leader)
-    described: dict[str, Any] = {"recipe": public_recipe(recipe), "data": data.describe()}
-    described["lineage"] = source.lineage_of_child()
+    metadata_fields: dict[str, Any] = {"recipe": public_recipe(recipe), "data": data.describe()}
+    metadata_fields["lineage"] = source.lineage_of_child()
     adapted = classifier.with_classes(data.class_names)
     network = adapted.network
-    fingerprint = run_fingerprint(recipe, classifier.model, described["data"], runtime)
+    fingerprint = run_fingerprint(recipe, classifier.model, metadata_fields["data"], runtime)
     fingerprint["source"] = {"id": source.id, "sha256": source.sha256}
     identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
     needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)
@@ -80,13 +80,18 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
         seeded(recipe.seed),
         RunFolder(outputs, identity, call.resume, console, group) as run_folder,
         context.cache,
-        InterruptCheckpoint(outputs, lambda: make_metadata(adapted, **described), writes=group.leader) as kept,
+        InterruptCheckpoint(
+            outputs, lambda: make_metadata(adapted, **metadata_fields), writes=group.leader
+        ) as interrupt_checkpoint,
     ):
         if run_folder.finished is not None:
             return run_folder.finished
         runtime.place(classifier.network)
         runtime.place(network)
-        logger, caches = RunLogger(console, outputs, kept), CacheManager(network, recipe.phases, context)
+        logger, caches = (
+            RunLogger(console, outputs, interrupt_checkpoint),
+            CacheManager(network, recipe.phases, context),
+        )
         features = extract_source_features(classifier.network, caches, completed_phases(run_folder, TRAINED), recipe)
         transplant = _swap_head(network, recipe, features.means, setup)
         _log_head_rows(transplant, recipe, data.class_names, console)
@@ -103,7 +108,7 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
             retention=retention(source, adaptation, call.data_root),
         )
         if group.leader:
-            run_folder.finish(save_run(adapted, described, report, outputs, console))
+            run_folder.finish(save_run(adapted, metadata_fields, report, outputs, console))
     return report
 
 

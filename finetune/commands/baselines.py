@@ -57,20 +57,20 @@ def needs_source_features(recipe: AdaptRecipe, known: Sequence[str], wanted: Seq
 
 
 def extract_source_features(
-    network: StagedNetwork, caches: CacheManager, over: int, plan: AdaptRecipe
+    network: StagedNetwork, caches: CacheManager, completed: int, recipe: AdaptRecipe
 ) -> SourceFeatures:
     """One pass of the untouched source over the images to learn from: for class means and probe, and for the phases.
 
-    `over` phases are over already, in a run that goes on.
+    `completed`: phases that an earlier attempt finished.
     """
     context = caches.context
     if not context.needs_features:
         return SourceFeatures()
     data, cache = context.data, context.cache
-    caches.prefill(network, over)
+    caches.prefill(network, completed)
     features = {TRAIN: cache.outputs(network, TRAIN, -1)}
     means = class_means(features[TRAIN].cpu(), data.train.labels, len(data.class_names))
-    if "linear_probe" not in plan.compare:
+    if "linear_probe" not in recipe.compare:
         return SourceFeatures(means=means)
     if len(data.validation):
         features[VALIDATION] = cache.outputs(network, VALIDATION, -1)

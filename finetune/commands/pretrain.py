@@ -43,29 +43,33 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
     setup = open_pretrain(recipe, call)
     data, runtime = setup.data, setup.runtime
     name = Path(given).stem if isinstance(given, (str, Path)) else data.name
-    described: dict[str, Any] = {"recipe": public_recipe(recipe), "data": data.describe()}
+    metadata_fields: dict[str, Any] = {"recipe": public_recipe(recipe), "data": data.describe()}
     with seeded(recipe.seed):
         network = build_model(setup.model, len(data.class_names), setup.arguments)
         check_adapters(network, recipe.phases)
         classifier = Classifier(network, setup.model, dict(setup.arguments), data.class_names, setup.spec)
         outputs = check_outputs(call.out, name, writes=group.leader)
-        fingerprint = run_fingerprint(recipe, setup.model, described["data"], runtime)
+        fingerprint = run_fingerprint(recipe, setup.model, metadata_fields["data"], runtime)
         identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
         context = make_context(recipe, setup, console)
         with (
             RunFolder(outputs, identity, call.resume, console, group) as run_folder,
             context.cache,
-            InterruptCheckpoint(outputs, lambda: make_metadata(classifier, **described), writes=group.leader) as kept,
+            InterruptCheckpoint(
+                outputs, lambda: make_metadata(classifier, **metadata_fields), writes=group.leader
+            ) as interrupt_checkpoint,
         ):
             if run_folder.finished is not None:
                 return run_folder.finished
             runtime.place(network)
-            logger = RunLogger(console, outputs, kept, _article_line(context, call) if recipe.test_each_epoch else None)
+            logger = RunLogger(
+                console, outputs, interrupt_checkpoint, _article_line(context, call) if recipe.test_each_epoch else None
+            )
             phases = run_phases(network, recipe.phases, context, logger, NetworkProgress(run_folder, TRAINED, network))
             found = predictions(network, data.test.images.to(runtime.device), context.normalize, group=group)
             report = build_report(recipe, setup, run_folder.seconds(), phases, {"test": score(data.test, found)})
             if group.leader:
-                run_folder.finish(save_run(classifier, described, report, outputs, console))
+                run_folder.finish(save_run(classifier, metadata_fields, report, outputs, console))
     return report
 
 

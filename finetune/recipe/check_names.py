@@ -26,7 +26,7 @@ class KnownNames:
     model_arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # a model that is absent: not checked
     # Models too many to list, by the start of their names: the stages of one, or a SettingError that says why not.
     families: Mapping[str, Callable[[str, Mapping[str, object]], tuple[str, ...]]] = field(default_factory=dict)
-    is_pictures: Callable[[str], bool] = lambda name: False  # whether a data set's name is a folder or file instead
+    is_image_path: Callable[[str], bool] = lambda name: False  # whether a data set's name is a folder or file instead
 
 
 def name_problems(data: Data, kind: str, names: KnownNames) -> list[Problem]:
@@ -87,7 +87,7 @@ def _dataset(data: Data, names: KnownNames) -> Iterator[Problem]:
     if not isinstance(settings, Mapping) or not isinstance(name, str) or not name:
         return
     if name not in names.datasets:
-        if not names.is_pictures(name):
+        if not names.is_image_path(name):
             yield Problem(("data", "name"), unknown_value("data set", name, list(names.datasets), "data sets"))
         return
     known, classes = names.datasets[name], settings.get("classes")

@@ -54,9 +54,9 @@ def score(images: ImageSet, predicted: Tensor, *, method: str | None = None, det
     )
 
 
-def public_recipe(plan: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
+def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
     """The resolved recipe for checkpoint and report, with a data folder's name in place of its path."""
-    values: dict[str, Any] = resolve_recipe(plan)
+    values: dict[str, Any] = resolve_recipe(recipe)
     name = values["data"].get("name")
     if name is not None and is_image_path(name):
         values["data"] = {**values["data"], "name": short_name(name)}
@@ -64,15 +64,15 @@ def public_recipe(plan: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
 
 
 def run_fingerprint(
-    plan: PretrainRecipe | AdaptRecipe, model: str, data: Mapping[str, Any], runtime: Runtime
+    recipe: PretrainRecipe | AdaptRecipe, model: str, data: Mapping[str, Any], runtime: Runtime
 ) -> dict[str, Any]:
     """Everything that a run's bytes depend on, except processor and threads. Resuming requires an equal fingerprint.
 
     The size of caches is left out, so that a run which ran out of memory or disk can resume with smaller ones.
     """
     return {
-        "kind": plan.kind,
-        "recipe": {key: value for key, value in resolve_recipe(plan).items() if key != "cache"},
+        "kind": recipe.kind,
+        "recipe": {key: value for key, value in resolve_recipe(recipe).items() if key != "cache"},
         "data": data,
         "precision": runtime.precision,
         "versions": versions(model),
@@ -112,7 +112,7 @@ def build_report(
 
 def save_run(
     classifier: Classifier,
-    described: Mapping[str, Any],
+    metadata_fields: Mapping[str, Any],
     report: Report,
     outputs: OutputPaths,
     console: Console,
@@ -123,15 +123,15 @@ def save_run(
     name. When the bytes equal those of the file in place, only the report is written again, with its new timings.
     """
     results = {k: None if r is None else result_values(r, brief=True) for k, r in report.results.items()}
-    metadata = make_metadata(classifier, **described, results=results)
+    metadata = make_metadata(classifier, **metadata_fields, results=results)
     content = encode(classifier.network.state_dict(), metadata)
     digest = hashlib.sha256(content).hexdigest()
-    said = report.to_json().encode()
+    report_bytes = report.to_json().encode()
     if digest == outputs.digest():
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
-        write_atomic(outputs.report, said)
+        write_atomic(outputs.report, report_bytes)
     else:
-        with prepared_files({outputs.checkpoint: content, outputs.report: said}):
+        with prepared_files({outputs.checkpoint: content, outputs.report: report_bytes}):
             move_aside(outputs, console)
     for table in report_tables(report):
         console.show(table)

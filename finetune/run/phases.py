@@ -39,7 +39,8 @@ MAX_NAMED = 8  # images in one message
 def phase_config(phase: Phase, stages: tuple[str, ...], steps: int, start: int) -> loop.PhaseConfig:
     """A recipe's phase in the plain values that the loop takes."""
     assert phase.optimizer is not None, "a phase with a solver does not go through the loop"
-    same = {"name", "label_smoothing", "clip_norm", "ema", "layer_decay", "norms", "keep"}  # in both, of one meaning
+    # Fields of the same name and meaning in both.
+    shared = {"name", "label_smoothing", "clip_norm", "ema", "layer_decay", "norms", "keep"}
     return loop.PhaseConfig(
         stages=stages,
         steps=steps,
@@ -48,7 +49,7 @@ def phase_config(phase: Phase, stages: tuple[str, ...], steps: int, start: int) 
         arguments=phase.optimizer.model_dump(exclude={"name"}),
         schedule=make_schedule(**phase.schedule.model_dump()),
         adapters=phase.lora is not None,
-        **phase.model_dump(include=same),
+        **phase.model_dump(include=shared),
     )
 
 

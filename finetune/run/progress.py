@@ -42,9 +42,9 @@ class NetworkProgress:
                 run_folder.restore_rng_state()
 
     def resume_point(self) -> tuple[list[EpochRow], TrainState | None, dict[str, str] | None]:
-        """Where an earlier attempt stood in the phase that begins now, once: ([], None, None) unless it was within it.
+        """Returns rows, training state and hashes of frozen tensors to resume this phase from; only at the first call.
 
-        Rows so far, training state, and the hashes that the frozen tensors had when the phase began.
+        ([], None, None) where no earlier attempt stopped within the phase. The hashes are from when the phase began.
         """
         phase, self.phase = self.phase, None
         if phase is None:

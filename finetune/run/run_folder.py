@@ -51,7 +51,7 @@ class EarlierAttempt(BaseModel):
     tensors: dict[str, Tensor] = Field(default={}, exclude=True)
 
     def broadcast(self, group: ProcessGroup) -> EarlierAttempt:
-        """The leader's, in every process."""
+        """Broadcasts what the leader found to all processes."""
         values, tensors = broadcast_state(self.model_dump(mode="json"), self.tensors, group)
         return self if group.leader else EarlierAttempt(**values, tensors=tensors)
 
@@ -79,7 +79,7 @@ class SnapshotTimer:
 
 
 class RunFolder:
-    """Holds the folder of a run while a block runs.
+    """Locks a run's folder while a block runs, finds what to resume, and saves snapshots.
 
     `earlier` is the attempt to resume, or its report where it finished. SettingError where --resume finds another run;
     OutputError where another process holds the folder. Of a group's processes only the leader locks, reads and writes;
@@ -127,7 +127,7 @@ class RunFolder:
         self.stack.close()
         if isinstance(error, FinetuneError) and self.moment:
             hopeless = isinstance(error, (NonFiniteError, DriftError))
-            hint = "" if hopeless else f"; go on with: {self.resume.resume_command}"
+            hint = "" if hopeless else f"; resume with: {self.resume.resume_command}"
             error.args = (f"{error}\nsnapshot: {self.moment}, in {self.store.folder}{hint}",)
 
     @property
@@ -237,8 +237,8 @@ class RunFolder:
             more = [f"and {len(differences) - MAX_LISTED} more"] if len(differences) > MAX_LISTED else []
             shown = "".join(f"  {line}\n" for line in [*differences[:MAX_LISTED], *more])
             raise SettingError(
-                f"--resume: {self.outputs.run_folder} holds another run, which is not gone on with:\n{shown}"
-                "put that back to go on, or start anew without --resume, which moves the other run aside"
+                f"--resume: {self.outputs.run_folder} holds a different run, which cannot be resumed:\n{shown}"
+                "put that back to resume it, or start anew without --resume, which moves the other run aside"
             )
 
     def _start_fresh(self) -> None:
@@ -259,15 +259,15 @@ class RunFolder:
         """Says what is resumed, or that the run has finished already."""
         folder, state = self.outputs.run_folder, self.earlier.state
         if self.finished is not None:
-            self.console.note(f"{folder}: this run came to its end already; nothing is done")
+            self.console.note(f"{folder}: this run has already finished; nothing to do")
             for table in report_tables(self.finished):
                 self.console.show(table)
         elif state is not None:
-            self.console.note(f"{folder}: going on from {state.moment}")
+            self.console.note(f"{folder}: resuming from {state.moment}")
             for line in json_diff(state.machine, self.identity.environment)[:MAX_LISTED]:
                 self.console.warn(f"{line}: the result may differ in its last bits from that of a run never stopped")
         elif self.resume.resume:
-            self.console.note(f"{folder}: no snapshot to go on from; beginning at the beginning")
+            self.console.note(f"{folder}: no snapshot to resume from; starting from the beginning")
 
 
 def rng_state() -> dict[str, Tensor]:

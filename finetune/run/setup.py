@@ -50,7 +50,7 @@ class RunSetup:
 
 @dataclass(frozen=True)
 class AdaptSetup(RunSetup):
-    """The same for an adapt, with its source; `classifier` is the source's, with the input that these images need."""
+    """What an adapt works with: a RunSetup, its source, and the source's classifier with the input that is needed."""
 
     source: Source
     classifier: Classifier
@@ -120,7 +120,7 @@ def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source: Architectu
         source_model=source.model if source is not None and not source.fixed else None,
         model_arguments={name: row.arguments for name, row in MODELS.items()},
         families={TIMM: lambda name, arguments: find_model(name, arguments).stages},
-        is_pictures=is_image_path,
+        is_image_path=is_image_path,
     )
     if isinstance(recipe, (PretrainRecipe, AdaptRecipe)):
         recipe = resolve_recipe(recipe)

@@ -30,6 +30,9 @@ from finetune.train.optim import (
 )
 from finetune.train.parallel import copy_full, fill_tensor, running_statistics, wrap_parallel
 
+HINT = "lower the learning rate, add warm-up or set clip_norm"
+MIN_ROW_STEPS = 100  # epochs of fewer steps share a row
+
 
 class BestWeights:
     """A copy of the weights and buffers of the row with the best validation accuracy, the first of equal ones."""
@@ -49,17 +52,15 @@ class BestWeights:
         self.network.load_state_dict(self.state)
 
 
-HINT = "lower the learning rate, add warm-up or set clip_norm"
-MIN_ROW_STEPS = 100  # epochs of fewer steps share a row
-
-
 @dataclass(frozen=True)
 class PhaseConfig:
     """One phase in plain values. `stages` train; `start` is the first stage that runs (those before are cached).
 
     `optimizer` and its `arguments` are torch's own; `schedule` gives the learning rate's factor for the fraction of
     `steps` that is done. `clip_norm` bounds the gradient's 2-norm; `ema` is the decay of the weights' moving average.
-    With `adapters` only low-rank adapters and the head train.
+    With `adapters` only low-rank adapters and the head train. `norms` (hold, update or
+    hold_all) is what normalisation layers do, see `freeze.training_modules`; `keep` says whether the last or the best
+    weights stay; `layer_decay` lowers the rate by this factor from stage to stage towards the input.
     """
 
     name: str
@@ -205,12 +206,13 @@ class Training:
         with self.runtime.autocast():
             logits = self.parallel.forward(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
-        agreed = group.all_reduce_max_async(self.guard.is_bad(loss.detach()), self.meter.tick_due())
+        wait_for_flags = group.all_reduce_max_async(self.guard.is_bad(loss.detach()), self.meter.tick_due())
         self.optimizer.zero_grad()
-        with translate_lost_peer():  # the gradients' mean over the processes is that over the images
+        with translate_lost_peer():
+            # Gradients are averaged over the processes; this weight makes that the mean over all images of the batch.
             share = loss if group.size == 1 else loss * (own * group.size / images)
             share.backward()  # type: ignore[no-untyped-call]
-        bad, self.tick_due = agreed()
+        bad, self.tick_due = wait_for_flags()
         self._raise_if_bad(self.step + 1 if bad else None)
         self.guard.block_update(loss.detach(), self.step + 1)
         if phase.clip_norm is not None:

@@ -187,7 +187,7 @@ def test_when_a_process_is_killed_the_job_ends_with_a_word_from_another(stopped)
     assert code == 1 and seconds < 30, "torchrun gives a job 30 seconds before it kills it"
     assert err.count("finetune: ") == 1 and "Traceback" not in err
     assert "finetune: process 1 of 2 (on " in err and "another process of this job has ended" in err
-    assert "go on with: torchrun ... -m finetune pretrain" in err and err.endswith("--resume")
+    assert "resume with: torchrun ... -m finetune pretrain" in err and err.endswith("--resume")
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_one_process_prints_and_writes_and_the_report_says_how_many_there_were(d
     assert (environment["processes"], environment["backend"]) == (2, "gloo")
     rows = (root / "runs/two/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["phase"] for row in rows] == ["one", "two"]
-    assert "this run came to its end already" in done["again"][0]["err"]
+    assert "this run has already finished" in done["again"][0]["err"]
 
 
 def all_went_well(command: list[dict[str, object]]) -> None:
@@ -307,7 +307,7 @@ def test_an_adapt_has_every_row_of_its_verdict_from_both(done, root):
 def test_a_job_that_was_killed_or_stopped_goes_on_to_the_same_bytes(more, root):
     for name in ("killed", "asked"):
         all_went_well(more[name])
-        assert "going on from step " in more[name][0]["err"]
+        assert "resuming from step " in more[name][0]["err"]
     assert (root / "killed.safetensors").read_bytes() == (root / "asked.safetensors").read_bytes()
 
 

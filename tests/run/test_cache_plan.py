@@ -243,7 +243,7 @@ def test_a_file_shortened_under_the_run_ends_it_in_words_and_with_a_snapshot(
     message = refused(*words, "--set", "cache.memory=0", code=1)
     first, *rest = message.splitlines()
     assert first.endswith("--set cache.disk=0)") and "cannot be read back (it is shorter than it was); run" in first
-    assert any("go on with: finetune adapt" in line and "--resume" in line for line in rest)
+    assert any("resume with: finetune adapt" in line and "--resume" in line for line in rest)
 
 
 def test_a_machine_with_little_memory_keeps_a_quarter_of_it(

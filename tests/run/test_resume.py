@@ -261,7 +261,7 @@ def test_another_recipe_seed_or_data_is_refused_and_the_difference_shown(
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
 
     message = refused(*words, "--resume", "--seed", "3", "--set", "phases[0].epochs=5")
-    assert message.startswith("--resume: runs/small holds another run, which is not gone on with:\n")
+    assert message.startswith("--resume: runs/small holds a different run, which cannot be resumed:\n")
     assert "  recipe.seed: 0 there, 3 here\n" in message and "  recipe.phases[0].epochs: 2 there, 5 here\n" in message
 
     other = tmp_path / "other"
@@ -314,7 +314,7 @@ def test_other_threads_are_only_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
 def test_resume_with_nothing_to_resume_begins(capfd: pytest.CaptureFixture[str]) -> None:
     words = ("pretrain", "--recipe", write(pretrain_recipe()))
     done = worked(*words, "--resume")
-    assert "runs/small: no snapshot to go on from; beginning at the beginning" in done.err
+    assert "runs/small: no snapshot to resume from; starting from the beginning" in done.err
     worked(*words, "--out", "other.safetensors", "--quiet")
     assert sha256("checkpoints/small.safetensors") == sha256("other.safetensors")
     assert sorted(path.name for path in Path("runs").iterdir()) == ["other", "small"]
@@ -325,9 +325,9 @@ def test_a_finished_run_is_not_done_again() -> None:
     first = worked(*words)
     files = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in Path("checkpoints").iterdir()}
     again = worked(*words, "--resume")
-    assert "this run came to its end already; nothing is done" in again.err and again.json == first.json
+    assert "this run has already finished; nothing to do" in again.err and again.json == first.json
     assert files == {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in Path("checkpoints").iterdir()}
-    assert "holds another run" in refused(*words, "--resume", "--seed", "1")
+    assert "holds a different run" in refused(*words, "--resume", "--seed", "1")
     # Where what it wrote is gone, it is.
     Path("checkpoints/small.safetensors").unlink()
     done = worked(*words, "--resume")
@@ -339,7 +339,7 @@ def test_a_finished_adapt_is_not_done_again(pretrained: Path) -> None:
     words = ("adapt", "--from", pretrained, "--target", "kmnist", "--recipe", recipe, "--json")
     first = worked(*words)
     again = worked(*words, "--resume")
-    assert "this run came to its end already" in again.err and again.json == first.json
+    assert "this run has already finished" in again.err and again.json == first.json
 
 
 def test_without_resume_an_unfinished_run_is_moved_aside_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,7 +412,7 @@ def test_a_signal_ends_a_run_with_a_snapshot_and_the_command_that_goes_on(
     assert time.monotonic() - asked < 30  # a second or two on a machine with nothing else to do
     assert f"finetune: stopped by {name}; kept: " in err
     (line,) = [line for line in err.splitlines() if line.startswith("snapshot: step ")]
-    words = shlex.split(line.partition("go on with: finetune ")[2])
+    words = shlex.split(line.partition("resume with: finetune ")[2])
     assert words == [*typed, "--resume"]
     assert not Path("a b.safetensors").exists()
     worked(*words, "--quiet")
@@ -430,6 +430,6 @@ def test_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
         patch.setattr(phases, "append_metrics", lambda outputs, row: os.kill(os.getpid(), signal.SIGTERM))
         toolkit.pretrain(recipe, out="stopped.safetensors")
-    assert caught.value.exit_code == 143 and "go on with: the same call with resume=True" in str(caught.value)
+    assert caught.value.exit_code == 143 and "resume with: the same call with resume=True" in str(caught.value)
     toolkit.pretrain(recipe, out="stopped.safetensors", resume=True)
     assert sha256("stopped.safetensors") == sha256("whole.safetensors")

@@ -59,7 +59,9 @@ def test_a_run_with_a_snapshot_is_resumed_with_the_rows_up_to_it(outputs):
         assert run.earlier.state.networks == {"training": NetworkState(epochs=1)} and run.finished is None
         assert run.rows == [{"epoch": 1}] and outputs.metrics.read_text() == '{"epoch": 1}\n'
         run.restore_rng_state()
-    with pytest.raises(SettingError, match="holds another run, which is not gone on with:\n  seed: 0 there, 1 here\n"):
+    with pytest.raises(
+        SettingError, match="holds a different run, which cannot be resumed:\n  seed: 0 there, 1 here\n"
+    ):
         opened(outputs, seed=1, resume=True).__enter__()
 
 
@@ -67,7 +69,7 @@ def test_an_error_after_a_snapshot_says_how_to_resume(outputs):
     with pytest.raises(SettingError) as caught, opened(outputs, resume_command="finetune x") as run:
         run.save("training", {}, {}, None, "now")
         raise SettingError("bad")
-    assert str(caught.value) == "bad\nsnapshot: now, in runs/mnist/snapshots; go on with: finetune x"
+    assert str(caught.value) == "bad\nsnapshot: now, in runs/mnist/snapshots; resume with: finetune x"
 
 
 def test_a_snapshot_is_due_after_its_interval_and_at_the_end_of_an_epoch_that_is_long_enough():

@@ -410,4 +410,4 @@ def test_drift_before_a_stop_is_found_when_the_run_goes_on(folder: Path, pretrai
     store.save(snapshot)
     message = refused(*words, code=1)
     assert "it would go on with other frozen tensors than it began with: conv2.bias;" in message
-    assert not Path("new.safetensors").exists() and "go on with:" not in message
+    assert not Path("new.safetensors").exists() and "resume with:" not in message

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.train.inference import batched_apply
+from finetune.train.inference import batched_apply, eval_batch_size
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 8, 9])
@@ -43,3 +43,11 @@ def test_no_part_is_kept_until_the_last_one_is_there() -> None:
 
     batched_apply(run, nn.Identity(), torch.zeros(20, 3), 4)
     assert max(kept) <= 1 and len(kept) == 5
+
+
+@pytest.mark.parametrize(
+    ("side", "device", "images"),
+    [(28, "cpu", 250), (64, "cpu", 128), (224, "cpu", 16), (28, "cuda", 500), (224, "cuda", 79), (1024, "cuda", 8)],
+)
+def test_larger_images_go_through_a_network_in_smaller_batches(side, device, images):
+    assert eval_batch_size(side * side, torch.device(device)) == images

@@ -156,6 +156,21 @@ def test_a_state_with_broken_weights_is_refused():
         under_way.state()
 
 
+def test_a_row_whose_last_step_broke_the_weights_is_refused(monkeypatch):
+    network = net()
+    under_way = training(network, phase(steps=1))
+    step = under_way.optimizer.step
+
+    def overflow():
+        step()
+        with torch.no_grad():
+            network.stem[0].weight[0] = float("inf")
+
+    monkeypatch.setattr(under_way.optimizer, "step", overflow)
+    with pytest.raises(NonFiniteError, match=r"no longer finite numbers after step 1 .* stem\.0\.weight"):
+        list(under_way)
+
+
 @pytest.mark.parametrize("optimizer, arguments", [("sgd", SGD), ("adamw", ADAMW)])
 def test_the_guard_of_a_gpu_leaves_the_weights_alone_from_the_first_bad_loss_on(optimizer, arguments):
     network = net()
