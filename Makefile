@@ -17,7 +17,7 @@ demo: .venv/ready
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Also what is marked slow: whole recipes against their recorded bytes, and the longest trainings.
+# Also what is marked slow: whole recipes against their recorded bytes, and longer ways to find what a quick test finds.
 test-all: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m ''
 

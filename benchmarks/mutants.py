@@ -46,8 +46,7 @@ TESTS = {  # of each module, by how its path starts
 PAIRS = "Lt GtE, Gt LtE, Eq NotEq, Is IsNot, In NotIn, Add Sub, Pow Mult, Mult Div, Mod FloorDiv, BitOr BitAnd, And Or"
 OTHER = {getattr(ast, a): getattr(ast, b) for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
 DELETED = (ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Delete, ast.Raise, ast.Continue, ast.Break)
-# No behaviour, or only that of type checkers; an assert states what holds anyway.
-SILENT = (ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.Pass, ast.Assert)
+SILENT = (ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.Pass, ast.Assert)  # an assert holds anyway
 ALIAS = re.compile(r"(\w+\.)?([A-Z]\w*[a-z]\w*|dict|list|tuple|set)\[.*\]|TypeVar\(.*")
 FIELDS = ("file", "version", "number", "line", "change", "outcome", "ended", "seconds")  # of a row of the results
 Mutant = tuple[str, str, int]  # a file, the hash of its bytes, and the number of a change in it

@@ -531,7 +531,7 @@ def test_ctrl_c_keeps_the_last_weights(folder: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_during_the_scratch_run_keeps_the_fine_tuned_weights(folder: Path, pretrained: Path) -> None:
     # Thousands of steps of the head alone take a second; as many of the whole network from random weights do not.
-    phases = phase("head", "steps: 4000", optimizer="{name: sgd, lr: 1e-6}") + phase("all", "epochs: 1")
+    phases = phase("head", "steps: 4000", 10, "{name: sgd, lr: 1e-6}") + phase("all", "epochs: 1", 10)
     recipe = write(adapt_recipe(phases, compare="[scratch]"))
     words = ["adapt", "--from", str(pretrained), "--target", "kmnist", "--recipe", recipe]
     done = interrupted(words, lambda: any(row["phase"] == "scratch" for row in rows_of("mnist-kmnist")))

@@ -454,7 +454,7 @@ def test_augmentation_forbids_the_cache_unless_a_phase_does_without(folder: Path
 
 def test_all_kinds_of_phases_in_a_row(folder: Path, pretrained: Path) -> None:
     recipe = adapt_recipe(
-        phase("head", "steps: 30", more="name: warm")
+        phase("head", "steps: 30", 10, more="name: warm")
         + phase("{last: 2}", optimizer="{name: adamw, lr: 1e-3}", more="ema: 0.9, clip_norm: 1.0")
         + phase("[conv2, fc1, head]", "epochs: 1", more="schedule: {name: one_cycle}, label_smoothing: 0.1")
         + phase("all", more="layer_decay: 0.5, schedule: {name: step, at: [0.5], factor: 0.1}"),
@@ -593,8 +593,8 @@ def test_scratch_knows_nothing_of_the_source(folder: Path, full: Path, pretraine
 
 def test_scratch_is_a_pretraining_of_its_own(folder: Path, pretrained: Path) -> None:
     """The same phase as a pretrain recipe reaches the same accuracy: nothing of the adapt leaks into it."""
-    report = adapted(pretrained, recipe=adapt_recipe(phase(length="steps: 90"), compare="[scratch]"))
-    text = pretrain_recipe(phase(length="steps: 90"), "{name: kmnist, validation: 0.1}")
+    report = adapted(pretrained, recipe=adapt_recipe(phase("all", "steps: 90", 10), compare="[scratch]"))
+    text = pretrain_recipe(phase("all", "steps: 90", 10), "{name: kmnist, validation: 0.1}")
     worked("pretrain", "--recipe", write(text, "alone.yaml"), "--quiet")
     alone = report_of("checkpoints/alone.safetensors")
     assert alone["results"]["test"]["correct"] == report["results"]["scratch"]["correct"]
@@ -649,7 +649,7 @@ def test_scratch_sees_as_many_images_as_all_phases_together(lengths: str, images
 
 def test_the_test_images_have_no_part_in_training(folder: Path, pretrained: Path, data: Path) -> None:
     best = phase("all", "steps: 110", 4, more="keep: best")  # 68 steps an epoch: two rows to choose from
-    recipe = adapt_recipe(phase("head", "steps: 20") + best, compare="[linear_probe]")
+    recipe = adapt_recipe(phase("head", "steps: 20", 10) + best, compare="[linear_probe]")
     adapted(pretrained, recipe=recipe, out="one.safetensors")
     shutil.copytree(data, folder / "other")
     noise = np.random.default_rng(0).integers(0, 256, (100, 28, 28), dtype=np.uint8)

@@ -260,7 +260,7 @@ print(said)
     ("shape", "said"),
     [
         ((2**24, 28, 28), "expected at most 2,000,000 images or labels, found 16,777,216"),
-        ((100_000, 280, 280), "expected images of 28×28 pixels, found 280×280"),
+        pytest.param((100_000, 280, 280), "expected images of 28×28 pixels, found 280×280", marks=pytest.mark.slow),
         pytest.param(
             (2_000_000, 28, 28),
             "expected 1,568,000,016 bytes inside, as its header says, found 194,",

@@ -264,7 +264,7 @@ def adapt(*words: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def others(hub, tmp_path_factory, request):
+def others(hub, tmp_path_factory):
     """A folder with pictures, and what commands say of repositories of every kind: by name, a list of results."""
     folder = tmp_path_factory.mktemp("others")
     for label in CLASSES:
@@ -305,9 +305,9 @@ def others(hub, tmp_path_factory, request):
         "strange": changed(plain, pretrained_cfg={"mean": "grey"}),
         "family": changed(plain, architecture="poolformer_s12"),
     }
-    names = [*NAMED, *selected(request, REFUSED), "headless", "bare"]
-    for name in ("plain", *names):
-        hub.add(f"other/{name}", repositories[name])
+    for name, files in repositories.items():
+        hub.add(f"other/{name}", files)
+    names = [name for name in repositories if name != "plain"]
     picture = "trees/test/ash/0.png"
     lines = {
         "plain": [
@@ -396,10 +396,7 @@ def test_weights_whose_model_nobody_says_are_kept_and_the_model_asked_for(hub: L
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("misfit", "unfit", "refused"))) for name in REFUSED],
-)
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_repository_that_does_not_hold_is_refused_everywhere_in_one_message(others, name):
     words, (folder, _, said) = REFUSED[name], others
     predicted, pulled, _, adapted = said[name]

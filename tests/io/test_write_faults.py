@@ -11,7 +11,6 @@ import tempfile
 import pytest
 from fault_cases import CASES
 from faulty import BROKEN, FULL, KILLED, KILLED_AFTER, KINDS, STOPPED, UNSURE, Plant
-from selection import selected
 from tiny import SUPPORT
 
 HERE = SUPPORT
@@ -26,18 +25,15 @@ def driven(*command):
 
 
 @pytest.fixture(scope="module")
-def ended(request):
+def ended():
     """In memory where there is such a place: a thousand real syncs take two minutes on a busy disk."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        return driven(sys.executable, HERE / "faulty.py", folder, ", ".join(selected(request, CASES)))
-
-
-NO_LINKS = "checkpoint and report without links"  # the longest, and like the case before it but for the links
+        return driven(sys.executable, HERE / "faulty.py", folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == NO_LINKS)) for name in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_a_fault_at_any_call_leaves_the_old_or_the_new(name, ended):
     assert "failure" not in ended[name], ended[name]["failure"]
     counts = ended[name]["counts"]
@@ -48,12 +44,9 @@ def test_a_fault_at_any_call_leaves_the_old_or_the_new(name, ended):
         assert counts[kind]["refused"] and counts[kind].keys() <= {"refused", "done"}
 
 
-FILLING = [name for name in CASES if name not in ("all snapshots deleted", "a line")]
-
-
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
-    return driven(sys.executable, HERE / "full_disk.py", tmp_path_factory.mktemp("limit"), ", ".join(FILLING))
+    return driven(sys.executable, HERE / "full_disk.py", tmp_path_factory.mktemp("limit"))
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +57,11 @@ def full(tmp_path_factory):
     probe = [*own, "mount", "-t", "tmpfs", "tmpfs", folder]
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk is not allowed here")
-    return driven(*own, sys.executable, HERE / "full_disk.py", folder, ", ".join(FILLING), "mount")
+    return driven(*own, sys.executable, HERE / "full_disk.py", folder, "mount")
 
 
 @pytest.mark.parametrize("disk", ["limited", pytest.param("full", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", FILLING)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("all snapshots deleted", "a line")])
 def test_a_full_disk_leaves_what_was_there_and_says_how_to_go_on(name, disk, request):
     found = request.getfixturevalue(disk)[name]
     assert "failure" not in found, found["failure"]

@@ -1,7 +1,7 @@
 """Plants a fault at every write of an operation, one after the other.
 
-Run as `python tests/support/faulty.py FOLDER "NAME, NAME"`, for these of `fault_cases.CASES`, with one thread: a fault
-that kills has a fork of this process for itself, which costs milliseconds.
+Run as `python tests/support/faulty.py FOLDER`, for all of `fault_cases.CASES`, with one thread: a fault that kills has
+a fork of this process for itself, which costs milliseconds.
 """
 
 from __future__ import annotations
@@ -157,8 +157,7 @@ def told(results: Callable[[Case, Path], Iterator[tuple[str, Outcome]]]) -> None
     """Prints a line of JSON for each case: how often each kind of fault ended how, or what failed."""
     import fault_cases
 
-    for name in sys.argv[2].split(", "):
-        case = fault_cases.CASES[name]
+    for name, case in fault_cases.CASES.items():
         counts: dict[str, dict[str, int]] = {}
         try:
             for kind, outcome in results(case, Path(sys.argv[1])):

@@ -1,8 +1,8 @@
 """Runs the operations of fault_cases.py where there is not enough room, for every amount of room up to enough.
 
-Run as `python tests/support/full_disk.py FOLDER "NAME, NAME"`: with files that may not grow beyond a limit. With
-`mount` as third argument a small disk of its own is mounted there first and filled; the mount ends with the process,
-if it runs in `unshare`.
+Run as `python tests/support/full_disk.py FOLDER`: with files that may not grow beyond a limit. With `mount` as second
+argument a small disk of its own is mounted there first and filled; the mount ends with the process, if it runs in
+`unshare`.
 """
 
 from __future__ import annotations

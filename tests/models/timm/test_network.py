@@ -39,6 +39,7 @@ CHAINS = {  # architecture: side of the images given
     "test_vit": 64,
 }
 BLOCKS = {"test_maxvit": 160, "test_byobnet": 64, "test_nfnet": 64, "ghostnet_050": 64}
+LARGE = CHAINS.keys() - {"mobilenetv3_small_050", "test_resnet", "test_efficientnet", "test_convnext", "test_vit"}
 TESTS = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "test_byobnet"]
 
 
@@ -59,7 +60,10 @@ def stirred(net, side):
     return net
 
 
-@pytest.mark.parametrize(("name", "side"), [*CHAINS.items(), *BLOCKS.items()])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [pytest.param(*one, marks=[pytest.mark.slow] * (one[0] in LARGE)) for one in (CHAINS | BLOCKS).items()],
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_it_is_timms_network_bit_for_bit_and_cut_as_well(name, side, training):
     arguments = {"drop_rate": 0.2, **({"img_size": side} if name == "vit_tiny_patch16_224" else {})}
@@ -82,9 +86,12 @@ def test_it_is_timms_network_bit_for_bit_and_cut_as_well(name, side, training):
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_chains_are_cut_at_every_stage_and_others_before_the_head(name):
+def test_chains_are_cut_at_every_stage(name):
     stages = find_model(f"timm/{name}").stages
     assert network(name).cuts == tuple(range(len(stages) + 1))
+
+
+def test_others_are_cut_before_the_head():
     assert network("test_maxvit").cuts == (0, 5, 6)
 
 
