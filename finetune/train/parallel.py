@@ -40,7 +40,7 @@ def fill_tensor(tensor: Tensor, values: Tensor) -> None:
 
 
 def copy_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole copies on the CPU; {} in a process that does not `keep` them.
+    """Copies tensors to the CPU, shards put together; returns {} in a process that does not `keep` them.
 
     Every process has to take part, one tensor after the other, so that no device holds two whole ones at once.
     """
