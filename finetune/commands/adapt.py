@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from finetune.commands.baselines import (
     Adaptation,
-    extract_source_features,
-    measure_rows,
+    SharedWork,
+    TrainedNetwork,
+    answer_rows,
     needs_source_features,
     retention,
     train_rows,
 )
-from finetune.models.head import ClassMeans, swap_head
-from finetune.models.staged import StagedNetwork
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
-from finetune.report.console import Console
-from finetune.report.report import Report, SourceSummary, Transplant
-from finetune.run.cache_plan import CacheManager
+from finetune.report.comparison import Comparison
+from finetune.report.report import Report, Result, Retention, SourceSummary
+from finetune.report.rows import ADAPT_ROWS, wanted_rows
 from finetune.run.context import make_context
-from finetune.run.finalize import build_report, public_recipe, run_fingerprint, save_run
+from finetune.run.finalize import (
+    build_report,
+    checkpoint_results,
+    compare_rows,
+    public_recipe,
+    run_fingerprint,
+    save_run,
+    score,
+)
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.options import RunCall, RunOptions, start_run
-from finetune.run.output_paths import check_outputs
-from finetune.run.phases import RunLogger, check_adapters, run_phases
-from finetune.run.progress import TRAINED, NetworkProgress, completed_phases
+from finetune.run.output_paths import OutputPaths, check_outputs
+from finetune.run.phases import RunLogger, check_adapters
 from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, find_source, open_adapt, open_recipe
 from finetune.sources.resolve import Source
@@ -63,56 +71,89 @@ def adapt(
 
 
 def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
-    source, classifier, data, runtime = setup.source, setup.classifier, setup.data, setup.runtime
-    console, group = call.console, call.group
-    check_adapters(classifier.network, recipe.phases)
-    outputs = check_outputs(call.out, f"{source.name}-{data.name}", writes=group.leader)
-    metadata_fields: dict[str, Any] = {"recipe": public_recipe(recipe), "data": data.describe()}
-    metadata_fields["lineage"] = source.lineage_of_child()
-    adapted = classifier.with_classes(data.class_names)
-    network = adapted.network
-    fingerprint = run_fingerprint(recipe, classifier.model, metadata_fields["data"], runtime)
-    fingerprint["source"] = {"id": source.id, "sha256": source.sha256}
-    identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
-    needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)
-    context = make_context(recipe, setup, console, needs_features=needs_features)
-    with (
-        seeded(recipe.seed),
-        RunFolder(outputs, identity, call.resume, console, group) as run_folder,
-        context.cache,
-        InterruptCheckpoint(
-            outputs, lambda: make_metadata(adapted, **metadata_fields), writes=group.leader
-        ) as interrupt_checkpoint,
-    ):
+    outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}", writes=call.group.leader)
+    rows = wanted_rows(recipe.compare)
+    with open_adaptation(recipe, setup, outputs, call) as adaptation:
+        run_folder = adaptation.run_folder
         if run_folder.finished is not None:
             return run_folder.finished
-        runtime.place(classifier.network)
-        runtime.place(network)
-        logger, caches = (
-            RunLogger(console, outputs, interrupt_checkpoint),
-            CacheManager(network, recipe.phases, context),
+        train_rows(adaptation, rows)
+        answers = answer_rows(adaptation, rows)
+        report = adapt_report(
+            adaptation,
+            results={name: score(setup.data.test, found, row=name) for name, found in answers.items()},
+            comparisons=compare_rows(setup.data.test, answers, "after", ADAPT_ROWS),
+            retention=retention(adaptation, call.data_root),
         )
-        features = extract_source_features(classifier.network, caches, completed_phases(run_folder, TRAINED), recipe)
-        transplant = _swap_head(network, recipe, features.means, setup)
-        _log_head_rows(transplant, recipe, data.class_names, console)
-        progress = NetworkProgress(run_folder, TRAINED, network)
-        phases = run_phases(network, recipe.phases, context, logger, progress)
-        adaptation = Adaptation(recipe, classifier, features, caches, logger, progress)
-        train_rows(adaptation)
-        results, comparisons = measure_rows(adaptation)
-        report = replace(
-            build_report(recipe, setup, run_folder.seconds(), phases, results),
-            source=_source_summary(source),
-            transplant=transplant,
-            comparisons=comparisons,
-            retention=retention(source, adaptation, call.data_root),
-        )
-        if group.leader:
-            run_folder.finish(save_run(adapted, metadata_fields, report, outputs, console))
+        if call.group.leader:
+            fields = metadata_fields(recipe, setup) | {"results": checkpoint_results(report.results)}
+            run_folder.finish(save_run(adaptation.classifier, fields, report, outputs, call.console))
     return report
 
 
-def _source_summary(source: Source) -> SourceSummary:
+def metadata_fields(recipe: AdaptRecipe, setup: AdaptSetup) -> dict[str, Any]:
+    """What a checkpoint says of how it was made, but for its results."""
+    return {
+        "recipe": public_recipe(recipe),
+        "data": setup.data.describe(),
+        "lineage": setup.source.lineage_of_child(),
+    }
+
+
+def adapt_fingerprint(recipe: AdaptRecipe, setup: AdaptSetup) -> dict[str, Any]:
+    """Everything that an adapt's bytes depend on, as JSON values."""
+    fingerprint = run_fingerprint(recipe, setup.model, setup.data.describe(), setup.runtime)
+    return {**fingerprint, "source": {"id": setup.source.id, "sha256": setup.source.sha256}}
+
+
+@contextmanager
+def open_adaptation(
+    recipe: AdaptRecipe, setup: AdaptSetup, outputs: OutputPaths, call: RunCall, shared: SharedWork | None = None
+) -> Iterator[Adaptation]:
+    """Locks the run folder, and prepares an adapt whose rows can be trained while the block runs."""
+    classifier, data, runtime = setup.classifier, setup.data, setup.runtime
+    check_adapters(classifier.network, recipe.phases)
+    adapted = classifier.with_classes(data.class_names)
+    identity = RunIdentity(dump_recipe(recipe), adapt_fingerprint(recipe, setup), environment(runtime))
+    needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)
+    shared = shared if shared is not None else SharedWork()
+    context = make_context(recipe, setup, call.console, needs_features=needs_features, shared=shared.cache)
+    with (
+        seeded(recipe.seed),
+        RunFolder(outputs, identity, call.resume, call.console, call.group) as run_folder,
+        context.cache if shared.cache is None else nullcontext(),
+        InterruptCheckpoint(
+            outputs, lambda: make_metadata(adapted, **metadata_fields(recipe, setup)), writes=call.group.leader
+        ) as interrupt_checkpoint,
+    ):
+        if run_folder.finished is None:
+            runtime.place(classifier.network)
+            runtime.place(adapted.network)
+        logger = RunLogger(call.console, outputs, interrupt_checkpoint)
+        yield Adaptation(recipe, setup, adapted, context, logger, run_folder, shared)
+
+
+def adapt_report(
+    adaptation: Adaptation,
+    *,
+    results: dict[str, Result],
+    comparisons: dict[str, Comparison | None],
+    retention: Retention | None,
+) -> Report:
+    """The report of an adapt, with a result or None for each row there is."""
+    trained: TrainedNetwork = adaptation.trained["after"]
+    every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
+    seconds = adaptation.run_folder.seconds()
+    return replace(
+        build_report(adaptation.recipe, adaptation.setup, seconds, trained.phases, every | results),
+        source=source_summary(adaptation.setup.source),
+        transplant=trained.transplant,
+        comparisons=comparisons,
+        retention=retention,
+    )
+
+
+def source_summary(source: Source) -> SourceSummary:
     return SourceSummary(
         path=str(source.path) if source.path is not None else None,
         id=source.id,
@@ -121,28 +162,3 @@ def _source_summary(source: Source) -> SourceSummary:
         dataset=source.dataset,
         accuracy=source.accuracy,
     )
-
-
-def _swap_head(network: StagedNetwork, recipe: AdaptRecipe, means: ClassMeans | None, setup: AdaptSetup) -> Transplant:
-    """Gives the network a head for the target's classes; returns which tensors were kept and which are new."""
-    wanted = setup.data.class_names
-    head, reused = swap_head(
-        network.head,
-        setup.classifier.class_names,
-        wanted,
-        means=None if recipe.head == "random" else means,
-        keep_rows=recipe.head == "auto",
-    )
-    network.set_head(head)
-    setup.runtime.place(network)
-    new = [] if len(reused) == len(wanted) else list(network.head_tensors())
-    return Transplant([name for name in network.state_dict() if name not in new], new, reused)
-
-
-def _log_head_rows(transplant: Transplant, recipe: AdaptRecipe, classes: tuple[str, ...], console: Console) -> None:
-    fresh = [name for name in classes if name not in transplant.head_rows_reused]
-    if transplant.head_rows_reused:
-        console.note(f"head: rows kept for {', '.join(transplant.head_rows_reused)}")
-    if fresh:
-        start = "random weights" if recipe.head == "random" else "their class means"
-        console.note(f"head: new rows from {start} for {', '.join(fresh)}")

@@ -1,4 +1,4 @@
-"""How each row of the verdict is made: source as it is, linear probe, fine-tuned network, training from scratch.
+"""How each row of the verdict is made: commonest class, source as it is, linear probe, fine-tuned, from scratch.
 
 What a row is called and compared with is in `finetune/report/rows.py`; a new row is an entry there and one in
 ROW_MAKERS.
@@ -19,18 +19,20 @@ from finetune.data.registry import is_present, open_dataset
 from finetune.distributed.process_group import SINGLE_PROCESS
 from finetune.errors import DataError
 from finetune.models.classifier import Classifier
-from finetune.models.head import ClassMeans, class_means
+from finetune.models.head import ClassMeans, class_means, swap_head
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.schema import AdaptRecipe, Phase
-from finetune.report.comparison import Comparison, compare
-from finetune.report.report import Result, Retention
-from finetune.report.rows import ADAPT_ROWS, wanted_rows
+from finetune.report.console import Console
+from finetune.report.report import PhaseSummary, Retention, Transplant
+from finetune.report.rows import ADAPT_ROWS
 from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
-from finetune.run.finalize import correct_mask, score
+from finetune.run.finalize import Answers, majority_logits
 from finetune.run.phases import RunLogger, run_phases
-from finetune.run.progress import SCRATCH, NetworkProgress
+from finetune.run.progress import SCRATCH, TRAINED, NetworkProgress, completed_phases
+from finetune.run.run_folder import RunFolder
+from finetune.run.setup import AdaptSetup
 from finetune.sources.resolve import Source
 from finetune.train.activation_cache import TEST, TRAIN, VALIDATION, ActivationCache, ActivationKey, CachePart
 from finetune.train.device import seeded
@@ -56,7 +58,82 @@ def needs_source_features(recipe: AdaptRecipe, known: Sequence[str], wanted: Seq
     return not set(wanted) <= set(known) or recipe.head == "class_means" or "linear_probe" in recipe.compare
 
 
-def extract_source_features(
+OWN_HEAD = "source head"
+NEAREST_MEAN = "nearest class mean"
+SOURCE_TEST = "source's test"
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A fine-tuned network, its phases, and which of its tensors were taken over from the source."""
+
+    network: StagedNetwork
+    phases: list[PhaseSummary]
+    transplant: Transplant
+
+
+@dataclass
+class Adaptation:
+    """One adapt: what the rows of its verdict are made from.
+
+    `trained` has by row what was trained for it. `shared` is what the source makes of the images, computed at most
+    once. `classifier` is the one that is fine-tuned, a copy of the source's.
+    """
+
+    recipe: AdaptRecipe
+    setup: AdaptSetup
+    classifier: Classifier
+    context: TrainContext
+    logger: RunLogger
+    run_folder: RunFolder
+    shared: SharedWork
+    trained: dict[str, Any] = field(default_factory=dict)
+    progress: NetworkProgress | None = None
+
+    def __post_init__(self) -> None:
+        self.caches = CacheManager(self.classifier.network, self.recipe.phases, self.context)
+
+    @property
+    def source(self) -> Classifier:
+        """The classifier it started from, unchanged."""
+        return self.setup.classifier
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.setup.data.class_names
+
+    def source_features(self) -> SourceFeatures:
+        """Features of the images to learn from, and class means, as far as the recipe asks for them."""
+        if self.shared.train is None:
+            completed = completed_phases(self.run_folder, TRAINED)
+            self.shared.train = _extract_source_features(self.source.network, self.caches, completed, self.recipe)
+        return self.shared.train
+
+    def source_test_features(self) -> Tensor:
+        """What the source's head sees in the test images: float, N×F."""
+        if self.shared.test is None:
+            self.shared.test = self.context.cache.outputs(self.source.network, TEST, -1)
+        return self.shared.test
+
+    def test_logits(self, network: StagedNetwork) -> Tensor:
+        """What a network answers to the test images: float, N×C."""
+        return self.context.cache.outputs(network, TEST).float().cpu()
+
+
+@dataclass
+class SharedWork:
+    """What trainings with the same source and images can share, so that it is computed once.
+
+    train: what the untouched source makes of the images to learn from. test: its features of the test images (float,
+    N×F). cache: activations of its frozen stages; None where a training is alone and has its own.
+    """
+
+    train: SourceFeatures | None = None
+    test: Tensor | None = None
+    cache: ActivationCache | None = None
+
+
+def _extract_source_features(
     network: StagedNetwork, caches: CacheManager, completed: int, recipe: AdaptRecipe
 ) -> SourceFeatures:
     """One pass of the untouched source over the images to learn from: for class means and probe, and for the phases.
@@ -77,75 +154,35 @@ def extract_source_features(
     return SourceFeatures(features, means)
 
 
-OWN_HEAD = "source head"
-NEAREST_MEAN = "nearest class mean"
-SOURCE_TEST = "source's test"
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """One adapt after its phases: what the rows of its verdict are made from.
-
-    `source` is the classifier it started from, unchanged. `trained` has by row what was trained for it.
-    """
-
-    recipe: AdaptRecipe
-    source: Classifier
-    features: SourceFeatures
-    caches: CacheManager
-    logger: RunLogger
-    progress: NetworkProgress
-    trained: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def context(self) -> TrainContext:
-        return self.caches.context
-
-    @property
-    def source_test_features(self) -> Tensor:
-        """What the source's head sees in the test images: float, N×F."""
-        return self.context.cache.outputs(self.source.network, TEST, -1)
-
-    def test_predictions(self, network: StagedNetwork) -> Tensor:
-        """The class index that a network gives each test image: int64, N."""
-        return self.context.cache.outputs(network, TEST).argmax(1).cpu()
-
-
 @dataclass(frozen=True)
 class RowMaker:
     """How one row is made: `train` what it needs, before the test set is opened; then `predict` the test images.
 
-    `predict` returns class indices (int64, N), and how the source answered where that is not always the same.
+    `predict` returns logits (float, N×C), and how the source answered where that is not always the same.
     """
 
     predict: Callable[[Adaptation], tuple[Tensor, str | None]]
     train: Callable[[Adaptation], Any] | None = None
 
 
-def train_rows(adaptation: Adaptation) -> None:
-    """Trains what the rows asked for need beside the fine-tuned network."""
-    for name in wanted_rows(adaptation.recipe.compare):
+def train_rows(adaptation: Adaptation, rows: Sequence[str]) -> None:
+    """Trains what these rows need, the fine-tuned network first: what the others do never changes its bytes."""
+    for name in sorted(rows, key=lambda row: row != "after"):
         if (train := ROW_MAKERS[name].train) is not None:
             adaptation.trained[name] = train(adaptation)
 
 
-def measure_rows(adaptation: Adaptation) -> tuple[dict[str, Result | None], dict[str, Comparison | None]]:
-    """Opens the test set, once: results by row, and comparisons by after_vs_ROW, all on the same images."""
-    test = adaptation.context.data.test
+def answer_rows(adaptation: Adaptation, rows: Sequence[str]) -> dict[str, Answers]:
+    """Opens the test set, once, after all training: the answers of each row to the same images."""
     frozen = ActivationKey(TEST, adaptation.caches.planner.frozen_depth())
     adaptation.context.cache.keep_in_memory(adaptation.source.network, frozen)
-    results: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
-    correct = {}
-    for name in wanted_rows(adaptation.recipe.compare):
-        predicted, method = ROW_MAKERS[name].predict(adaptation)
-        results[name] = score(test, predicted, method=method, detailed=ADAPT_ROWS[name].detailed)
-        correct[name] = correct_mask(test, predicted)
-    comparisons = {
-        f"after_vs_{name}": compare(correct[name], correct["after"]) if name in correct else None
-        for name, row in ADAPT_ROWS.items()
-        if row.compared
-    }
-    return results, comparisons
+    return {name: Answers.of(*ROW_MAKERS[name].predict(adaptation)) for name in rows}
+
+
+def predict_majority(adaptation: Adaptation) -> tuple[Tensor, None]:
+    """The commonest class of the training images for every image."""
+    data = adaptation.setup.data
+    return majority_logits(data.train, len(data.test)), None
 
 
 def predict_before(adaptation: Adaptation) -> tuple[Tensor, str]:
@@ -153,29 +190,64 @@ def predict_before(adaptation: Adaptation) -> tuple[Tensor, str]:
 
     Its head is offered the target's classes only. Class means are those of the training images' features.
     """
-    source, classes = adaptation.source, adaptation.context.data.class_names
-    features, means = adaptation.source_test_features, adaptation.features.means
+    source, classes = adaptation.source, adaptation.classes
+    features, means = adaptation.source_test_features(), adaptation.source_features().means
     if set(classes) <= set(source.class_names):
         rows = torch.tensor([source.class_names.index(name) for name in classes], device=features.device)
         with torch.no_grad():
-            return source.network.head(features)[:, rows].argmax(1).cpu(), OWN_HEAD
+            return source.network.head(features)[:, rows].cpu(), OWN_HEAD
     assert means is not None, "class means are computed where the source's head does not know every class"
-    logits = features.cpu().double() @ means.weight.cpu().T + means.bias.cpu()
-    return logits.argmax(1), NEAREST_MEAN
+    return features.cpu().double() @ means.weight.cpu().T + means.bias.cpu(), NEAREST_MEAN
 
 
 def train_linear_probe(adaptation: Adaptation) -> torch.nn.Linear:
     """The best linear head on the source's features, which were computed before the phases."""
-    features, data = adaptation.features.features, adaptation.context.data
+    features, data = adaptation.source_features().features, adaptation.setup.data
     held_out = features.get(VALIDATION)
     validation = (held_out, data.validation.labels) if held_out is not None else None
     return fit_linear_head(features[TRAIN], data.train.labels, len(data.class_names), validation)
 
 
 def predict_linear_probe(adaptation: Adaptation) -> tuple[Tensor, None]:
-    """The class that the linear probe gives each test image."""
+    """The linear probe's answers."""
     with torch.no_grad():
-        return adaptation.trained["linear_probe"](adaptation.source_test_features.cpu()).argmax(1), None
+        return adaptation.trained["linear_probe"](adaptation.source_test_features().cpu()), None
+
+
+def train_after(adaptation: Adaptation) -> TrainedNetwork:
+    """Swaps the head of the source's copy and trains it through the recipe's phases."""
+    recipe, network, context = adaptation.recipe, adaptation.classifier.network, adaptation.context
+    means = adaptation.source_features().means
+    transplant = _swap_head(network, recipe, means, adaptation.setup)
+    _log_head_rows(transplant, recipe, adaptation.classes, adaptation.logger.console)
+    adaptation.progress = NetworkProgress(adaptation.run_folder, TRAINED, network)
+    phases = run_phases(network, recipe.phases, context, adaptation.logger, adaptation.progress)
+    return TrainedNetwork(network, phases, transplant)
+
+
+def _swap_head(network: StagedNetwork, recipe: AdaptRecipe, means: ClassMeans | None, setup: AdaptSetup) -> Transplant:
+    """Gives the network a head for the target's classes; returns which tensors were kept and which are new."""
+    wanted = setup.data.class_names
+    head, reused = swap_head(
+        network.head,
+        setup.classifier.class_names,
+        wanted,
+        means=None if recipe.head == "random" else means,
+        keep_rows=recipe.head == "auto",
+    )
+    network.set_head(head)
+    setup.runtime.place(network)
+    new = [] if len(reused) == len(wanted) else list(network.head_tensors())
+    return Transplant([name for name in network.state_dict() if name not in new], new, reused)
+
+
+def _log_head_rows(transplant: Transplant, recipe: AdaptRecipe, classes: tuple[str, ...], console: Console) -> None:
+    fresh = [name for name in classes if name not in transplant.head_rows_reused]
+    if transplant.head_rows_reused:
+        console.note(f"head: rows kept for {', '.join(transplant.head_rows_reused)}")
+    if fresh:
+        start = "random weights" if recipe.head == "random" else "their class means"
+        console.note(f"head: new rows from {start} for {', '.join(fresh)}")
 
 
 def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
@@ -216,36 +288,39 @@ def train_scratch(adaptation: Adaptation) -> StagedNetwork:
         network = build_model(source.model, len(context.data.class_names), source.arguments)
         context.runtime.place(network)
         phase = scratch_phase(recipe, len(context.data.train))
-        progress = NetworkProgress(adaptation.progress.run_folder, SCRATCH, network, before=adaptation.progress)
+        progress = NetworkProgress(adaptation.run_folder, SCRATCH, network, before=adaptation.progress)
         run_phases(network, [phase], context, replace(adaptation.logger, interrupt_checkpoint=None), progress)
     return network
 
 
 ROW_MAKERS: dict[str, RowMaker] = {
+    "majority": RowMaker(predict_majority),
     "before": RowMaker(predict_before),
     "linear_probe": RowMaker(predict_linear_probe, train=train_linear_probe),
-    "after": RowMaker(lambda adaptation: (adaptation.test_predictions(adaptation.caches.network), None)),
+    "after": RowMaker(
+        lambda adaptation: (adaptation.test_logits(adaptation.trained["after"].network), None), train=train_after
+    ),
     "scratch": RowMaker(
-        lambda adaptation: (adaptation.test_predictions(adaptation.trained["scratch"]), None), train=train_scratch
+        lambda adaptation: (adaptation.test_logits(adaptation.trained["scratch"]), None), train=train_scratch
     ),
 }
 assert ROW_MAKERS.keys() == ADAPT_ROWS.keys(), "each row has a maker"
 
 
-def retention(source: Source, adaptation: Adaptation, root: Path) -> Retention | None:
+def retention(adaptation: Adaptation, root: Path) -> Retention | None:
     """Accuracy on the source's own test images before and after; None unless its data set is at hand.
 
     Where the adapted head knows every class of the source, it answers (its other classes are not offered); else the
     source's head is put back on the adapted stages, which shows whether the features still serve the old task.
     """
-    context, adapted = adaptation.context, adaptation.caches.network
+    context, adapted, source = adaptation.context, adaptation.classifier.network, adaptation.setup.source
     test = _source_test(source, root)
     group = context.runtime.group
     if group.any(test is None):  # on some machine: then who has it looks alone
         group = SINGLE_PROCESS
     if test is None:
         return None
-    names, classes = adaptation.source.class_names, context.data.class_names
+    names, classes = adaptation.source.class_names, adaptation.classes
     original, frozen = adaptation.source.network, adaptation.caches.planner.frozen_depth()
     runtime, kept = replace(context.runtime, group=group), context.cache
     with ActivationCache(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,8 +13,19 @@ from finetune.models.staged import StagedNetwork
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import PretrainRecipe
 from finetune.report.report import Report
+from finetune.report.rows import PRETRAIN_ROWS
 from finetune.run.context import TrainContext, make_context
-from finetune.run.finalize import build_report, public_recipe, run_fingerprint, save_run, score
+from finetune.run.finalize import (
+    Answers,
+    build_report,
+    checkpoint_results,
+    compare_rows,
+    majority_logits,
+    public_recipe,
+    run_fingerprint,
+    save_run,
+    score,
+)
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
@@ -23,6 +35,7 @@ from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import RecipeLike, expect_kind, open_pretrain, open_recipe
 from finetune.sources.save import make_metadata
 from finetune.train.device import environment, seeded
+from finetune.train.inference import outputs as test_outputs
 from finetune.train.inference import predictions
 
 
@@ -66,10 +79,19 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
                 console, outputs, interrupt_checkpoint, _article_line(context, call) if recipe.test_each_epoch else None
             )
             phases = run_phases(network, recipe.phases, context, logger, NetworkProgress(run_folder, TRAINED, network))
-            found = predictions(network, data.test.images.to(runtime.device), context.normalize, group=group)
-            report = build_report(recipe, setup, run_folder.seconds(), phases, {"test": score(data.test, found)})
+            images = data.test.images.to(runtime.device)
+            answers = {
+                "majority": Answers.of(majority_logits(data.train, len(data.test))),
+                "test": Answers.of(test_outputs(network, images, context.normalize, group=group)),
+            }
+            results = {name: score(data.test, found, row=name) for name, found in answers.items()}
+            comparisons = compare_rows(data.test, answers, "test", PRETRAIN_ROWS)
+            report = replace(
+                build_report(recipe, setup, run_folder.seconds(), phases, results), comparisons=comparisons
+            )
             if group.leader:
-                run_folder.finish(save_run(classifier, metadata_fields, report, outputs, console))
+                fields = metadata_fields | {"results": checkpoint_results(results)}
+                run_folder.finish(save_run(classifier, fields, report, outputs, console))
     return report
 
 

@@ -15,7 +15,8 @@ class Row:
 
     optional: made only where a recipe's `compare` names it. compared: `after` is compared with it; `cause` is then what
     a difference is due to ("starting from these weights helps"), None where nothing can be said. detailed: the report
-    has its scores per class and its confusion matrix.
+    has its scores per class and its confusion matrix. floor: it is about the images and not about any weights, so it
+    is in no checkpoint, and the comparison with it is only told where it is not beaten.
     """
 
     title: str
@@ -24,9 +25,13 @@ class Row:
     compared: bool = False
     cause: str | None = None
     detailed: bool = False
+    floor: bool = False
 
+
+MAJORITY = Row("majority", "always the commonest class of the training images", compared=True, floor=True)
 
 ADAPT_ROWS: dict[str, Row] = {
+    "majority": MAJORITY,
     "before": Row("before", "the source as it is", compared=True, cause="fine-tuning"),
     "linear_probe": Row("linear probe", "frozen features, best linear head", optional=True),
     "after": Row("after", "fine-tuned", detailed=True),
@@ -40,7 +45,7 @@ ADAPT_ROWS: dict[str, Row] = {
 }
 """The rows of an adapt, by their key in reports, in the order of tables."""
 
-PRETRAIN_ROWS: dict[str, Row] = {"test": Row("test", "trained from scratch", detailed=True)}
+PRETRAIN_ROWS: dict[str, Row] = {"majority": MAJORITY, "test": Row("test", "trained from scratch", detailed=True)}
 
 
 def row_of(key: str) -> Row:

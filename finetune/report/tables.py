@@ -42,8 +42,9 @@ def report_tables(report: Report) -> list[RenderableType]:
             table.add_row(row.title, f"{result.correct:,} / {result.total:,}", with_interval(result), how)
     found: list[RenderableType] = [table]
     for name, comparison in report.comparisons.items():
-        if comparison is not None:
-            found.append(Text(sentence(comparison, *name.split("_vs_", 1))))
+        of, against = name.split("_vs_", 1)
+        if comparison is not None and not (row_of(against).floor and comparison.verdict in ("better", "helps")):
+            found.append(Text(sentence(comparison, of, against)))
     if report.retention is not None:
         kept = report.retention
         found.append(Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after"))

@@ -13,7 +13,7 @@ from finetune.models.staged import StagedNetwork
 from finetune.recipe.schema import Phase
 from finetune.run.context import TrainContext
 from finetune.text import amount
-from finetune.train.activation_cache import FILE, MEMORY, PLACE_NAMES, TRAIN, VALIDATION, ActivationKey
+from finetune.train.activation_cache import FILE, MEMORY, PLACE_NAMES, TEST, TRAIN, VALIDATION, ActivationKey
 from finetune.train.freeze import frozen_prefix
 
 NOTHING_FROZEN = "nothing frozen"
@@ -252,8 +252,11 @@ class CacheManager:
         return batches.shard(group.rank, group.size)
 
     def exit_phase(self, number: int) -> None:
-        """Frees activations that no later phase can use."""
-        self.cache.release(self.planner.useful_after(number, self.cache.kept))
+        """Frees activations that no later phase can use, but for test images; a shared cache keeps its last ones."""
+        if number == len(self.phases) - 1 and self.context.shares_cache:
+            return
+        of_test = {key for key in self.cache.kept if key.part == TEST}
+        self.cache.release(of_test | self.planner.useful_after(number, self.cache.kept))
 
     def _keep(self, network: StagedNetwork, group: tuple[str, int | None], number: int, since: int) -> bool:
         """Caches what `wanted_from` names of one part and number of views. False: not all of it could be kept."""

@@ -30,7 +30,8 @@ RESERVED_DISK = GB  # bytes of a disk that are left to snapshots and checkpoints
 class TrainContext:
     """Data, normalization, augmentation, device, seed and activation cache of a run, shared by its phases.
 
-    `needs_features`: the source's features of all training images are computed before the first phase.
+    `needs_features`: the source's features of all training images are computed before the first phase. `shares_cache`:
+    other trainings go on with the cache after this one.
     """
 
     data: RunData
@@ -40,6 +41,7 @@ class TrainContext:
     seed: int
     cache: ActivationCache
     needs_features: bool = False
+    shares_cache: bool = False
 
 
 def augmentation(settings: AugmentSettings | None) -> Augment | None:
@@ -49,9 +51,17 @@ def augmentation(settings: AugmentSettings | None) -> Augment | None:
 
 
 def make_context(
-    recipe: PretrainRecipe | AdaptRecipe, setup: RunSetup, console: Console, *, needs_features: bool = False
+    recipe: PretrainRecipe | AdaptRecipe,
+    setup: RunSetup,
+    console: Console,
+    *,
+    needs_features: bool = False,
+    shared: ActivationCache | None = None,
 ) -> TrainContext:
-    """Makes the context of a run's phases, with an empty activation cache as large as recipe and machine allow."""
+    """Makes the context of a run's phases, with an empty activation cache as large as recipe and machine allow.
+
+    shared: the cache of an earlier training, to go on with instead; activations of the same images are kept.
+    """
     data, runtime = setup.data, setup.runtime
     normalize = setup.spec.normalizer(runtime.device)
     parts = {
@@ -59,13 +69,17 @@ def make_context(
         VALIDATION: CachePart(data.validation.images),
         TEST: CachePart(data.test.images),
     }
+    augment = augmentation(recipe.data.augment)
+    if shared is not None:
+        shared.change_parts(parts)
+        return TrainContext(data, normalize, augment, runtime, recipe.seed, shared, needs_features, shares_cache=True)
     folder, given = cache_folder(), recipe.cache
     memory = min(MAX_MEMORY, memory_budget()) if given is None else round(given.memory * GB)
     disk = MAX_DISK if given is None else round(given.disk * GB)
     disk = max(0, min(disk, (_free_bytes(folder) - RESERVED_DISK) // local_processes()))
     room = dict(zip((MEMORY, FILE), _group_minimum(runtime.group, memory, disk), strict=True))
     cache = ActivationCache(parts, normalize, runtime, room, folder, console.warn)
-    return TrainContext(data, normalize, augmentation(recipe.data.augment), runtime, recipe.seed, cache, needs_features)
+    return TrainContext(data, normalize, augment, runtime, recipe.seed, cache, needs_features)
 
 
 def _group_minimum(group: ProcessGroup, *numbers: int) -> list[int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from finetune.checkpoint.format import encode
@@ -18,7 +19,7 @@ from finetune.io.atomic import prepared_files, write_atomic
 from finetune.models.classifier import Classifier
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
-from finetune.report.comparison import Score
+from finetune.report.comparison import Comparison, Score, compare
 from finetune.report.console import Console
 from finetune.report.report import (
     PhaseSummary,
@@ -27,6 +28,7 @@ from finetune.report.report import (
     TargetSummary,
     result_values,
 )
+from finetune.report.rows import Row, row_of
 from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
 from finetune.run.output_paths import OutputPaths, move_aside
@@ -36,22 +38,68 @@ from finetune.system import versions
 from finetune.train.device import Runtime, environment
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a row answers to the test images: the class of each (int64, N), and probabilities (float32, N×C).
+
+    method: how the source answered, where that is not always the same.
+    """
+
+    predicted: Tensor
+    probabilities: Tensor
+    method: str | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, method: str | None = None) -> Answers:
+        """From logits (float, N×C)."""
+        return cls(logits.argmax(1).cpu(), logits.double().softmax(1).float().cpu(), method)
+
+
+def majority_logits(train: ImageSet, count: int) -> Tensor:
+    """Answers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
+    shares = torch.tensor(list(train.counts().values())).double() / len(train)
+    return shares.log().expand(count, -1)
+
+
 def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
     """Whether each image was classified correctly, from predicted class indices (int64, N): booleans (N)."""
     right: npt.NDArray[np.bool_] = (predicted.cpu() == images.labels).numpy()
     return right
 
 
-def score(images: ImageSet, predicted: Tensor, *, method: str | None = None, detailed: bool = True) -> Result:
-    """The result of predictions (int64, N) for labelled images; `detailed` adds classes and confusion."""
-    score = asdict(Score.of(correct_mask(images, predicted)))
-    if not detailed:
-        return Result(**score, method=method)
-    labels, found = images.labels.numpy(), predicted.cpu().numpy()
+def score(images: ImageSet, answers: Answers, row: str) -> Result:
+    """The result of a row's answers to labelled images."""
+    score = asdict(Score.of(correct_mask(images, answers.predicted)))
+    if not row_of(row).detailed:
+        return Result(**score, method=answers.method)
+    labels, found = images.labels.numpy(), answers.predicted.numpy()
     classes = {name: dict(values) for name, values in per_class(labels, found, images.class_names).items()}
-    return Result(
-        **score, method=method, per_class=classes, confusion=confusion(labels, found, len(images.class_names))
-    )
+    counts = confusion(labels, found, len(images.class_names))
+    return Result(**score, method=answers.method, per_class=classes, confusion=counts)
+
+
+def compare_rows(
+    images: ImageSet, answers: Mapping[str, Answers], of: str, rows: Mapping[str, Row]
+) -> dict[str, Comparison | None]:
+    """Row `of` against each of the `rows` it is compared with, all on the same images; None for one that was not made.
+
+    By keys such as after_vs_scratch.
+    """
+    correct = {name: correct_mask(images, found.predicted) for name, found in answers.items()}
+    return {
+        f"{of}_vs_{name}": compare(correct[name], correct[of]) if name in correct else None
+        for name, row in rows.items()
+        if row.compared
+    }
+
+
+def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
+    """What a checkpoint's metadata says of its results: rows that are about the weights, without their details."""
+    return {
+        name: None if result is None else result_values(result, brief=True)
+        for name, result in results.items()
+        if not row_of(name).floor
+    }
 
 
 def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
@@ -84,7 +132,7 @@ def build_report(
     setup: RunSetup,
     seconds: float,
     phases: list[PhaseSummary],
-    results: dict[str, Result | None],
+    results: Mapping[str, Result | None],
 ) -> Report:
     """The report of a run, without what only an adapt has."""
     data, runtime = setup.data, setup.runtime
@@ -106,7 +154,7 @@ def build_report(
         ),
         transplant=None,
         phases=phases,
-        results=results,
+        results=dict(results),
     )
 
 
@@ -122,8 +170,7 @@ def save_run(
     An older, different checkpoint is renamed first; at every moment there is one that loads under the old or the new
     name. When the bytes equal those of the file in place, only the report is written again, with its new timings.
     """
-    results = {k: None if r is None else result_values(r, brief=True) for k, r in report.results.items()}
-    metadata = make_metadata(classifier, **metadata_fields, results=results)
+    metadata = make_metadata(classifier, **metadata_fields)
     content = encode(classifier.network.state_dict(), metadata)
     digest = hashlib.sha256(content).hexdigest()
     report_bytes = report.to_json().encode()

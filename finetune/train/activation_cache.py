@@ -239,6 +239,12 @@ class ActivationCache:
         run, size = self._stage_runner(network, part, start, end), self._batch_size(part)
         return lambda: batched_apply(run, network, rows, size, self.runtime.group)
 
+    def change_parts(self, parts: Mapping[str, CachePart]) -> None:
+        """Goes on with these parts; activations of images that are not among them are freed."""
+        same = {part for part, old in self.parts.items() if part in parts and parts[part].images is old.images}
+        self.release([key for key in self.kept if key.part in same])
+        self.parts, self._samples = dict(parts), {}
+
     def release(self, but: Collection[ActivationKey] = ()) -> None:
         """Frees all activations `but` these."""
         self._drop([key for key in self.kept if key not in but])
