@@ -215,9 +215,11 @@ def _student(df: float, p: float) -> float:
 
 
 def _p_value(half_width: Callable[[float], float], distance: float) -> float:
-    """The p at which the half-width is just `distance`, by bisection."""
-    low, high = -700.0, 0.0  # of the logarithm of p
-    for _ in range(60):
+    """The p at which the half-width is just `distance`, by bisection of its logarithm."""
+    low, high = -1.0, 0.0
+    while low > -700 and half_width(math.exp(low)) <= distance:
+        low, high = 2 * low, low
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if half_width(math.exp(middle)) > distance else (low, middle)
     return math.exp(high)
@@ -225,7 +227,7 @@ def _p_value(half_width: Callable[[float], float], distance: float) -> float:
 
 def _equivalent_df(reach: float, low: float, high: float) -> float:
     """Degrees of freedom between `low` and `high` of the Student distribution that has its 97.5 % point at `reach`."""
-    for _ in range(60):
+    for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if _student(middle, 0.05) > reach else (low, middle)
     return low
