@@ -215,9 +215,9 @@ def _student(df: float, p: float) -> float:
 
 
 def _p_value(half_width: Callable[[float], float], distance: float) -> float:
-    """The p at which the half-width is just `distance`, by bisection of its logarithm."""
+    """The p at which the half-width is just `distance`, by bisection of its logarithm; none is below 1e-111."""
     low, high = -1.0, 0.0
-    while low > -700 and half_width(math.exp(low)) <= distance:
+    while low > -200 and half_width(math.exp(low)) <= distance:
         low, high = 2 * low, low
     for _ in range(40):
         middle = (low + high) / 2
