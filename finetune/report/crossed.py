@@ -1,0 +1,263 @@
+"""Means and differences over trainings and test images together: crossed random effects.
+
+`seeds` trainings were each tested on the same images, so the answers fill a table of shape (seeds, images). Both are
+samples: other seeds would give other weights, and other images other rights and wrongs. The interval here covers both,
+where `statistics` covers only the images, for one training.
+
+A table is read as mean + training + image + residual, a two-way random-effects analysis of variance, so that
+
+    variance of the mean = training / seeds + images / n + residual / (seeds · n)
+
+(Dorfman, Berbaum and Metz, Investigative Radiology 27 (1992) 723-731; Gallas, Bandos, Samuelson and Wagner,
+Communications in Statistics, Theory and Methods 38 (2009) 2586-2603; both with readers and cases for our trainings and
+images). The half-width of the interval is Banerjee's (Sankhya 22 (1960) 359-376): each independent part of the variance
+has its own Student quantile, and the squares are added, which holds at least 95 % whatever the parts. It is never
+narrower than the interval over images alone.
+
+Two images are added to a difference (Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012)
+479-488) and four to an accuracy (Agresti and Coull, The American Statistician 52 (1998) 119-126), so that no interval
+has width 0. `benchmarks/coverage.py` measures how often the intervals hold the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.report.statistics import Booleans
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Variance components of one answer (one training, one image); their roots are in the unit of the mean.
+
+    None is negative: an estimate below 0 becomes 0. For an unpaired difference each holds both classifiers' parts.
+    """
+
+    training: float
+    """Between trainings: its root is the standard deviation over seeds of the accuracy on endless images."""
+    images: float
+    """Between images: what all trainings find easy or hard."""
+    residual: float
+    """What is left: which training fails on which image."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over trainings and images and what sampling both is worth; fractions, not percentages."""
+
+    mean: float
+    """Of the table as it is; `ci95` is centred a little nearer to the middle, where the added images pull it."""
+    ci95: tuple[float, float]
+    """95 % interval over other trainings and other test images."""
+    standard_error: float
+    degrees_of_freedom: float
+    """Of the Student distribution whose 97.5 % point times `standard_error` is the half-width of `ci95`."""
+    p_value: float
+    """Two-sided test of 'the true mean is 0', below 0.05 exactly where `ci95` leaves out 0; no use for an accuracy."""
+    variance: Variance
+    """`standard_error`² is training / seeds + images / n + residual / (seeds · n), where n counts the added images."""
+    seeds: int
+    """Trainings; of an unpaired difference the smaller number, not counting a classifier that has only one."""
+    images: int
+    """Test images, without the added ones."""
+    added: int
+    """Images added: 2 to a difference, 4 to an accuracy."""
+
+
+def crossed_mean(values: npt.NDArray[Any]) -> Estimate:
+    """The accuracy over trainings and images.
+
+    `values` has shape (seeds, images), at least two seeds: booleans, or scores from 0 to 1. Two images that are right
+    and two that are wrong, in every training, are added before the variance is estimated (Agresti and Coull).
+    Raises ValueError for another shape or type, NaN, and scores outside 0 to 1.
+    """
+    table = np.asarray(values)
+    if table.dtype != np.bool_ and not np.issubdtype(table.dtype, np.floating):
+        raise ValueError(f"values: expected booleans or floats, got {table.dtype}")
+    _check_shape("values", table, at_least=2)
+    table = table.astype(np.float64)
+    if not (table.min() >= 0 and table.max() <= 1):  # false for NaN, too
+        raise ValueError("values: expected numbers from 0 to 1")
+    return _estimate([table], [[1.0, 1.0, 0.0, 0.0]], (0.0, 1.0))
+
+
+def crossed_difference(first: Booleans, second: Booleans) -> Estimate:
+    """Accuracy of the second minus accuracy of the first, for trainings in pairs: row k of both has the same seed.
+
+    `first` and `second` are booleans of one shape (seeds, images), at least two seeds: whether each training named each
+    image rightly. Two images are added, one that only the first and one that only the second has right (Bonett and
+    Price). One training of each has no spread to learn from: see `statistics.paired_difference`.
+    Raises ValueError for another shape or type.
+    """
+    ones, others = _rights("first", first, 2), _rights("second", second, 2)
+    if ones.shape != others.shape:
+        raise ValueError(f"expected the same seeds and images in both, got {ones.shape} and {others.shape}")
+    return _estimate([others - ones], [[1.0, -1.0]], (-1.0, 1.0))
+
+
+def unpaired_difference(first: Booleans, second: Booleans) -> Estimate:
+    """Accuracy of the second minus accuracy of the first, on the same images, with trainings that are not in pairs.
+
+    `first` has shape (seeds of the first, images), `second` (seeds of the second, images), both booleans. One of them
+    may have a single row, which then counts as fixed: weights as they came, which no seed could change.
+    Raises ValueError for another shape or type, and where both have a single row.
+    """
+    ones, others = _rights("first", first, 1), _rights("second", second, 1)
+    if ones.shape[1] != others.shape[1]:
+        raise ValueError(f"expected the same images in both, got {ones.shape[1]} and {others.shape[1]}")
+    if len(ones) == len(others) == 1:
+        raise ValueError("expected at least two seeds in one of the two, got one in both")
+    return _estimate([others, -ones], [[1.0, 0.0], [0.0, -1.0]], (-1.0, 1.0))
+
+
+def detectable(estimate: Estimate, power: float = 0.8) -> float:
+    """The smallest true difference that such a test shows with this power: (t.975 + t.power) · standard error.
+
+    Standard error and degrees of freedom are those to expect of a repetition. They are the estimate's own unless its
+    trainings happened to differ less than their residual alone would make them.
+    """
+    return _detectable(estimate, estimate.seeds, estimate.images, power)
+
+
+def images_for(estimate: Estimate, difference: float = 0.01, power: float = 0.8) -> int | None:
+    """Test images that show a true difference of this size with this power, with as many seeds.
+
+    None when no number would do, because the trainings differ too much.
+    Raises ValueError for a difference that is not above 0.
+    """
+    return _smallest(lambda images: _detectable(estimate, estimate.seeds, images, power), difference, 1)
+
+
+def seeds_for(estimate: Estimate, difference: float = 0.01, power: float = 0.8) -> int | None:
+    """Seeds (at least 2) that show a true difference of this size with this power, with as many test images.
+
+    None when no number would do, because there are too few test images.
+    Raises ValueError for a difference that is not above 0.
+    """
+    return _smallest(lambda seeds: _detectable(estimate, seeds, estimate.images, power), difference, 2)
+
+
+def _check_shape(name: str, table: npt.NDArray[Any], at_least: int) -> None:
+    if table.ndim != 2 or table.shape[0] < at_least or table.shape[1] == 0:
+        plural = "one seed" if at_least == 1 else f"{at_least} seeds"
+        raise ValueError(f"{name}: expected shape (seeds, images), at least {plural} and one image, got {table.shape}")
+
+
+def _rights(name: str, right: Booleans, at_least: int) -> Floats:
+    table = np.asarray(right)
+    if table.dtype != np.bool_:
+        raise ValueError(f"{name}: expected booleans, got {table.dtype}")
+    _check_shape(name, table, at_least)
+    return table.astype(np.float64)
+
+
+def _estimate(arms: list[Floats], added: list[list[float]], limits: tuple[float, float]) -> Estimate:
+    """The sum of the arms' means: each arm has shape (its seeds, images), and `added` holds its added images."""
+    images = arms[0].shape[1]
+    tables = [np.hstack([arm, np.tile(extra, (len(arm), 1))]) for arm, extra in zip(arms, added, strict=True)]
+    columns = np.sum([table.mean(axis=0) for table in tables], axis=0)
+    n, trained = len(columns), [table for table in tables if len(table) > 1]
+    seeds = min(len(table) for table in trained)
+
+    parts = [_row_variances(table) for table in trained]
+    of_residual = sum(residual for _, _, residual in parts)
+    of_images = max(float(columns.var(ddof=1)) / n - of_residual, 0.0)
+    of_training = sum(max(rows - residual, 0.0) for _, rows, residual in parts)
+    variance = Variance(seeds * of_training, n * of_images, seeds * n * of_residual)
+
+    def half_width(p: float) -> float:  # of the interval of level 1 - p
+        t = _student(n - 1, p)
+        widest = (max(_student(df, p) ** 2 * rows, t**2 * residual) for df, rows, residual in parts)
+        return math.sqrt(sum(widest) + t**2 * of_images)
+
+    error, centre, half = math.sqrt(of_training + of_images + of_residual), float(columns.mean()), half_width(0.05)
+    return Estimate(
+        mean=float(np.sum([arm.mean() for arm in arms])),
+        ci95=(max(limits[0], centre - half), min(limits[1], centre + half)),
+        standard_error=error,
+        degrees_of_freedom=_equivalent_df(half / error, seeds - 1, n - 1),
+        p_value=_p_value(half_width, abs(centre)),
+        variance=variance,
+        seeds=seeds,
+        images=images,
+        added=n - images,
+    )
+
+
+def _row_variances(table: Floats) -> tuple[int, float, float]:
+    """Of the mean of a table: degrees of freedom of its rows, its variance by the rows, and the residual's share in it.
+
+    They are the mean squares of rows and residual over the number of cells.
+    """
+    rows, columns = table.shape
+    means = table.mean(axis=1, keepdims=True)
+    residual = table - means - table.mean(axis=0) + table.mean()
+    return (
+        rows - 1,
+        float(means.var(ddof=1)) / rows,
+        float(np.square(residual).sum()) / ((rows - 1) * (columns - 1) * table.size),
+    )
+
+
+def _student(df: float, p: float) -> float:
+    """The number of standard errors that chance exceeds, in either direction, with probability `p`."""
+    from scipy.special import stdtrit
+
+    return -float(stdtrit(df, p / 2))
+
+
+def _p_value(half_width: Callable[[float], float], distance: float) -> float:
+    """The p at which the half-width is just `distance`, by bisection of its logarithm; none is below 1e-111."""
+    low, high = -1.0, 0.0
+    while low > -200 and half_width(math.exp(low)) <= distance:
+        low, high = 2 * low, low
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if half_width(math.exp(middle)) > distance else (low, middle)
+    return math.exp(high)
+
+
+def _equivalent_df(reach: float, low: float, high: float) -> float:
+    """Degrees of freedom between `low` and `high` of the Student distribution that has its 97.5 % point at `reach`."""
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _student(middle, 0.05) > reach else (low, middle)
+    return low
+
+
+def _detectable(estimate: Estimate, seeds: int, images: int, power: float) -> float:
+    """What could be shown with other numbers of seeds and images, where the variance components stay the same."""
+    if not 0 < power < 1:
+        raise ValueError(f"expected a power between 0 and 1, such as 0.8, got {power}")
+    n, variance = images + estimate.added, estimate.variance
+    rows, of_images = variance.training / seeds + variance.residual / (seeds * n), variance.images / n
+    half = math.hypot(_student(seeds - 1, 0.05) * math.sqrt(rows), _student(n - 1, 0.05) * math.sqrt(of_images))
+    error = math.sqrt(rows + of_images)
+    return half + _student(_equivalent_df(half / error, seeds - 1, n - 1), 2 - 2 * power) * error
+
+
+ENDLESS = 10**12
+"""A number of images or seeds where more would change nothing."""
+
+
+def _smallest(size: Callable[[int], float], difference: float, start: int) -> int | None:
+    """The smallest whole number from `start` on at which `size`, which falls, is at most `difference`."""
+    if not difference > 0:
+        raise ValueError(f"expected a difference above 0, such as 0.01, got {difference}")
+    if size(ENDLESS) > difference:
+        return None
+    low, high = start - 1, start
+    while size(high) > difference:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) > difference else (low, middle)
+    return high
