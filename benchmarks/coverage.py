@@ -104,7 +104,9 @@ def print_table(first: float, second: float, replicates: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=2_000)
-    parser.add_argument("--pairs", default="0.915:0.93,0.71:0.75,0.985:0.99", help="true accuracies, comma between pairs")
+    parser.add_argument(
+        "--pairs", default="0.915:0.93,0.71:0.75,0.985:0.99", help="true accuracies, comma between pairs"
+    )
     given = parser.parse_args()
     for pair in given.pairs.split(","):
         first, second = map(float, pair.split(":"))

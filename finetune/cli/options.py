@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -65,6 +65,18 @@ def with_options(*names: str) -> Callable[[Command], Command]:
             "--target", metavar="DATA", help="What to adapt to: a data set's name, a folder of pictures, or a CSV file."
         ),
         "shots": click.option("--shots", type=click.IntRange(min=1), help="Labelled images per class to learn from."),
+        "seeds": click.option(
+            "--seeds", metavar="N|A,B,...", help="Trains once for each seed: a count, or the seeds; 5 is a good number."
+        ),
+        "same-shots": click.option(
+            "--same-shots", is_flag=True, help="All seeds learn from the labelled images that the first one chooses."
+        ),
+        "jobs": click.option(
+            "--jobs", type=click.IntRange(min=1), help="Trainings at once on this machine, which share its threads."
+        ),
+        "engine": click.option(
+            "--engine", metavar="dask://HOST:PORT", help="Trains on the workers of a Dask cluster (finetune[cluster])."
+        ),
         "json": click.option("--json", "as_json", is_flag=True, help="Prints JSON for programs on standard output."),
         "quiet": click.option("--quiet", is_flag=True, help="Prints no progress."),
     }
@@ -94,6 +106,12 @@ def run_options(
     program = "finetune" if os.environ.get("WORLD_SIZE", "1") == "1" else "torchrun ... -m finetune"
     own = {"settings": settings, "resume_command": f"{program} {shlex.join(words)}"}
     return cast("RunOptions", {**given, **own, "console": make_console(quiet, results=not as_json)})
+
+
+def refuse_without_seeds(study: Mapping[str, Any]) -> None:
+    """SettingError for options of a study without --seeds."""
+    if given := [f"--{key.replace('_', '-')}" for key, value in study.items() if value]:
+        raise SettingError(f"{', '.join(given)}: goes with --seeds, for example --seeds 5")
 
 
 def check_target(name: str | None) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from finetune.cli.options import check_target, make_console, print_json, print_report, run_options, with_options
+from finetune.cli.options import (
+    check_target,
+    make_console,
+    print_json,
+    print_report,
+    refuse_without_seeds,
+    run_options,
+    with_options,
+)
+from finetune.errors import SettingError
 
 
 @click.command()
@@ -32,15 +41,31 @@ def pretrain(recipe: Path, **given: Any) -> None:
 @with_options("model", "target", "shots")
 @with_options("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "json", "quiet")
 @click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
-def adapt(
-    source: str, recipe: Path, model: str | None, target: str | None, shots: int | None, no_compare: bool, **given: Any
-) -> None:
+@with_options("seeds", "same-shots", "jobs", "engine")
+@click.option(
+    "--keep",
+    type=click.Choice(["first", "average"]),
+    help="With --seeds, which weights to write: the first seed's [default], or the average of all seeds' if that is "
+    "no worse on the validation images.",
+)
+def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **given: Any) -> None:
     """Fine-tunes a checkpoint on a target and tells what that brought; writes a checkpoint and its report."""
-    from finetune.commands import adapt as command
-
     check_target(target)
+    own = {key: given.pop(key) for key in ("model", "shots")} | {"compare": not no_compare}
+    study = {key: given.pop(key) for key in ("seeds", "same_shots", "jobs", "engine", "keep")}
     options = run_options(**given)
-    report = command.adapt(source, target, recipe, model=model, shots=shots, compare=not no_compare, **options)
+    if study["seeds"] is None:
+        from finetune.commands import adapt as command
+
+        refuse_without_seeds(study)
+        report = command.adapt(source, target, recipe, **own, **options)
+    else:
+        from finetune.study.seeds import adapt_seeds
+
+        if given["seed"] is not None:
+            raise SettingError("--seed and --seeds: expected one of them; --seeds 0,1,2 names several")
+        chosen = {key: value for key, value in study.items() if value}
+        report = adapt_seeds(source, target, recipe, **chosen, **own, **options)
     print_report(report, given["as_json"], options)
 
 

@@ -7,12 +7,30 @@ from typing import Literal, Self
 
 import numpy as np
 
-from finetune.report.rows import row_of
-from finetune.report.statistics import Booleans, paired_difference, wilson
+from finetune.report.crossed import (
+    Estimate,
+    Variance,
+    crossed_difference,
+    detectable,
+    images_for,
+    seeds_for,
+    unpaired_difference,
+)
+from finetune.report.rows import MIN_SEEDS, row_of
+from finetune.report.statistics import (
+    Booleans,
+    mcnemar_detectable,
+    mcnemar_images,
+    paired_difference,
+    wilson,
+)
 
-Verdict = Literal["helps", "no difference shown", "hurts"]
+Verdict = Literal["helps", "better", "no difference shown", "worse", "hurts"]
+Design = Literal["images", "seeds x images"]
 SIGNIFICANT = 0.05
-"""A difference is called shown when the exact McNemar p-value is below this."""
+"""A difference is called shown when the p-value is below this."""
+IMAGES: Design = "images"
+CROSSED: Design = "seeds x images"
 
 
 @dataclass(frozen=True)
@@ -23,7 +41,7 @@ class Score:
     total: int
     accuracy: float
     ci95: tuple[float, float]
-    """Wilson interval over other test images; the randomness of training is not covered."""
+    """Of one training the Wilson interval over other test images; of several, over other trainings and images."""
 
     @classmethod
     def of(cls, right: Booleans) -> Self:
@@ -36,52 +54,143 @@ class Score:
 
 
 @dataclass(frozen=True)
+class ForOnePoint:
+    """What would show a true difference of one point with 80 % power: that many test images, or that many seeds.
+
+    Each with the other as it is; None where no number would do, or where it is not known.
+    """
+
+    images: int | None
+    seeds: int | None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The second classifier against the first, on the same test images; fractions, not percentages."""
 
     difference: float
-    """Accuracy of the second minus accuracy of the first."""
+    """Accuracy of the second minus accuracy of the first; over seeds, of their means."""
     ci95: tuple[float, float]
-    """Newcombe interval over other test images; the randomness of training is not covered."""
+    """Design `images`: Newcombe's over other test images. `seeds x images`: over other trainings too."""
     p_value: float
-    """Exact two-sided McNemar test."""
+    """Two-sided; it decides the verdict. `images`: mid-p of McNemar's test. `seeds x images`: dual to the interval."""
     verdict: Verdict
+    exact_p_value: float | None = None
+    """Exact conditional McNemar test, where one training was compared with one."""
+    design: Design = IMAGES
+    seeds: int = 1
+    shots_vary: bool = False
+    """Each seed learnt from labelled images of its own choice, so that `variance.training` holds that too."""
+    variance: Variance | None = None
+    """Components of one answer's variance, of several seeds."""
+    uncertainty: Variance | None = None
+    """Which share of the variance of `difference` each of them makes."""
+    detectable: float | None = None
+    """The smallest true difference that this test shows with 80 % power."""
+    one_point: ForOnePoint | None = None
+    metric: str = "accuracy"
 
 
 def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
-    """Whether the second classifier is better than the first; both arrays as in `metrics.paired_difference`.
+    """Whether the second training did better than the first; both arrays as in `statistics.paired_difference`.
 
-    The verdict follows the p-value alone. The interval comes from another method, so near the border it may leave out
-    zero while the verdict is 'no difference shown' (or, with very few images told apart, hold zero while the verdict
-    is another). Then `sentence` says so.
+    The verdict follows the p-value alone, and is about these two trainings. The interval comes from another method, so
+    near the border it may leave out zero while the verdict is 'no difference shown' (or, with very few images told
+    apart, hold zero while the verdict is another). Then `sentence` says so.
     """
     pair = paired_difference(first_right, second_right)
-    verdict: Verdict = "no difference shown"
-    if pair.p_value < SIGNIFICANT:
-        verdict = "helps" if pair.difference > 0 else "hurts"
-    return Comparison(pair.difference, pair.ci95, pair.p_value, verdict)
+    differing, images = pair.only_first + pair.only_second, len(first_right)
+    return Comparison(
+        difference=pair.difference,
+        ci95=pair.ci95,
+        p_value=pair.mid_p,
+        exact_p_value=pair.exact_p,
+        verdict=_verdict(pair.difference, pair.mid_p, seeds=1),
+        detectable=mcnemar_detectable(differing, images),
+        one_point=ForOnePoint(mcnemar_images(differing, images), None),
+    )
+
+
+def compare_over_seeds(first_right: Booleans, second_right: Booleans, *, shots_vary: bool = False) -> Comparison:
+    """Whether the second procedure does better than the first; both of shape (seeds, images).
+
+    With as many seeds in both, row k of both is of the same seed. One of them may have a single row: weights that were
+    not trained. Trainings and images are crossed (`crossed`), and the verdict follows from the p-value, which agrees
+    with the interval. With one row in both it is `compare`.
+    """
+    if len(first_right) == len(second_right) == 1:
+        return compare(first_right[0], second_right[0])
+    paired = len(first_right) == len(second_right)
+    estimate = (crossed_difference if paired else unpaired_difference)(first_right, second_right)
+    return Comparison(
+        difference=estimate.mean,
+        ci95=estimate.ci95,
+        p_value=estimate.p_value,
+        verdict=_verdict(estimate.mean, estimate.p_value, seeds=estimate.seeds),
+        design=CROSSED,
+        seeds=estimate.seeds,
+        shots_vary=shots_vary,
+        variance=estimate.variance,
+        uncertainty=_shares(estimate),
+        detectable=detectable(estimate),
+        one_point=ForOnePoint(images_for(estimate), seeds_for(estimate)),
+    )
+
+
+def _verdict(difference: float, p_value: float, *, seeds: int) -> Verdict:
+    """The rule of every comparison: a p-value below SIGNIFICANT shows a difference; enough seeds may name a cause."""
+    if p_value >= SIGNIFICANT:
+        return "no difference shown"
+    if seeds < MIN_SEEDS:
+        return "better" if difference > 0 else "worse"
+    return "helps" if difference > 0 else "hurts"
+
+
+def _shares(estimate: Estimate) -> Variance:
+    """Each component's share of the variance of the mean."""
+    found, images = estimate.variance, estimate.images
+    parts = (found.training / estimate.seeds, found.images / images, found.residual / (estimate.seeds * images))
+    total = sum(parts)
+    return Variance(*(part / total if total else 0.0 for part in parts))
 
 
 def sentence(comparison: Comparison, of: str, against: str) -> str:
     """One plain sentence in percentage points about row `of` (the second) against row `against` (the first).
 
-    Both are keys of a report's rows. A row without a cause gets a sentence that claims none.
+    Both are keys of a report's rows. It claims a cause only where there is one and enough seeds show it.
     """
-    cause = row_of(against).cause
+    cause, floor = row_of(against).cause, row_of(against).floor
     of, against = row_of(of).title, row_of(against).title
+    over = "test images" if comparison.design == IMAGES else f"{comparison.seeds} seeds and the test images"
+    spread = f"95 % interval {{}} to {{}} over {over}, {_p_text(comparison.p_value)}"
     lower, upper = comparison.ci95
-    p = _p_text(comparison.p_value)
     if comparison.verdict == "no difference shown":
-        spread = f"{_signed(comparison.difference)} points, 95 % interval {_signed(lower)} to {_signed(upper)}, {p}"
-        return f"no difference shown between {of} and {against} ({spread}): {_remaining_range(of, lower, upper)}"
-    better = comparison.verdict == "helps"
+        between = f"{_signed(comparison.difference)} points, {spread.format(_signed(lower), _signed(upper))}"
+        if floor:
+            return f"{of} is not shown to beat {against} ({between}): it may have learnt nothing"
+        return (
+            f"no difference shown between {of} and {against} ({between}): {_remaining_range(of, lower, upper)}"
+            f"{_power_text(comparison)}{_source_text(comparison)}"
+        )
+    better = comparison.verdict in ("helps", "better")
     size = comparison.difference if better else -comparison.difference
     ends = (lower, upper) if better else (-upper, -lower)
-    gap = f"by {_points(size)} points (95 % interval {_points(ends[0])} to {_points(ends[1])}, {p})"
-    conclusion = f"{cause} {comparison.verdict}" if cause else f"{of} is {'better' if better else 'worse'}"
+    gap = f"by {_points(size)} points ({spread.format(_points(ends[0]), _points(ends[1]))})"
+    conclusion = _conclusion(comparison, cause, of, better=better)
     if ends[0] <= 0:
         conclusion += ", narrowly: the interval still has 0 in it"
-    return f"{of} {'beats' if better else 'falls behind'} {against} {gap}: {conclusion}"
+    return f"{of} {'beats' if better else 'falls behind'} {against} {gap}: {conclusion}{_source_text(comparison)}"
+
+
+def _conclusion(comparison: Comparison, cause: str | None, of: str, *, better: bool) -> str:
+    """What a shown difference says, and what would settle what it cannot."""
+    if comparison.verdict in ("helps", "hurts"):
+        return f"{cause} {comparison.verdict}" if cause else f"{of} is {'better' if better else 'worse'}"
+    did = "better" if better else "worse"
+    if not cause:
+        return f"{of} did {did}"
+    found = "this training did" if comparison.seeds == 1 else f"these {comparison.seeds} trainings did"
+    return f"{found} {did}; whether {cause} {'helps' if better else 'hurts'} takes {MIN_SEEDS} seeds or more: --seeds 5"
 
 
 def _remaining_range(of: str, lower: float, upper: float) -> str:
@@ -91,9 +200,30 @@ def _remaining_range(of: str, lower: float, upper: float) -> str:
         way = "better" if lower > 0 else "worse"
         return (
             f"too close to call, as the interval has {of} {_points(nearer)} to {_points(farther)} points {way} "
-            f"but the exact test is not below p = {SIGNIFICANT}"
+            f"but the test is not below p = {SIGNIFICANT}"
         )
     return f"{of} may still be anything from {_points(-lower)} points worse to {_points(upper)} points better"
+
+
+def _power_text(comparison: Comparison) -> str:
+    """What the test would have shown, and what one point would take."""
+    if comparison.detectable is None:
+        return "; so few test images show no difference at all"
+    found = f"; a true difference of {_points(comparison.detectable)} points would have been shown 4 times in 5"
+    needed = comparison.one_point
+    ways = [] if needed is None or needed.images is None else [f"{needed.images:,} test images"]
+    ways += [] if needed is None or needed.seeds is None else [f"{needed.seeds:,} seeds"]
+    return f"{found}, and one of 1 point with {' or '.join(ways)}" if ways else found
+
+
+def _source_text(comparison: Comparison) -> str:
+    """Which share of the uncertainty comes from where, over seeds."""
+    if comparison.uncertainty is None:
+        return ""
+    training = "training and the choice of shots" if comparison.shots_vary else "training"
+    shares = comparison.uncertainty
+    images = shares.images + shares.residual
+    return f" (of the uncertainty {100 * shares.training:.0f} % is {training}, {100 * images:.0f} % the test images)"
 
 
 def _points(fraction: float) -> str:

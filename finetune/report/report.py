@@ -15,15 +15,27 @@ MAX_REPORT_BYTES = 100_000_000  # bytes of a report; the confusion of a thousand
 
 
 @dataclass(frozen=True)
+class SeedScore:
+    """One training's share of a result over seeds."""
+
+    seed: int
+    correct: int
+    total: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Result(Score):
     """A score and, where it applies, how it was got (`method`), each class's score, and the confusion matrix.
 
-    `confusion[i][j]` counts the images of true class i that were taken for class j.
+    `confusion[i][j]` counts the images of true class i that were taken for class j. Over several seeds `accuracy` is
+    the mean and all counts are sums; `per_seed` has each training's own.
     """
 
     method: str | None = None
     per_class: dict[str, dict[str, Any]] | None = None
     confusion: list[list[int]] | None = None
+    per_seed: list[SeedScore] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +138,7 @@ class Report:
     results: dict[str, Result | None]
     comparisons: dict[str, Comparison | None] = field(default_factory=dict)
     retention: Retention | None = None
+    seeds: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -168,6 +181,6 @@ def read_report_values(path: Path) -> dict[str, Any] | None:
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
-    left_out = ("per_class", "confusion") if brief else ()
+    left_out = ("per_class", "confusion", "per_seed") if brief else ()
     found = asdict(result) | {"ci95": list(result.ci95)}
     return {k: v for k, v in found.items() if v is not None and k not in left_out}

@@ -28,6 +28,7 @@ class Row:
     floor: bool = False
 
 
+MIN_SEEDS = 3  # from which on a comparison may speak of the procedure: of `cause`
 MAJORITY = Row("majority", "always the commonest class of the training images", compared=True, floor=True)
 
 ADAPT_ROWS: dict[str, Row] = {
@@ -48,9 +49,12 @@ ADAPT_ROWS: dict[str, Row] = {
 PRETRAIN_ROWS: dict[str, Row] = {"majority": MAJORITY, "test": Row("test", "trained from scratch", detailed=True)}
 
 
+STUDY_ROWS: dict[str, Row] = {"average": Row("average", "the seeds' weights averaged", detailed=True)}
+
+
 def row_of(key: str) -> Row:
     """The row of a report's key; one that is not known here (of a later version) is called by its key."""
-    return (ADAPT_ROWS | PRETRAIN_ROWS).get(key) or Row(key.replace("_", " "), "")
+    return (ADAPT_ROWS | PRETRAIN_ROWS | STUDY_ROWS).get(key) or Row(key.replace("_", " "), "")
 
 
 def wanted_rows(compare: tuple[str, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from finetune.data.image_dataset import DataSplits, ImageSet
@@ -21,6 +22,7 @@ class RunData:
     """The train, validation and test images of a run. `validation` may be empty; `test` is for the end only.
 
     `notes` are what a person should know of their own images: what was left out, is in two parts, or is scarce.
+    `splits` are the images that these were chosen from.
     """
 
     name: str
@@ -28,6 +30,7 @@ class RunData:
     validation: ImageSet
     test: ImageSet
     notes: tuple[str, ...] = ()
+    splits: DataSplits | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -45,6 +48,10 @@ class RunData:
 
     def describe(self) -> dict[str, object]:
         """For a checkpoint: name, classes, and fingerprints that change when an image or a label does."""
+        return dict(self._description)
+
+    @cached_property
+    def _description(self) -> dict[str, object]:
         return {
             "name": self.name,
             "classes": list(self.class_names),
@@ -75,8 +82,19 @@ def open_run_data(
         )
     console = console or Console(quiet=True, results=False)
     name, found = _open_parts(data, data.name, root, spec, console, None if any_channels else spec.channels)
-    train = found.train
+    chosen = choose_run_data(name, found, data, seed)
+    for note in chosen.notes[len(found.notes) :]:
+        console.note(note)
+    return chosen
+
+
+def choose_run_data(name: str, found: DataSplits, data: DataSettings, seed: int) -> RunData:
+    """Takes the shots that `seed` chooses, and holds out validation images. DataError."""
+    train, notes = found.train, found.notes
     if data.shots is not None:
+        scarce = [f"{label} ({count:,})" for label, count in train.counts().items() if 0 < count < data.shots]
+        if scarce:
+            notes = (*notes, f"{data.shots:,} shots asked for; all there are of {', '.join(scarce)}")
         train = take_shots(train, data.shots, seed=seed)
     empty = [name for name, count in train.counts().items() if count == 0]
     if empty:
@@ -84,14 +102,14 @@ def open_run_data(
             f"{train.origin}: no image to learn from of {', '.join(empty)}; leave them out with data.classes"
         )
     if found.validation is not None and len(found.validation):
-        return RunData(name, train, found.validation, found.test, found.notes)
+        return RunData(name, train, found.validation, found.test, notes, found)
     train, validation = hold_out(train, data.validation)
     if data.validation and not len(validation):
         raise DataError(
             f"{train.origin}: data.validation is {data.validation}, which is no image of {len(train)}; "
             "ask for more, or for none with --set data.validation=0"
         )
-    return RunData(name, train, validation, found.test, found.notes)
+    return RunData(name, train, validation, found.test, notes, found)
 
 
 def open_test(

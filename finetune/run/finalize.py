@@ -155,6 +155,7 @@ def build_report(
         transplant=None,
         phases=phases,
         results=dict(results),
+        seeds=[recipe.seed],
     )
 
 

@@ -184,11 +184,11 @@ class RunFolder:
         values = {"run": self.identity.fingerprint, "sha256": digest}
         text = json.dumps(values, sort_keys=True, ensure_ascii=False, indent=1)
         write_atomic(self.outputs.finished, f"{text}\n".encode())
-        self._delete_unfinished()
-        self.moment = ""
+        self.delete_unfinished()
 
-    def _delete_unfinished(self) -> None:
+    def delete_unfinished(self) -> None:
         """Deletes what only an unfinished run needs."""
+        self.moment = ""
         self.store.clear()
         self.outputs.interrupted.unlink(missing_ok=True)  # of an earlier attempt
 
@@ -228,7 +228,7 @@ class RunFolder:
         if digest != self.outputs.digest() or not self.outputs.report.exists():
             return None
         report = read_report(self.outputs.report)
-        self._delete_unfinished()  # it may have been killed while it did this
+        self.delete_unfinished()  # it may have been killed while it did this
         return EarlierAttempt(report=report)
 
     def _refuse_other_run(self, fingerprint: object) -> None:

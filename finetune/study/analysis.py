@@ -1,0 +1,77 @@
+"""What trials come to: numbers in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.image_dataset import ImageSet
+from finetune.report.comparison import Comparison, compare_over_seeds
+from finetune.report.crossed import crossed_mean
+from finetune.report.report import Result, SeedScore
+from finetune.report.rows import ADAPT_ROWS
+from finetune.run.finalize import Answers, correct_mask, score
+
+
+def rights(test: ImageSet, answers: Sequence[Answers]) -> npt.NDArray[np.bool_]:
+    """Whether each training (row) was right about each test image (column)."""
+    return np.stack([correct_mask(test, found.predicted) for found in answers])
+
+
+def distinct(table: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The table itself; one row of it where all are the same, as they are where nothing is trained."""
+    return table[:1] if bool((table == table[:1]).all()) else table
+
+
+def result_over_seeds(test: ImageSet, answers: Sequence[Answers], seeds: Sequence[int], row: str) -> Result:
+    """A row's result over seeds: mean accuracy and its interval over other trainings and images.
+
+    `correct` and `total` are summed over the seeds, and so are classes and confusion.
+    """
+    each = [score(test, found, row=row) for found in answers]
+    per_seed = [SeedScore(seed, own.correct, own.total, own.accuracy) for seed, own in zip(seeds, each, strict=True)]
+    table = distinct(rights(test, answers))
+    first, total = each[0], sum(own.total for own in each)
+    correct = sum(own.correct for own in each)
+    return Result(
+        correct=correct,
+        total=total,
+        accuracy=correct / total,
+        ci95=first.ci95 if len(table) == 1 else crossed_mean(table).ci95,
+        method=first.method,
+        per_class=_summed_classes(each),
+        confusion=_summed_confusion(each),
+        per_seed=per_seed,
+    )
+
+
+def _summed_classes(results: Sequence[Result]) -> dict[str, dict[str, int | float | None]] | None:
+    if results[0].per_class is None:
+        return None
+    found = {}
+    for name in results[0].per_class:
+        own = [result.per_class[name] for result in results if result.per_class is not None]
+        correct, total = sum(one["correct"] for one in own), sum(one["total"] for one in own)
+        found[name] = {"correct": correct, "total": total, "accuracy": correct / total if total else None}
+    return found
+
+
+def _summed_confusion(results: Sequence[Result]) -> list[list[int]] | None:
+    tables = [result.confusion for result in results if result.confusion is not None]
+    return [[int(count) for count in row] for row in np.sum(tables, axis=0)] if tables else None
+
+
+def compare_rows_over_seeds(
+    test: ImageSet, answers: Mapping[str, Sequence[Answers]], of: str, *, shots_vary: bool
+) -> dict[str, Comparison | None]:
+    """Row `of` against each row it is compared with, seeds and images crossed; None for a row that was not made."""
+    tables = {name: rights(test, found) for name, found in answers.items()}
+    return {
+        f"{of}_vs_{name}": compare_over_seeds(distinct(tables[name]), tables[of], shots_vary=shots_vary)
+        if name in tables
+        else None
+        for name, row in ADAPT_ROWS.items()
+        if row.compared
+    }

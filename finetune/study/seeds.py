@@ -1,0 +1,182 @@
+"""`finetune adapt --seeds`: the verdict over several trainings, about the procedure and not about one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
+from finetune.errors import SettingError
+from finetune.models.classifier import Classifier
+from finetune.recipe.schema import AdaptRecipe
+from finetune.report.report import Report, Result
+from finetune.report.rows import ADAPT_ROWS, wanted_rows
+from finetune.run.finalize import Answers, build_report, checkpoint_results, save_run, score
+from finetune.run.options import RunCall, RunOptions, start_run
+from finetune.run.output_paths import check_outputs
+from finetune.run.setup import AdaptSetup, RecipeLike
+from finetune.study.analysis import compare_rows_over_seeds, result_over_seeds
+from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, row_trials
+from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
+from finetune.study.trial import TrialResult, TrialRunner
+from finetune.train.inference import outputs as network_outputs
+
+FIRST, AVERAGE = "first", "average"
+
+
+def adapt_seeds(
+    source: str | Path,
+    target: str | None = None,
+    recipe: RecipeLike = DEFAULT_RECIPE,
+    *,
+    seeds: int | str | Sequence[int] = 5,
+    same_shots: bool = False,
+    keep: str = FIRST,
+    jobs: int = 1,
+    engine: str | None = None,
+    model: str | None = None,
+    shots: int | None = None,
+    compare: bool = True,
+    **options: Unpack[RunOptions],
+) -> Report:
+    """Fine-tunes `source` on `target` once for each seed, and compares over seeds and test images.
+
+    seeds: a count, or the seeds themselves. same_shots: all seeds learn from the labelled images that the first one
+    chooses, else each chooses its own. keep: "first" writes the first seed's checkpoint, which nobody chose by its
+    result; "average" that of the seeds' averaged weights, if no worse on the validation images. jobs: trainings at
+    once. engine: dask://HOST:PORT of a cluster that trains. The rest, and errors, are as for `finetune.adapt`.
+    """
+    with start_run(options) as call:
+        chosen = parse_seeds(seeds)
+        if keep not in (FIRST, AVERAGE):
+            raise SettingError(f"--keep {keep}: expected {FIRST} or {AVERAGE}")
+        overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots})
+        checked = open_study_recipe(source, recipe, overrides, call)
+        checked = checked if compare else checked.model_copy(update={"compare": ()})
+        if keep == AVERAGE and checked.data.shots is not None and not same_shots:
+            raise SettingError(
+                "--keep average: with --shots each seed learns from other images, among them the validation images of "
+                "the others, so nothing can tell whether the average is better; add --same-shots"
+            )
+        return _adapt_seeds(str(source), checked, chosen, keep, TrialOptions(jobs, engine), call, same_shots=same_shots)
+
+
+def _adapt_seeds(
+    source: str,
+    recipe: AdaptRecipe,
+    seeds: Sequence[int],
+    keep: str,
+    options: TrialOptions,
+    call: RunCall,
+    *,
+    same_shots: bool,
+) -> Report:
+    rows, runner, console = wanted_rows(recipe.compare), TrialRunner(call), call.console
+    shots = recipe.data.shots
+    trials = row_trials(source, recipe, rows, seeds, shots=shots, same_shots=same_shots, keep_all=keep == AVERAGE)
+    setup = runner.setup(trials[0])
+    for note in [*setup.data.notes, *([few] if (few := few_seeds_note(seeds)) else [])]:
+        console.note(note)
+    outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
+    design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **runner.fingerprint(trials[0])}
+    with StudyFolder(outputs, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
+        results = completed(run_trials(trials, folder, options, runner))
+        setup = runner.setup(trials[0])
+        answers: dict[str, list[Answers]] = {row: [] for row in rows}
+        for trained in results.values():
+            for row, found in trained.answers.items():
+                answers[row].append(found)
+        first = next(result for result in results.values() if "after" in result.answers)
+        shots_vary = shots is not None and not same_shots
+        report = _report(recipe, setup, results, answers, seeds, shots_vary=shots_vary)
+        classifier = classifier_with(setup, first.weights)
+        fields = metadata_fields(_seed_recipe(recipe, seeds[0]), setup)
+        if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
+            classifier, found = averaged
+            result = score(setup.data.test, found, row="average")
+            report = replace(report, results={**report.results, "average": result}, retention=None)
+            fields["results"] = checkpoint_results({"average": result})
+        else:
+            own = {row: score(setup.data.test, found[0], row=row) for row, found in answers.items()}
+            fields["results"] = checkpoint_results({**dict.fromkeys(ADAPT_ROWS), **own})
+        save_run(classifier, fields, report, outputs, console)
+    return report
+
+
+def _seed_recipe(recipe: AdaptRecipe, seed: int) -> AdaptRecipe:
+    return recipe.model_copy(update={"seed": seed})
+
+
+def _report(
+    recipe: AdaptRecipe,
+    setup: AdaptSetup,
+    results: Mapping[str, TrialResult],
+    answers: Mapping[str, Sequence[Answers]],
+    seeds: Sequence[int],
+    *,
+    shots_vary: bool,
+) -> Report:
+    first = next(result for result in results.values() if "after" in result.answers)
+    test, facts = setup.data.test, first.facts
+    every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
+    every |= {row: result_over_seeds(test, found, seeds, row) for row, found in answers.items()}
+    seconds = sum(result.facts.seconds for result in results.values())
+    return replace(
+        build_report(_seed_recipe(recipe, seeds[0]), setup, seconds, facts.phases, every),
+        seeds=list(seeds),
+        environment=facts.environment,
+        source=facts.source,
+        transplant=facts.transplant,
+        comparisons=compare_rows_over_seeds(test, answers, "after", shots_vary=shots_vary),
+        retention=facts.retention,
+    )
+
+
+def classifier_with(setup: AdaptSetup, weights: Mapping[str, Tensor]) -> Classifier:
+    """The source's network for the target's classes, with these fine-tuned weights."""
+    classifier = setup.classifier.with_classes(setup.data.class_names)
+    classifier.network.set_head(torch.nn.Linear(classifier.network.head.in_features, len(setup.data.class_names)))
+    classifier.network.load_state_dict(dict(weights))
+    setup.runtime.place(classifier.network)
+    return classifier
+
+
+def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each tensor over trainings; one that is the same in all, or of whole numbers, stays as it is."""
+    found = {}
+    for name, first in states[0].items():
+        every = [state[name] for state in states]
+        same = not first.is_floating_point() or all(torch.equal(first, other) for other in every)
+        found[name] = first if same else torch.stack([tensor.double() for tensor in every]).mean(0).to(first.dtype)
+    return found
+
+
+def _average(setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCall) -> tuple[Classifier, Answers] | None:
+    """The classifier of the seeds' averaged weights and its answers to the test images; None where it is worse.
+
+    Worse than the first seed's on the validation images, by which alone that is decided.
+    """
+    states = [result.weights for result in results.values() if result.weights]
+    validation = setup.data.validation
+    if not len(validation):
+        raise SettingError("--keep average: there are no validation images to measure it by; set data.validation")
+    classifier, first = classifier_with(setup, average_weights(states)), classifier_with(setup, states[0])
+    normalize, device = setup.spec.normalizer(setup.runtime.device), setup.runtime.device
+
+    def right(own: Classifier) -> int:
+        found = network_outputs(own.network, validation.images.to(device), normalize).argmax(1).cpu()
+        return int((found == validation.labels).sum())
+
+    averaged, single, total = right(classifier), right(first), len(validation)
+    said = f"averaged weights: {averaged:,} of {total:,} validation images right, the first seed's {single:,}"
+    if averaged < single:
+        call.console.note(f"{said}; the first seed's are kept")
+        return None
+    call.console.note(f"{said}; the average is kept")
+    logits = network_outputs(classifier.network, setup.data.test.images.to(device), normalize)
+    return classifier, Answers.of(logits)

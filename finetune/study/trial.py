@@ -1,0 +1,207 @@
+"""A trial: one training with everything fixed, what it leaves behind, and how a process runs one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from finetune.commands.adapt import adapt_fingerprint, open_adaptation, source_summary
+from finetune.commands.baselines import SharedWork, answer_rows, retention, train_rows
+from finetune.distributed.process_group import SINGLE_PROCESS
+from finetune.recipe.load import dump_recipe
+from finetune.recipe.schema import AdaptRecipe
+from finetune.report.console import Console
+from finetune.report.report import PhaseSummary, Retention, SourceSummary, Transplant
+from finetune.run.context import make_context
+from finetune.run.data import choose_run_data
+from finetune.run.finalize import Answers
+from finetune.run.options import RunCall
+from finetune.run.output_paths import OutputPaths
+from finetune.run.setup import AdaptSetup, expect_kind, find_source, open_adapt, open_recipe
+from finetune.run.snapshot import Snapshot, SnapshotStore
+from finetune.sources.resolve import SourceRef
+from finetune.text import json_diff
+
+RESULT = "result"  # the folder, in a trial's folder, of what it left behind
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training with everything fixed.
+
+    rows: the rows of the verdict that it makes: one that is trained, or several that are not. recipe: the resolved
+    recipe of an adapt, with target, shots and seed. shots_seed: chooses the labelled images. source_label: tells apart
+    the sources of one study. keeps_weights: the fine-tuned weights are kept too. measures_retention: what was forgotten
+    of the source's task is measured.
+    """
+
+    source: str
+    recipe: Mapping[str, Any]
+    rows: tuple[str, ...]
+    shots_seed: int
+    source_label: str = ""
+    keeps_weights: bool = False
+    measures_retention: bool = False
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["seed"])
+
+    @property
+    def shots(self) -> int | None:
+        """Labelled images a class; None: all there are."""
+        found: int | None = self.recipe["data"]["shots"]
+        return found
+
+    @property
+    def name(self) -> str:
+        """The name of its folder, as in after-shots-10-seed-0."""
+        label = [self.source_label] if self.source_label else []
+        shots = [] if self.shots is None else [f"shots-{self.shots}"]
+        return "-".join([*label, "+".join(self.rows), *shots, f"seed-{self.seed}"])
+
+
+class TrialFacts(BaseModel):
+    """What a trial leaves behind beside tensors, as JSON values.
+
+    fingerprint: all that its bytes depend on. data: as `RunData.describe` has it, and `notes`. methods: by row.
+    seconds: of training and answering.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    fingerprint: dict[str, Any]
+    data: dict[str, Any]
+    source: SourceSummary
+    methods: dict[str, str | None]
+    seconds: float
+    environment: dict[str, Any]
+    phases: list[PhaseSummary]
+    transplant: Transplant | None
+    retention: Retention | None
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial leaves behind: answers by row, and the fine-tuned weights where they are kept."""
+
+    facts: TrialFacts
+    answers: dict[str, Answers]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def store(self, folder: Path) -> None:
+        """Writes it into the trial's folder, whole or not at all. OutputError."""
+        tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
+        for row, found in self.answers.items():
+            tensors |= {f"{row}/predicted": found.predicted, f"{row}/probabilities": found.probabilities}
+        SnapshotStore(folder / RESULT, keep=1).save(Snapshot(tensors, self.facts.model_dump(mode="json")))
+
+    @classmethod
+    def load(cls, folder: Path) -> TrialResult | None:
+        """What a finished trial left in its folder; None where there is nothing, or nothing whole."""
+        found, _ = SnapshotStore(folder / RESULT, keep=1).newest()
+        if found is None:
+            return None
+        try:
+            facts = TrialFacts.model_validate(found.facts)
+            rows = {
+                row: Answers(found.tensors[f"{row}/predicted"], found.tensors[f"{row}/probabilities"], method)
+                for row, method in facts.methods.items()
+            }
+        except (ValidationError, KeyError):
+            return None
+        start = "weights/"
+        kept = {name.removeprefix(start): t for name, t in found.tensors.items() if name.startswith(start)}
+        return cls(facts, rows, kept)
+
+
+class TrialRunner:
+    """Runs trials one after the other in this process; what they share is opened and computed once.
+
+    call: device, data and times between snapshots are those of it.
+    """
+
+    def __init__(self, call: RunCall) -> None:
+        quiet = Console(quiet=True, results=False)
+        self.call = replace(call, group=SINGLE_PROCESS, settings=(), console=quiet)
+        self.sources: dict[str, SourceRef] = {}
+        self.opened: dict[str, AdaptSetup] = {}  # with all images there are to learn from
+        self.newest: tuple[str, AdaptSetup, SharedWork] | None = None
+
+    def setup(self, trial: Trial) -> AdaptSetup:
+        """The source and the images of a trial."""
+        return self._open(trial)[1]
+
+    def run(self, trial: Trial, folder: Path) -> TrialResult:
+        """Trains in `folder`, from the snapshot that an earlier attempt left there, if any. FinetuneError."""
+        recipe, setup, shared = self._open(trial)
+        call = replace(self.call, resume=replace(self.call.resume, resume=True))
+        with open_adaptation(
+            recipe, setup, OutputPaths(folder / "trial.safetensors", folder), call, shared
+        ) as adaptation:
+            train_rows(adaptation, trial.rows)
+            answers = answer_rows(adaptation, trial.rows)
+            trained = adaptation.trained.get("after")
+            facts = TrialFacts(
+                fingerprint=self.fingerprint(trial),
+                data={**setup.data.describe(), "notes": list(setup.data.notes)},
+                source=source_summary(setup.source),
+                methods={row: found.method for row, found in answers.items()},
+                seconds=adaptation.run_folder.seconds(),
+                environment=adaptation.run_folder.identity.environment,
+                phases=trained.phases if trained is not None else [],
+                transplant=trained.transplant if trained is not None else None,
+                retention=retention(adaptation, call.data_root) if trial.measures_retention else None,
+            )
+            weights = trained.network.state_dict() if trained is not None and trial.keeps_weights else {}
+            result = TrialResult(facts, answers, {name: t.detach().cpu() for name, t in weights.items()})
+            result.store(folder)
+            adaptation.run_folder.delete_unfinished()
+        return result
+
+    def fingerprint(self, trial: Trial) -> dict[str, Any]:
+        """All that a trial's result depends on, as JSON values."""
+        recipe, setup, _ = self._open(trial)
+        return {
+            **adapt_fingerprint(recipe, setup),
+            "rows": list(trial.rows),
+            "keeps_weights": trial.keeps_weights,
+            "measures_retention": trial.measures_retention,
+        }
+
+    def finished(self, trial: Trial, folder: Path) -> TrialResult | None:
+        """The result of an earlier attempt at the same trial; None where it has not finished, or was another's."""
+        found = TrialResult.load(folder)
+        return found if found is not None and not json_diff(found.facts.fingerprint, self.fingerprint(trial)) else None
+
+    def _open(self, trial: Trial) -> tuple[AdaptRecipe, AdaptSetup, SharedWork]:
+        """Recipe, source and images, and what earlier trials computed of these."""
+        if trial.source not in self.sources:
+            self.sources[trial.source] = find_source(trial.source, self.call)
+        located = self.sources[trial.source]
+        recipe = expect_kind(AdaptRecipe, open_recipe(trial.recipe, (), located.architecture), trial.recipe)
+        everything = recipe.model_copy(update={"seed": 0, "data": recipe.data.model_copy(update={"shots": None})})
+        key = f"{trial.source} {dump_recipe(everything)}"
+        if key not in self.opened:
+            self.opened[key] = open_adapt(located, everything, self.call)
+        base, chosen = self.opened[key], f"{key} {recipe.data.shots} {trial.shots_seed}"
+        if self.newest is None or self.newest[0] != chosen:
+            assert base.data.splits is not None
+            data = choose_run_data(base.data.name, base.data.splits, recipe.data, trial.shots_seed)
+            setup = replace(base, data=data)
+            same_source = self.newest is not None and self.newest[1].source is setup.source
+            shared = (
+                SharedWork(test=self.newest[2].test, cache=self.newest[2].cache)
+                if same_source and self.newest is not None
+                else SharedWork()
+            )
+            self.newest = chosen, setup, shared
+        _, setup, shared = self.newest
+        if shared.cache is None:
+            shared.cache = make_context(recipe, setup, self.call.console).cache
+        return recipe, setup, shared
