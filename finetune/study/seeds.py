@@ -85,6 +85,8 @@ def _adapt_seeds(
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
     design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **runner.fingerprint(trials[0])}
     with StudyFolder(outputs, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
+        if (report := folder.finished(seeds)) is not None:
+            return report
         results = completed(run_trials(trials, folder, options, runner))
         setup = runner.setup(trials[0])
         answers: dict[str, list[Answers]] = {row: [] for row in rows}
@@ -104,7 +106,7 @@ def _adapt_seeds(
         else:
             own = {row: score(setup.data.test, found[0], row=row) for row, found in answers.items()}
             fields["results"] = checkpoint_results({**dict.fromkeys(ADAPT_ROWS), **own})
-        save_run(classifier, fields, report, outputs, console)
+        folder.finish(seeds, save_run(classifier, fields, report, outputs, console))
     return report
 
 
