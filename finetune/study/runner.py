@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -79,11 +80,12 @@ class StudyFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.stack.close()
-        if isinstance(error, StopSignal):
-            hint = f"resume with: {self.call.resume.resume_command}"
-            raise Interrupted(f"stopped by {error}; finished trials are kept; {hint}", error.exit_code) from None
+        kept = f"finished trials are kept; resume with: {self.call.resume.resume_command}"
+        if isinstance(error, KeyboardInterrupt):
+            stop = error if isinstance(error, StopSignal) else StopSignal(signal.SIGINT)
+            raise Interrupted(f"stopped by {stop}; {kept}", stop.exit_code) from None
         if isinstance(error, Interrupted) and self.call.resume.resume_command not in str(error):
-            error.args = (f"{error}\nfinished trials are kept; resume with: {self.call.resume.resume_command}",)
+            error.args = (f"{error}\n{kept}",)
 
     def trial_folder(self, trial: Trial) -> Path:
         return self.outputs.run_folder / TRIALS / trial.name

@@ -82,6 +82,8 @@ def _adapt_seeds(
     setup = runner.setup(trials[0])
     for note in [*setup.data.notes, *([few] if (few := few_seeds_note(seeds)) else [])]:
         console.note(note)
+    if keep == AVERAGE and not len(setup.data.validation):
+        raise SettingError("--keep average: there are no validation images to measure it by; set data.validation")
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
     design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **runner.fingerprint(trials[0])}
     with StudyFolder(outputs, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
@@ -165,8 +167,6 @@ def _average(setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCal
     """
     states = [result.weights for result in results.values() if result.weights]
     validation = setup.data.validation
-    if not len(validation):
-        raise SettingError("--keep average: there are no validation images to measure it by; set data.validation")
     classifier, first = classifier_with(setup, average_weights(states)), classifier_with(setup, states[0])
     normalize, device = setup.spec.normalizer(setup.runtime.device), setup.runtime.device
 

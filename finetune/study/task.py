@@ -162,7 +162,7 @@ def run_on_worker(task: TrialTask, study: str) -> Outcome | Refusal | None:
         return Refusal(
             f"{socket.gethostname()}: a worker has {worker.state.nthreads} threads, and trainings in one process would "
             "share torch's random numbers; expected workers of one thread, which this starts two of: "
-            f"dask worker {worker.scheduler.address} --nthreads 1 --nworkers 2"
+            f"dask worker {worker.scheduler.address.rpartition('://')[2]} --nthreads 1 --nworkers 2"
         )
     key = worker.get_current_task()
 
