@@ -16,8 +16,8 @@ variance of `seed` are chosen so that this mean is the accuracy asked for, and t
 training's accuracy the spread asked for, in each arm. Seeds of two arms are independent, so the difference of one pair
 of trainings spreads 1.41 times as widely: the hardest case for paired seeds.
 
-One set of 10 seeds × 10,000 images × 3 arms is drawn per replicate, and smaller cells are parts of it. Cells of one table
-are therefore not independent of each other; the replicates within a cell are.
+One set of 10 seeds × 10,000 images × 3 arms is drawn per replicate, and smaller cells are parts of it. Cells of one
+table are therefore not independent of each other; the replicates within a cell are.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def print_table(first: float, second: float, replicates: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=2_000)
-    parser.add_argument("--pairs", default="0.915:0.93,0.71:0.75,0.985:0.99", help="true accuracies, comma between pairs")
+    parser.add_argument(
+        "--pairs", default="0.915:0.93,0.71:0.75,0.985:0.99", help="true accuracies, comma between pairs"
+    )
     given = parser.parse_args()
     for pair in given.pairs.split(","):
         first, second = map(float, pair.split(":"))

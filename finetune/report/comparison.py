@@ -12,7 +12,7 @@ from finetune.report.statistics import Booleans, paired_difference, wilson
 
 Verdict = Literal["helps", "no difference shown", "hurts"]
 SIGNIFICANT = 0.05
-"""A difference is called shown when the exact McNemar p-value is below this."""
+"""A difference is called shown when the mid-p of McNemar's test is below this."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class Comparison:
     ci95: tuple[float, float]
     """Newcombe interval over other test images; the randomness of training is not covered."""
     p_value: float
-    """Exact two-sided McNemar test."""
+    """Mid-p of the two-sided McNemar test, which decides the verdict."""
     verdict: Verdict
+    exact_p_value: float | None = None
+    """Exact conditional McNemar test, for those who ask for it; None in older reports, where `p_value` is that."""
 
 
 def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
-    """Whether the second classifier is better than the first; both arrays as in `metrics.paired_difference`.
+    """Whether the second classifier is better than the first; both arrays as in `statistics.paired_difference`.
 
     The verdict follows the p-value alone. The interval comes from another method, so near the border it may leave out
     zero while the verdict is 'no difference shown' (or, with very few images told apart, hold zero while the verdict
@@ -57,9 +59,9 @@ def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
     """
     pair = paired_difference(first_right, second_right)
     verdict: Verdict = "no difference shown"
-    if pair.p_value < SIGNIFICANT:
+    if pair.mid_p < SIGNIFICANT:
         verdict = "helps" if pair.difference > 0 else "hurts"
-    return Comparison(pair.difference, pair.ci95, pair.p_value, verdict)
+    return Comparison(pair.difference, pair.ci95, pair.mid_p, verdict, pair.exact_p)
 
 
 def sentence(comparison: Comparison, of: str, against: str) -> str:
@@ -91,7 +93,7 @@ def _remaining_range(of: str, lower: float, upper: float) -> str:
         way = "better" if lower > 0 else "worse"
         return (
             f"too close to call, as the interval has {of} {_points(nearer)} to {_points(farther)} points {way} "
-            f"but the exact test is not below p = {SIGNIFICANT}"
+            f"but the test is not below p = {SIGNIFICANT}"
         )
     return f"{of} may still be anything from {_points(-lower)} points worse to {_points(upper)} points better"
 

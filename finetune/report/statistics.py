@@ -29,8 +29,10 @@ class PairedDifference:
     """Images that the first got right and the second wrong."""
     only_second: int
     """Images that the second got right and the first wrong."""
-    p_value: float
-    """Exact two-sided McNemar test of 'neither is better', 0 to 1."""
+    mid_p: float
+    """Two-sided mid-p McNemar test of 'neither is better', 0 to 1."""
+    exact_p: float
+    """The exact conditional McNemar test of the same, which is never below `mid_p`, 0 to 1."""
 
 
 def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
@@ -61,12 +63,14 @@ def paired_difference(first_right: Booleans, second_right: Booleans) -> PairedDi
     """How much better the second classifier is than the first, both tested on the same images in the same order.
 
     `first_right` and `second_right` are boolean arrays of shape (images,): whether each image was named rightly.
-    Neither the interval nor the p-value covers the randomness of training.
+    Neither the interval nor the p-values cover the randomness of training. Where neither has more images right than
+    the other, the mid-p is 1.
 
     Sources: the test, Q. McNemar, Note on the sampling error of the difference between correlated proportions,
-    Psychometrika 12 (1947) 153-157, in its exact binomial form; the interval, R. G. Newcombe, Improved confidence
-    intervals for the difference between binomial proportions based on paired data, Statistics in Medicine 17 (1998)
-    2635-2650, method 10.
+    Psychometrika 12 (1947) 153-157; its mid-p, M. W. Fagerland, S. Lydersen and P. Laake, The McNemar test for binary
+    matched-pairs data: mid-p and asymptotic are better than exact conditional, BMC Medical Research Methodology 13
+    (2013) 91; the interval, R. G. Newcombe, Improved confidence intervals for the difference between binomial
+    proportions based on paired data, Statistics in Medicine 17 (1998) 2635-2650, method 10.
     Raises ValueError for arrays that are empty, not boolean, not one-dimensional or not of one length.
     """
     first, second = np.asarray(first_right), np.asarray(second_right)
@@ -79,13 +83,48 @@ def paired_difference(first_right: Booleans, second_right: Booleans) -> PairedDi
     only_first = int(np.count_nonzero(first & ~second))
     only_second = int(np.count_nonzero(~first & second))
     neither = len(first) - both - only_first - only_second
+    mid_p, exact_p = _mcnemar(only_first, only_second)
     return PairedDifference(
         difference=(only_second - only_first) / len(first),
         ci95=_newcombe(both, only_second, only_first, neither),
         only_first=only_first,
         only_second=only_second,
-        p_value=_mcnemar(only_first, only_second),
+        mid_p=mid_p,
+        exact_p=exact_p,
     )
+
+
+def mcnemar_images(differing: int, total: int, difference: float = 0.01, power: float = 0.8) -> int:
+    """Test images on which a 5 % McNemar test shows a true difference of accuracy of this size with this power.
+
+    `differing` of `total` images were answered rightly by just one of the two classifiers. That share is taken for
+    the true one, but no smaller than `difference`, which it could not be. Trainings are not covered.
+
+    Source: R. J. Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43
+    (1987) 207-211. Raises ValueError for counts that cannot be, and a difference or power outside 0 to 1.
+    """
+    if not 0 <= differing <= total or total == 0:
+        raise ValueError(f"expected 0 <= differing <= total and total > 0, got differing={differing}, total={total}")
+    if not (0 < difference <= 1 and 0 < power < 1):
+        raise ValueError(f"expected a difference and a power from 0 to 1, got {difference} and {power}")
+    share = max(differing / total, difference)
+    z, z_power = NormalDist().inv_cdf(0.975), NormalDist().inv_cdf(power)
+    return math.ceil((z * math.sqrt(share) + z_power * math.sqrt(share - difference**2)) ** 2 / difference**2)
+
+
+def mcnemar_detectable(differing: int, total: int, power: float = 0.8) -> float | None:
+    """The smallest true difference for which `mcnemar_images` asks no more than these `total` images.
+
+    None with the very few images (below 4) that could show none. Raises ValueError as `mcnemar_images` does.
+    """
+    low, high = 0.0, 1.0
+    if mcnemar_images(differing, total, high, power) > total:
+        return None
+    for _ in range(50):
+        middle = (low + high) / 2
+        enough = mcnemar_images(differing, total, middle, power) <= total
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def per_class(labels: Integers, predictions: Integers, class_names: Sequence[str]) -> ClassScores:
@@ -122,18 +161,23 @@ def confusion(labels: Integers, predictions: Integers, n: int) -> list[list[int]
     return [[int(count) for count in row] for row in counts]
 
 
-def _mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided chance, if neither were better, of the images on which they differ falling at least this unevenly."""
+def _mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
+    """Two-sided mid-p and exact p: how often fair tosses for the differing images would fall at least so unevenly.
+
+    The mid-p counts what is just as uneven only half.
+    """
     differing, fewer = only_first + only_second, min(only_first, only_second)
     if differing > MAX_COUNTED:
         from scipy.special import bdtr  # takes longer to import than to sum up the usual few
 
-        return min(1.0, 2 * float(bdtr(fewer, differing, 0.5)))
+        at_most, below = (float(bdtr(count, differing, 0.5)) if count >= 0 else 0.0 for count in (fewer, fewer - 1))
+        return min(1.0, at_most + below), min(1.0, 2 * at_most)
     ways = as_uneven = 1  # in which just so many, and in which at most so many, of the differing are the first's
     for count in range(fewer):
         ways = ways * (differing - count) // (count + 1)
         as_uneven += ways
-    return min(1.0, as_uneven / (1 << (differing - 1))) if differing else 1.0
+    every = 1 << differing
+    return min(1.0, (2 * as_uneven - ways) / every), min(1.0, 2 * as_uneven / every)
 
 
 def _newcombe(both: int, only_second: int, only_first: int, neither: int) -> tuple[float, float]:
