@@ -26,11 +26,13 @@ from finetune.report.report import (
     Report,
     Result,
     TargetSummary,
+    TestSetUse,
     result_values,
 )
 from finetune.report.rows import Row, row_of
 from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
+from finetune.run.ledger import digest_of, record_opening
 from finetune.run.output_paths import OutputPaths, move_aside
 from finetune.run.setup import RunSetup
 from finetune.sources.save import make_metadata
@@ -100,6 +102,25 @@ def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
         for name, result in results.items()
         if not row_of(name).floor
     }
+
+
+def open_test_set(outputs: OutputPaths, command: str, fingerprint: Mapping[str, Any]) -> TestSetUse:
+    """Notes in the ledger that a run of this fingerprint opens its test images. OutputError.
+
+    Its choice, which may look like tuning, is the recipe and the source; not the seed, nor how many images it learns
+    from.
+    """
+    recipe = {key: value for key, value in fingerprint["recipe"].items() if key not in ("seed", "data")}
+    data = {key: value for key, value in fingerprint["recipe"]["data"].items() if key != "shots"}
+    choice = [recipe, data, fingerprint.get("source")]
+    return record_opening(
+        outputs.run_folder.parent,
+        fingerprint["data"]["test"]["fingerprint"],
+        command=command,
+        name=outputs.checkpoint.stem,
+        run=digest_of(fingerprint),
+        choice=digest_of(choice),
+    )
 
 
 def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:

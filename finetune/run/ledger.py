@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from finetune.io.atomic import append_line, make_folder
 from finetune.io.safe_open import read_regular
@@ -16,7 +15,6 @@ from finetune.report.report import TestSetUse
 LEDGER = "test-sets.jsonl"  # in the folder of all run folders
 MAX_LEDGER_BYTES = 100_000_000
 MAX_NAMED = 20  # runs in one report
-TUNED_FROM = 2  # other choices on the same test images, from which on a sentence is due
 
 
 def digest_of(values: object) -> str:

@@ -16,7 +16,7 @@ from finetune.models.classifier import Classifier
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.report import Report, Result
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
-from finetune.run.finalize import Answers, build_report, checkpoint_results, save_run, score
+from finetune.run.finalize import Answers, build_report, checkpoint_results, open_test_set, save_run, score
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.setup import AdaptSetup, RecipeLike
@@ -83,8 +83,10 @@ def _adapt_seeds(
     for note in [*setup.data.notes, *([few] if (few := few_seeds_note(seeds)) else [])]:
         console.note(note)
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
-    design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **runner.fingerprint(trials[0])}
-    with StudyFolder(outputs, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
+    fingerprint = {key: value for key, value in runner.fingerprint(trials[0]).items() if key != "rows"}
+    design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **fingerprint}
+    with StudyFolder(outputs, design, call) as folder:
+        use = open_test_set(outputs, "adapt", fingerprint)
         results = completed(run_trials(trials, folder, options, runner))
         setup = runner.setup(trials[0])
         answers: dict[str, list[Answers]] = {row: [] for row in rows}
@@ -93,7 +95,7 @@ def _adapt_seeds(
                 answers[row].append(found)
         first = next(result for result in results.values() if "after" in result.answers)
         shots_vary = shots is not None and not same_shots
-        report = _report(recipe, setup, results, answers, seeds, shots_vary=shots_vary)
+        report = replace(_report(recipe, setup, results, answers, seeds, shots_vary=shots_vary), test_set=use)
         classifier = classifier_with(setup, first.weights)
         fields = metadata_fields(_seed_recipe(recipe, seeds[0]), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
