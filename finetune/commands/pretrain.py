@@ -16,7 +16,7 @@ from finetune.report.report import Report
 from finetune.report.rows import PRETRAIN_ROWS
 from finetune.run.context import TrainContext, make_context
 from finetune.run.finalize import (
-    Answers,
+    RowAnswers,
     build_report,
     checkpoint_results,
     compare_rows,
@@ -83,8 +83,8 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
             use = open_test_set(outputs, "pretrain", identity.fingerprint) if group.leader else None
             images = data.test.images.to(runtime.device)
             answers = {
-                "majority": Answers.of(majority_logits(data.train, len(data.test))),
-                "test": Answers.of(test_outputs(network, images, context.normalize, group=group)),
+                "majority": RowAnswers.of(majority_logits(data.train, len(data.test))),
+                "test": RowAnswers.of(test_outputs(network, images, context.normalize, group=group)),
             }
             results = {name: score(data.test, found, row=name) for name, found in answers.items()}
             comparisons = compare_rows(data.test, answers, "test", PRETRAIN_ROWS)

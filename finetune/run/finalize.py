@@ -41,7 +41,7 @@ from finetune.train.device import Runtime, environment
 
 
 @dataclass(frozen=True)
-class Answers:
+class RowAnswers:
     """What a row answers to the test images: the class of each (int64, N), and probabilities (float32, N×C).
 
     method: how the source answered, where that is not always the same.
@@ -52,13 +52,13 @@ class Answers:
     method: str | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, method: str | None = None) -> Answers:
+    def of(cls, logits: Tensor, method: str | None = None) -> RowAnswers:
         """From logits (float, N×C)."""
         return cls(logits.argmax(1).cpu(), logits.double().softmax(1).float().cpu(), method)
 
 
 def majority_logits(train: ImageSet, count: int) -> Tensor:
-    """Answers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
+    """RowAnswers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
     shares = torch.tensor(list(train.counts().values())).double() / len(train)
     return shares.log().expand(count, -1)
 
@@ -69,7 +69,7 @@ def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
     return right
 
 
-def score(images: ImageSet, answers: Answers, row: str) -> Result:
+def score(images: ImageSet, answers: RowAnswers, row: str) -> Result:
     """The result of a row's answers to labelled images."""
     score = asdict(Score.of(correct_mask(images, answers.predicted)))
     if not row_of(row).detailed:
@@ -81,7 +81,7 @@ def score(images: ImageSet, answers: Answers, row: str) -> Result:
 
 
 def compare_rows(
-    images: ImageSet, answers: Mapping[str, Answers], of: str, rows: Mapping[str, Row]
+    images: ImageSet, answers: Mapping[str, RowAnswers], of: str, rows: Mapping[str, Row]
 ) -> dict[str, Comparison | None]:
     """Row `of` against each of the `rows` it is compared with, all on the same images; None for one that was not made.
 

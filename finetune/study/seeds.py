@@ -16,7 +16,7 @@ from finetune.models.classifier import Classifier
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.report import Report, Result
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
-from finetune.run.finalize import Answers, build_report, checkpoint_results, open_test_set, save_run, score
+from finetune.run.finalize import RowAnswers, build_report, checkpoint_results, open_test_set, save_run, score
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.setup import AdaptSetup, RecipeLike
@@ -89,7 +89,7 @@ def _adapt_seeds(
         use = open_test_set(outputs, "adapt", fingerprint)
         results = completed(run_trials(trials, folder, options, runner))
         setup = runner.setup(trials[0])
-        answers: dict[str, list[Answers]] = {row: [] for row in rows}
+        answers: dict[str, list[RowAnswers]] = {row: [] for row in rows}
         for trained in results.values():
             for row, found in trained.answers.items():
                 answers[row].append(found)
@@ -118,7 +118,7 @@ def _report(
     recipe: AdaptRecipe,
     setup: AdaptSetup,
     results: Mapping[str, TrialResult],
-    answers: Mapping[str, Sequence[Answers]],
+    answers: Mapping[str, Sequence[RowAnswers]],
     seeds: Sequence[int],
     *,
     shots_vary: bool,
@@ -158,7 +158,9 @@ def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
     return found
 
 
-def _average(setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCall) -> tuple[Classifier, Answers] | None:
+def _average(
+    setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCall
+) -> tuple[Classifier, RowAnswers] | None:
     """The classifier of the seeds' averaged weights and its answers to the test images; None where it is worse.
 
     Worse than the first seed's on the validation images, by which alone that is decided.
@@ -181,4 +183,4 @@ def _average(setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCal
         return None
     call.console.note(f"{said}; the average is kept")
     logits = network_outputs(classifier.network, setup.data.test.images.to(device), normalize)
-    return classifier, Answers.of(logits)
+    return classifier, RowAnswers.of(logits)
