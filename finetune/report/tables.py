@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.report.comparison import Score, sentence
+from finetune.report.comparison import Score, is_told, sentence
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import row_of
 
@@ -49,7 +49,7 @@ def report_tables(report: Report) -> list[RenderableType]:
     found: list[RenderableType] = [table]
     for name, comparison in report.comparisons.items():
         of, against = name.split("_vs_", 1)
-        if comparison is not None and not (row_of(against).floor and comparison.verdict in ("better", "helps")):
+        if comparison is not None and is_told(comparison, against):
             found.append(Text(sentence(comparison, of, against)))
     if report.retention is not None:
         kept, whose = report.retention, ", the first seed" if several else ""
