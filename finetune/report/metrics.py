@@ -182,7 +182,7 @@ def _accuracy(answers: Answers) -> float:
 
 
 def _accuracy_influence(answers: Answers) -> Floats:
-    return (answers.right - answers.right.mean()) / len(answers.right)
+    return cast(Floats, (answers.right - answers.right.mean()) / len(answers.right))
 
 
 def _accuracy_interval(answers: Answers, value: float) -> Interval:
@@ -203,7 +203,9 @@ def _recall(class_index: int) -> Callable[[Answers], float | None]:
 def _recall_influence(class_index: int) -> Callable[[Answers], Floats]:
     def influence(answers: Answers) -> Floats:
         own = answers.labels == class_index
-        return np.where(own, answers.right - answers.recalls[class_index], 0.0) / answers.totals[class_index]
+        return cast(
+            Floats, np.where(own, answers.right - answers.recalls[class_index], 0.0) / answers.totals[class_index]
+        )
 
     return influence
 
@@ -320,7 +322,7 @@ def _log_loss(answers: Answers) -> float:
 
 def _log_loss_influence(answers: Answers) -> Floats:
     losses = _losses(answers)
-    return (losses - losses.mean()) / len(losses)
+    return cast(Floats, (losses - losses.mean()) / len(losses))
 
 
 def _log_loss_interval(answers: Answers, value: float) -> Interval:
