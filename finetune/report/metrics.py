@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.errors import SettingError
+from finetune.report import crossed
 from finetune.report.statistics import Integers, wilson
 from finetune.text import listed, name_hint
 
@@ -536,56 +537,61 @@ def metric_difference(
     )
 
 
-def answers_difference(name: str, first: Sequence[Answers], second: Sequence[Answers]) -> MetricDifference:
-    """As `metric_difference`, from the answers to the same images in the same order; one training a seed.
+def answers_difference(
+    name: str, first: Sequence[Answers], second: Sequence[Answers], *, paired: bool = True
+) -> MetricDifference:
+    """As `metric_difference`, from answers to the same images in the same order, one training each.
 
-    Images and seeds are crossed random effects: the variance of the mean is what images and what seeds contribute, each
-    seed's from its own image influences and from the differences' spread. The interval is t's, with Satterthwaite's
-    degrees of freedom, so that few seeds make it wide; with one seed it is over images alone.
+    Without `paired` the numbers of trainings may differ. Each training's value and the influences of its images make a
+    row of a table, and rows and images are crossed random effects as in `crossed`, so that accuracy comes out as
+    there; one training on each side is a t test over images. Metrics that count images get two images more, one for
+    each side, so that no interval has width 0.
     """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"expected as many seeds of both, at least one, got {len(first)} and {len(second)}")
-    metric = find_metric(name)
+    if not first or not second or (paired and len(first) != len(second)):
+        raise ValueError(f"expected as many trainings of both, at least one, got {len(first)} and {len(second)}")
+    metric, images = find_metric(name), len(first[0].labels)
     for answers in (*first, *second):
         _check_applies(name, answers)
         if not np.array_equal(answers.labels, first[0].labels):
             raise ValueError("expected the same labels of the same images from all")
-    values = [(metric.value(a), metric.value(b)) for a, b in zip(first, second, strict=True)]
-    differences = np.array([b - a for a, b in values if a is not None and b is not None])
-    if len(differences) < len(first):
-        return MetricDifference(name, None, None, None)
-    moved = np.stack([metric.influence(b) - metric.influence(a) for a, b in zip(first, second, strict=True)])
-    # Counts move by whole images; where no image moved them, other images still may.
-    least = 1 / first[0].effective_images if metric.needs == "predictions" else 0.0
-    error, freedom = crossed_error(differences, moved)
-    return _t_test(name, float(differences.mean()), max(error, least), freedom)
+    tables = []
+    for side in (first, second):
+        values = [metric.value(answers) for answers in side]
+        if None in values:
+            return MetricDifference(name, None, None, None)
+        influences = np.stack([metric.influence(answers) for answers in side])
+        tables.append(images * influences + np.array(values, dtype=np.float64)[:, None])
+    ones, others = tables
+    added = [1.0, -1.0] if metric.needs == "predictions" else []
+    if len(ones) == len(others) == 1:
+        return _over_images(name, (others - ones)[0], added)
+    difference = float(others.mean() - ones.mean())
+    arms, extra = ([others - ones], [added]) if paired else ([others, -ones], [[1.0, 0.0], [0.0, -1.0]])
+    if not added:
+        extra = [[] for _ in arms]
+        if max(float(np.ptp(arm)) for arm in arms) <= 1e-15:
+            return _no_spread(name, difference)
+    found = crossed._estimate(arms, extra, (-math.inf, math.inf))
+    return MetricDifference(name, difference, found.ci95, found.p_value)
 
 
-def crossed_error(differences: Floats, moved: Floats) -> tuple[float, float]:
-    """The standard error of the mean of S seeds' differences, and its degrees of freedom.
-
-    differences: S. moved: S×N, how much each image moves each of them; rows sum to 0.
-    """
-    seeds, images = moved.shape
-    by_images = float((moved.mean(0) ** 2).sum()) * images / max(images - 1, 1)
-    if seeds == 1:
-        return math.sqrt(by_images), max(images - 1, 1)
-    within = float((moved**2).sum()) / seeds * images / max(images - 1, 1)
-    interaction = (within - by_images) * seeds / (seeds - 1)  # of images and seeds, in one seed's difference
-    spread = float(differences.var(ddof=1))
-    variance = by_images + max(0.0, spread - interaction) / seeds
-    doubt = (spread / seeds) ** 2 / (seeds - 1) + by_images**2 / max(images - 1, 1)
-    return math.sqrt(variance), variance**2 / doubt if doubt else images - 1
-
-
-def _t_test(name: str, difference: float, error: float, freedom: float) -> MetricDifference:
+def _over_images(name: str, moved: Floats, added: Sequence[float]) -> MetricDifference:
+    """The t test of a table of one row: the difference with what each image moves it, and the added images."""
     from scipy.special import stdtr
 
-    if error == 0:
-        return MetricDifference(name, difference, (difference, difference), 1.0 if difference == 0 else 0.0)
+    difference, row = float(moved.mean()), np.append(moved, added)
+    freedom, centre = max(len(row) - 1, 1), float(row.mean())
+    error = float(row.std(ddof=1)) / math.sqrt(len(row)) if len(row) > 1 else math.inf
+    if error <= 1e-15:
+        return _no_spread(name, difference)
     reach = _t_quantile(freedom) * error
-    p_value = 2 * float(stdtr(freedom, -abs(difference) / error))
-    return MetricDifference(name, difference, (difference - reach, difference + reach), p_value)
+    p_value = min(1.0, 2 * float(stdtr(freedom, -abs(centre) / error)))
+    return MetricDifference(name, difference, (centre - reach, centre + reach), p_value)
+
+
+def _no_spread(name: str, difference: float) -> MetricDifference:
+    """Where no image or training moves the difference, as between a classifier and itself."""
+    return MetricDifference(name, difference, (difference, difference), 1.0 if abs(difference) <= 1e-15 else 0.0)
 
 
 def _check_applies(name: str, answers: Answers) -> None:
