@@ -516,6 +516,37 @@ def measure_all(answers: Answers, class_names: Sequence[str] = ()) -> dict[str, 
     return {name: measure(name, answers, class_names) for name in applicable_metrics(answers)}
 
 
+def measure_over_seeds(answers: Sequence[Answers], class_names: Sequence[str] = ()) -> dict[str, MetricValue]:
+    """Every metric that the answers are enough for, as means over seeds: one of `answers` for each seed's training.
+
+    All are to the same images in the same order. The intervals are over other trainings and other images, and of
+    accuracy that of `crossed_mean`; where the seeds answer alike, as where nothing is trained, it is one seed's.
+    """
+    found = {}
+    for name, first in measure_all(answers[0], class_names).items():
+        table = _table(name, answers)
+        if table is None or bool((table == table[0]).all()):
+            found[name] = first
+            continue
+        added = [1.0, 1.0, 0.0, 0.0] if METRICS[name].needs == "predictions" else []
+        limits = (0.0, math.inf if name == "log_loss" else 1.0)
+        estimate = crossed._estimate([table], [added], limits)
+        found[name] = MetricValue(estimate.mean, estimate.ci95, first.note)
+    return found
+
+
+def _table(name: str, answers: Sequence[Answers]) -> Floats | None:
+    """Trainings × images, whose row means are the metric's values and whose columns say what each image moves.
+
+    Of accuracy it is the rights and wrongs. None where the metric is not defined.
+    """
+    values = [METRICS[name].value(given) for given in answers]
+    if None in values:
+        return None
+    influences = np.stack([METRICS[name].influence(given) for given in answers])
+    return influences.shape[1] * influences + np.array(values, dtype=np.float64)[:, None]
+
+
 def all_metrics(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, class_names: Sequence[str] = ()
 ) -> dict[str, MetricValue]:
@@ -549,19 +580,14 @@ def answers_difference(
     """
     if not first or not second or (paired and len(first) != len(second)):
         raise ValueError(f"expected as many trainings of both, at least one, got {len(first)} and {len(second)}")
-    metric, images = find_metric(name), len(first[0].labels)
+    metric = find_metric(name)
     for answers in (*first, *second):
         _check_applies(name, answers)
         if not np.array_equal(answers.labels, first[0].labels):
             raise ValueError("expected the same labels of the same images from all")
-    tables = []
-    for side in (first, second):
-        values = [metric.value(answers) for answers in side]
-        if None in values:
-            return MetricDifference(name, None, None, None)
-        influences = np.stack([metric.influence(answers) for answers in side])
-        tables.append(images * influences + np.array(values, dtype=np.float64)[:, None])
-    ones, others = tables
+    ones, others = _table(name, first), _table(name, second)
+    if ones is None or others is None:
+        return MetricDifference(name, None, None, None)
     added = [1.0, -1.0] if metric.needs == "predictions" else []
     if len(ones) == len(others) == 1:
         return _over_images(name, (others - ones)[0], added)
