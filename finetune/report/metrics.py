@@ -535,7 +535,7 @@ def measure_over_seeds(answers: Sequence[Answers], class_names: Sequence[str] = 
     return found
 
 
-def _table(name: str, answers: Sequence[Answers]) -> Floats | None:
+def _table(name: str, answers: Sequence[Answers]) -> crossed.Floats | None:
     """Trainings × images, whose row means are the metric's values and whose columns say what each image moves.
 
     Of accuracy it is the rights and wrongs. None where the metric is not defined.
@@ -544,7 +544,7 @@ def _table(name: str, answers: Sequence[Answers]) -> Floats | None:
     if None in values:
         return None
     influences = np.stack([METRICS[name].influence(given) for given in answers])
-    return influences.shape[1] * influences + np.array(values, dtype=np.float64)[:, None]
+    return cast(crossed.Floats, influences.shape[1] * influences + np.array(values, dtype=np.float64)[:, None])
 
 
 def all_metrics(
@@ -592,6 +592,7 @@ def answers_difference(
     if len(ones) == len(others) == 1:
         return _over_images(name, (others - ones)[0], added)
     difference = float(others.mean() - ones.mean())
+    arms: list[crossed.Floats]
     arms, extra = ([others - ones], [added]) if paired else ([others, -ones], [[1.0, 0.0], [0.0, -1.0]])
     if not added:
         extra = [[] for _ in arms]
