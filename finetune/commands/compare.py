@@ -156,10 +156,11 @@ def _named(names: Sequence[str]) -> str:
 def _check_same_images(one: Predictions, other: Predictions, first: str, second: str) -> None:
     """DataError unless both are of the same images with the same labels."""
     faults = []
-    for own, theirs, path in ((one, other, second), (other, one, first)):
+    for own, path, theirs, elsewhere in ((one, first, other, second), (other, second, one, first)):
         held = set(theirs.images)
         if missing := [image for image in own.images if image not in held]:
-            faults.append(f"{len(missing):,} of {len(own.images):,} images are not in {path}: {_some(missing)}")
+            count = f"{len(missing):,} of {len(own.images):,}"
+            faults.append(f"{count} images of {path} are not in {elsewhere}: {_some(missing)}")
     if faults:
         raise DataError(
             f"{first} and {second} are not of the same images: {'; '.join(faults)}; "

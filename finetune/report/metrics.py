@@ -68,8 +68,11 @@ class Answers:
                 raise ValueError(f"{name}: expected 0 to 1, got {given.min()} to {given.max()}")
 
     @classmethod
-    def of(cls, labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> Answers:
-        """From labels (int, N) and the probabilities of all classes (float, N×C), each row of which sums to 1."""
+    def of(cls, labels: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: Integers | None = None) -> Answers:
+        """From labels (int, N) and the probabilities of all classes (float, N×C), each row of which sums to 1.
+
+        predicted: what was answered (int, N), where rounding may have made two probabilities equal.
+        """
         true, given = np.asarray(labels), np.asarray(probabilities)
         if given.ndim != 2 or not np.issubdtype(given.dtype, np.floating):
             raise ValueError(f"probabilities: expected floats of shape (images, classes), got {given.dtype}")
@@ -78,7 +81,8 @@ class Answers:
         sums = given.sum(1, dtype=np.float64)
         if len(sums) and not np.abs(sums - 1).max() <= SUM_TOLERANCE:
             raise ValueError(f"probabilities: expected rows that sum to 1, got {sums.min()} to {sums.max()}")
-        predicted = given.argmax(1) if given.size else np.zeros(0, np.int64)
+        if predicted is None:
+            predicted = given.argmax(1) if given.size else np.zeros(0, np.int64)
         confidence = np.take_along_axis(given, predicted[:, None], 1)[:, 0] if given.size else None
         return cls(true, predicted, given.shape[1], confidence, given)
 
