@@ -3,9 +3,9 @@
     python benchmarks/claims.py [--seeds 60] [--group 5] [--jobs 2] [--folder FOLDER]
 
 Adapts checkpoints/mnist.safetensors to kmnist with 10 labelled images a class, once for each seed: with the same images
-for all seeds, and with images of each seed's own choice. Disjoint groups of seeds are compared with each other, as `adapt
---seeds` compares rows, and single runs with each other, as one `adapt` does. Both are then repeated for random
-divisions into groups, which the first number is one of. Killed, the same command with the same folder goes on.
+for all seeds, and with images of each seed's own choice. Disjoint groups of seeds are compared with each other, as
+`adapt --seeds` compares rows, and single runs with each other, as one `adapt` does. Then the same for random divisions
+into groups, of which the first is one. Killed, the same command with the same folder goes on.
 """
 
 from __future__ import annotations

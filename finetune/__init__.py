@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.commands.adapt import adapt
+    from finetune.commands.compare import compare
     from finetune.commands.evaluate import evaluate
     from finetune.commands.pretrain import pretrain
     from finetune.commands.pull import pull
@@ -33,6 +34,7 @@ __all__ = [
     "Prediction",
     "Report",
     "adapt",
+    "compare",
     "evaluate",
     "load",
     "pretrain",
@@ -47,6 +49,7 @@ _HOMES = {
     "Prediction": "finetune.models.classifier",
     "Report": "finetune.report.report",
     "adapt": "finetune.commands.adapt",
+    "compare": "finetune.commands.compare",
     "evaluate": "finetune.commands.evaluate",
     "load": "finetune.sources.resolve",
     "pretrain": "finetune.commands.pretrain",

@@ -145,6 +145,17 @@ def move_aside(outputs: OutputPaths, console: Console) -> None:
         console.note(f"{old} was there already: moved to {aside.name}")
 
 
+def move_file_aside(path: Path, content: bytes, console: Console) -> None:
+    """As `move_aside`, for one file that is about to become `content`; where it is that already, it stays."""
+    with raises_output_error(path):
+        if not path.is_file() or sha256_of(path) == sha256_of(content):
+            return
+        [(_, aside)] = _second_names([path], path.stem).items()
+    if not aside.exists():
+        link_aside(path, aside)
+    console.note(f"{path} was there already: moved to {aside.name}")
+
+
 def _second_names(existing: Sequence[Path], stem: str) -> dict[Path, Path]:
     """For each file a path that is free or has the same content; all with the same middle, so that pairs stay pairs."""
     digests = {old: sha256_of(old) for old in existing}

@@ -376,7 +376,7 @@ def test_where_the_data_is(folder: Path, data: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("FINETUNE_DATA_ROOT")
     Path("data").symlink_to(data)
     worked("pretrain", "--recipe", small(), "--quiet")
-    assert len(list(Path("checkpoints").iterdir())) == 2
+    assert len(list(Path("checkpoints").iterdir())) == 3
 
 
 # The Python API
