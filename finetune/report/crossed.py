@@ -205,13 +205,11 @@ def _row_variances(table: Floats) -> tuple[int, float, float]:
     They are the mean squares of rows and residual over the number of cells.
     """
     rows, columns = table.shape
-    means = table.mean(axis=1, keepdims=True)
-    residual = table - means - table.mean(axis=0) + table.mean()
-    return (
-        rows - 1,
-        float(means.var(ddof=1)) / rows,
-        float(np.square(residual).sum()) / ((rows - 1) * (columns - 1) * table.size),
-    )
+    mean, of_rows, of_columns = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    squares = float(np.vdot(table, table)) - table.size * mean**2  # what is left of them is the residual's
+    squares -= columns * np.square(of_rows - mean).sum() + rows * np.square(of_columns - mean).sum()
+    residual = max(float(squares), 0.0) / ((rows - 1) * (columns - 1) * table.size)
+    return rows - 1, float(of_rows.var(ddof=1)) / rows, residual
 
 
 def _student(df: float, p: float) -> float:
@@ -222,22 +220,26 @@ def _student(df: float, p: float) -> float:
 
 
 def _p_value(half_width: Callable[[float], float], distance: float) -> float:
-    """The p at which the half-width is just `distance`, by bisection of its logarithm; none is below 1e-111."""
-    low, high = -1.0, 0.0
-    while low > -200 and half_width(math.exp(low)) <= distance:
-        low, high = 2 * low, low
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if half_width(math.exp(middle)) > distance else (low, middle)
-    return math.exp(high)
+    """The p at which the half-width is just `distance`; none is below 1e-111."""
+    from scipy.optimize import brentq
+
+    logarithm = -1.0
+    while half_width(math.exp(logarithm)) <= distance:
+        if logarithm < -200:
+            return math.exp(logarithm)
+        logarithm *= 2
+    return math.exp(brentq(lambda x: half_width(math.exp(x)) - distance, logarithm, 0.0))
 
 
 def _equivalent_df(reach: float, low: float, high: float) -> float:
     """Degrees of freedom between `low` and `high` of the Student distribution that has its 97.5 % point at `reach`."""
-    for _ in range(40):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if _student(middle, 0.05) > reach else (low, middle)
-    return low
+    from scipy.optimize import brentq
+
+    if reach >= _student(low, 0.05):
+        return low
+    if reach <= _student(high, 0.05):
+        return high
+    return math.exp(brentq(lambda x: _student(math.exp(x), 0.05) - reach, math.log(low), math.log(high)))
 
 
 def _detectable(estimate: Estimate, seeds: int, images: int, power: float) -> float:

@@ -97,7 +97,8 @@ def test_the_components_add_up_to_the_standard_error(seed: int) -> None:
             assert estimate.standard_error**2 == pytest.approx(pieces(estimate))
         assert estimate.standard_error**2 <= pieces(estimate) * (1 + 1e-12)
         assert min(estimate.variance.training, estimate.variance.images, estimate.variance.residual) >= 0
-        assert estimate.seeds - 1 - 1e-6 <= estimate.degrees_of_freedom <= estimate.images + 1 + 1e-6
+        assert estimate.seeds - 1 <= estimate.degrees_of_freedom * (1 + 1e-12)
+        assert estimate.degrees_of_freedom <= (estimate.images + 1) * (1 + 1e-12)
 
 
 def test_trainings_that_all_answer_alike_count_as_one_over_images() -> None:
