@@ -32,6 +32,10 @@ class OutputPaths:
         return self.checkpoint.with_suffix(".report.json")
 
     @property
+    def predictions(self) -> Path:
+        return self.checkpoint.with_suffix(".predictions.csv")
+
+    @property
     def recipe(self) -> Path:
         return self.run_folder / "recipe.yaml"
 
@@ -72,7 +76,7 @@ def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> 
     outputs = OutputPaths(checkpoint, Path("runs") / checkpoint.stem)
     if not writes:
         return outputs
-    for path in (outputs.checkpoint, outputs.report):
+    for path in (outputs.checkpoint, outputs.report, outputs.predictions):
         if path.is_dir():
             raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")
     _check_writable(checkpoint.parent, "name another place with --out")
@@ -125,12 +129,12 @@ def _json_line(row: dict[str, Any]) -> str:
 
 
 def move_aside(outputs: OutputPaths, console: Console) -> None:
-    """Gives an older checkpoint and its report second names, with the start of the first one's sha256.
+    """Gives an older checkpoint, its report and predictions second names, with the start of the first one's sha256.
 
     Both stay in place until they are replaced, so that there is no moment without them. A second name that an
     interrupted attempt gave to the same content is used again.
     """
-    existing = [path for path in (outputs.checkpoint, outputs.report) if path.is_file()]
+    existing = [path for path in (outputs.checkpoint, outputs.report, outputs.predictions) if path.is_file()]
     if not existing:
         return
     with raises_output_error(existing[0]):
