@@ -47,8 +47,8 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     if as_json:
         print_json(found.to_dict())
         return
-    shown = (found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered, found.metrics)
-    for part in evaluation_parts(*shown):
+    parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered)
+    for part in parts:
         console.show(part)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from finetune.report.comparison import (
     ForOnePoint,
     Verdict,
     compare_over_seeds,
+    distinct,
     sentence,
 )
 from finetune.report.crossed import Floats, crossed_mean, detectable, images_for, seeds_for, unpaired_difference
@@ -84,7 +86,9 @@ class RowComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON values, the verdict in words among them."""
-        return asdict(self) | {"sentence": self.sentence}
+        found = asdict(self) | {"sentence": self.sentence}
+        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
+        return values
 
 
 def compare(
@@ -217,7 +221,7 @@ def _count(shares: Floats) -> float:
 
 def _compare_rights(first: Sequence[Answers], second: Sequence[Answers], *, paired: bool) -> Comparison:
     """The accuracies, compared over trainings and images. Two files of as many seeds are not paired for that."""
-    ones, others = _rights(first), _rights(second)
+    ones, others = distinct(_rights(first)), distinct(_rights(second))
     if paired or len(ones) != len(others) or len(ones) == 1:
         return compare_over_seeds(ones, others)
     found = unpaired_difference(ones, others)

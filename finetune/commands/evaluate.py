@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import DataError, OutputError, SettingError
@@ -14,20 +13,10 @@ from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
-from finetune.report.metrics import Answers, MetricValue, measure_all
-from finetune.report.predictions import (
-    PREDICTION,
-    SUFFIX,
-    Column,
-    ColumnKey,
-    Predictions,
-    image_names,
-    predictions_csv,
-    read_predictions,
-)
+from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
 from finetune.report.report import Result, result_values
 from finetune.run.data import open_test
-from finetune.run.finalize import RowAnswers, score
+from finetune.run.finalize import RowAnswers, row_predictions, score
 from finetune.run.output_paths import move_file_aside
 from finetune.sources.resolve import locate, open_source
 from finetune.text import first_line
@@ -51,14 +40,14 @@ class Evaluation:
     not_offered: list[str]
     result: Result
     claimed: float | None
-    metrics: dict[str, MetricValue] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
         names = ("checkpoint", "data", "classes", "left_out", "not_offered")
         own = {name: getattr(self, name) for name in names}
-        metrics = {name: asdict(value) for name, value in self.metrics.items()}
-        return {**own, **result_values(self.result), "metrics": metrics, "claimed_accuracy": self.claimed}
+        found = {**own, **result_values(self.result), "claimed_accuracy": self.claimed}
+        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
+        return values
 
 
 @dataclass(frozen=True)
@@ -104,16 +93,10 @@ def evaluate(
     )
     recorded = source.metadata.data.get("test") if source.metadata is not None else None
     same = isinstance(recorded, dict) and recorded.get("fingerprint") == found.test.fingerprint()
-    labels, answers = found.test.labels.numpy(), found.answers
-    given = Answers.of(labels, answers.probabilities.numpy(), answers.predicted.numpy())
     if predictions is not None:
-        names = image_names(found.test.files, len(found.test))
-        assert given.confidence is not None
-        column = Column(given.predicted.astype(np.int64), np.clip(given.confidence, 0, 1).astype(np.float64))
-        columns: dict[ColumnKey, Column] = {(PREDICTION, None): column}
-        write_predictions(Path(predictions), Predictions(names, labels, found.test.class_names, columns), console)
-    metrics = measure_all(given, found.test.class_names)
-    return replace(found.evaluation, claimed=source.accuracy if same else None, metrics=metrics)
+        content = row_predictions(found.test, {(PREDICTION, None): found.answers})
+        write_predictions(Path(predictions), content, console)
+    return replace(found.evaluation, claimed=source.accuracy if same else None)
 
 
 def evaluate_classifier(
@@ -166,9 +149,8 @@ def check_predictions_path(path: Path) -> None:
         ) from None
 
 
-def write_predictions(path: Path, predictions: Predictions, console: Console) -> None:
+def write_predictions(path: Path, content: bytes, console: Console) -> None:
     """Writes a file of predictions; an older, different one gets a second name first. OutputError."""
-    content = predictions_csv(predictions)
     with prepared_files({path: content}):
         move_file_aside(path, content, console)
     console.note(f"wrote {path}")

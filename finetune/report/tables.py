@@ -150,9 +150,8 @@ def evaluation_parts(
     claimed: float | None,
     left_out: int = 0,
     not_offered: Sequence[str] = (),
-    metrics: Mapping[str, MetricValue] | None = None,
 ) -> list[RenderableType]:
-    """What `finetune evaluate` shows; left_out and not_offered say what checkpoint and data set do not share."""
+    """What `finetune evaluate` shows; the last two say what the checkpoint and the data set do not share."""
     parts: list[RenderableType] = [
         Text(f"{data}: {result.correct:,} of {result.total:,} right, {with_interval(result)}")
     ]
@@ -165,8 +164,8 @@ def evaluation_parts(
     if claimed is not None:
         same = "the same" if abs(claimed - result.accuracy) < 1e-12 else "NOT the same"
         parts.append(Text(f"the checkpoint says {percent(claimed)} on these images: {same}"))
-    if metrics:
-        parts.append(metrics_table(metrics))
+    if result.metrics:
+        parts.append(metrics_table(result.metrics))
     parts.append(class_table(result))
     parts += [Text(line) for line in confusion_lines(result.confusion or [], classes)]
     return parts

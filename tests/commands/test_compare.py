@@ -90,15 +90,8 @@ def test_the_command_shows_which_is_which(both: Path) -> None:
     for part in (f"A: before of {both}", f"B: after of {both}", "only A is right on", "macro-F1: B is better than A"):
         assert part in shown
     found = worked("compare", both, "--against", "before", "--json").json
-    assert found == finetune.compare(str(both), against="before").to_dict() | {
-        "comparison": found["comparison"],
-        "first": found["first"],
-        "second": found["second"],
-        "metrics": found["metrics"],
-    }
-    assert (
-        found["comparison"]["verdict"] == "better" and found["sentence"] in " ".join(shown.split("\n"))[:2000]
-    ) or True
+    assert found == finetune.compare(str(both), against="before").to_dict()
+    assert found["comparison"]["verdict"] == "better" and found["sentence"].startswith("after beats before by")
 
 
 def test_two_classes_have_what_is_about_the_second(tmp_path: Path) -> None:
@@ -108,12 +101,6 @@ def test_two_classes_have_what_is_about_the_second(tmp_path: Path) -> None:
     ]
     (tmp_path / "p.csv").write_text("\n".join(["image,label,prediction,probability", *lines]))
     (tmp_path / "q.csv").write_text("\n".join(["image,label,prediction", *(line.rsplit(",", 1)[0] for line in lines)]))
-    same = (
-        finetune.compare(tmp_path / "p.csv", tmp_path / "p.csv", row="prediction", against="prediction")
-        if False
-        else None
-    )
-    assert same is None
     found = finetune.compare(tmp_path / "p.csv", tmp_path / "q.csv")
     assert found.positive == "yes" and "sensitivity" in found.metrics and "auroc" not in found.metrics
     (tmp_path / "r.csv").write_bytes((tmp_path / "p.csv").read_bytes())
@@ -139,19 +126,19 @@ def test_other_images_or_labels_are_refused_by_name(tmp_path: Path, both: Path) 
 
 def test_rows_that_are_not_there_are_refused(tmp_path: Path, both: Path) -> None:
     for options, message in [
-        (dict(), "or one and --against ROW"),
-        (dict(against="after"), "row after against itself"),
-        (dict(row="aftr", against="before"), "did you mean 'after'"),
-        (dict(against="beefore"), "did you mean 'before'"),
-        (dict(against="before", metric="auroc"), "not enough for it; expected one of accuracy"),
-        (dict(against="before", metric="acc"), "unknown metric 'acc'"),
+        ({}, "or one and --against ROW"),
+        ({"against": "after"}, "row after against itself"),
+        ({"row": "aftr", "against": "before"}, "did you mean 'after'"),
+        ({"against": "beefore"}, "did you mean 'before'"),
+        ({"against": "before", "metric": "auroc"}, "not enough for it; expected one of accuracy"),
+        ({"against": "before", "metric": "acc"}, "unknown metric 'acc'"),
     ]:
         with pytest.raises(SettingError, match=message):
             finetune.compare(both, **options)
     rows = written(tmp_path / "rows.csv", {("one", None): BEFORE, ("two", None): AFTER})
     with pytest.raises(SettingError, match="which row"):
         finetune.compare(both, rows)
-    assert "there is no such file" in refused("compare", both, "nowhere.csv").err
+    assert "there is no such file" in refused("compare", both, "nowhere.csv")
 
 
 def test_evaluate_writes_what_compare_reads(folder: Path, pretrained: Path, tmp_path: Path) -> None:
@@ -175,6 +162,6 @@ def test_evaluate_writes_what_compare_reads(folder: Path, pretrained: Path, tmp_
 def test_evaluate_writes_over_nothing_else(name: str, folder: Path, pretrained: Path) -> None:
     Path("notes.csv").write_text("my,notes\n")
     Path("folder.csv").mkdir()
-    said = refused("evaluate", pretrained, "--data", "mnist", "--predictions", name).err
+    said = refused("evaluate", pretrained, "--data", "mnist", "--predictions", name)
     assert ("ends in .csv" in said) if name == "p.txt" else ("no file of predictions" in said)
     assert Path("notes.csv").read_text() == "my,notes\n"
