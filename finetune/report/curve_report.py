@@ -152,7 +152,8 @@ def worth_sentence(point: CurvePoint) -> str:
         )
     if not worth.reached:
         most = number(worth.measured[1] * point.images_per_class)
-        ends = "" if worth.lower is None else f", in the 95 % interval at least {_times(worth.lower)}"
+        sure = worth.lower is not None and worth.lower >= worth.measured[1]
+        ends = "" if sure else f" (95 % interval from {lower} on)"
         reached = f"from scratch {most} a class, the most measured, do not get as far"
         return f"{start} more than {_times(worth.measured[1])} times as many labels{ends}: {reached}"
     fewest = number(worth.measured[0] * point.images_per_class)

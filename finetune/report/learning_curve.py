@@ -48,7 +48,7 @@ class LabelWorth:
 class Forecast:
     """What an accuracy would be with so many labelled images a class; fractions, not percentages.
 
-    ci95: over other trainings, other test images and the forms that a curve may have.
+    ci95: over other trainings, other test images, the forms that a curve may have, and by how much the form misses.
     """
 
     images_per_class: float
@@ -154,11 +154,29 @@ def forecast(labels: Floats, means: Floats, draws: Floats, at: Sequence[float], 
     means, draws = _cut(means, margin), _cut(draws, margin)
     centre = FORMS[FORM](labels, means[None], places)[0]
     every = np.concatenate([form(labels, draws, places) for form in FORMS.values()])
+    every = _missing(every, places, labels, means, margin)
     lower, upper = np.quantile(every, (0.025, 0.975), axis=0)
     return [
         Forecast(float(place), float(middle), (float(min(low, middle)), float(max(high, middle))))
         for place, middle, low, high in zip(places, centre, lower, upper, strict=True)
     ]
+
+
+def _missing(foretold: Floats, at: Floats, labels: Floats, means: Floats, margin: float) -> Floats:
+    """Forecasts (draws, at) moved by as much, in probits, as the measured numbers were missed by those before them.
+
+    Each measured number from the third on is foretold from all before it; the root mean square of what that missed by
+    is the standard deviation for as long a step, and grows as a random walk does.
+    """
+    from scipy.special import ndtr, ndtri
+
+    before = range(2, len(labels))
+    told = [FORMS[FORM](labels[:k], means[None, :k], labels[k : k + 1])[0, 0] for k in before]
+    missed = float(np.sqrt(np.mean(np.square(ndtri(_cut(np.array(told), margin)) - ndtri(means[2:])))))
+    steps = np.log(at / labels[-1]) / np.diff(np.log(labels)).mean()
+    normal = np.random.default_rng(1).standard_normal((len(foretold), 1))
+    found: Floats = ndtr(ndtri(_cut(foretold, margin)) + normal * missed * np.sqrt(np.maximum(steps, 0.0)))
+    return found
 
 
 def _probit(labels: Floats, curves: Floats, at: Floats) -> Floats:
