@@ -2,8 +2,8 @@
 
     python benchmarks/foretell.py --from checkpoints/mnist.safetensors --target kmnist --out /tmp/foretell
 
-Runs the curve with 5 to 100 labelled images a class, from these weights and from scratch, and then goes on to 200 and 400,
-which the first curve has foretold. Prints for each what was foretold and what was measured, and by how much each form
+Runs the curve with 5 to 100 labelled images a class, from these weights and from scratch, and then goes on to 200 and
+400, which the first curve has foretold. Prints for each what was foretold and what was measured, and by how much each form
 of a curve would have missed. The target: the forecast within 1 point, for both, as the mean over seeds.
 """
 
