@@ -22,19 +22,23 @@ if TYPE_CHECKING:
     from finetune.commands.push import push
     from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
+    from finetune.report.curve_report import CurveReport
     from finetune.report.report import Report
     from finetune.sources.resolve import load
     from finetune.sources.save import save
+    from finetune.study.curve import curve
 
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Classifier",
+    "CurveReport",
     "Prediction",
     "Report",
     "adapt",
     "compare",
+    "curve",
     "evaluate",
     "load",
     "pretrain",
@@ -46,10 +50,12 @@ __all__ = [
 
 _HOMES = {
     "Classifier": "finetune.models.classifier",
+    "CurveReport": "finetune.report.curve_report",
     "Prediction": "finetune.models.classifier",
     "Report": "finetune.report.report",
     "adapt": "finetune.commands.adapt",
     "compare": "finetune.commands.compare",
+    "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",
     "load": "finetune.sources.resolve",
     "pretrain": "finetune.commands.pretrain",

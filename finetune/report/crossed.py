@@ -22,7 +22,7 @@ image typically has. `benchmarks/coverage.py` measures how often the intervals h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,8 +166,8 @@ def _typical_size(differences: Floats) -> float:
     return math.sqrt((1 + float(np.square(differences).sum())) / (1 + np.count_nonzero(np.abs(differences) > 1e-9)))
 
 
-def _estimate(arms: list[Floats], added: list[tuple[float, float]], limits: tuple[float, float]) -> Estimate:
-    """The sum of the arms' means: each arm has shape (its seeds, images), and `added` holds its two added images."""
+def _estimate(arms: list[Floats], added: Sequence[Sequence[float]], limits: tuple[float, float]) -> Estimate:
+    """The sum of the arms' means: each arm has shape (its seeds, images), and `added` holds its added images."""
     tables = [np.hstack([arm, np.tile(pair, (len(arm), 1))]) for arm, pair in zip(arms, added, strict=True)]
     columns = np.sum([table.mean(axis=0) for table in tables], axis=0)
     n, trained = len(columns), [table for table in tables if len(table) > 1]

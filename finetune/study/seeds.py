@@ -105,9 +105,7 @@ def _adapt_seeds(
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
     fingerprint = {key: value for key, value in runner.fingerprint(trials[0]).items() if key != "rows"}
     design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **fingerprint}
-    with StudyFolder(outputs, design, call) as folder:
-        if (report := folder.finished(seeds)) is not None:
-            return report
+    with StudyFolder(outputs.run_folder, design, call) as folder:
         use = open_test_set(outputs, "adapt", fingerprint)
         results = completed(run_trials(trials, folder, options, runner))
         setup = runner.setup(trials[0])
@@ -133,7 +131,7 @@ def _adapt_seeds(
         each: dict[ColumnKey, RowAnswers] = {}
         each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
         predictions = row_predictions(setup.data.test, each)
-        folder.finish(seeds, save_run(classifier, fields, report, predictions, outputs, console))
+        save_run(classifier, fields, report, predictions, outputs, console)
     return report
 
 
