@@ -532,7 +532,8 @@ def measure_over_seeds(answers: Sequence[Answers], class_names: Sequence[str] = 
         if table is None or bool((table == table[0]).all()):
             found[name] = first
             continue
-        added = [1.0, 1.0, 0.0, 0.0] if METRICS[name].needs == "predictions" else []
+        neutral = float(table.mean())
+        added = (1.0, 0.0) if METRICS[name].needs == "predictions" else (neutral, neutral)
         limits = (0.0, math.inf if name == "log_loss" else 1.0)
         estimate = crossed._estimate([table], [added], limits)
         found[name] = MetricValue(estimate.mean, estimate.ci95, first.note)
@@ -592,17 +593,19 @@ def answers_difference(
     ones, others = _table(name, first), _table(name, second)
     if ones is None or others is None:
         return MetricDifference(name, None, None, None)
-    added = [1.0, -1.0] if metric.needs == "predictions" else []
+    counts = metric.needs == "predictions"
+    size = crossed._typical_size(others.mean(0) - ones.mean(0))
     if len(ones) == len(others) == 1:
-        return _over_images(name, (others - ones)[0], added)
+        return _over_images(name, (others - ones)[0], [size, -size] if counts else [])
     difference = float(others.mean() - ones.mean())
-    arms: list[crossed.Floats]
-    arms, extra = ([others - ones], [added]) if paired else ([others, -ones], [[1.0, 0.0], [0.0, -1.0]])
-    if not added:
-        extra = [[] for _ in arms]
+    arms: list[crossed.Floats] = [others - ones] if paired else [others, -ones]
+    if counts:
+        added = [(size, -size)] if paired else [(size, 0.0), (0.0, -size)]
+    else:
+        added = [(float(arm.mean()), float(arm.mean())) for arm in arms]  # these move nothing
         if max(float(np.ptp(arm)) for arm in arms) <= 1e-15:
             return _no_spread(name, difference)
-    found = crossed._estimate(arms, extra, (-math.inf, math.inf))
+    found = crossed._estimate(arms, added, (-math.inf, math.inf))
     return MetricDifference(name, difference, found.ci95, found.p_value)
 
 
