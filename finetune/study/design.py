@@ -74,12 +74,13 @@ def row_trials(
     shots: int | None,
     same_shots: bool = False,
     keep_all: bool = False,
+    answers_only: bool = False,
     label: str = "",
 ) -> list[Trial]:
     """The trials of these rows over seeds: one for each row that is trained, and one for all others.
 
     same_shots: all seeds learn from the images that the first one chooses. keep_all: the weights of every seed are
-    kept, else those of the first.
+    kept, else those of the first. answers_only: no weights are kept, and what was forgotten is not measured.
     """
     untrained = tuple(row for row in rows if row not in TRAINED_ROWS)
     groups = [(row,) for row in rows if row in TRAINED_ROWS]
@@ -90,8 +91,8 @@ def row_trials(
             group,
             shots_seed=seeds[0] if same_shots else seed,
             source_label=label,
-            keeps_weights="after" in group and (keep_all or seed == seeds[0]),
-            measures_retention="after" in group and seed == seeds[0],
+            keeps_weights="after" in group and not answers_only and (keep_all or seed == seeds[0]),
+            measures_retention="after" in group and not answers_only and seed == seeds[0],
         )
         for seed in seeds
         for group in ([untrained] if untrained else []) + groups

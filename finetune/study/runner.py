@@ -23,7 +23,7 @@ from finetune.report.tables import percent
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.run.lock import RunLock
 from finetune.run.options import RunCall
-from finetune.run.output_paths import OutputPaths, clear_run_folder
+from finetune.run.output_paths import LOG, clear_run_folder
 from finetune.run.snapshot import ResumeOptions, SnapshotStore
 from finetune.study.trial import Trial, TrialResult, TrialRunner
 from finetune.text import first_line, json_diff
@@ -53,21 +53,21 @@ class StudyFolder:
     of another design is refused. OutputError where another process holds the folder.
     """
 
-    def __init__(self, outputs: OutputPaths, design: Mapping[str, Any], call: RunCall) -> None:
-        self.outputs, self.call = outputs, call
+    def __init__(self, folder: Path, design: Mapping[str, Any], call: RunCall) -> None:
+        self.folder, self.call = folder, call
         self.design: dict[str, Any] = json.loads(json.dumps(design))
         self.stack, self.requests = ExitStack(), StopRequests()
 
     def __enter__(self) -> StudyFolder:
-        folder, console = self.outputs.run_folder, self.call.console
+        folder, console = self.folder, self.call.console
         with self.stack:
             self.stack.enter_context(RunLock(folder))
             if self.call.resume.resume and (found := self._found()) is not None:
                 self._refuse_other_study(found)
-            elif clear_run_folder(self.outputs, console):
+            elif clear_run_folder(folder, console):
                 self.stack.enter_context(RunLock(folder))
             write_atomic(folder / DESIGN, (json.dumps(self.design, indent=1, sort_keys=True) + "\n").encode())
-            console.log = self.outputs.log
+            console.log = folder / LOG
             self.stack.enter_context(self.requests)
             self.stack = self.stack.pop_all()
         return self
@@ -79,12 +79,12 @@ class StudyFolder:
             raise Interrupted(f"stopped by {error}; finished trials are kept; {hint}", error.exit_code) from None
 
     def trial_folder(self, trial: Trial) -> Path:
-        return self.outputs.run_folder / TRIALS / trial.name
+        return self.folder / TRIALS / trial.name
 
     def _found(self) -> Any:
         """The design of the study that is there; None where there is none."""
         try:
-            return json.loads(read_regular(self.outputs.run_folder / DESIGN, MAX_DESIGN_BYTES))
+            return json.loads(read_regular(self.folder / DESIGN, MAX_DESIGN_BYTES))
         except (OSError, ValueError, RecursionError):
             return None
 
@@ -93,7 +93,7 @@ class StudyFolder:
             more = [f"and {len(differences) - MAX_LISTED} more"] if len(differences) > MAX_LISTED else []
             shown = "".join(f"  {line}\n" for line in [*differences[:MAX_LISTED], *more])
             raise SettingError(
-                f"--resume: {self.outputs.run_folder} holds another study, which cannot be resumed:\n{shown}"
+                f"--resume: {self.folder} holds another study, which cannot be resumed:\n{shown}"
                 "put that back to resume it, or start anew without --resume, which moves the other study aside"
             )
 

@@ -84,7 +84,7 @@ def _adapt_seeds(
         console.note(note)
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
     design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **runner.fingerprint(trials[0])}
-    with StudyFolder(outputs, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
+    with StudyFolder(outputs.run_folder, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
         results = completed(run_trials(trials, folder, options, runner))
         setup = runner.setup(trials[0])
         answers: dict[str, list[Answers]] = {row: [] for row in rows}
