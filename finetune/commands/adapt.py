@@ -20,13 +20,14 @@ from finetune.commands.baselines import (
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import Comparison
-from finetune.report.report import Report, Result, Retention, SourceSummary
+from finetune.report.report import Report, Result, Retention, SourceSummary, TestSetUse
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
 from finetune.run.context import make_context
 from finetune.run.finalize import (
     build_report,
     checkpoint_results,
     compare_rows,
+    open_test_set,
     public_recipe,
     run_fingerprint,
     save_run,
@@ -78,12 +79,14 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
         if run_folder.finished is not None:
             return run_folder.finished
         train_rows(adaptation, rows)
+        use = open_test_set(outputs, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
         answers = answer_rows(adaptation, rows)
         report = adapt_report(
             adaptation,
             results={name: score(setup.data.test, found, row=name) for name, found in answers.items()},
             comparisons=compare_rows(setup.data.test, answers, "after", ADAPT_ROWS),
             retention=retention(adaptation, call.data_root),
+            test_set=use,
         )
         if call.group.leader:
             fields = metadata_fields(recipe, setup) | {"results": checkpoint_results(report.results)}
@@ -139,6 +142,7 @@ def adapt_report(
     results: dict[str, Result],
     comparisons: dict[str, Comparison | None],
     retention: Retention | None,
+    test_set: TestSetUse | None,
 ) -> Report:
     """The report of an adapt, with a result or None for each row there is."""
     trained: TrainedNetwork = adaptation.trained["after"]
@@ -150,6 +154,7 @@ def adapt_report(
         transplant=trained.transplant,
         comparisons=comparisons,
         retention=retention,
+        test_set=test_set,
     )
 
 

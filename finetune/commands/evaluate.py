@@ -13,7 +13,7 @@ from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
 from finetune.report.report import Result, result_values
 from finetune.run.data import open_test
-from finetune.run.finalize import Answers, score
+from finetune.run.finalize import RowAnswers, score
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import Runtime, choose_runtime
 from finetune.train.inference import outputs
@@ -110,7 +110,7 @@ def evaluate_classifier(
     normalize = classifier.input.normalizer(runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalize)
     rows = [classifier.class_names.index(name) for name in shared]
-    result = score(test, Answers.of(logits[:, rows]), row="test")
+    result = score(test, RowAnswers.of(logits[:, rows]), row="test")
     not_offered = [name for name in classifier.class_names if name not in shared]
     evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None)
     return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in shared))

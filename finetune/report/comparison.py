@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -152,6 +152,27 @@ def _shares(estimate: Estimate) -> Variance:
     parts = (found.training / estimate.seeds, found.images / images, found.residual / (estimate.seeds * images))
     total = sum(parts)
     return Variance(*(part / total if total else 0.0 for part in parts))
+
+
+def is_told(comparison: Comparison, against: str) -> bool:
+    """Whether a comparison gets a sentence: beating what any weights should beat is not worth one."""
+    return not (row_of(against).floor and comparison.verdict in ("better", "helps"))
+
+
+def comparison_from(values: Any) -> Comparison | None:
+    """A comparison from the JSON of a report, which anybody may have written; None where it is none.
+
+    Older reports spoke of a cause after one training; that is taken back.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        found = TypeAdapter(Comparison).validate_python(values)
+    except ValidationError:
+        return None
+    if found.verdict == "no difference shown":
+        return found
+    return replace(found, verdict=_verdict(found.difference, found.p_value, seeds=found.seeds))
 
 
 def sentence(comparison: Comparison, of: str, against: str) -> str:

@@ -119,6 +119,22 @@ class Retention:
 
 
 @dataclass(frozen=True)
+class TestSetUse:
+    """How often the test images were opened before, in the same folder of runs, and by which runs (the latest).
+
+    `other_choices` counts the recipes (for `evaluate`: the checkpoints) that earlier runs of the same command tried on
+    them.
+    """
+
+    __test__ = False  # for pytest, which takes the name for that of tests
+
+    fingerprint: str
+    opened_before: int
+    by: list[str]
+    other_choices: int
+
+
+@dataclass(frozen=True)
 class Report:
     """The report of a run. A pretrain has `results["test"]`; an adapt has a result for each of `rows.ADAPT_ROWS`.
 
@@ -139,6 +155,7 @@ class Report:
     comparisons: dict[str, Comparison | None] = field(default_factory=dict)
     retention: Retention | None = None
     seeds: list[int] = field(default_factory=list)
+    test_set: TestSetUse | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

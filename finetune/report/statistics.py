@@ -63,7 +63,8 @@ def paired_difference(first_right: Booleans, second_right: Booleans) -> PairedDi
     """How much better the second classifier is than the first, both tested on the same images in the same order.
 
     `first_right` and `second_right` are boolean arrays of shape (images,): whether each image was named rightly.
-    Neither the interval nor the p-values cover the randomness of training. Where as many images are right only for the one as for the other, the mid-p is 1.
+    Neither the interval nor the p-values cover the randomness of training. Where neither has more images right than
+    the other, the mid-p is 1.
 
     Sources: the test, Q. McNemar, Note on the sampling error of the difference between correlated proportions,
     Psychometrika 12 (1947) 153-157; its mid-p, M. W. Fagerland, S. Lydersen and P. Laake, The McNemar test for binary

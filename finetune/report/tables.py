@@ -9,11 +9,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.report.comparison import Score, sentence
-from finetune.report.report import Report, Result
+from finetune.report.comparison import Score, is_told, sentence
+from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import row_of
 
 MAX_CONFUSED = 5
+TUNED_FROM = 2  # other choices tried on the same test images, from which on a sentence is due
 MAX_FAULTS = 20  # of one check, on the screen
 
 
@@ -48,14 +49,27 @@ def report_tables(report: Report) -> list[RenderableType]:
     found: list[RenderableType] = [table]
     for name, comparison in report.comparisons.items():
         of, against = name.split("_vs_", 1)
-        if comparison is not None and not (row_of(against).floor and comparison.verdict in ("better", "helps")):
+        if comparison is not None and is_told(comparison, against):
             found.append(Text(sentence(comparison, of, against)))
     if report.retention is not None:
         kept, whose = report.retention, ", the first seed" if several else ""
         found.append(
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
+    found += [Text(line) for line in test_set_lines(report.test_set)]
     return found
+
+
+def test_set_lines(use: TestSetUse | None) -> list[str]:
+    """What opening the same test images again and again does to p-values, where it looks like tuning."""
+    if use is None or use.other_choices < TUNED_FROM:
+        return []
+    tried = use.other_choices + 1
+    return [
+        f"these test images have been opened {use.opened_before} times before, {use.other_choices} times with other "
+        f"choices: the best of {tried} has p below 0.05 by chance in up to {100 * (1 - 0.95**tried):.0f} % of cases; "
+        f"choose by validation images, or count only p below {0.05 / tried:.2g}"
+    ]
 
 
 def _counted(result: Result) -> str:
@@ -196,4 +210,24 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
-    return [title, table, *caches]
+    return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"]))]
+
+
+def _power_lines(images: int, power: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the test images can show, before anything is trained."""
+    if not power:
+        return []
+    shown = [
+        f"{100 * row['detectable']:.1f} points where they differ on {100 * row['differing']:.0f} % of the images"
+        for row in power
+        if row["detectable"] is not None
+    ]
+    if not shown:
+        return [f"{images:,} test images show no difference between two trainings, however large"]
+    most = power[-1]
+    return [
+        f"what {images:,} test images show of one training against another, 4 times in 5: a difference of "
+        f"{', '.join(shown)}; 1 point takes {power[0]['images_for_one_point']:,} to "
+        f"{most['images_for_one_point']:,} test images",
+        "training again moves results too: a verdict about the weights takes several seeds (adapt --seeds 5)",
+    ]

@@ -26,11 +26,13 @@ from finetune.report.report import (
     Report,
     Result,
     TargetSummary,
+    TestSetUse,
     result_values,
 )
 from finetune.report.rows import Row, row_of
 from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
+from finetune.run.ledger import digest_of, record_opening
 from finetune.run.output_paths import OutputPaths, move_aside
 from finetune.run.setup import RunSetup
 from finetune.sources.save import make_metadata
@@ -39,7 +41,7 @@ from finetune.train.device import Runtime, environment
 
 
 @dataclass(frozen=True)
-class Answers:
+class RowAnswers:
     """What a row answers to the test images: the class of each (int64, N), and probabilities (float32, N×C).
 
     method: how the source answered, where that is not always the same.
@@ -50,13 +52,13 @@ class Answers:
     method: str | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, method: str | None = None) -> Answers:
+    def of(cls, logits: Tensor, method: str | None = None) -> RowAnswers:
         """From logits (float, N×C)."""
         return cls(logits.argmax(1).cpu(), logits.double().softmax(1).float().cpu(), method)
 
 
 def majority_logits(train: ImageSet, count: int) -> Tensor:
-    """Answers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
+    """RowAnswers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
     shares = torch.tensor(list(train.counts().values())).double() / len(train)
     return shares.log().expand(count, -1)
 
@@ -67,7 +69,7 @@ def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
     return right
 
 
-def score(images: ImageSet, answers: Answers, row: str) -> Result:
+def score(images: ImageSet, answers: RowAnswers, row: str) -> Result:
     """The result of a row's answers to labelled images."""
     score = asdict(Score.of(correct_mask(images, answers.predicted)))
     if not row_of(row).detailed:
@@ -79,7 +81,7 @@ def score(images: ImageSet, answers: Answers, row: str) -> Result:
 
 
 def compare_rows(
-    images: ImageSet, answers: Mapping[str, Answers], of: str, rows: Mapping[str, Row]
+    images: ImageSet, answers: Mapping[str, RowAnswers], of: str, rows: Mapping[str, Row]
 ) -> dict[str, Comparison | None]:
     """Row `of` against each of the `rows` it is compared with, all on the same images; None for one that was not made.
 
@@ -100,6 +102,25 @@ def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
         for name, result in results.items()
         if not row_of(name).floor
     }
+
+
+def open_test_set(outputs: OutputPaths, command: str, fingerprint: Mapping[str, Any]) -> TestSetUse:
+    """Notes in the ledger that a run of this fingerprint opens its test images. OutputError.
+
+    Its choice, which may look like tuning, is the recipe and the source; not the seed, nor how many images it learns
+    from.
+    """
+    recipe = {key: value for key, value in fingerprint["recipe"].items() if key not in ("seed", "data")}
+    data = {key: value for key, value in fingerprint["recipe"]["data"].items() if key != "shots"}
+    choice = [recipe, data, fingerprint.get("source")]
+    return record_opening(
+        outputs.run_folder.parent,
+        fingerprint["data"]["test"]["fingerprint"],
+        command=command,
+        name=outputs.checkpoint.stem,
+        run=digest_of(fingerprint),
+        choice=digest_of(choice),
+    )
 
 
 def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:

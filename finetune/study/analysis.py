@@ -12,10 +12,10 @@ from finetune.report.comparison import Comparison, compare_over_seeds
 from finetune.report.crossed import crossed_mean
 from finetune.report.report import Result, SeedScore
 from finetune.report.rows import ADAPT_ROWS
-from finetune.run.finalize import Answers, correct_mask, score
+from finetune.run.finalize import RowAnswers, correct_mask, score
 
 
-def rights(test: ImageSet, answers: Sequence[Answers]) -> npt.NDArray[np.bool_]:
+def rights(test: ImageSet, answers: Sequence[RowAnswers]) -> npt.NDArray[np.bool_]:
     """Whether each training (row) was right about each test image (column)."""
     return np.stack([correct_mask(test, found.predicted) for found in answers])
 
@@ -25,7 +25,7 @@ def distinct(table: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return table[:1] if bool((table == table[:1]).all()) else table
 
 
-def result_over_seeds(test: ImageSet, answers: Sequence[Answers], seeds: Sequence[int], row: str) -> Result:
+def result_over_seeds(test: ImageSet, answers: Sequence[RowAnswers], seeds: Sequence[int], row: str) -> Result:
     """A row's result over seeds: mean accuracy and its interval over other trainings and images.
 
     `correct` and `total` are summed over the seeds, and so are classes and confusion.
@@ -64,7 +64,7 @@ def _summed_confusion(results: Sequence[Result]) -> list[list[int]] | None:
 
 
 def compare_rows_over_seeds(
-    test: ImageSet, answers: Mapping[str, Sequence[Answers]], of: str, *, shots_vary: bool
+    test: ImageSet, answers: Mapping[str, Sequence[RowAnswers]], of: str, *, shots_vary: bool
 ) -> dict[str, Comparison | None]:
     """Row `of` against each row it is compared with, seeds and images crossed; None for a row that was not made."""
     tables = {name: rights(test, found) for name, found in answers.items()}

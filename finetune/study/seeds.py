@@ -16,7 +16,7 @@ from finetune.models.classifier import Classifier
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.report import Report, Result
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
-from finetune.run.finalize import Answers, build_report, checkpoint_results, save_run, score
+from finetune.run.finalize import RowAnswers, build_report, checkpoint_results, open_test_set, save_run, score
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.setup import AdaptSetup, RecipeLike
@@ -83,17 +83,19 @@ def _adapt_seeds(
     for note in [*setup.data.notes, *([few] if (few := few_seeds_note(seeds)) else [])]:
         console.note(note)
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
-    design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **runner.fingerprint(trials[0])}
-    with StudyFolder(outputs.run_folder, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
+    fingerprint = {key: value for key, value in runner.fingerprint(trials[0]).items() if key != "rows"}
+    design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **fingerprint}
+    with StudyFolder(outputs.run_folder, design, call) as folder:
+        use = open_test_set(outputs, "adapt", fingerprint)
         results = completed(run_trials(trials, folder, options, runner))
         setup = runner.setup(trials[0])
-        answers: dict[str, list[Answers]] = {row: [] for row in rows}
+        answers: dict[str, list[RowAnswers]] = {row: [] for row in rows}
         for trained in results.values():
             for row, found in trained.answers.items():
                 answers[row].append(found)
         first = next(result for result in results.values() if "after" in result.answers)
         shots_vary = shots is not None and not same_shots
-        report = _report(recipe, setup, results, answers, seeds, shots_vary=shots_vary)
+        report = replace(_report(recipe, setup, results, answers, seeds, shots_vary=shots_vary), test_set=use)
         classifier = classifier_with(setup, first.weights)
         fields = metadata_fields(_seed_recipe(recipe, seeds[0]), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
@@ -116,7 +118,7 @@ def _report(
     recipe: AdaptRecipe,
     setup: AdaptSetup,
     results: Mapping[str, TrialResult],
-    answers: Mapping[str, Sequence[Answers]],
+    answers: Mapping[str, Sequence[RowAnswers]],
     seeds: Sequence[int],
     *,
     shots_vary: bool,
@@ -156,7 +158,9 @@ def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
     return found
 
 
-def _average(setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCall) -> tuple[Classifier, Answers] | None:
+def _average(
+    setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCall
+) -> tuple[Classifier, RowAnswers] | None:
     """The classifier of the seeds' averaged weights and its answers to the test images; None where it is worse.
 
     Worse than the first seed's on the validation images, by which alone that is decided.
@@ -179,4 +183,4 @@ def _average(setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCal
         return None
     call.console.note(f"{said}; the average is kept")
     logits = network_outputs(classifier.network, setup.data.test.images.to(device), normalize)
-    return classifier, Answers.of(logits)
+    return classifier, RowAnswers.of(logits)

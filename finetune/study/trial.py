@@ -19,7 +19,7 @@ from finetune.report.console import Console
 from finetune.report.report import PhaseSummary, Retention, SourceSummary, Transplant
 from finetune.run.context import make_context
 from finetune.run.data import choose_run_data
-from finetune.run.finalize import Answers
+from finetune.run.finalize import RowAnswers
 from finetune.run.options import RunCall
 from finetune.run.output_paths import OutputPaths
 from finetune.run.setup import AdaptSetup, expect_kind, find_source, open_adapt, open_recipe
@@ -91,7 +91,7 @@ class TrialResult:
     """What a trial leaves behind: answers by row, and the fine-tuned weights where they are kept."""
 
     facts: TrialFacts
-    answers: dict[str, Answers]
+    answers: dict[str, RowAnswers]
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def store(self, folder: Path) -> None:
@@ -110,7 +110,7 @@ class TrialResult:
         try:
             facts = TrialFacts.model_validate(found.facts)
             rows = {
-                row: Answers(found.tensors[f"{row}/predicted"], found.tensors[f"{row}/probabilities"], method)
+                row: RowAnswers(found.tensors[f"{row}/predicted"], found.tensors[f"{row}/probabilities"], method)
                 for row, method in facts.methods.items()
             }
         except (ValidationError, KeyError):

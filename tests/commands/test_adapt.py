@@ -78,7 +78,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, data: Path, pretrained: Path)
 # The report
 
 SCORE = {"correct", "total", "accuracy", "ci95"}
-COMPARISON = {"difference", "ci95", "p_value", "verdict"}
+COMPARISON = {"difference", "ci95", "p_value", "exact_p_value", "verdict"}
 KEYS = {
     "kind": None,
     "recipe": {"kind", "data", "head", "phases", "compare", "precision", "seed"},

@@ -30,21 +30,23 @@ def test_score_refuses_what_is_not_a_list_of_rights(right: np.ndarray) -> None:
 def test_comparison_carries_the_paired_difference() -> None:
     first, second = rights(40, 9, 4, 7)
     pair, comparison = paired_difference(first, second), compare(first, second)
-    assert (comparison.difference, comparison.ci95, comparison.p_value) == (pair.difference, pair.ci95, pair.p_value)
+    assert (comparison.difference, comparison.ci95) == (pair.difference, pair.ci95)
+    assert (comparison.p_value, comparison.exact_p_value) == (pair.mid_p, pair.exact_p)
 
 
 @pytest.mark.parametrize(
     ("only_second", "only_first", "verdict"),
     [
-        (6, 0, "helps"),  # p = 2/64 = 0.03
-        (0, 6, "hurts"),
-        (5, 0, "no difference shown"),  # p = 2/32 = 0.06
-        (0, 5, "no difference shown"),
+        (5, 0, "helps"),  # mid-p = 1/32 = 0.03, exact p = 0.06
+        (0, 5, "hurts"),
+        (4, 0, "no difference shown"),  # mid-p = 1/16 = 0.06
+        (0, 4, "no difference shown"),
+        (7, 1, "helps"),  # mid-p = 0.039, exact p = 0.070
         (3, 3, "no difference shown"),
         (0, 0, "no difference shown"),
     ],
 )
-def test_the_verdict_turns_where_the_exact_test_does(only_second: int, only_first: int, verdict: str) -> None:
+def test_the_verdict_turns_where_the_mid_p_test_does(only_second: int, only_first: int, verdict: str) -> None:
     assert compare(*rights(20, only_second, only_first, 3)).verdict == verdict
 
 
@@ -81,13 +83,12 @@ def test_a_difference_of_nothing_has_no_minus_sign() -> None:
 
 @pytest.mark.parametrize(("turn", "way"), [(1, "better"), (-1, "worse")])
 def test_it_is_said_when_test_and_interval_part(turn: int, way: str) -> None:
-    counts = (59, 16, 6, 80) if turn == 1 else (59, 6, 16, 80)
+    counts = (50, 21, 10, 80) if turn == 1 else (50, 10, 21, 80)
     comparison = compare(*rights(*counts))
     assert min(turn * end for end in comparison.ci95) > 0
     assert comparison.p_value >= 0.05
     assert sentence(comparison, "after", "scratch").endswith(
-        f"too close to call, as the interval has after 0.46 to 11.86 points {way} "
-        "but the exact test is not below p = 0.05"
+        f"too close to call, as the interval has after 0.03 to 13.51 points {way} but the test is not below p = 0.05"
     )
 
 
@@ -96,7 +97,7 @@ def test_it_is_said_when_a_shown_difference_has_zero_in_its_interval(counts: tup
     comparison = compare(*rights(*counts))
     assert comparison.ci95[0] < 0 < comparison.ci95[1]
     assert sentence(comparison, "after", "scratch") == (
-        f"after {beats} scratch by 0.06 points (95 % interval 0.00 to 0.13, p = 0.0312): "
+        f"after {beats} scratch by 0.06 points (95 % interval 0.00 to 0.13, p = 0.0156): "
         f"starting from these weights {comparison.verdict}, narrowly: the interval still has 0 in it"
     )
 
