@@ -128,7 +128,9 @@ class SourceRef:
 
 
 def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False) -> SourceRef:
-    """Finds a source: a file, `timm:NAME[.TAG]`, `random:MODEL`, or `hub:OWNER/NAME[@REVISION]`, downloaded unless cached.
+    """Finds a source: a file, `timm:NAME[.TAG]`, `random:MODEL`, or `hub:OWNER/NAME[@REVISION]`.
+
+    What is on the Hub is downloaded unless cached.
 
     `note` is called with remarks on transfers, and `bars` shows their progress. HubError and HubRefusal from the Hub.
     """
@@ -170,8 +172,8 @@ def open_source(
         metadata, opened = checkpoint.metadata, LoadedWeights(classifier_from_checkpoint(checkpoint), checkpoint.sha256)
     elif found.path is None:
         assert said is not None
-        random = found.text.startswith(RANDOM)
-        opened = random_weights(found.text, said.model, arguments) if random else from_timm(found.text, said.model, arguments)
+        opener = random_weights if found.text.startswith(RANDOM) else from_timm
+        opened = opener(found.text, said.model, arguments)
     elif found.hub is not None and found.hub.config is not None:
         opened = from_repository(found.path, found.text, found.hub.config)
     else:
