@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from finetune.commands.push import push
     from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
+    from finetune.report.ranking import RankReport
     from finetune.report.report import Report
     from finetune.sources.resolve import load
     from finetune.sources.save import save
+    from finetune.study.rank import rank
 
 
 __version__ = "0.1.0"
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Classifier",
     "Prediction",
+    "RankReport",
     "Report",
     "adapt",
     "evaluate",
@@ -38,6 +41,7 @@ __all__ = [
     "pretrain",
     "pull",
     "push",
+    "rank",
     "save",
     "verify",
 ]
@@ -45,6 +49,7 @@ __all__ = [
 _HOMES = {
     "Classifier": "finetune.models.classifier",
     "Prediction": "finetune.models.classifier",
+    "RankReport": "finetune.report.ranking",
     "Report": "finetune.report.report",
     "adapt": "finetune.commands.adapt",
     "evaluate": "finetune.commands.evaluate",
@@ -52,6 +57,7 @@ _HOMES = {
     "pretrain": "finetune.commands.pretrain",
     "pull": "finetune.commands.pull",
     "push": "finetune.commands.push",
+    "rank": "finetune.study.rank",
     "save": "finetune.sources.save",
     "verify": "finetune.commands.verify",
 }

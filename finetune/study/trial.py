@@ -204,9 +204,7 @@ class TrialRunner:
             self.sources[source] = find_source(source, self.call)
         located = self.sources[source]
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, (), located.architecture), recipe)
-        everything = checked.model_copy(
-            update={"seed": 0, "data": checked.data.model_copy(update={"shots": None})}
-        )
+        everything = checked.model_copy(update={"seed": 0, "data": checked.data.model_copy(update={"shots": None})})
         key = f"{source} {dump_recipe(everything)}"
         if key not in self.opened:
             self.opened[key] = open_adapt(located, everything, self.call)

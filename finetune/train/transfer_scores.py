@@ -10,11 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.data.image_dataset import ImageSet
 from finetune.errors import TrainingError
 from finetune.train.linear_probe import FOLDS, PATIENCE, PENALTIES, stratified_folds
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+MAX_IMAGES, MIN_PER_CLASS = 2_000, 10  # that are scored: more would tell sources apart little better
 NEIGHBOURS = 5
 GRADIENT, MAX_STEPS = 1e-4, 200  # where the solver of the probe stops
 CHUNK = 1_000  # images whose neighbours are looked for at once
@@ -33,6 +35,16 @@ class TransferScores:
     knn: float | None
     probe: float | None
     logme: float
+
+
+def sample_to_score(train: ImageSet) -> ImageSet:
+    """The training images; of more than MAX_IMAGES as many of each class as make up that number, at least ten."""
+    if len(train) <= MAX_IMAGES:
+        return train
+    each = max(MIN_PER_CLASS, MAX_IMAGES // len(train.class_names))
+    classes = [(train.labels == c).nonzero().squeeze(1) for c in range(len(train.class_names))]
+    spread = [own[torch.arange(min(each, len(own))) * len(own) // min(each, max(1, len(own)))] for own in classes]
+    return train.subset(torch.cat(spread).sort().values)
 
 
 def transfer_scores(features: Tensor, labels: Tensor, classes: int) -> TransferScores:
@@ -99,7 +111,8 @@ def _coordinates(features: Tensor) -> Tensor:
     if len(inputs) >= inputs.shape[1]:
         return inputs
     values, vectors = torch.linalg.eigh(inputs @ inputs.T)
-    return vectors * values.clamp_min(0).sqrt()
+    coordinates: Tensor = vectors * values.clamp_min(0).sqrt()
+    return coordinates
 
 
 def _fit_folds(inputs: Floats, labels: Integers, fold: Integers, penalty: float, start: Floats) -> Floats:
@@ -140,7 +153,7 @@ def log_evidence(features: Tensor, labels: Tensor, classes: int) -> float:
 
     Each class is a target y of ones and zeros (N), y = F w + noise, with w ~ N(0, 1/α) and noise ~ N(0, 1/β). Its
     evidence N(y; 0, FFᵀ/α + I/β) is maximised over α and β: α has a closed form for a given ratio α/β, which is
-    searched on a grid and refined, where the paper's fixed point iteration may run away with fewer images than features.
+    searched on a grid and refined, where the paper's iteration may run away with fewer images than features.
 
     Source: K. You, Y. Liu, J. Wang and M. Long, LogME: practical assessment of pre-trained models for transfer
     learning, ICML 2021.
