@@ -176,47 +176,43 @@ def conclude(fine_tuned: Sequence[Candidate], target: str) -> str:
 def rank_parts(report: RankReport) -> list[RenderableType]:
     """What `finetune rank` shows: the table, how far the scores foretold it, and the conclusion."""
     target = report.target
-    several = f"; {len(report.seeds)} seeds" if len(report.seeds) > 1 else ""
     title = f"{target.name}: {len(target.classes)} classes; {target.train:,} to learn from, {target.test:,} to test"
-    table = Table(title=f"{title}{several}", title_justify="left")
-    table.add_column("", justify="right")
-    table.add_column("source", overflow="fold")
-    table.add_column("fine-tuned (95 % interval)", justify="right", overflow="fold")
-    table.add_column("to the best, points", overflow="fold")
+    table = Table(title=f"{title}; {len(report.seeds)} seeds" if len(report.seeds) > 1 else title, title_justify="left")
+    for heading in ("", "source", "fine-tuned, %", "to the best, points"):
+        table.add_column(heading, justify="left" if heading == "source" else "right", overflow="fold")
     for heading in (*CHEAP_SCORES.values(), "seconds", "size"):
         table.add_column(heading, justify="right", overflow="fold")
     for candidate in report.candidates:
         table.add_row(*_cells(candidate))
     found: list[RenderableType] = [table]
+    found += [Text(f"{own.name} failed: {first_line(own.error)}") for own in report.failed]
     if report.comparisons > 1:
         pairs = f"p-values are adjusted (Holm) for the {report.comparisons} pairs of fine-tuned sources"
-        found.append(Text(f"{pairs}; intervals are of one pair each"))
+        found.append(Text(f"{pairs}; intervals (95 %) are of one pair each"))
     found.append(Text(_kendall_text(report)))
     found += [Text(line) for line in test_set_lines(report.test_set)]
     return [*found, Text(report.conclusion)]
 
 
 def _cells(candidate: Candidate) -> list[str]:
+    """A row of the table; seconds are those of the scores and of fine-tuning."""
     scores, against = candidate.scores, candidate.against_best
-    cheap = [_share(scores.probe), _share(scores.knn), f"{scores.logme:.3f}"] if scores is not None else ["", "", ""]
-    seconds = "" if scores is None else f"{scores.seconds:.1f}"
-    if candidate.seconds is not None:
-        seconds += f" + {candidate.seconds:.1f}"
-    size = ""
-    if candidate.parameters is not None and candidate.bytes is not None:
-        size = f"{_count(candidate.parameters)}, {amount(candidate.bytes)}"
-    place = "" if candidate.place is None else str(candidate.place)
-    if candidate.accuracy is None or candidate.ci95 is None:
-        why = first_line(candidate.error, 100) if candidate.error else ""
-        return [place, candidate.name, candidate.state, why, *cheap, seconds, size]
-    low, high = candidate.ci95
-    score = f"{percent(candidate.accuracy)} ({100 * low:.2f} to {100 * high:.2f})"
-    behind = "the best"
+    result, behind = candidate.state.replace(" ", "\u00a0"), ""
+    if candidate.accuracy is not None and candidate.ci95 is not None:
+        low, high = candidate.ci95
+        result = f"{100 * candidate.accuracy:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+        behind = "the best"
     if against is not None:
-        ends = " to ".join(f"{_points(end, '+')}" for end in against.ci95)
-        tied = ": tied" if candidate.tied else ""
-        behind = f"{_points(against.difference, '+')} ({ends}), {p_text(against.adjusted_p_value)}{tied}"
-    return [place, candidate.name, score, behind, *cheap, seconds, size]
+        ends = " to ".join(_points(end, "+") for end in against.ci95)
+        tied = ", tied" if candidate.tied else ""
+        behind = f"{_points(against.difference, '+')} ({ends})\n{p_text(against.adjusted_p_value)}{tied}"
+    cheap = ["", "", ""] if scores is None else [_share(scores.probe), _share(scores.knn), f"{scores.logme:.3f}"]
+    seconds = "" if scores is None else f"{scores.seconds:.1f}"
+    seconds += "" if candidate.seconds is None else f"\n+ {candidate.seconds:.1f}"
+    known = candidate.parameters is not None and candidate.bytes is not None
+    size = f"{_count(candidate.parameters or 0)}\n{amount(candidate.bytes or 0)}" if known else ""
+    place = "" if candidate.place is None else str(candidate.place)
+    return [place, candidate.name, result, behind, *cheap, seconds, size]
 
 
 def _kendall_text(report: RankReport) -> str:

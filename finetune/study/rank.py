@@ -237,14 +237,14 @@ def _open(contender: Contender, opened: Sequence[Contender], design: RankDesign,
     setup = runner.setup(contender.trials[0])
     if opened:
         _check_same_pictures(setup, runner.setup(opened[0].trials[0]), contender.name)
-    network, classes = setup.classifier.network, len(setup.data.class_names)
-    head = network.head_tensors()
-    body = {name: tensor for name, tensor in network.state_dict().items() if name not in head}
-    parameters = {name for name, _ in network.named_parameters()} - set(head)
-    own_head = (network.head.in_features + 1) * classes
+    network = setup.classifier.network
+    head = network.head.weight, network.head.bias
+    body = [t for name, t in network.state_dict().items() if name not in network.head_tensors()]
+    own_head = (network.head.in_features + 1) * len(setup.data.class_names)
+    trained = (t.numel() for t in network.parameters() if not any(t is own for own in head))
     contender.model = setup.model
-    contender.parameters = sum(body[name].numel() for name in parameters) + own_head
-    contender.bytes = sum(t.numel() * t.element_size() for t in body.values()) + 4 * own_head
+    contender.parameters = sum(trained) + own_head
+    contender.bytes = sum(t.numel() * t.element_size() for t in body) + 4 * own_head
 
 
 def _check_same_pictures(setup: AdaptSetup, first: AdaptSetup, name: str) -> None:

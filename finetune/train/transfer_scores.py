@@ -170,13 +170,14 @@ def log_evidence(features: Tensor, labels: Tensor, classes: int) -> float:
         shares = torch.where(values[:, None] > 1e-12 * scale, along / values.clamp_min(1e-300)[:, None], 0.0)
     rest = (targets.square().sum(0) - shares.sum(0)).clamp_min(0)  # C: of each target outside all directions
 
-    def evidence(ratio: Tensor) -> Tensor:  # G×C, for noise variances in units of 1/α
-        spread = values / scale + ratio[..., None]  # G×C×R
-        misfit = (shares.T / spread).sum(-1) + rest / ratio
+    def evidence(ratio: Tensor) -> Tensor:  # G×C, for ratios that are the classes' own (G×C) or the same for all (G×1)
+        spread = values / scale + ratio[..., None]  # G×C×R or G×1×R
+        own = torch.einsum("gcr,rc->gc", 1 / spread, shares) if ratio.shape[1] > 1 else (1 / spread[:, 0]) @ shares
+        misfit = own + rest / ratio
         others = (count - len(values)) * ratio.log()
         return -0.5 * (count * (math.log(2 * math.pi) + 1 + (misfit / count).log()) + spread.log().sum(-1) + others)
 
-    best = RATIOS[evidence(RATIOS[:, None].expand(-1, classes)).argmax(0)]  # C
+    best = RATIOS[evidence(RATIOS[:, None]).argmax(0)]  # C
     for finer in range(REFINEMENTS):
         steps = 10.0 ** (torch.linspace(-5, 5, 11, dtype=torch.float64) * 0.05 / 5**finer)
         grid = best * steps[:, None]
