@@ -175,7 +175,9 @@ def log_evidence(features: Tensor, labels: Tensor, classes: int) -> float:
         own = torch.einsum("gcr,rc->gc", 1 / spread, shares) if ratio.shape[1] > 1 else (1 / spread[:, 0]) @ shares
         misfit = own + rest / ratio
         others = (count - len(values)) * ratio.log()
-        return -0.5 * (count * (math.log(2 * math.pi) + 1 + (misfit / count).log()) + spread.log().sum(-1) + others)
+        errors = count * (math.log(2 * math.pi) + 1 + (misfit / count).log())
+        logs: Tensor = -0.5 * (errors + spread.log().sum(-1) + others)
+        return logs
 
     best = RATIOS[evidence(RATIOS[:, None]).argmax(0)]  # C
     for finer in range(REFINEMENTS):
