@@ -77,6 +77,12 @@ def with_options(*names: str) -> Callable[[Command], Command]:
         "engine": click.option(
             "--engine", metavar="dask://HOST:PORT", help="Trains on the workers of a Dask cluster (finetune[cluster])."
         ),
+        "metric": click.option(
+            "--metric",
+            default="accuracy",
+            show_default=True,
+            help="What the verdict is about: accuracy, balanced_accuracy, macro_f1, auroc, log_loss, ...",
+        ),
         "json": click.option("--json", "as_json", is_flag=True, help="Prints JSON for programs on standard output."),
         "quiet": click.option("--quiet", is_flag=True, help="Prints no progress."),
     }

@@ -23,6 +23,7 @@ from finetune.run.finalize import (
     majority_logits,
     open_test_set,
     public_recipe,
+    row_predictions,
     run_fingerprint,
     save_run,
     score,
@@ -87,7 +88,8 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
                 "test": RowAnswers.of(test_outputs(network, images, context.normalize, group=group)),
             }
             results = {name: score(data.test, found, row=name) for name, found in answers.items()}
-            comparisons = compare_rows(data.test, answers, "test", PRETRAIN_ROWS)
+            each = {row: [found] for row, found in answers.items()}
+            comparisons = compare_rows(data.test, each, "test", PRETRAIN_ROWS)
             report = replace(
                 build_report(recipe, setup, run_folder.seconds(), phases, results),
                 comparisons=comparisons,
@@ -95,7 +97,8 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
             )
             if group.leader:
                 fields = metadata_fields | {"results": checkpoint_results(results)}
-                run_folder.finish(save_run(classifier, fields, report, outputs, console))
+                found = row_predictions(data.test, {(row, None): one for row, one in answers.items()})
+                run_folder.finish(save_run(classifier, fields, report, found, outputs, console))
     return report
 
 

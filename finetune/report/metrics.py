@@ -515,6 +515,26 @@ def measure_all(answers: Answers, class_names: Sequence[str] = ()) -> dict[str, 
     return {name: measure(name, answers, class_names) for name in applicable_metrics(answers)}
 
 
+def measure_over_seeds(answers: Sequence[Answers], class_names: Sequence[str] = ()) -> dict[str, MetricValue]:
+    """Every metric that the answers are enough for, as means over seeds: one of `answers` for each seed's training.
+
+    All are to the same images in the same order. The intervals are over other trainings and other images.
+    """
+    found = {}
+    for name, first in measure_all(answers[0], class_names).items():
+        values = [METRICS[name].value(own) for own in answers]
+        known = np.array([value for value in values if value is not None])
+        moved = np.stack([METRICS[name].influence(own) for own in answers])
+        if len(known) < len(answers) or bool((known == known[0]).all() and (moved == moved[0]).all()):
+            found[name] = first  # of one seed, or of what no seed changes
+            continue
+        error, freedom = crossed_error(known, moved)
+        mean, reach = float(known.mean()), _t_quantile(freedom) * error
+        highest = math.inf if name == "log_loss" else 1.0
+        found[name] = MetricValue(mean, (max(0.0, mean - reach), min(highest, mean + reach)), first.note)
+    return found
+
+
 def all_metrics(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, class_names: Sequence[str] = ()
 ) -> dict[str, MetricValue]:

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.errors import SettingError
 from finetune.io.safe_open import read_regular
 from finetune.report.comparison import Comparison, Score
+from finetune.report.metrics import MetricValue
 
 MAX_REPORT_BYTES = 100_000_000  # bytes of a report; the confusion of a thousand classes is a million numbers
 
@@ -29,13 +30,14 @@ class Result(Score):
     """A score and, where it applies, how it was got (`method`), each class's score, and the confusion matrix.
 
     `confusion[i][j]` counts the images of true class i that were taken for class j. Over several seeds `accuracy` is
-    the mean and all counts are sums; `per_seed` has each training's own.
+    the mean and all counts are sums; `per_seed` has each training's own. `metrics` are those of `metrics.METRICS`.
     """
 
     method: str | None = None
     per_class: dict[str, dict[str, Any]] | None = None
     confusion: list[list[int]] | None = None
     per_seed: list[SeedScore] | None = None
+    metrics: dict[str, MetricValue] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +200,6 @@ def read_report_values(path: Path) -> dict[str, Any] | None:
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
-    left_out = ("per_class", "confusion", "per_seed") if brief else ()
+    left_out = ("per_class", "confusion", "per_seed", "metrics") if brief else ()
     found = asdict(result) | {"ci95": list(result.ci95)}
     return {k: v for k, v in found.items() if v is not None and k not in left_out}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +15,14 @@ from torch import Tensor
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
 from finetune.data.openers import is_image_path, short_name
-from finetune.io.atomic import prepared_files, write_atomic
+from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
-from finetune.report.comparison import Comparison, Score, compare
+from finetune.report.comparison import ACCURACY, Comparison, Score, compare_answers
 from finetune.report.console import Console
+from finetune.report.metrics import Answers, measure_all
+from finetune.report.predictions import Column, ColumnKey, Predictions, image_names, predictions_csv
 from finetune.report.report import (
     PhaseSummary,
     Report,
@@ -71,25 +73,52 @@ def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
 
 def score(images: ImageSet, answers: RowAnswers, row: str) -> Result:
     """The result of a row's answers to labelled images."""
-    score = asdict(Score.of(correct_mask(images, answers.predicted)))
+    score: dict[str, Any] = asdict(Score.of(correct_mask(images, answers.predicted)))
+    score |= {"method": answers.method, "metrics": measure_all(metric_answers(images, answers), images.class_names)}
     if not row_of(row).detailed:
-        return Result(**score, method=answers.method)
+        return Result(**score)
     labels, found = images.labels.numpy(), answers.predicted.numpy()
     classes = {name: dict(values) for name, values in per_class(labels, found, images.class_names).items()}
     counts = confusion(labels, found, len(images.class_names))
-    return Result(**score, method=answers.method, per_class=classes, confusion=counts)
+    return Result(**score, per_class=classes, confusion=counts)
+
+
+def metric_answers(images: ImageSet, answers: RowAnswers) -> Answers:
+    """A row's answers to labelled images, as metrics take them."""
+    probabilities, predicted = answers.probabilities.numpy(), answers.predicted.numpy()
+    confidence = np.take_along_axis(probabilities, predicted[:, None], 1)[:, 0]
+    return Answers(images.labels.numpy(), predicted, len(images.class_names), confidence, probabilities)
+
+
+def row_predictions(images: ImageSet, answers: Mapping[ColumnKey, RowAnswers]) -> bytes:
+    """The content of a file of predictions: of each row, and of each seed where there are several."""
+    columns = {}
+    for key, found in answers.items():
+        given = metric_answers(images, found)
+        assert given.confidence is not None
+        columns[key] = Column(found.predicted.numpy(), np.clip(given.confidence, 0, 1).astype(np.float64))
+    names = image_names(images.files, len(images))
+    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns))
 
 
 def compare_rows(
-    images: ImageSet, answers: Mapping[str, RowAnswers], of: str, rows: Mapping[str, Row]
+    images: ImageSet,
+    answers: Mapping[str, Sequence[RowAnswers]],
+    of: str,
+    rows: Mapping[str, Row],
+    *,
+    metric: str = ACCURACY,
+    shots_vary: bool = False,
 ) -> dict[str, Comparison | None]:
     """Row `of` against each of the `rows` it is compared with, all on the same images; None for one that was not made.
 
-    By keys such as after_vs_scratch.
+    answers: by row, one for each seed. Keys are such as after_vs_scratch.
     """
-    correct = {name: correct_mask(images, found.predicted) for name, found in answers.items()}
+    given = {name: [metric_answers(images, one) for one in found] for name, found in answers.items()}
     return {
-        f"{of}_vs_{name}": compare(correct[name], correct[of]) if name in correct else None
+        f"{of}_vs_{name}": compare_answers(given[name], given[of], metric, shots_vary=shots_vary)
+        if name in given
+        else None
         for name, row in rows.items()
         if row.compared
     }
@@ -184,23 +213,25 @@ def save_run(
     classifier: Classifier,
     metadata_fields: Mapping[str, Any],
     report: Report,
+    predictions: bytes,
     outputs: OutputPaths,
     console: Console,
 ) -> str:
-    """Writes checkpoint and report, shows the outcome, and returns the checkpoint's sha256.
+    """Writes checkpoint, report and predictions, shows the outcome, and returns the checkpoint's sha256.
 
     An older, different checkpoint is renamed first; at every moment there is one that loads under the old or the new
-    name. When the bytes equal those of the file in place, only the report is written again, with its new timings.
+    name. When the bytes equal those of the file in place, only the others are written again.
     """
     metadata = make_metadata(classifier, **metadata_fields)
     content = encode(classifier.network.state_dict(), metadata)
     digest = hashlib.sha256(content).hexdigest()
-    report_bytes = report.to_json().encode()
+    beside = {outputs.report: report.to_json().encode(), outputs.predictions: predictions}
     if digest == outputs.digest():
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
-        write_atomic(outputs.report, report_bytes)
+        with prepared_files(beside):
+            pass
     else:
-        with prepared_files({outputs.checkpoint: content, outputs.report: report_bytes}):
+        with prepared_files({outputs.checkpoint: content, **beside}):
             move_aside(outputs, console)
     for table in report_tables(report):
         console.show(table)

@@ -33,6 +33,10 @@ class OutputPaths:
         return self.checkpoint.with_suffix(".report.json")
 
     @property
+    def predictions(self) -> Path:
+        return self.checkpoint.with_suffix(".predictions.csv")
+
+    @property
     def recipe(self) -> Path:
         return self.run_folder / "recipe.yaml"
 
@@ -110,7 +114,7 @@ def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> 
     outputs = OutputPaths(checkpoint, Path("runs") / checkpoint.stem)
     if not writes:
         return outputs
-    for path in (outputs.checkpoint, outputs.report):
+    for path in (outputs.checkpoint, outputs.report, outputs.predictions):
         if path.is_dir():
             raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")
     _check_writable(checkpoint.parent, "name another place with --out")
@@ -162,8 +166,9 @@ def _json_line(row: dict[str, Any]) -> str:
 
 
 def move_aside(outputs: OutputPaths, console: Console) -> None:
-    """Gives an older checkpoint and its report second names, as `move_files_aside` does."""
-    move_files_aside((outputs.checkpoint, outputs.report), outputs.checkpoint.name.removesuffix(SUFFIX), console)
+    """Gives an older checkpoint, its report and predictions second names, as `move_files_aside` does."""
+    existing = (outputs.checkpoint, outputs.report, outputs.predictions)
+    move_files_aside(existing, outputs.checkpoint.name.removesuffix(SUFFIX), console)
 
 
 def move_files_aside(paths: Sequence[Path], stem: str, console: Console) -> None:

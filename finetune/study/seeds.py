@@ -14,13 +14,25 @@ from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
 from finetune.errors import SettingError
 from finetune.models.classifier import Classifier
 from finetune.recipe.schema import AdaptRecipe
+from finetune.report.comparison import ACCURACY
+from finetune.report.metrics import find_metric
+from finetune.report.predictions import ColumnKey
 from finetune.report.report import Report, Result
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
-from finetune.run.finalize import RowAnswers, build_report, checkpoint_results, open_test_set, save_run, score
+from finetune.run.finalize import (
+    RowAnswers,
+    build_report,
+    checkpoint_results,
+    compare_rows,
+    open_test_set,
+    row_predictions,
+    save_run,
+    score,
+)
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.setup import AdaptSetup, RecipeLike
-from finetune.study.analysis import compare_rows_over_seeds, result_over_seeds
+from finetune.study.analysis import result_over_seeds
 from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
 from finetune.study.trial import TrialResult, TrialRunner
@@ -39,6 +51,7 @@ def adapt_seeds(
     keep: str = FIRST,
     jobs: int = 1,
     engine: str | None = None,
+    metric: str = ACCURACY,
     model: str | None = None,
     shots: int | None = None,
     compare: bool = True,
@@ -49,10 +62,12 @@ def adapt_seeds(
     seeds: a count, or the seeds themselves. same_shots: all seeds learn from the labelled images that the first one
     chooses, else each chooses its own. keep: "first" writes the first seed's checkpoint, which nobody chose by its
     result; "average" that of the seeds' averaged weights, if no worse on the validation images. jobs: trainings at
-    once. engine: dask://HOST:PORT of a cluster that trains. The rest, and errors, are as for `finetune.adapt`.
+    once. engine: dask://HOST:PORT of a cluster that trains. metric: what the
+    comparisons are about, by its name in `metrics.METRICS`. The rest, and errors, are as for `finetune.adapt`.
     """
     with start_run(options) as call:
         chosen = parse_seeds(seeds)
+        find_metric(metric)
         if keep not in (FIRST, AVERAGE):
             raise SettingError(f"--keep {keep}: expected {FIRST} or {AVERAGE}")
         overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots})
@@ -63,7 +78,9 @@ def adapt_seeds(
                 "--keep average: with --shots each seed learns from other images, among them the validation images of "
                 "the others, so nothing can tell whether the average is better; add --same-shots"
             )
-        return _adapt_seeds(str(source), checked, chosen, keep, TrialOptions(jobs, engine), call, same_shots=same_shots)
+        return _adapt_seeds(
+            str(source), checked, chosen, keep, TrialOptions(jobs, engine), call, metric=metric, same_shots=same_shots
+        )
 
 
 def _adapt_seeds(
@@ -74,6 +91,7 @@ def _adapt_seeds(
     options: TrialOptions,
     call: RunCall,
     *,
+    metric: str,
     same_shots: bool,
 ) -> Report:
     rows, runner, console = wanted_rows(recipe.compare), TrialRunner(call), call.console
@@ -95,7 +113,9 @@ def _adapt_seeds(
                 answers[row].append(found)
         first = next(result for result in results.values() if "after" in result.answers)
         shots_vary = shots is not None and not same_shots
-        report = replace(_report(recipe, setup, results, answers, seeds, shots_vary=shots_vary), test_set=use)
+        report = replace(
+            _report(recipe, setup, results, answers, seeds, metric=metric, shots_vary=shots_vary), test_set=use
+        )
         classifier = classifier_with(setup, first.weights)
         fields = metadata_fields(_seed_recipe(recipe, seeds[0]), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
@@ -106,7 +126,9 @@ def _adapt_seeds(
         else:
             own = {row: score(setup.data.test, found[0], row=row) for row, found in answers.items()}
             fields["results"] = checkpoint_results({**dict.fromkeys(ADAPT_ROWS), **own})
-        save_run(classifier, fields, report, outputs, console)
+        each: dict[ColumnKey, RowAnswers] = {}
+        each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
+        save_run(classifier, fields, report, row_predictions(setup.data.test, each), outputs, console)
     return report
 
 
@@ -121,6 +143,7 @@ def _report(
     answers: Mapping[str, Sequence[RowAnswers]],
     seeds: Sequence[int],
     *,
+    metric: str,
     shots_vary: bool,
 ) -> Report:
     first = next(result for result in results.values() if "after" in result.answers)
@@ -134,7 +157,7 @@ def _report(
         environment=facts.environment,
         source=facts.source,
         transplant=facts.transplant,
-        comparisons=compare_rows_over_seeds(test, answers, "after", shots_vary=shots_vary),
+        comparisons=compare_rows(test, answers, "after", ADAPT_ROWS, metric=metric, shots_vary=shots_vary),
         retention=facts.retention,
     )
 

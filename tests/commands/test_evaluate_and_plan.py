@@ -15,6 +15,7 @@ import finetune as toolkit
 from finetune.data.registry import DATASETS, open_dataset
 from finetune.recipe.load import first_comment, shipped_folder
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
+from finetune.report.statistics import mcnemar_images
 from finetune.run.setup import open_recipe
 
 SHIPPED = sorted(path.name for path in shipped_folder().glob("*.yaml"))
@@ -105,7 +106,9 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     before = pretrained.read_bytes()
     plan = worked("plan", *words, "--json").json
     assert files_under(folder) == {"plan.yaml"} and pretrained.read_bytes() == before
-    assert list(plan) == ["kind", "model", "data", "train", "validation", "test", "phases"]
+    assert list(plan) == ["kind", "model", "data", "train", "validation", "test", "phases", "power"]
+    assert [row["differing"] for row in plan["power"]] == [0.02, 0.05, 0.1, 0.2]
+    assert plan["power"][2]["images_for_one_point"] == mcnemar_images(10, 100)
     assert (plan["kind"], plan["model"], plan["data"]) == ("adapt", "cnn", "kmnist")
     assert (plan["train"], plan["validation"], plan["test"]) == (270, 30, 100)
     for one in plan["phases"]:
