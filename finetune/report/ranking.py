@@ -147,30 +147,35 @@ def agreement(fine_tuned: Sequence[Candidate]) -> dict[str, float | None]:
     return found
 
 
-def conclude(fine_tuned: Sequence[Candidate], target: str) -> str:
-    """What to start from, in one sentence; the fine-tuned candidates come best first."""
+def conclude(fine_tuned: Sequence[Candidate], target: str, *, seeds: int, left_out: int = 0) -> str:
+    """What to start from, in one sentence; the fine-tuned candidates come best first.
+
+    left_out: sources that were not fine-tuned. With one seed it speaks of single trainings.
+    """
     best, *others = fine_tuned
     assert best.accuracy is not None
     score, who = percent(best.accuracy), f"random weights ({best.name})" if best.random else best.name
     if not others:
         return f"{who}: {score} on {target} after fine-tuning; nothing else was fine-tuned, so nothing is compared"
+    among = f" of the {len(fine_tuned)} fine-tuned" if left_out else ""
+    start = f"best on {target}{among}: {who}, {score} after fine-tuning"
+    luck = "; with one seed that is about these trainings alone" if seeds == 1 else ""
     tied = [candidate for candidate in others if candidate.tied]
     if not tied:
         second = others[0].against_best
         assert second is not None
-        rest = "each of the others that were fine-tuned" if len(others) > 1 else others[0].name
         gap = f"{_points(-second.difference)} points (adjusted {p_text(second.adjusted_p_value)})"
-        gap = f"{others[0].name}, the next, is {gap} behind" if len(others) > 1 else f"by {gap}"
+        rest = f"{others[0].name}, by {gap}"
+        if len(others) > 1:
+            rest = f"each of the others; {others[0].name}, the next, is {gap} behind"
         harm = ": starting from the others hurts or brings nothing" if best.random else ""
-        return f"best on {target}: {who}, {score} after fine-tuning, shown to be better than {rest}; {gap}{harm}"
-    names = listed(candidate.name for candidate in tied)
-    sentence = f"best on {target}: {who}, {score} after fine-tuning, but {names} cannot be told from it"
+        return f"{start}, shown to be better than {rest}{harm}{luck}"
+    sentence = f"{start}, but {listed(candidate.name for candidate in tied)} cannot be told from it"
     if best.random or any(candidate.random for candidate in tied):
-        return f"{sentence}: as random weights are among these, no source is shown to help"
+        return f"{sentence}: as random weights are among these, no source is shown to help{luck}"
     smallest = min([best, *tied], key=lambda candidate: candidate.parameters or 0)
-    if smallest.parameters != best.parameters:
-        return f"{sentence}; of these {smallest.name} is the smallest"
-    return sentence
+    same = smallest.parameters == best.parameters
+    return f"{sentence}{luck}" if same else f"{sentence}; of these {smallest.name} is the smallest{luck}"
 
 
 def rank_parts(report: RankReport) -> list[RenderableType]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune.commands.adapt import DEFAULT_RECIPE
-from finetune.errors import DataError, DownloadError, FinetuneError, SettingError
+from finetune.errors import DataError, DownloadError, FinetuneError, Interrupted, SettingError
 from finetune.io.atomic import prepared_files, write_atomic
 from finetune.io.safe_open import read_regular
 from finetune.models.registry import build_model
@@ -196,7 +196,7 @@ def open_contenders(
         try:
             _open(contender, opened, design, runner)
             opened.append(contender)
-        except (DataError, DownloadError):
+        except (DataError, DownloadError, Interrupted):
             raise
         except FinetuneError as error:
             contender.error = error
@@ -381,7 +381,7 @@ def _report(
         tied=[own.name for own in fine_tuned if own.tied],
         comparisons=pairs,
         kendall=agreement(fine_tuned),
-        conclusion=conclude(fine_tuned, data.name),
+        conclusion=conclude(fine_tuned, data.name, seeds=len(design.seeds), left_out=len(waiting)),
         seconds={
             "scores": sum(own.scores.seconds for own in contenders if own.scores is not None),
             "fine_tuning": sum(own.seconds or 0.0 for own in fine_tuned),

@@ -119,13 +119,19 @@ def candidate(name: str, accuracy: float, p: float | None = None, *, size: int =
 
 
 def test_the_conclusion_says_who_cannot_be_told_from_the_best():
+    def said(*found: Candidate, seeds: int = 3, left_out: int = 0) -> str:
+        return conclude(found, "d", seeds=seeds, left_out=left_out)
+
     best, far, near = candidate("a", 0.9), candidate("b", 0.8, 0.01), candidate("c", 0.89, 0.4, size=5)
-    assert "shown to be better than b; by 10.00 points (adjusted p = 0.0100)" in conclude([best, far], "d")
-    assert conclude([best, near, far], "d").endswith("but c cannot be told from it; of these c is the smallest")
+    assert "shown to be better than b, by 10.00 points (adjusted p = 0.0100)" in said(best, far)
+    assert "each of the others; b, the next, is 10.00 points" in said(best, far, candidate("z", 0.1, 0.01))
+    assert said(best, near, far).endswith("but c cannot be told from it; of these c is the smallest")
     random = candidate("random", 0.89, 0.4, random=True)
-    assert "no source is shown to help" in conclude([best, random], "d")
-    assert "hurts or brings nothing" in conclude([candidate("random", 0.9, random=True), far], "d")
-    assert "nothing is compared" in conclude([best], "d")
+    assert "no source is shown to help" in said(best, random)
+    assert "hurts or brings nothing" in said(candidate("random", 0.9, random=True), far)
+    assert "nothing is compared" in said(best)
+    assert said(best, far, seeds=1, left_out=2).startswith("best on d of the 2 fine-tuned: a")
+    assert said(best, far, seeds=1).endswith("about these trainings alone")
 
 
 def test_cheap_scores_that_order_as_the_results_agree():
@@ -237,7 +243,7 @@ def test_sources_of_other_sizes_and_channels_see_the_same_pictures(here, monkeyp
     assert len(done.json["candidates"]) == 2 and not any(own["error"] for own in done.json["candidates"])
     for seed in (3, 4):
         grey, colour = (seen[name] for name in seen if name.endswith(f"seed-{seed}"))
-        assert grey[0] == (1, 28, 28) and colour[0] == (3, 32, 32)
+        assert grey[0] == (1, 28, 28) and colour[0] == (3, 33, 33)
         assert grey[1:] == colour[1:] and len(grey[1]) and len(grey[2])
 
 
