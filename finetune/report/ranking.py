@@ -21,7 +21,7 @@ State = Literal["fine-tuned", "not fine-tuned", "failed"]
 FINE_TUNED: State = "fine-tuned"
 NOT_FINE_TUNED: State = "not fine-tuned"
 FAILED: State = "failed"
-CHEAP_SCORES = {"probe": "probe", "knn": "k-NN", "logme": "LogME"}  # by their keys; the first one decides
+CHEAP_SCORES = {"logme": "LogME", "probe": "probe", "knn": "k-NN"}  # by their keys; the first one decides
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class CheapScores:
 
     @property
     def order(self) -> tuple[float, float]:
-        """What the sources are chosen by, higher for better: the probe's accuracy, among equals LogME."""
-        return (-1.0 if self.probe is None else self.probe, self.logme)
+        """What the sources are chosen by, higher for better: LogME, among equals the probe's accuracy."""
+        return (self.logme, self.probe or 0.0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class RankReport:
 
     tied: names of the sources that cannot be told from the best, itself among them. comparisons: pairs that the
     p-values are adjusted for. kendall: of each cheap score, how it orders the fine-tuned sources compared with how
-    their accuracies do; None with fewer than three. decided_by: the score that chose what is fine-tuned.
+    their accuracies do; None with fewer than three.
     """
 
     kind: str = "rank"
@@ -98,7 +98,6 @@ class RankReport:
     seeds: list[int]
     shots_vary: bool
     top: int
-    decided_by: str
     candidates: list[Candidate]
     best: str
     tied: list[str]
@@ -211,7 +210,7 @@ def _cells(candidate: Candidate) -> list[str]:
         ends = " to ".join(_points(end, "+") for end in against.ci95)
         tied = ", tied" if candidate.tied else ""
         behind = f"{_points(against.difference, '+')} ({ends})\n{p_text(against.adjusted_p_value)}{tied}"
-    cheap = ["", "", ""] if scores is None else [_share(scores.probe), _share(scores.knn), f"{scores.logme:.3f}"]
+    cheap = ["", "", ""] if scores is None else [f"{scores.logme:.3f}", _share(scores.probe), _share(scores.knn)]
     seconds = "" if scores is None else f"{scores.seconds:.1f}"
     seconds += "" if candidate.seconds is None else f"\n+ {candidate.seconds:.1f}"
     known = candidate.parameters is not None and candidate.bytes is not None

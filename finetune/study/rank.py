@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -37,6 +38,7 @@ from finetune.report.ranking import (
     rank_parts,
 )
 from finetune.report.report import MAX_REPORT_BYTES, Result, TargetSummary
+from finetune.report.tables import percent
 from finetune.run.finalize import public_recipe
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.options import RunCall, RunOptions, start_run
@@ -290,8 +292,8 @@ def score_contenders(
             values = {own: asdict(scores) for own, scores in stored.items()}
             write_atomic(path, (json.dumps(values, indent=1) + "\n").encode())
         contender.scores = found
-        probe = "none" if found.probe is None else f"{100 * found.probe:.1f} %"
-        console.note(f"{contender.name}: probe {probe}, LogME {found.logme:.3f}, {found.seconds:.1f} s")
+        probe = "" if found.probe is None else f", probe {percent(found.probe)}"
+        console.note(f"{contender.name}: LogME {found.logme:.3f}{probe}, {found.seconds:.1f} s")
 
 
 def _stored_scores(path: Path) -> dict[str, CheapScores]:
@@ -335,7 +337,7 @@ def choose(contenders: Sequence[Contender], top: int) -> list[Contender]:
     Random weights always take part: what they make of images before they are trained says nothing of what they learn.
     """
     scored = [own for own in contenders if own.scores is not None and not own.random]
-    best = sorted(scored, key=lambda own: own.scores.order if own.scores else (-2.0, 0.0), reverse=True)[:top]
+    best = sorted(scored, key=lambda own: own.scores.order if own.scores else (-math.inf, 0.0), reverse=True)[:top]
     return [own for own in contenders if own in best or own.random]
 
 
@@ -361,7 +363,7 @@ def _report(
     fine_tuned = _compare(chosen, finished, design, setup)
     done = [candidate.source for candidate in fine_tuned]
     left = [_candidate(own) for own in contenders if own.source not in done]
-    left.sort(key=lambda own: own.scores.order if own.scores else (-2.0, 0.0), reverse=True)
+    left.sort(key=lambda own: own.scores.order if own.scores else (-math.inf, 0.0), reverse=True)
     waiting = [own for own in left if own.state == NOT_FINE_TUNED]
     failed = [own for own in left if own.state == FAILED]
     waiting = [replace(own, place=place) for place, own in enumerate(waiting, len(fine_tuned) + 1)]
@@ -375,7 +377,6 @@ def _report(
         seeds=list(design.seeds),
         shots_vary=design.shots_vary,
         top=design.top,
-        decided_by="logme" if all(own.scores is None or own.scores.probe is None for own in contenders) else "probe",
         candidates=[*fine_tuned, *waiting, *failed],
         best=fine_tuned[0].name,
         tied=[own.name for own in fine_tuned if own.tied],

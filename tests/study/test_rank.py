@@ -151,12 +151,13 @@ def test_all_pairs_are_adjusted_for():
     assert found["a", "c"] < 0.05 < found["a", "b"] and second < 0.05
 
 
-def test_the_best_by_the_probe_are_chosen_and_random_weights_besides():
+def test_the_best_by_logme_are_chosen_and_random_weights_besides():
     def contender(name: str, probe: float | None, logme: float) -> Contender:
         return Contender(name, name, name, scores=CheapScores(None, probe, logme, 0))
 
-    every = [contender("a", 0.5, 3), contender("random", 0.1, 0), contender("b", 0.6, 1), contender("c", 0.6, 2)]
+    every = [contender("a", 0.7, 1), contender("random", 0.1, 0), contender("b", 0.5, 2), contender("c", 0.6, 2)]
     assert [own.name for own in choose(every, 1)] == ["random", "c"]
+    assert [own.name for own in choose(every, 2)] == ["random", "b", "c"]
     assert [own.name for own in choose(every, 9)] == ["a", "random", "b", "c"]
 
 
