@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
     from finetune.report.curve_report import CurveReport
+    from finetune.report.ranking import RankReport
     from finetune.report.report import Report
     from finetune.sources.resolve import load
     from finetune.sources.save import save
     from finetune.study.curve import curve
+    from finetune.study.rank import rank
 
 
 __version__ = "0.1.0"
@@ -35,6 +37,7 @@ __all__ = [
     "Classifier",
     "CurveReport",
     "Prediction",
+    "RankReport",
     "Report",
     "adapt",
     "compare",
@@ -44,6 +47,7 @@ __all__ = [
     "pretrain",
     "pull",
     "push",
+    "rank",
     "save",
     "verify",
 ]
@@ -52,6 +56,7 @@ _HOMES = {
     "Classifier": "finetune.models.classifier",
     "CurveReport": "finetune.report.curve_report",
     "Prediction": "finetune.models.classifier",
+    "RankReport": "finetune.report.ranking",
     "Report": "finetune.report.report",
     "adapt": "finetune.commands.adapt",
     "compare": "finetune.commands.compare",
@@ -61,6 +66,7 @@ _HOMES = {
     "pretrain": "finetune.commands.pretrain",
     "pull": "finetune.commands.pull",
     "push": "finetune.commands.push",
+    "rank": "finetune.study.rank",
     "save": "finetune.sources.save",
     "verify": "finetune.commands.verify",
 }

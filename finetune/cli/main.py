@@ -40,7 +40,7 @@ def cli() -> None:
 
 
 for command in (
-    *(train.pretrain, train.adapt, study.curve, study.compare),
+    *(train.pretrain, train.adapt, study.curve, study.rank, study.compare),
     *(checkpoints.evaluate, checkpoints.verify, checkpoints.predict),
     *(train.plan, checkpoints.inspect, hub.push, hub.pull, catalog.models, catalog.datasets, catalog.recipes),
 ):

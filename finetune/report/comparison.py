@@ -221,7 +221,7 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     cause, floor = row_of(against).cause, row_of(against).floor
     of, against = row_of(of).title, row_of(against).title
     over = "test images" if comparison.design == IMAGES else f"{comparison.seeds} seeds and the test images"
-    spread = f"95 % interval {{}} to {{}} over {over}, {_p_text(comparison.p_value)}"
+    spread = f"95 % interval {{}} to {{}} over {over}, {p_text(comparison.p_value)}"
     metric = find_metric(comparison.metric)
     sign = 1 if metric.higher_is_better else -1  # from here on more is better
     lower, upper = sorted(sign * end for end in comparison.ci95)
@@ -296,7 +296,7 @@ def _signed(fraction: float) -> str:
     return f"{round(100 * fraction, 2) + 0.0:+.2f}"
 
 
-def _p_text(p_value: float) -> str:
+def p_text(p_value: float) -> str:
     """'p = 0.0312' or 'p < 0.0001'; never rounded across the border that decides the verdict."""
     if p_value < 0.0001:
         return "p < 0.0001"

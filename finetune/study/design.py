@@ -49,12 +49,17 @@ def few_seeds_note(seeds: Sequence[int]) -> str | None:
     )
 
 
+def refuse_torchrun(call: RunCall) -> None:
+    """SettingError for a study in several processes that train together."""
+    if call.group.size > 1:
+        raise SettingError("torchrun trains one network in several processes; for many trainings at once use --jobs")
+
+
 def open_study_recipe(
     source: str | Path, recipe: RecipeLike, overrides: tuple[Mapping[str, Any], Mapping[str, Any]], call: RunCall
 ) -> AdaptRecipe:
     """The checked recipe that all trials of a study start from. SettingError under torchrun."""
-    if call.group.size > 1:
-        raise SettingError("torchrun trains one network in several processes; for many trainings at once use --jobs")
+    refuse_torchrun(call)
     located = find_source(source, call)
     return expect_kind(AdaptRecipe, open_recipe(recipe, call.overrides(*overrides), located.architecture), recipe)
 

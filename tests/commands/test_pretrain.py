@@ -386,6 +386,7 @@ def test_the_exported_names() -> None:
     names = [
         "Classifier",
         "Prediction",
+        "RankReport",
         "Report",
         "adapt",
         "evaluate",
@@ -393,6 +394,7 @@ def test_the_exported_names() -> None:
         "pretrain",
         "pull",
         "push",
+        "rank",
         "save",
         "verify",
     ]
