@@ -38,7 +38,7 @@ ROOMS = {
     },
     "study": {
         *("commands", "run", "sources", "train", "distributed", "models", "data", "recipe", "report"),
-        *("io", "text", "errors"),
+        *("io", "system", "paths", "text", "errors"),
     },
     "cli": {
         "study",

@@ -37,7 +37,7 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     """Accuracy and other metrics with intervals, per class, and the most frequent mistakes."""
     from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
-    from finetune.report.tables import evaluation_parts
+    from finetune.report.tables import evaluation_parts, test_set_lines
 
     console = make_console(results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
@@ -48,7 +48,7 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
         print_json(found.to_dict())
         return
     parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered)
-    for part in parts:
+    for part in [*parts, *test_set_lines(found.test_set)]:
         console.show(part)
 
 

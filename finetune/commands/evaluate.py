@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
 from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
-from finetune.report.report import Result, result_values
+from finetune.report.report import Result, TestSetUse, result_values
 from finetune.run.data import open_test
 from finetune.run.finalize import RowAnswers, row_predictions, score
-from finetune.run.output_paths import move_file_aside
+from finetune.run.ledger import digest_of, record_opening
+from finetune.run.output_paths import RUNS, move_file_aside
 from finetune.sources.resolve import locate, open_source
 from finetune.text import first_line
 from finetune.train.device import Runtime, choose_runtime
@@ -30,7 +31,8 @@ class Evaluation:
 
     `left_out` counts the test images of classes that the checkpoint does not know; `not_offered` are the checkpoint's
     classes that the data set does not have, which count as no answer. `claimed` is the accuracy that the checkpoint
-    records for the very same images, if any.
+    records for the very same images, if any. `test_set` says how often these images were opened before, where there is
+    a folder of runs to remember it.
     """
 
     checkpoint: str
@@ -40,12 +42,14 @@ class Evaluation:
     not_offered: list[str]
     result: Result
     claimed: float | None
+    test_set: TestSetUse | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
         names = ("checkpoint", "data", "classes", "left_out", "not_offered")
         own = {name: getattr(self, name) for name in names}
         found = {**own, **result_values(self.result), "claimed_accuracy": self.claimed}
+        found["test_set"] = None if self.test_set is None else asdict(self.test_set)
         values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
         return values
 
@@ -96,7 +100,16 @@ def evaluate(
     if predictions is not None:
         content = row_predictions(found.test, {(PREDICTION, None): found.answers})
         write_predictions(Path(predictions), content, console)
-    return replace(found.evaluation, claimed=source.accuracy if same else None)
+    use = _note_opening(found.test.fingerprint(), str(checkpoint), source.sha256)
+    return replace(found.evaluation, claimed=source.accuracy if same else None, test_set=use)
+
+
+def _note_opening(fingerprint: str, checkpoint: str, sha256: str) -> TestSetUse | None:
+    """Notes in the ledger beside the runs, if there are any here, that these test images were opened. OutputError."""
+    if not RUNS.is_dir():
+        return None
+    run = digest_of([fingerprint, sha256])
+    return record_opening(RUNS, fingerprint, command="evaluate", name=checkpoint, run=run, choice=sha256)
 
 
 def evaluate_classifier(

@@ -15,6 +15,7 @@ from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import row_of
 
 MAX_CONFUSED = 5
+UNEVEN = 2  # times as many test images of one class as of another
 TUNED_FROM = 2  # other choices tried on the same test images, from which on a sentence is due
 MAX_FAULTS = 20  # of one check, on the screen
 
@@ -39,14 +40,17 @@ def report_tables(report: Report) -> list[RenderableType]:
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")
     counted = "range over seeds" if several else "right / total"
-    for column in (counted, "accuracy (95 % interval)"):
+    metric = next((c.metric for c in report.comparisons.values() if c is not None and c.metric != "accuracy"), None)
+    chosen = [] if metric is None else [f"{METRICS[metric].title} (95 % interval)"]
+    for column in (counted, "accuracy (95 % interval)", *chosen):
         table.add_column(column, justify="right", overflow="fold")
     table.add_column("how", overflow="fold")
     for name, result in report.results.items():
         if result is not None:
             row = row_of(name)
             how = f"{row.how}: {result.method}" if result.method is not None else row.how
-            table.add_row(row.title, _counted(result), with_interval(result), how)
+            shown = [] if metric is None else [_metric_with_interval(metric, (result.metrics or {}).get(metric))]
+            table.add_row(row.title, _counted(result), with_interval(result), *shown, how)
     found: list[RenderableType] = [table]
     for name, comparison in report.comparisons.items():
         of, against = name.split("_vs_", 1)
@@ -57,8 +61,22 @@ def report_tables(report: Report) -> list[RenderableType]:
         found.append(
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
-    found += [Text(line) for line in test_set_lines(report.test_set)]
+    found += [Text(line) for line in [*_uneven_lines(report), *test_set_lines(report.test_set)]]
     return found
+
+
+def _uneven_lines(report: Report) -> list[str]:
+    """Offers balanced accuracy where the test images of the classes are uneven in number."""
+    compared = {comparison.metric for comparison in report.comparisons.values() if comparison is not None}
+    counted = next((result.per_class for result in report.results.values() if result and result.per_class), None)
+    images = {name: score["total"] for name, score in (counted or {}).items() if score["total"]}
+    if not images or max(images.values()) < UNEVEN * min(images.values()) or compared - {"accuracy"}:
+        return []
+    most, least = max(images, key=images.__getitem__), min(images, key=images.__getitem__)
+    return [
+        f"the classes are uneven: {images[most]:,} test images of {most}, {images[least]:,} of {least}; "
+        "--metric balanced_accuracy counts every class alike"
+    ]
 
 
 def test_set_lines(use: TestSetUse | None) -> list[str]:
@@ -71,6 +89,13 @@ def test_set_lines(use: TestSetUse | None) -> list[str]:
         f"choices: the best of {tried} has p below 0.05 by chance in up to {100 * (1 - 0.95**tried):.0f} % of cases; "
         f"choose by validation images, or count only p below {0.05 / tried:.2g}"
     ]
+
+
+def _metric_with_interval(name: str, found: MetricValue | None) -> str:
+    if found is None or found.value is None or found.ci95 is None:
+        return "not defined"
+    low, high = (metric_text(name, end).removesuffix(" %") for end in found.ci95)
+    return f"{metric_text(name, found.value)} ({low} to {high})"
 
 
 def _counted(result: Result) -> str:
@@ -188,11 +213,8 @@ def metrics_table(metrics: Mapping[str, MetricValue]) -> Table:
     table.add_column("value (95 % interval)", justify="right", overflow="fold")
     table.add_column("", overflow="fold")
     for name, found in metrics.items():
-        shown = metric_text(name, found.value)
-        if found.ci95 is not None:
-            low, high = (metric_text(name, end).removesuffix(" %") for end in found.ci95)
-            shown = f"{shown} ({low} to {high})"
-        table.add_row(METRICS[name].title if name in METRICS else name, shown, found.note or "")
+        title = METRICS[name].title if name in METRICS else name
+        table.add_row(title, _metric_with_interval(name, found), found.note or "")
     return table
 
 

@@ -18,6 +18,7 @@ from finetune.report.console import Console
 from finetune.run.lock import LOCK_NAME
 
 SUFFIX = ".safetensors"
+RUNS = Path("runs")  # the folder of all run folders, in the current one
 SNAPSHOTS, LOG = "snapshots", "log.txt"  # in a run folder
 
 
@@ -79,7 +80,7 @@ class StudyPaths:
 
     @property
     def run_folder(self) -> Path:
-        return Path("runs") / f"{self.stem}.{self.kind}"
+        return RUNS / f"{self.stem}.{self.kind}"
 
     def beside(self, ending: str) -> Path:
         """The path NAME.KIND.`ending`."""
@@ -111,7 +112,7 @@ def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> 
     checkpoint = Path(out) if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
     if checkpoint.suffix != SUFFIX:
         raise SettingError(f"--out {checkpoint}: expected a file name that ends in {SUFFIX}")
-    outputs = OutputPaths(checkpoint, Path("runs") / checkpoint.stem)
+    outputs = OutputPaths(checkpoint, RUNS / checkpoint.stem)
     if not writes:
         return outputs
     for path in (outputs.checkpoint, outputs.report, outputs.predictions):
