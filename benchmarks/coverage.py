@@ -16,8 +16,8 @@ variance of `seed` are chosen so that this mean is the accuracy asked for, and t
 training's accuracy the spread asked for, in each arm. Seeds of two arms are independent, so the difference of one pair
 of trainings spreads 1.41 times as widely: the hardest case for paired seeds.
 
-One set of 10 seeds × 10,000 images × 3 arms is drawn per replicate, and smaller cells are parts of it. Cells of one table
-are therefore not independent of each other; the replicates within a cell are.
+One set of 10 seeds × 10,000 images × 3 arms is drawn per replicate, and smaller cells are parts of it. Cells of one
+table are therefore not independent of each other; the replicates within a cell are.
 """
 
 from __future__ import annotations

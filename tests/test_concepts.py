@@ -16,6 +16,7 @@ from torch import nn
 from finetune.models.cnn import ArticleCNN
 from finetune.report import statistics as metrics
 from finetune.report.comparison import compare, sentence
+from finetune.report.crossed import crossed_difference
 from finetune.train.optim import WeightAverage, make_schedule, stage_groups
 
 PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
@@ -333,8 +334,14 @@ def test_the_pages_statistics_are_the_projects() -> None:
         first, second = np.repeat([True, False, True, False], counts), np.repeat([True, True, False, False], counts)
         pair = metrics.paired_difference(first, second)
         assert page.newcombe(e, f, g, h) == pytest.approx(pair.ci95, abs=1e-12)
-        assert page.mcnemar(f, g) == pytest.approx(pair.p_value, rel=1e-12)
+        assert page.mcnemar(f, g) == pytest.approx(pair.mid_p, rel=1e-12)
         assert page.wilson(e + f, sum(counts)) == pytest.approx(metrics.wilson(e + f, sum(counts)), abs=1e-12)
+
+
+@pytest.mark.parametrize(("seeds", "images"), [(2, 5), (3, 60), (5, 200)])
+def test_the_pages_interval_over_seeds_is_the_projects(seeds: int, images: int) -> None:
+    first, second = normal(seeds, images) < 0.5, normal(seeds, images, seed=1) < 0.9
+    assert page.crossed(first, second) == pytest.approx(crossed_difference(first, second).ci95, abs=1e-12)
 
 
 def test_a_perfect_score_on_ten_images_is_as_the_page_says() -> None:

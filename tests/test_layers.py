@@ -36,7 +36,12 @@ ROOMS = {
         *("verification", "run", "sources", "hub", "train", "distributed", "models", "data", "recipe", "report"),
         *("checkpoint", "io", "system", "paths", "text", "errors"),
     },
+    "study": {
+        *("commands", "run", "sources", "train", "distributed", "models", "data", "recipe", "report"),
+        *("io", "system", "paths", "text", "errors"),
+    },
     "cli": {
+        "study",
         "commands",
         "run",
         "recipe",
@@ -49,7 +54,7 @@ ROOMS = {
         "errors",
         "__init__",
     },
-    "__init__": {"commands", "run", "sources", "models", "report"},
+    "__init__": {"study", "commands", "run", "sources", "models", "report"},
     "__main__": {"cli"},
 }
 

@@ -26,12 +26,18 @@ from finetune.errors import ClaimError, DataError
 @click.option(
     "--confusion", type=click.Path(path_type=Path), metavar="PNG", help="Draws the confusion matrix as a picture."
 )
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Writes each image's label, prediction and probability, for compare.",
+)
 @with_options("data-root", "device", "json")
 def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, **options: Any) -> None:
-    """Accuracy with its interval, per class, and the most frequent mistakes."""
+    """Accuracy and other metrics with intervals, per class, and the most frequent mistakes."""
     from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
-    from finetune.report.tables import evaluation_parts
+    from finetune.report.tables import evaluation_parts, test_set_lines
 
     console = make_console(results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
@@ -42,7 +48,7 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
         print_json(found.to_dict())
         return
     parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered)
-    for part in parts:
+    for part in [*parts, *test_set_lines(found.test_set)]:
         console.show(part)
 
 

@@ -9,7 +9,7 @@ import sys
 import click
 
 from finetune import __version__
-from finetune.cli import catalog, checkpoints, hub, train
+from finetune.cli import catalog, checkpoints, hub, study, train
 from finetune.errors import FinetuneError
 from finetune.io.sanitize import printable_lines
 from finetune.system import configure_process
@@ -40,7 +40,8 @@ def cli() -> None:
 
 
 for command in (
-    *(train.pretrain, train.adapt, checkpoints.evaluate, checkpoints.verify, checkpoints.predict),
+    *(train.pretrain, train.adapt, study.curve, study.rank, study.compare),
+    *(checkpoints.evaluate, checkpoints.verify, checkpoints.predict),
     *(train.plan, checkpoints.inspect, hub.push, hub.pull, catalog.models, catalog.datasets, catalog.recipes),
 ):
     cli.add_command(command)

@@ -17,6 +17,7 @@ from finetune.io.sanitize import escaped_json, printable
 
 if TYPE_CHECKING:
     from finetune.report.console import Console
+    from finetune.report.curve_report import CurveReport
     from finetune.report.report import Report
     from finetune.run.options import RunOptions
 
@@ -77,6 +78,12 @@ def with_options(*names: str) -> Callable[[Command], Command]:
         "engine": click.option(
             "--engine", metavar="dask://HOST:PORT", help="Trains on the workers of a Dask cluster (finetune[cluster])."
         ),
+        "metric": click.option(
+            "--metric",
+            default="accuracy",
+            show_default=True,
+            help="What the verdict is about: accuracy, balanced_accuracy, macro_f1, auroc, log_loss, ...",
+        ),
         "json": click.option("--json", "as_json", is_flag=True, help="Prints JSON for programs on standard output."),
         "quiet": click.option("--quiet", is_flag=True, help="Prints no progress."),
     }
@@ -128,7 +135,7 @@ def check_target(name: str | None) -> None:
         raise SettingError(f"--target {name}: {error}") from None
 
 
-def print_report(report: Report, as_json: bool, options: RunOptions) -> None:
+def print_report(report: Report | CurveReport, as_json: bool, options: RunOptions) -> None:
     """Prints a report's JSON with --json; of several processes that train together only the first one does."""
     console = options["console"]
     if as_json and console is not None and not console.hushed:

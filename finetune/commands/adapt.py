@@ -19,15 +19,18 @@ from finetune.commands.baselines import (
 )
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
-from finetune.report.comparison import Comparison
-from finetune.report.report import Report, Result, Retention, SourceSummary
+from finetune.report.comparison import ACCURACY, Comparison
+from finetune.report.metrics import find_metric
+from finetune.report.report import Report, Result, Retention, SourceSummary, TestSetUse
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
 from finetune.run.context import make_context
 from finetune.run.finalize import (
     build_report,
     checkpoint_results,
     compare_rows,
+    open_test_set,
     public_recipe,
+    row_predictions,
     run_fingerprint,
     save_run,
     score,
@@ -53,6 +56,7 @@ def adapt(
     model: str | None = None,
     shots: int | None = None,
     compare: bool = True,
+    metric: str = ACCURACY,
     **options: Unpack[RunOptions],
 ) -> Report:
     """Fine-tunes `source` on `target` and compares; writes a checkpoint and its report, and returns the report.
@@ -60,6 +64,7 @@ def adapt(
     `source` is a checkpoint, `timm:NAME[.TAG]`, `hub:OWNER/NAME[@REVISION]`, or a bare file of weights of `model`.
     `target` is a data set's name, a folder of pictures or a CSV file, in place of the recipe's. `shots` is the number
     of labelled images per class to learn from. `compare=False` leaves out the rows that a recipe's `compare` names.
+    `metric` is what the comparisons are about, by its name in `metrics.METRICS`.
     `recipe` and `options` are as for `pretrain`. Raises the errors of `finetune.errors`.
     """
     with start_run(options) as call:
@@ -67,10 +72,11 @@ def adapt(
         overrides = call.overrides({"model.name": model}, {"data.name": target, "data.shots": shots})
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, overrides, located.architecture), recipe)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
-        return _adapt(checked, open_adapt(located, checked, call), call)
+        find_metric(metric)
+        return _adapt(checked, open_adapt(located, checked, call), metric, call)
 
 
-def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
+def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -> Report:
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}", writes=call.group.leader)
     rows = wanted_rows(recipe.compare)
     with open_adaptation(recipe, setup, outputs, call) as adaptation:
@@ -78,16 +84,21 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, call: RunCall) -> Report:
         if run_folder.finished is not None:
             return run_folder.finished
         train_rows(adaptation, rows)
+        use = open_test_set(outputs, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
         answers = answer_rows(adaptation, rows)
         report = adapt_report(
             adaptation,
             results={name: score(setup.data.test, found, row=name) for name, found in answers.items()},
-            comparisons=compare_rows(setup.data.test, answers, "after", ADAPT_ROWS),
+            comparisons=compare_rows(
+                setup.data.test, {row: [found] for row, found in answers.items()}, "after", ADAPT_ROWS, metric=metric
+            ),
             retention=retention(adaptation, call.data_root),
+            test_set=use,
         )
         if call.group.leader:
             fields = metadata_fields(recipe, setup) | {"results": checkpoint_results(report.results)}
-            run_folder.finish(save_run(adaptation.classifier, fields, report, outputs, call.console))
+            predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
+            run_folder.finish(save_run(adaptation.classifier, fields, report, predictions, outputs, call.console))
     return report
 
 
@@ -139,6 +150,7 @@ def adapt_report(
     results: dict[str, Result],
     comparisons: dict[str, Comparison | None],
     retention: Retention | None,
+    test_set: TestSetUse | None,
 ) -> Report:
     """The report of an adapt, with a result or None for each row there is."""
     trained: TrainedNetwork = adaptation.trained["after"]
@@ -150,6 +162,7 @@ def adapt_report(
         transplant=trained.transplant,
         comparisons=comparisons,
         retention=retention,
+        test_set=test_set,
     )
 
 

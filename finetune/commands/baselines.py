@@ -28,7 +28,7 @@ from finetune.report.report import PhaseSummary, Retention, Transplant
 from finetune.report.rows import ADAPT_ROWS
 from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
-from finetune.run.finalize import Answers, majority_logits
+from finetune.run.finalize import RowAnswers, majority_logits
 from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import SCRATCH, TRAINED, NetworkProgress, completed_phases
 from finetune.run.run_folder import RunFolder
@@ -172,11 +172,11 @@ def train_rows(adaptation: Adaptation, rows: Sequence[str]) -> None:
             adaptation.trained[name] = train(adaptation)
 
 
-def answer_rows(adaptation: Adaptation, rows: Sequence[str]) -> dict[str, Answers]:
+def answer_rows(adaptation: Adaptation, rows: Sequence[str]) -> dict[str, RowAnswers]:
     """Opens the test set, once, after all training: the answers of each row to the same images."""
     frozen = ActivationKey(TEST, adaptation.caches.planner.frozen_depth())
     adaptation.context.cache.keep_in_memory(adaptation.source.network, frozen)
-    return {name: Answers.of(*ROW_MAKERS[name].predict(adaptation)) for name in rows}
+    return {name: RowAnswers.of(*ROW_MAKERS[name].predict(adaptation)) for name in rows}
 
 
 def predict_majority(adaptation: Adaptation) -> tuple[Tensor, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,6 +21,7 @@ from finetune.errors import SettingError
 from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
 from finetune.report.plots import grid_picture
+from finetune.report.statistics import mcnemar_detectable, mcnemar_images
 from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
 from finetune.run.context import TrainContext, make_context
 from finetune.run.options import RunOptions, start_run
@@ -33,6 +34,7 @@ from finetune.train.loop import Training
 from finetune.train.optim import stage_groups
 
 GRID_ROWS = GRID_VERSIONS = 8  # of the picture that --show-augment makes
+DIFFERING = (0.02, 0.05, 0.1, 0.2)  # shares of the test images
 TRIAL_STEPS, TRIAL_IMAGES = 6, 64  # for the estimate of seconds
 
 
@@ -108,6 +110,27 @@ class PhasePlan:
 
 
 @dataclass(frozen=True)
+class Power:
+    """What the test images can show of one training against another, with 80 % power.
+
+    Where they answer the share `differing` of the images differently: the smallest difference of accuracy, a fraction
+    (None: none), and the test images that a difference of one point would take.
+    """
+
+    differing: float
+    detectable: float | None
+    images_for_one_point: int
+
+
+def test_power(images: int) -> list[Power]:
+    """For so many test images, at several shares of images that two trainings answer differently."""
+    return [
+        Power(share, mcnemar_detectable(round(share * images), images), mcnemar_images(round(share * images), images))
+        for share in DIFFERING
+    ]
+
+
+@dataclass(frozen=True)
 class Plan:
     """All phases, the scratch comparison among them if it is asked for, and the images they would see."""
 
@@ -118,6 +141,7 @@ class Plan:
     validation: int
     test: int
     phases: list[PhasePlan]
+    power: list[Power] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """For programs: the same as JSON values."""
@@ -185,6 +209,7 @@ def _plan_phases(
         validation=len(data.validation),
         test=len(data.test),
         phases=planned,
+        power=test_power(len(data.test)) if recipe.kind == "adapt" else [],
     )
 
 

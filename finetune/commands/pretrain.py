@@ -16,12 +16,14 @@ from finetune.report.report import Report
 from finetune.report.rows import PRETRAIN_ROWS
 from finetune.run.context import TrainContext, make_context
 from finetune.run.finalize import (
-    Answers,
+    RowAnswers,
     build_report,
     checkpoint_results,
     compare_rows,
     majority_logits,
+    open_test_set,
     public_recipe,
+    row_predictions,
     run_fingerprint,
     save_run,
     score,
@@ -79,19 +81,24 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
                 console, outputs, interrupt_checkpoint, _article_line(context, call) if recipe.test_each_epoch else None
             )
             phases = run_phases(network, recipe.phases, context, logger, NetworkProgress(run_folder, TRAINED, network))
+            use = open_test_set(outputs, "pretrain", identity.fingerprint) if group.leader else None
             images = data.test.images.to(runtime.device)
             answers = {
-                "majority": Answers.of(majority_logits(data.train, len(data.test))),
-                "test": Answers.of(test_outputs(network, images, context.normalize, group=group)),
+                "majority": RowAnswers.of(majority_logits(data.train, len(data.test))),
+                "test": RowAnswers.of(test_outputs(network, images, context.normalize, group=group)),
             }
             results = {name: score(data.test, found, row=name) for name, found in answers.items()}
-            comparisons = compare_rows(data.test, answers, "test", PRETRAIN_ROWS)
+            each = {row: [found] for row, found in answers.items()}
+            comparisons = compare_rows(data.test, each, "test", PRETRAIN_ROWS)
             report = replace(
-                build_report(recipe, setup, run_folder.seconds(), phases, results), comparisons=comparisons
+                build_report(recipe, setup, run_folder.seconds(), phases, results),
+                comparisons=comparisons,
+                test_set=use,
             )
             if group.leader:
                 fields = metadata_fields | {"results": checkpoint_results(results)}
-                run_folder.finish(save_run(classifier, fields, report, outputs, console))
+                found = row_predictions(data.test, {(row, None): one for row, one in answers.items()})
+                run_folder.finish(save_run(classifier, fields, report, found, outputs, console))
     return report
 
 

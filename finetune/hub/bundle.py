@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from finetune.hub.model_card import (
 from finetune.hub.repo_id import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
 from finetune.hub.timm_config import make_config
 from finetune.recipe.load import check_recipe, dump_recipe
-from finetune.report.comparison import Comparison, sentence
+from finetune.report.comparison import comparison_from, is_told, sentence
 from finetune.report.report import read_report_values
 from finetune.report.tables import percent
 
@@ -146,9 +145,9 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
     comparisons = report.get("comparisons")
     for key, values in comparisons.items() if isinstance(comparisons, Mapping) else ():
         of, _, against = key.partition("_vs_")
-        if values is not None and against:
-            with contextlib.suppress(TypeError, KeyError, ValueError):
-                found.append(sentence(Comparison(**{**values, "ci95": tuple(values["ci95"])}), of, against))
+        comparison = comparison_from(values)
+        if comparison is not None and against and is_told(comparison, against):
+            found.append(sentence(comparison, of, against))
     kept = report.get("retention")
     if isinstance(kept, Mapping) and all(isinstance(kept.get(key), float) for key in ("before", "after")):
         before, after = percent(kept["before"]), percent(kept["after"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 
+from finetune.errors import SettingError
 from finetune.report.crossed import (
     Estimate,
     Variance,
@@ -16,6 +18,7 @@ from finetune.report.crossed import (
     seeds_for,
     unpaired_difference,
 )
+from finetune.report.metrics import Answers, answers_difference, find_metric
 from finetune.report.rows import MIN_SEEDS, row_of
 from finetune.report.statistics import (
     Booleans,
@@ -29,6 +32,8 @@ Verdict = Literal["helps", "better", "no difference shown", "worse", "hurts"]
 Design = Literal["images", "seeds x images"]
 SIGNIFICANT = 0.05
 """A difference is called shown when the p-value is below this."""
+ACCURACY = "accuracy"
+POWER_REACH = 1.43  # what is shown 4 times in 5, in half-widths of a 95 % interval: (1.96 + 0.84) / 1.96
 IMAGES: Design = "images"
 CROSSED: Design = "seeds x images"
 
@@ -88,7 +93,7 @@ class Comparison:
     detectable: float | None = None
     """The smallest true difference that this test shows with 80 % power."""
     one_point: ForOnePoint | None = None
-    metric: str = "accuracy"
+    metric: str = ACCURACY
 
 
 def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
@@ -137,6 +142,39 @@ def compare_over_seeds(first_right: Booleans, second_right: Booleans, *, shots_v
     )
 
 
+def compare_answers(
+    first: Sequence[Answers], second: Sequence[Answers], metric: str = ACCURACY, *, shots_vary: bool = False
+) -> Comparison:
+    """Whether the second procedure does better than the first by a metric, from the answers of each seed's training.
+
+    All are answers to the same images in the same order; with as many seeds in both they are paired.
+    """
+    if metric == ACCURACY:
+        tables = [distinct(np.stack([answers.right for answers in side])) for side in (first, second)]
+        return compare_over_seeds(tables[0], tables[1], shots_vary=shots_vary)
+    found, seeds = answers_difference(metric, first, second), len(second)
+    if found.difference is None or found.ci95 is None or found.p_value is None:
+        raise SettingError(f"--metric {metric}: it is not defined for these test images; choose another metric")
+    better = found.difference if find_metric(metric).higher_is_better else -found.difference
+    half = (found.ci95[1] - found.ci95[0]) / 2
+    return Comparison(
+        difference=found.difference,
+        ci95=found.ci95,
+        p_value=found.p_value,
+        verdict=_verdict(better, found.p_value, seeds=seeds),
+        design=IMAGES if seeds == 1 else CROSSED,
+        seeds=seeds,
+        shots_vary=shots_vary,
+        detectable=POWER_REACH * half,
+        metric=metric,
+    )
+
+
+def distinct(table: Booleans) -> Booleans:
+    """The table (seeds, images) itself; one row of it where all are the same, as they are where nothing is trained."""
+    return table[:1] if bool((table == table[:1]).all()) else table
+
+
 def _verdict(difference: float, p_value: float, *, seeds: int) -> Verdict:
     """The rule of every comparison: a p-value below SIGNIFICANT shows a difference; enough seeds may name a cause."""
     if p_value >= SIGNIFICANT:
@@ -154,6 +192,27 @@ def _shares(estimate: Estimate) -> Variance:
     return Variance(*(part / total if total else 0.0 for part in parts))
 
 
+def is_told(comparison: Comparison, against: str) -> bool:
+    """Whether a comparison gets a sentence: beating what any weights should beat is not worth one."""
+    return not (row_of(against).floor and comparison.verdict in ("better", "helps"))
+
+
+def comparison_from(values: Any) -> Comparison | None:
+    """A comparison from the JSON of a report, which anybody may have written; None where it is none.
+
+    Older reports spoke of a cause after one training; that is taken back.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        found = TypeAdapter(Comparison).validate_python(values)
+    except ValidationError:
+        return None
+    if found.verdict == "no difference shown":
+        return found
+    return replace(found, verdict=_verdict(found.difference, found.p_value, seeds=found.seeds))
+
+
 def sentence(comparison: Comparison, of: str, against: str) -> str:
     """One plain sentence in percentage points about row `of` (the second) against row `against` (the first).
 
@@ -162,10 +221,13 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     cause, floor = row_of(against).cause, row_of(against).floor
     of, against = row_of(of).title, row_of(against).title
     over = "test images" if comparison.design == IMAGES else f"{comparison.seeds} seeds and the test images"
-    spread = f"95 % interval {{}} to {{}} over {over}, {_p_text(comparison.p_value)}"
-    lower, upper = comparison.ci95
+    spread = f"95 % interval {{}} to {{}} over {over}, {p_text(comparison.p_value)}"
+    metric = find_metric(comparison.metric)
+    sign = 1 if metric.higher_is_better else -1  # from here on more is better
+    lower, upper = sorted(sign * end for end in comparison.ci95)
+    points = "points" if comparison.metric == ACCURACY else f"points of {metric.title}"
     if comparison.verdict == "no difference shown":
-        between = f"{_signed(comparison.difference)} points, {spread.format(_signed(lower), _signed(upper))}"
+        between = f"{_signed(sign * comparison.difference)} {points}, {spread.format(_signed(lower), _signed(upper))}"
         if floor:
             return f"{of} is not shown to beat {against} ({between}): it may have learnt nothing"
         return (
@@ -173,9 +235,9 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
             f"{_power_text(comparison)}{_source_text(comparison)}"
         )
     better = comparison.verdict in ("helps", "better")
-    size = comparison.difference if better else -comparison.difference
+    size = abs(comparison.difference)
     ends = (lower, upper) if better else (-upper, -lower)
-    gap = f"by {_points(size)} points ({spread.format(_points(ends[0]), _points(ends[1]))})"
+    gap = f"by {_points(size)} {points} ({spread.format(_points(ends[0]), _points(ends[1]))})"
     conclusion = _conclusion(comparison, cause, of, better=better)
     if ends[0] <= 0:
         conclusion += ", narrowly: the interval still has 0 in it"
@@ -234,7 +296,7 @@ def _signed(fraction: float) -> str:
     return f"{round(100 * fraction, 2) + 0.0:+.2f}"
 
 
-def _p_text(p_value: float) -> str:
+def p_text(p_value: float) -> str:
     """'p = 0.0312' or 'p < 0.0001'; never rounded across the border that decides the verdict."""
     if p_value < 0.0001:
         return "p < 0.0001"

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.errors import SettingError
 from finetune.io.safe_open import read_regular
 from finetune.report.comparison import Comparison, Score
+from finetune.report.metrics import MetricValue
 
 MAX_REPORT_BYTES = 100_000_000  # bytes of a report; the confusion of a thousand classes is a million numbers
 
@@ -29,13 +30,14 @@ class Result(Score):
     """A score and, where it applies, how it was got (`method`), each class's score, and the confusion matrix.
 
     `confusion[i][j]` counts the images of true class i that were taken for class j. Over several seeds `accuracy` is
-    the mean and all counts are sums; `per_seed` has each training's own.
+    the mean and all counts are sums; `per_seed` has each training's own. `metrics` are those of `metrics.METRICS`.
     """
 
     method: str | None = None
     per_class: dict[str, dict[str, Any]] | None = None
     confusion: list[list[int]] | None = None
     per_seed: list[SeedScore] | None = None
+    metrics: dict[str, MetricValue] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,22 @@ class Retention:
 
 
 @dataclass(frozen=True)
+class TestSetUse:
+    """How often the test images were opened before, in the same folder of runs, and by which runs (the latest).
+
+    `other_choices` counts the recipes (for `evaluate`: the checkpoints) that earlier runs of the same command tried on
+    them.
+    """
+
+    __test__ = False  # for pytest, which takes the name for that of tests
+
+    fingerprint: str
+    opened_before: int
+    by: list[str]
+    other_choices: int
+
+
+@dataclass(frozen=True)
 class Report:
     """The report of a run. A pretrain has `results["test"]`; an adapt has a result for each of `rows.ADAPT_ROWS`.
 
@@ -139,6 +157,7 @@ class Report:
     comparisons: dict[str, Comparison | None] = field(default_factory=dict)
     retention: Retention | None = None
     seeds: list[int] = field(default_factory=list)
+    test_set: TestSetUse | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -181,6 +200,6 @@ def read_report_values(path: Path) -> dict[str, Any] | None:
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
-    left_out = ("per_class", "confusion", "per_seed") if brief else ()
-    found = asdict(result) | {"ci95": list(result.ci95)}
+    left_out = ("per_class", "confusion", "per_seed", "metrics") if brief else ()
+    found = json.loads(json.dumps(asdict(result), allow_nan=False))  # JSON has lists and no tuples
     return {k: v for k, v in found.items() if v is not None and k not in left_out}

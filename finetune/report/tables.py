@@ -9,11 +9,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.report.comparison import Score, sentence
-from finetune.report.report import Report, Result
+from finetune.report.comparison import IMAGES, SIGNIFICANT, Score, is_told, sentence
+from finetune.report.metrics import METRICS, MetricValue
+from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import row_of
 
 MAX_CONFUSED = 5
+UNEVEN = 2  # times as many test images of one class as of another
+TUNED_FROM = 2  # other choices tried on the same test images, from which on a sentence is due
 MAX_FAULTS = 20  # of one check, on the screen
 
 
@@ -37,25 +40,62 @@ def report_tables(report: Report) -> list[RenderableType]:
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")
     counted = "range over seeds" if several else "right / total"
-    for column in (counted, "accuracy (95 % interval)"):
+    metric = next((c.metric for c in report.comparisons.values() if c is not None and c.metric != "accuracy"), None)
+    chosen = [] if metric is None else [f"{METRICS[metric].title} (95 % interval)"]
+    for column in (counted, "accuracy (95 % interval)", *chosen):
         table.add_column(column, justify="right", overflow="fold")
     table.add_column("how", overflow="fold")
     for name, result in report.results.items():
         if result is not None:
             row = row_of(name)
             how = f"{row.how}: {result.method}" if result.method is not None else row.how
-            table.add_row(row.title, _counted(result), with_interval(result), how)
+            shown = [] if metric is None else [_metric_with_interval(metric, (result.metrics or {}).get(metric))]
+            table.add_row(row.title, _counted(result), with_interval(result), *shown, how)
     found: list[RenderableType] = [table]
     for name, comparison in report.comparisons.items():
         of, against = name.split("_vs_", 1)
-        if comparison is not None and not (row_of(against).floor and comparison.verdict in ("better", "helps")):
+        if comparison is not None and is_told(comparison, against):
             found.append(Text(sentence(comparison, of, against)))
     if report.retention is not None:
         kept, whose = report.retention, ", the first seed" if several else ""
         found.append(
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
+    found += [Text(line) for line in [*_uneven_lines(report), *test_set_lines(report.test_set)]]
     return found
+
+
+def _uneven_lines(report: Report) -> list[str]:
+    """Offers balanced accuracy where the test images of the classes are uneven in number."""
+    compared = {comparison.metric for comparison in report.comparisons.values() if comparison is not None}
+    counted = next((result.per_class for result in report.results.values() if result and result.per_class), None)
+    images = {name: score["total"] for name, score in (counted or {}).items() if score["total"]}
+    if not images or max(images.values()) < UNEVEN * min(images.values()) or compared - {"accuracy"}:
+        return []
+    most, least = max(images, key=images.__getitem__), min(images, key=images.__getitem__)
+    return [
+        f"the classes are uneven: {images[most]:,} test images of {most}, {images[least]:,} of {least}; "
+        "--metric balanced_accuracy counts every class alike"
+    ]
+
+
+def test_set_lines(use: TestSetUse | None) -> list[str]:
+    """What opening the same test images again and again does to p-values, where it looks like tuning."""
+    if use is None or use.other_choices < TUNED_FROM:
+        return []
+    tried = use.other_choices + 1
+    return [
+        f"these test images have been opened {use.opened_before} times before, {use.other_choices} times with other "
+        f"choices: the best of {tried} has p below 0.05 by chance in up to {100 * (1 - 0.95**tried):.0f} % of cases; "
+        f"choose by validation images, or count only p below {0.05 / tried:.2g}"
+    ]
+
+
+def _metric_with_interval(name: str, found: MetricValue | None) -> str:
+    if found is None or found.value is None or found.ci95 is None:
+        return "not defined"
+    low, high = (metric_text(name, end).removesuffix(" %") for end in found.ci95)
+    return f"{metric_text(name, found.value)} ({low} to {high})"
 
 
 def _counted(result: Result) -> str:
@@ -149,9 +189,86 @@ def evaluation_parts(
     if claimed is not None:
         same = "the same" if abs(claimed - result.accuracy) < 1e-12 else "NOT the same"
         parts.append(Text(f"the checkpoint says {percent(claimed)} on these images: {same}"))
+    if result.metrics:
+        parts.append(metrics_table(result.metrics))
     parts.append(class_table(result))
     parts += [Text(line) for line in confusion_lines(result.confusion or [], classes)]
     return parts
+
+
+def metric_text(name: str, value: float | None, *, signed: bool = False) -> str:
+    """A metric as shown: accuracies and the like in percent, AUROC and log loss as numbers."""
+    if value is None:
+        return "not defined"
+    sign = "+" if signed else ""
+    if name in ("auroc", "log_loss"):
+        return f"{round(value, 4) + 0.0:{sign}.4f}"
+    return f"{round(100 * value, 2) + 0.0:{sign}.2f}" + ("" if signed else " %")
+
+
+def metrics_table(metrics: Mapping[str, MetricValue]) -> Table:
+    """Each metric with its 95 % interval."""
+    table = Table(title="metrics", title_justify="left")
+    table.add_column("metric", overflow="fold")
+    table.add_column("value (95 % interval)", justify="right", overflow="fold")
+    table.add_column("", overflow="fold")
+    for name, found in metrics.items():
+        title = METRICS[name].title if name in METRICS else name
+        table.add_row(title, _metric_with_interval(name, found), found.note or "")
+    return table
+
+
+def comparison_parts(found: Mapping[str, Any], titles: Sequence[str]) -> list[RenderableType]:
+    """What `finetune compare` shows; `titles` say what A, the first, and B, the second, are."""
+    parts: list[RenderableType] = []
+    for letter, title, side in zip("AB", titles, (found["first"], found["second"]), strict=True):
+        low, high = side["ci95"]
+        parts.append(
+            Text(f"{letter}: {title}: {percent(side['accuracy'])} ({100 * low:.2f} to {100 * high:.2f}) right")
+        )
+    kind = "images" if found["comparison"]["design"] == IMAGES else "images, a mean over trainings"
+    counts = ", ".join(
+        f"only {x} is right on {found[key]:,g}" for x, key in (("A", "only_first"), ("B", "only_second"))
+    )
+    parts += [Text(f"of {found['images']:,} {kind}, {counts}"), Text(found["sentence"])]
+    if found["metric"] != "accuracy":
+        parts.append(Text(_metric_line(found["metric"], found["metrics"][found["metric"]])))
+    table = Table(title="B minus A", title_justify="left")
+    table.add_column("metric", overflow="fold")
+    for column in ("A", "B", "difference (95 % interval)", "p"):
+        table.add_column(column, justify="right", overflow="fold")
+    for name, metric in found["metrics"].items():
+        title = METRICS[name].title + ("" if metric["higher_is_better"] else ", lower is better")
+        sides = (metric_text(name, metric[key]) for key in ("first", "second"))
+        p_value = "" if metric["p_value"] is None else _p_value_text(metric["p_value"])
+        table.add_row(title, *sides, _difference_text(name, metric), p_value)
+    parts.append(table)
+    if found["positive"] is not None:
+        parts.append(Text(f"sensitivity is about class {found['positive']}"))
+    return parts
+
+
+def _difference_text(name: str, metric: Mapping[str, Any]) -> str:
+    if metric["difference"] is None:
+        return "not defined"
+    value, low, high = (metric_text(name, x, signed=True) for x in (metric["difference"], *metric["ci95"]))
+    return f"{value} ({low} to {high})"
+
+
+def _p_value_text(p_value: float, equals: str = "") -> str:
+    return "< 0.0001" if p_value < 0.0001 else f"{equals}{p_value:.4g}"
+
+
+def _metric_line(name: str, metric: Mapping[str, Any]) -> str:
+    """The difference of a metric in words."""
+    title = METRICS[name].title
+    if metric["difference"] is None:
+        return f"{title}: not defined for these images"
+    shown = f"{_difference_text(name, metric)}, p {_p_value_text(metric['p_value'], '= ')}"
+    if metric["p_value"] >= SIGNIFICANT:
+        return f"{title}: no difference shown between B and A: {shown}"
+    better = (metric["difference"] > 0) == metric["higher_is_better"]
+    return f"{title}: B is {'better' if better else 'worse'} than A: {shown}"
 
 
 def verification_lines(found: Mapping[str, Any]) -> list[str]:
@@ -196,4 +313,24 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
-    return [title, table, *caches]
+    return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"]))]
+
+
+def _power_lines(images: int, power: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the test images can show, before anything is trained."""
+    if not power:
+        return []
+    shown = [
+        f"{100 * row['detectable']:.1f} points where they differ on {100 * row['differing']:.0f} % of the images"
+        for row in power
+        if row["detectable"] is not None
+    ]
+    if not shown:
+        return [f"{images:,} test images show no difference between two trainings, however large"]
+    most = power[-1]
+    return [
+        f"what {images:,} test images show of one training against another, 4 times in 5: a difference of "
+        f"{', '.join(shown)}; 1 point takes {power[0]['images_for_one_point']:,} to "
+        f"{most['images_for_one_point']:,} test images",
+        "training again moves results too: a verdict about the weights takes several seeds (adapt --seeds 5)",
+    ]

@@ -112,6 +112,21 @@ def choose_run_data(name: str, found: DataSplits, data: DataSettings, seed: int)
     return RunData(name, train, validation, found.test, notes, found)
 
 
+def same_choice(chosen: RunData, found: DataSplits) -> RunData:
+    """The images that were chosen from one decoding of a person's pictures, in another decoding of the same.
+
+    Shots and validation images are chosen by their pixels, so that each size of input would choose others.
+    """
+
+    def same(own: ImageSet, every: ImageSet) -> ImageSet:
+        place = {file: index for index, file in enumerate(every.files)}
+        return every.subset([place[file] for file in own.files])
+
+    given = found.validation if found.validation is not None and len(found.validation) else found.train
+    train, validation = same(chosen.train, found.train), same(chosen.validation, given)
+    return RunData(chosen.name, train, validation, found.test, chosen.notes, found)
+
+
 def open_test(
     name: str, root: Path, spec: InputSpec, console: Console, *, on_bad_image: str = "fail"
 ) -> tuple[str, ImageSet]:

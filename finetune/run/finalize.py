@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,22 +15,26 @@ from torch import Tensor
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
 from finetune.data.openers import is_image_path, short_name
-from finetune.io.atomic import prepared_files, write_atomic
+from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
-from finetune.report.comparison import Comparison, Score, compare
+from finetune.report.comparison import ACCURACY, Comparison, Score, compare_answers
 from finetune.report.console import Console
+from finetune.report.metrics import Answers, measure_all
+from finetune.report.predictions import Column, ColumnKey, Predictions, image_names, predictions_csv
 from finetune.report.report import (
     PhaseSummary,
     Report,
     Result,
     TargetSummary,
+    TestSetUse,
     result_values,
 )
 from finetune.report.rows import Row, row_of
 from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
+from finetune.run.ledger import digest_of, record_opening
 from finetune.run.output_paths import OutputPaths, move_aside
 from finetune.run.setup import RunSetup
 from finetune.sources.save import make_metadata
@@ -39,7 +43,7 @@ from finetune.train.device import Runtime, environment
 
 
 @dataclass(frozen=True)
-class Answers:
+class RowAnswers:
     """What a row answers to the test images: the class of each (int64, N), and probabilities (float32, N×C).
 
     method: how the source answered, where that is not always the same.
@@ -50,13 +54,13 @@ class Answers:
     method: str | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, method: str | None = None) -> Answers:
+    def of(cls, logits: Tensor, method: str | None = None) -> RowAnswers:
         """From logits (float, N×C)."""
         return cls(logits.argmax(1).cpu(), logits.double().softmax(1).float().cpu(), method)
 
 
 def majority_logits(train: ImageSet, count: int) -> Tensor:
-    """Answers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
+    """RowAnswers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
     shares = torch.tensor(list(train.counts().values())).double() / len(train)
     return shares.log().expand(count, -1)
 
@@ -67,27 +71,54 @@ def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
     return right
 
 
-def score(images: ImageSet, answers: Answers, row: str) -> Result:
+def score(images: ImageSet, answers: RowAnswers, row: str) -> Result:
     """The result of a row's answers to labelled images."""
-    score = asdict(Score.of(correct_mask(images, answers.predicted)))
+    score: dict[str, Any] = asdict(Score.of(correct_mask(images, answers.predicted)))
+    score |= {"method": answers.method, "metrics": measure_all(metric_answers(images, answers), images.class_names)}
     if not row_of(row).detailed:
-        return Result(**score, method=answers.method)
+        return Result(**score)
     labels, found = images.labels.numpy(), answers.predicted.numpy()
     classes = {name: dict(values) for name, values in per_class(labels, found, images.class_names).items()}
     counts = confusion(labels, found, len(images.class_names))
-    return Result(**score, method=answers.method, per_class=classes, confusion=counts)
+    return Result(**score, per_class=classes, confusion=counts)
+
+
+def metric_answers(images: ImageSet, answers: RowAnswers) -> Answers:
+    """A row's answers to labelled images, as metrics take them."""
+    probabilities, predicted = answers.probabilities.numpy(), answers.predicted.numpy()
+    confidence = np.take_along_axis(probabilities, predicted[:, None], 1)[:, 0]
+    return Answers(images.labels.numpy(), predicted, len(images.class_names), confidence, probabilities)
+
+
+def row_predictions(images: ImageSet, answers: Mapping[ColumnKey, RowAnswers]) -> bytes:
+    """The content of a file of predictions: of each row, and of each seed where there are several."""
+    columns = {}
+    for key, found in answers.items():
+        given = metric_answers(images, found)
+        assert given.confidence is not None
+        columns[key] = Column(found.predicted.numpy(), np.clip(given.confidence, 0, 1).astype(np.float64))
+    names = image_names(images.files, len(images))
+    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns))
 
 
 def compare_rows(
-    images: ImageSet, answers: Mapping[str, Answers], of: str, rows: Mapping[str, Row]
+    images: ImageSet,
+    answers: Mapping[str, Sequence[RowAnswers]],
+    of: str,
+    rows: Mapping[str, Row],
+    *,
+    metric: str = ACCURACY,
+    shots_vary: bool = False,
 ) -> dict[str, Comparison | None]:
     """Row `of` against each of the `rows` it is compared with, all on the same images; None for one that was not made.
 
-    By keys such as after_vs_scratch.
+    answers: by row, one for each seed. Keys are such as after_vs_scratch.
     """
-    correct = {name: correct_mask(images, found.predicted) for name, found in answers.items()}
+    given = {name: [metric_answers(images, one) for one in found] for name, found in answers.items()}
     return {
-        f"{of}_vs_{name}": compare(correct[name], correct[of]) if name in correct else None
+        f"{of}_vs_{name}": compare_answers(given[name], given[of], metric, shots_vary=shots_vary)
+        if name in given
+        else None
         for name, row in rows.items()
         if row.compared
     }
@@ -100,6 +131,25 @@ def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
         for name, result in results.items()
         if not row_of(name).floor
     }
+
+
+def open_test_set(outputs: OutputPaths, command: str, fingerprint: Mapping[str, Any]) -> TestSetUse:
+    """Notes in the ledger that a run of this fingerprint opens its test images. OutputError.
+
+    Its choice, which may look like tuning, is the recipe and the source; not the seed, nor how many images it learns
+    from.
+    """
+    recipe = {key: value for key, value in fingerprint["recipe"].items() if key not in ("seed", "data")}
+    data = {key: value for key, value in fingerprint["recipe"]["data"].items() if key != "shots"}
+    choice = [recipe, data, fingerprint.get("source")]
+    return record_opening(
+        outputs.run_folder.parent,
+        fingerprint["data"]["test"]["fingerprint"],
+        command=command,
+        name=outputs.checkpoint.stem,
+        run=digest_of(fingerprint),
+        choice=digest_of(choice),
+    )
 
 
 def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
@@ -163,25 +213,28 @@ def save_run(
     classifier: Classifier,
     metadata_fields: Mapping[str, Any],
     report: Report,
+    predictions: bytes,
     outputs: OutputPaths,
     console: Console,
 ) -> str:
-    """Writes checkpoint and report, shows the outcome, and returns the checkpoint's sha256.
+    """Writes checkpoint, report and predictions, shows the outcome, and returns the checkpoint's sha256.
 
     An older, different checkpoint is renamed first; at every moment there is one that loads under the old or the new
-    name. When the bytes equal those of the file in place, only the report is written again, with its new timings.
+    name. When the bytes equal those of the file in place, only the others are written again.
     """
     metadata = make_metadata(classifier, **metadata_fields)
     content = encode(classifier.network.state_dict(), metadata)
     digest = hashlib.sha256(content).hexdigest()
-    report_bytes = report.to_json().encode()
+    contents = {outputs.report: report.to_json().encode(), outputs.predictions: predictions}
     if digest == outputs.digest():
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
-        write_atomic(outputs.report, report_bytes)
+        with prepared_files(contents):
+            pass
     else:
-        with prepared_files({outputs.checkpoint: content, outputs.report: report_bytes}):
+        with prepared_files({outputs.checkpoint: content, **contents}):
             move_aside(outputs, console)
     for table in report_tables(report):
         console.show(table)
-    console.say(f"wrote {outputs.checkpoint} (sha256 {digest[:12]}) and {outputs.report}")
+    beside = f"{outputs.report.name} and {outputs.predictions.name}"
+    console.say(f"wrote {outputs.checkpoint} (sha256 {digest[:12]}), {beside}")
     return digest

@@ -18,6 +18,8 @@ from finetune.report.console import Console
 from finetune.run.lock import LOCK_NAME
 
 SUFFIX = ".safetensors"
+RUNS = Path("runs")  # the folder of all run folders, in the current one
+SNAPSHOTS, LOG = "snapshots", "log.txt"  # in a run folder
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,16 @@ class OutputPaths:
         return self.checkpoint.with_suffix(".report.json")
 
     @property
+    def predictions(self) -> Path:
+        return self.checkpoint.with_suffix(".predictions.csv")
+
+    @property
     def recipe(self) -> Path:
         return self.run_folder / "recipe.yaml"
 
     @property
     def log(self) -> Path:
-        return self.run_folder / "log.txt"
+        return self.run_folder / LOG
 
     @property
     def metrics(self) -> Path:
@@ -45,7 +51,7 @@ class OutputPaths:
 
     @property
     def snapshots(self) -> Path:
-        return self.run_folder / "snapshots"
+        return self.run_folder / SNAPSHOTS
 
     @property
     def interrupted(self) -> Path:
@@ -61,6 +67,43 @@ class OutputPaths:
             return sha256_of(self.checkpoint) if self.checkpoint.exists() else None
 
 
+@dataclass(frozen=True)
+class StudyPaths:
+    """The paths of a study that trains no checkpoint: NAME.KIND.json and, beside it, the same in other formats."""
+
+    report: Path
+    kind: str
+
+    @property
+    def stem(self) -> str:
+        return self.report.name.removesuffix(f".{self.kind}.json")
+
+    @property
+    def run_folder(self) -> Path:
+        return RUNS / f"{self.stem}.{self.kind}"
+
+    def beside(self, ending: str) -> Path:
+        """The path NAME.KIND.`ending`."""
+        return self.report.with_suffix(f".{ending}")
+
+
+def check_study_outputs(out: str | Path | None, name: str, kind: str, endings: Sequence[str]) -> StudyPaths:
+    """The paths of a study, which can all be written; OutputError, SettingError if not. Changes no existing file.
+
+    out: the report's path, by default studies/`name`.`kind`.json. endings: of the files that are written beside it.
+    """
+    report = Path(out) if out is not None else Path("studies") / f"{name}.{kind}.json"
+    if not report.name.endswith(f".{kind}.json") or report.name == f".{kind}.json":
+        raise SettingError(f"--out {report}: expected a file name that ends in .{kind}.json")
+    paths = StudyPaths(report, kind)
+    for path in (report, *map(paths.beside, endings)):
+        if path.is_dir():
+            raise OutputError(f"--out {report}: {path} is a folder; expected a file name that is free or a file")
+    _check_writable(report.parent, "name another place with --out")
+    _check_writable(paths.run_folder.parent, "run finetune in a folder that can be written")
+    return paths
+
+
 def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> OutputPaths:
     """The paths of a run, which can all be written; OutputError if not. Changes no existing file.
 
@@ -69,10 +112,10 @@ def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> 
     checkpoint = Path(out) if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
     if checkpoint.suffix != SUFFIX:
         raise SettingError(f"--out {checkpoint}: expected a file name that ends in {SUFFIX}")
-    outputs = OutputPaths(checkpoint, Path("runs") / checkpoint.stem)
+    outputs = OutputPaths(checkpoint, RUNS / checkpoint.stem)
     if not writes:
         return outputs
-    for path in (outputs.checkpoint, outputs.report):
+    for path in (outputs.checkpoint, outputs.report, outputs.predictions):
         if path.is_dir():
             raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")
     _check_writable(checkpoint.parent, "name another place with --out")
@@ -89,16 +132,15 @@ def _check_writable(folder: Path, hint: str) -> None:
         raise OutputError(f"{folder}: cannot write there ({error.strerror}); {hint}") from None
 
 
-def clear_run_folder(outputs: OutputPaths, console: Console) -> bool:
+def clear_run_folder(folder: Path, console: Console) -> bool:
     """Moves the run folder aside if it holds more than the lock, and makes an empty one. Returns whether it did."""
-    folder = outputs.run_folder
     with raises_output_error(folder):
         if not any(path.name != LOCK_NAME for path in folder.iterdir()):
             return False
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
         names = (f"{folder.name}.was-{stamp}{_number(n)}" for n in count(1))
         aside = next(path for path in map(folder.with_name, names) if not path.exists())
-        unfinished = any(outputs.snapshots.glob("[0-9]*"))
+        unfinished = any((folder / SNAPSHOTS).glob("[0-9]*"))
         folder.rename(aside)
         folder.mkdir()
     hint = "; it was not finished: --resume would have gone on with it" if unfinished else ""
@@ -125,20 +167,37 @@ def _json_line(row: dict[str, Any]) -> str:
 
 
 def move_aside(outputs: OutputPaths, console: Console) -> None:
-    """Gives an older checkpoint and its report second names, with the start of the first one's sha256.
+    """Gives an older checkpoint, its report and predictions second names, as `move_files_aside` does."""
+    files = (outputs.checkpoint, outputs.report, outputs.predictions)
+    move_files_aside(files, outputs.checkpoint.name.removesuffix(SUFFIX), console)
 
-    Both stay in place until they are replaced, so that there is no moment without them. A second name that an
+
+def move_files_aside(paths: Sequence[Path], stem: str, console: Console) -> None:
+    """Gives older files second names, with the start of the first one's sha256 after `stem`, with which all begin.
+
+    All stay in place until they are replaced, so that there is no moment without them. A second name that an
     interrupted attempt gave to the same content is used again.
     """
-    existing = [path for path in (outputs.checkpoint, outputs.report) if path.is_file()]
+    existing = [path for path in paths if path.is_file()]
     if not existing:
         return
     with raises_output_error(existing[0]):
-        asides = _second_names(existing, outputs.checkpoint.name.removesuffix(SUFFIX))
+        asides = _second_names(existing, stem)
     for old, aside in asides.items():
         if not aside.exists():
             link_aside(old, aside)
         console.note(f"{old} was there already: moved to {aside.name}")
+
+
+def move_file_aside(path: Path, content: bytes, console: Console) -> None:
+    """As `move_aside`, for one file that is about to become `content`; where it is that already, it stays."""
+    with raises_output_error(path):
+        if not path.is_file() or sha256_of(path) == sha256_of(content):
+            return
+        [(_, aside)] = _second_names([path], path.stem).items()
+    if not aside.exists():
+        link_aside(path, aside)
+    console.note(f"{path} was there already: moved to {aside.name}")
 
 
 def _second_names(existing: Sequence[Path], stem: str) -> dict[Path, Path]:

@@ -243,7 +243,9 @@ class RunFolder:
 
     def _start_fresh(self) -> None:
         """Empties the folder: another attempt is moved aside, unless --resume found this run without a snapshot."""
-        if not (self.resume.resume and self._holds_same_recipe()) and clear_run_folder(self.outputs, self.console):
+        if not (self.resume.resume and self._holds_same_recipe()) and clear_run_folder(
+            self.outputs.run_folder, self.console
+        ):
             self._acquire_lock()
         rewrite_metrics(self.outputs, [])
         self.outputs.finished.unlink(missing_ok=True)

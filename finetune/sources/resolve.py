@@ -1,4 +1,4 @@
-"""Resolves and loads what `--from` may name: a file, `timm:NAME` or `hub:OWNER/NAME`."""
+"""Resolves and loads what `--from` may name: a file, `timm:NAME`, `hub:OWNER/NAME`, or `random:MODEL`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ from finetune.sources.third_party import (
     from_repository,
     from_timm,
     meta_network,
+    random_weights,
 )
 
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
 
 TIMM = "timm:"
+RANDOM = "random:"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Source:
     @property
     def accuracy(self) -> float | None:
         """The test accuracy in its metadata, a fraction."""
-        for name in ("after", "test"):
+        for name in ("average", "after", "test"):
             result = self.metadata.results.get(name) if self.metadata is not None else None
             if isinstance(result, dict) and isinstance(result.get("accuracy"), float):
                 return float(result["accuracy"])
@@ -93,7 +95,10 @@ class Architecture:
 
 @dataclass(frozen=True)
 class SourceRef:
-    """A source that was found, and fetched if it is on the Hub. `path` is None for timm's, fetched when opened."""
+    """A source that was found, and fetched if it is on the Hub.
+
+    `path` is None for timm's, fetched when opened, and for random weights.
+    """
 
     text: str
     path: Path | None
@@ -105,6 +110,8 @@ class SourceRef:
 
         CheckpointError when a config.json names one that does not exist, or that cannot be used here.
         """
+        if self.text.startswith(RANDOM):
+            return Architecture(self.text.removeprefix(RANDOM), {}, fixed=False)
         if self.path is None:
             return Architecture(f"timm/{self.text.removeprefix(TIMM)}", {}, fixed=False)
         if has_metadata(self.path):
@@ -121,12 +128,14 @@ class SourceRef:
 
 
 def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False) -> SourceRef:
-    """Finds a source: a file, `timm:NAME[.TAG]`, or `hub:OWNER/NAME[@REVISION]`, which is downloaded unless cached.
+    """Finds a source: a file, `timm:NAME[.TAG]`, `random:MODEL`, or `hub:OWNER/NAME[@REVISION]`.
+
+    What is on the Hub is downloaded unless cached.
 
     `note` is called with remarks on transfers, and `bars` shows their progress. HubError and HubRefusal from the Hub.
     """
     text = str(source)
-    if text.startswith(TIMM):
+    if text.startswith((TIMM, RANDOM)):
         return SourceRef(text, None)
     if is_hub_source(text):
         found = fetch(text, note=note, bars=bars)
@@ -137,6 +146,8 @@ def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False)
 def read_source_metadata(source: str | Path | SourceRef) -> Metadata:
     """Reads a checkpoint's metadata without loading torch. CheckpointError when it cannot be read."""
     found = source if isinstance(source, SourceRef) else locate(source)
+    if found.text.startswith(RANDOM):
+        raise CheckpointError(f"{found.text}: random weights say nothing of themselves")
     if found.path is None:
         model = f"timm/{found.text.removeprefix(TIMM)}"
         raise CheckpointError(f"{found.text}: timm's weights say nothing of themselves; see `finetune models {model}`")
@@ -161,7 +172,8 @@ def open_source(
         metadata, opened = checkpoint.metadata, LoadedWeights(classifier_from_checkpoint(checkpoint), checkpoint.sha256)
     elif found.path is None:
         assert said is not None
-        opened = from_timm(found.text, said.model, arguments)
+        opener = random_weights if found.text.startswith(RANDOM) else from_timm
+        opened = opener(found.text, said.model, arguments)
     elif found.hub is not None and found.hub.config is not None:
         opened = from_repository(found.path, found.text, found.hub.config)
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.checkpoint.format import InputMetadata, check_tensors, load_tensors, read_weights
 from finetune.checkpoint.limits import MAX_INPUT_SIZE, check_ranges
+from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError, SettingError
 from finetune.models.registry import check_size, find_model
 from finetune.models.spec import InputSpec
@@ -29,7 +30,7 @@ _DEFAULT_CLASSES = 1000  # timm's, where a config.json says no number
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """A classifier from weights that are not ours, and the sha256 of their file."""
+    """A classifier from weights that are not ours, and the sha256 of their file, or of tensors that are in none."""
 
     classifier: Classifier
     sha256: str
@@ -45,6 +46,17 @@ def from_timm(source: str, name: str, arguments: Mapping[str, Any]) -> LoadedWei
     classes = source_classes(name, weights.tensors)
     state = to_timm_state_dict(name, arguments, weights.tensors, max(1, len(classes)))
     return LoadedWeights(build_classifier(name, arguments, classes, spec, state, source), weights.sha256)
+
+
+def random_weights(source: str, model: str, arguments: Mapping[str, Any]) -> LoadedWeights:
+    """A network without classes that has learnt nothing: the same random weights each time."""
+    import torch
+
+    spec = find_model(model, arguments)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = spec.build(1, arguments).state_dict()
+    return LoadedWeights(build_classifier(model, arguments, (), spec.input, state, source), hash_tensors(state))
 
 
 def from_bare(path: Path, model: str, arguments: Mapping[str, Any]) -> LoadedWeights:

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune.data.image_dataset import ImageSet
-from finetune.report.comparison import Comparison, compare_over_seeds
+from finetune.report.comparison import distinct
 from finetune.report.crossed import crossed_mean
+from finetune.report.metrics import measure_over_seeds
 from finetune.report.report import Result, SeedScore
-from finetune.report.rows import ADAPT_ROWS
-from finetune.run.finalize import Answers, correct_mask, score
+from finetune.run.finalize import RowAnswers, correct_mask, metric_answers, score
 
 
-def rights(test: ImageSet, answers: Sequence[Answers]) -> npt.NDArray[np.bool_]:
+def rights(test: ImageSet, answers: Sequence[RowAnswers]) -> npt.NDArray[np.bool_]:
     """Whether each training (row) was right about each test image (column)."""
     return np.stack([correct_mask(test, found.predicted) for found in answers])
 
 
-def distinct(table: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The table itself; one row of it where all are the same, as they are where nothing is trained."""
-    return table[:1] if bool((table == table[:1]).all()) else table
-
-
-def result_over_seeds(test: ImageSet, answers: Sequence[Answers], seeds: Sequence[int], row: str) -> Result:
+def result_over_seeds(test: ImageSet, answers: Sequence[RowAnswers], seeds: Sequence[int], row: str) -> Result:
     """A row's result over seeds: mean accuracy and its interval over other trainings and images.
 
     `correct` and `total` are summed over the seeds, and so are classes and confusion.
@@ -44,6 +39,7 @@ def result_over_seeds(test: ImageSet, answers: Sequence[Answers], seeds: Sequenc
         per_class=_summed_classes(each),
         confusion=_summed_confusion(each),
         per_seed=per_seed,
+        metrics=measure_over_seeds([metric_answers(test, found) for found in answers], test.class_names),
     )
 
 
@@ -61,17 +57,3 @@ def _summed_classes(results: Sequence[Result]) -> dict[str, dict[str, int | floa
 def _summed_confusion(results: Sequence[Result]) -> list[list[int]] | None:
     tables = [result.confusion for result in results if result.confusion is not None]
     return [[int(count) for count in row] for row in np.sum(tables, axis=0)] if tables else None
-
-
-def compare_rows_over_seeds(
-    test: ImageSet, answers: Mapping[str, Sequence[Answers]], of: str, *, shots_vary: bool
-) -> dict[str, Comparison | None]:
-    """Row `of` against each row it is compared with, seeds and images crossed; None for a row that was not made."""
-    tables = {name: rights(test, found) for name, found in answers.items()}
-    return {
-        f"{of}_vs_{name}": compare_over_seeds(distinct(tables[name]), tables[of], shots_vary=shots_vary)
-        if name in tables
-        else None
-        for name, row in ADAPT_ROWS.items()
-        if row.compared
-    }

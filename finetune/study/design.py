@@ -49,12 +49,17 @@ def few_seeds_note(seeds: Sequence[int]) -> str | None:
     )
 
 
+def refuse_torchrun(call: RunCall) -> None:
+    """SettingError for a study in several processes that train together."""
+    if call.group.size > 1:
+        raise SettingError("torchrun trains one network in several processes; for many trainings at once use --jobs")
+
+
 def open_study_recipe(
     source: str | Path, recipe: RecipeLike, overrides: tuple[Mapping[str, Any], Mapping[str, Any]], call: RunCall
 ) -> AdaptRecipe:
     """The checked recipe that all trials of a study start from. SettingError under torchrun."""
-    if call.group.size > 1:
-        raise SettingError("torchrun trains one network in several processes; for many trainings at once use --jobs")
+    refuse_torchrun(call)
     located = find_source(source, call)
     return expect_kind(AdaptRecipe, open_recipe(recipe, call.overrides(*overrides), located.architecture), recipe)
 
@@ -74,12 +79,13 @@ def row_trials(
     shots: int | None,
     same_shots: bool = False,
     keep_all: bool = False,
+    answers_only: bool = False,
     label: str = "",
 ) -> list[Trial]:
     """The trials of these rows over seeds: one for each row that is trained, and one for all others.
 
     same_shots: all seeds learn from the images that the first one chooses. keep_all: the weights of every seed are
-    kept, else those of the first.
+    kept, else those of the first. answers_only: no weights are kept, and what was forgotten is not measured.
     """
     untrained = tuple(row for row in rows if row not in TRAINED_ROWS)
     groups = [(row,) for row in rows if row in TRAINED_ROWS]
@@ -90,8 +96,8 @@ def row_trials(
             group,
             shots_seed=seeds[0] if same_shots else seed,
             source_label=label,
-            keeps_weights="after" in group and (keep_all or seed == seeds[0]),
-            measures_retention="after" in group and seed == seeds[0],
+            keeps_weights="after" in group and not answers_only and (keep_all or seed == seeds[0]),
+            measures_retention="after" in group and not answers_only and seed == seeds[0],
         )
         for seed in seeds
         for group in ([untrained] if untrained else []) + groups

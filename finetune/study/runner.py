@@ -15,12 +15,11 @@ from finetune.commands.adapt import source_summary
 from finetune.errors import Interrupted, SettingError
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import read_regular
-from finetune.report.report import Report, read_report
-from finetune.report.tables import percent, report_tables
+from finetune.report.tables import percent
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.run.lock import RunLock
 from finetune.run.options import RunCall
-from finetune.run.output_paths import OutputPaths, clear_run_folder
+from finetune.run.output_paths import LOG, clear_run_folder
 from finetune.run.snapshot import SnapshotStore
 from finetune.study.cluster import cluster_address
 from finetune.study.task import MAX_LISTED, FailedTrial, Outcome, TrialTask, run_or_fail
@@ -59,21 +58,21 @@ class StudyFolder:
     of another design is refused. OutputError where another process holds the folder.
     """
 
-    def __init__(self, outputs: OutputPaths, design: Mapping[str, Any], call: RunCall) -> None:
-        self.outputs, self.call = outputs, call
+    def __init__(self, folder: Path, design: Mapping[str, Any], call: RunCall) -> None:
+        self.folder, self.call = folder, call
         self.design: dict[str, Any] = json.loads(json.dumps(design))
         self.stack, self.requests = ExitStack(), StopRequests()
 
     def __enter__(self) -> StudyFolder:
-        folder, console = self.outputs.run_folder, self.call.console
+        folder, console = self.folder, self.call.console
         with self.stack:
             self.stack.enter_context(RunLock(folder))
             if self.call.resume.resume and (found := self._found()) is not None:
                 self._refuse_other_study(found)
-            elif clear_run_folder(self.outputs, console):
+            elif clear_run_folder(folder, console):
                 self.stack.enter_context(RunLock(folder))
             write_atomic(folder / DESIGN, (json.dumps(self.design, indent=1, sort_keys=True) + "\n").encode())
-            console.log = self.outputs.log
+            console.log = folder / LOG
             self.stack.enter_context(self.requests)
             self.stack = self.stack.pop_all()
         return self
@@ -88,49 +87,23 @@ class StudyFolder:
             error.args = (f"{error}\n{kept}",)
 
     def trial_folder(self, trial: Trial) -> Path:
-        return self.outputs.run_folder / TRIALS / trial.name
-
-    def finished(self, seeds: Sequence[int]) -> Report | None:
-        """The report of this study with these seeds where it has finished already, which is then shown."""
-        found = _read_json(self.outputs.finished)
-        if not isinstance(found, dict) or found.get("run") != self._run(seeds) or not self.outputs.report.exists():
-            return None
-        if found.get("sha256") != self.outputs.digest():
-            return None
-        report, console = read_report(self.outputs.report), self.call.console
-        console.note(f"{self.outputs.run_folder}: this study has already finished; nothing to do")
-        for table in report_tables(report):
-            console.show(table)
-        return report
-
-    def finish(self, seeds: Sequence[int], digest: str) -> None:
-        """Notes that the study with these seeds has finished with a checkpoint of this sha256."""
-        values = {"run": self._run(seeds), "sha256": digest}
-        write_atomic(self.outputs.finished, (json.dumps(values, indent=1, sort_keys=True) + "\n").encode())
-
-    def _run(self, seeds: Sequence[int]) -> dict[str, Any]:
-        return {**self.design, "seeds": list(seeds)}
+        return self.folder / TRIALS / trial.name
 
     def _found(self) -> Any:
         """The design of the study that is there; None where there is none."""
-        return _read_json(self.outputs.run_folder / DESIGN)
+        try:
+            return json.loads(read_regular(self.folder / DESIGN, MAX_DESIGN_BYTES))
+        except (OSError, ValueError, RecursionError):
+            return None
 
     def _refuse_other_study(self, found: object) -> None:
         if differences := json_diff(found, self.design):
             more = [f"and {len(differences) - MAX_LISTED} more"] if len(differences) > MAX_LISTED else []
             shown = "".join(f"  {line}\n" for line in [*differences[:MAX_LISTED], *more])
             raise SettingError(
-                f"--resume: {self.outputs.run_folder} holds another study, which cannot be resumed:\n{shown}"
+                f"--resume: {self.folder} holds another study, which cannot be resumed:\n{shown}"
                 "put that back to resume it, or start anew without --resume, which moves the other study aside"
             )
-
-
-def _read_json(path: Path) -> Any:
-    """The values in a file; None where it cannot be read."""
-    try:
-        return json.loads(read_regular(path, MAX_DESIGN_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def run_trials(
@@ -205,7 +178,7 @@ def _run_in_processes(
     from finetune.study.pool import run_in_processes
 
     by_name = {trial.name: trial for trial in trials}
-    stop = folder.outputs.run_folder.absolute() / STOP
+    stop = folder.folder.absolute() / STOP
     tasks = _tasks(trials, folder, runner)
     for name, outcome in run_in_processes(tasks, jobs, folder.requests, stop, folder.call.resume.resume_command):
         yield by_name[name], outcome

@@ -14,13 +14,25 @@ from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
 from finetune.errors import SettingError
 from finetune.models.classifier import Classifier
 from finetune.recipe.schema import AdaptRecipe
+from finetune.report.comparison import ACCURACY
+from finetune.report.metrics import find_metric
+from finetune.report.predictions import ColumnKey
 from finetune.report.report import Report, Result
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
-from finetune.run.finalize import Answers, build_report, checkpoint_results, save_run, score
+from finetune.run.finalize import (
+    RowAnswers,
+    build_report,
+    checkpoint_results,
+    compare_rows,
+    open_test_set,
+    row_predictions,
+    save_run,
+    score,
+)
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.setup import AdaptSetup, RecipeLike
-from finetune.study.analysis import compare_rows_over_seeds, result_over_seeds
+from finetune.study.analysis import result_over_seeds
 from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
 from finetune.study.trial import TrialResult, TrialRunner
@@ -39,6 +51,7 @@ def adapt_seeds(
     keep: str = FIRST,
     jobs: int = 1,
     engine: str | None = None,
+    metric: str = ACCURACY,
     model: str | None = None,
     shots: int | None = None,
     compare: bool = True,
@@ -49,10 +62,12 @@ def adapt_seeds(
     seeds: a count, or the seeds themselves. same_shots: all seeds learn from the labelled images that the first one
     chooses, else each chooses its own. keep: "first" writes the first seed's checkpoint, which nobody chose by its
     result; "average" that of the seeds' averaged weights, if no worse on the validation images. jobs: trainings at
-    once. engine: dask://HOST:PORT of a cluster that trains. The rest, and errors, are as for `finetune.adapt`.
+    once. engine: dask://HOST:PORT of a cluster that trains. metric: what the
+    comparisons are about, by its name in `metrics.METRICS`. The rest, and errors, are as for `finetune.adapt`.
     """
     with start_run(options) as call:
         chosen = parse_seeds(seeds)
+        find_metric(metric)
         if keep not in (FIRST, AVERAGE):
             raise SettingError(f"--keep {keep}: expected {FIRST} or {AVERAGE}")
         overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots})
@@ -63,7 +78,9 @@ def adapt_seeds(
                 "--keep average: with --shots each seed learns from other images, among them the validation images of "
                 "the others, so nothing can tell whether the average is better; add --same-shots"
             )
-        return _adapt_seeds(str(source), checked, chosen, keep, TrialOptions(jobs, engine), call, same_shots=same_shots)
+        return _adapt_seeds(
+            str(source), checked, chosen, keep, TrialOptions(jobs, engine), call, metric=metric, same_shots=same_shots
+        )
 
 
 def _adapt_seeds(
@@ -74,6 +91,7 @@ def _adapt_seeds(
     options: TrialOptions,
     call: RunCall,
     *,
+    metric: str,
     same_shots: bool,
 ) -> Report:
     rows, runner, console = wanted_rows(recipe.compare), TrialRunner(call), call.console
@@ -85,19 +103,21 @@ def _adapt_seeds(
     if keep == AVERAGE and not len(setup.data.validation):
         raise SettingError("--keep average: there are no validation images to measure it by; set data.validation")
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
-    design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **runner.fingerprint(trials[0])}
-    with StudyFolder(outputs, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
-        if (report := folder.finished(seeds)) is not None:
-            return report
+    fingerprint = {key: value for key, value in runner.fingerprint(trials[0]).items() if key != "rows"}
+    design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **fingerprint}
+    with StudyFolder(outputs.run_folder, design, call) as folder:
+        use = open_test_set(outputs, "adapt", fingerprint)
         results = completed(run_trials(trials, folder, options, runner))
         setup = runner.setup(trials[0])
-        answers: dict[str, list[Answers]] = {row: [] for row in rows}
+        answers: dict[str, list[RowAnswers]] = {row: [] for row in rows}
         for trained in results.values():
             for row, found in trained.answers.items():
                 answers[row].append(found)
         first = next(result for result in results.values() if "after" in result.answers)
         shots_vary = shots is not None and not same_shots
-        report = _report(recipe, setup, results, answers, seeds, shots_vary=shots_vary)
+        report = replace(
+            _report(recipe, setup, results, answers, seeds, metric=metric, shots_vary=shots_vary), test_set=use
+        )
         classifier = classifier_with(setup, first.weights)
         fields = metadata_fields(_seed_recipe(recipe, seeds[0]), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
@@ -108,7 +128,10 @@ def _adapt_seeds(
         else:
             own = {row: score(setup.data.test, found[0], row=row) for row, found in answers.items()}
             fields["results"] = checkpoint_results({**dict.fromkeys(ADAPT_ROWS), **own})
-        folder.finish(seeds, save_run(classifier, fields, report, outputs, console))
+        each: dict[ColumnKey, RowAnswers] = {}
+        each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
+        predictions = row_predictions(setup.data.test, each)
+        save_run(classifier, fields, report, predictions, outputs, console)
     return report
 
 
@@ -120,9 +143,10 @@ def _report(
     recipe: AdaptRecipe,
     setup: AdaptSetup,
     results: Mapping[str, TrialResult],
-    answers: Mapping[str, Sequence[Answers]],
+    answers: Mapping[str, Sequence[RowAnswers]],
     seeds: Sequence[int],
     *,
+    metric: str,
     shots_vary: bool,
 ) -> Report:
     first = next(result for result in results.values() if "after" in result.answers)
@@ -136,7 +160,7 @@ def _report(
         environment=facts.environment,
         source=facts.source,
         transplant=facts.transplant,
-        comparisons=compare_rows_over_seeds(test, answers, "after", shots_vary=shots_vary),
+        comparisons=compare_rows(test, answers, "after", ADAPT_ROWS, metric=metric, shots_vary=shots_vary),
         retention=facts.retention,
     )
 
@@ -160,7 +184,9 @@ def average_weights(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
     return found
 
 
-def _average(setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCall) -> tuple[Classifier, Answers] | None:
+def _average(
+    setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCall
+) -> tuple[Classifier, RowAnswers] | None:
     """The classifier of the seeds' averaged weights and its answers to the test images; None where it is worse.
 
     Worse than the first seed's on the validation images, by which alone that is decided.
@@ -181,4 +207,4 @@ def _average(setup: AdaptSetup, results: Mapping[str, TrialResult], call: RunCal
         return None
     call.console.note(f"{said}; the average is kept")
     logits = network_outputs(classifier.network, setup.data.test.images.to(device), normalize)
-    return classifier, Answers.of(logits)
+    return classifier, RowAnswers.of(logits)

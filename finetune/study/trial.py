@@ -18,8 +18,8 @@ from finetune.recipe.schema import AdaptRecipe
 from finetune.report.console import Console
 from finetune.report.report import PhaseSummary, Retention, SourceSummary, Transplant
 from finetune.run.context import make_context
-from finetune.run.data import choose_run_data
-from finetune.run.finalize import Answers
+from finetune.run.data import RunData, choose_run_data, same_choice
+from finetune.run.finalize import RowAnswers
 from finetune.run.options import RunCall
 from finetune.run.output_paths import OutputPaths
 from finetune.run.setup import AdaptSetup, expect_kind, find_source, open_adapt, open_recipe
@@ -47,6 +47,7 @@ class Trial:
     source_label: str = ""
     keeps_weights: bool = False
     measures_retention: bool = False
+    chooser: str | None = None
 
     @property
     def seed(self) -> int:
@@ -91,7 +92,7 @@ class TrialResult:
     """What a trial leaves behind: answers by row, and the fine-tuned weights where they are kept."""
 
     facts: TrialFacts
-    answers: dict[str, Answers]
+    answers: dict[str, RowAnswers]
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def store(self, folder: Path) -> None:
@@ -110,7 +111,7 @@ class TrialResult:
         try:
             facts = TrialFacts.model_validate(found.facts)
             rows = {
-                row: Answers(found.tensors[f"{row}/predicted"], found.tensors[f"{row}/probabilities"], method)
+                row: RowAnswers(found.tensors[f"{row}/predicted"], found.tensors[f"{row}/probabilities"], method)
                 for row, method in facts.methods.items()
             }
         except (ValidationError, KeyError):
@@ -189,19 +190,10 @@ class TrialRunner:
 
     def _open(self, trial: Trial) -> tuple[AdaptRecipe, AdaptSetup, SharedWork]:
         """Recipe, source and images, and what earlier trials computed of these."""
-        if trial.source not in self.sources:
-            self.sources[trial.source] = find_source(trial.source, self.call)
-        located = self.sources[trial.source]
-        recipe = expect_kind(AdaptRecipe, open_recipe(trial.recipe, (), located.architecture), trial.recipe)
-        everything = recipe.model_copy(update={"seed": 0, "data": recipe.data.model_copy(update={"shots": None})})
-        key = f"{trial.source} {dump_recipe(everything)}"
-        if key not in self.opened:
-            self.opened[key] = open_adapt(located, everything, self.call)
-        base, chosen = self.opened[key], f"{key} {recipe.data.shots} {trial.shots_seed}"
+        recipe, key, base = self._open_all(trial.source, trial.recipe)
+        chosen = f"{key} {recipe.data.shots} {trial.shots_seed} {trial.chooser}"
         if self.newest is None or self.newest[0] != chosen:
-            assert base.data.splits is not None
-            data = choose_run_data(base.data.name, base.data.splits, recipe.data, trial.shots_seed)
-            setup = replace(base, data=data)
+            setup = replace(base, data=self._choose_data(trial, recipe, base))
             same_source = self.newest is not None and self.newest[1].source is setup.source
             shared = (
                 SharedWork(test=self.newest[2].test, cache=self.newest[2].cache)
@@ -213,3 +205,25 @@ class TrialRunner:
         if shared.cache is None:
             shared.cache = make_context(recipe, setup, self.call.console).cache
         return recipe, setup, shared
+
+    def _open_all(self, source: str, recipe: Mapping[str, Any]) -> tuple[AdaptRecipe, str, AdaptSetup]:
+        """The checked recipe; and, under a key of their own, source and all images there are to learn from."""
+        if source not in self.sources:
+            self.sources[source] = find_source(source, self.call)
+        located = self.sources[source]
+        checked = expect_kind(AdaptRecipe, open_recipe(recipe, (), located.architecture), recipe)
+        everything = checked.model_copy(update={"seed": 0, "data": checked.data.model_copy(update={"shots": None})})
+        key = f"{source} {dump_recipe(everything)}"
+        if key not in self.opened:
+            self.opened[key] = open_adapt(located, everything, self.call)
+        return checked, key, self.opened[key]
+
+    def _choose_data(self, trial: Trial, recipe: AdaptRecipe, base: AdaptSetup) -> RunData:
+        """The images that a trial learns from."""
+        assert base.data.splits is not None
+        if trial.chooser in (None, trial.source) or not base.data.splits.train.files:
+            return choose_run_data(base.data.name, base.data.splits, recipe.data, trial.shots_seed)
+        *_, other = self._open_all(str(trial.chooser), trial.recipe)
+        assert other.data.splits is not None
+        chosen = choose_run_data(other.data.name, other.data.splits, recipe.data, trial.shots_seed)
+        return same_choice(chosen, base.data.splits)

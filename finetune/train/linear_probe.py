@@ -64,12 +64,18 @@ def _penalty_path(train: Pair, held: Pair, classes: int) -> Iterator[tuple[Tenso
         yield *start, float(F.cross_entropy(held[0] @ start[0].T + start[1], held[1], reduction="sum"))
 
 
-def _folds(inputs: Tensor, labels: Tensor) -> Iterator[tuple[Pair, Pair]]:
-    """Stratified splits into rest and fold, five in all; a fold that would be empty is left out."""
+def stratified_folds(labels: Tensor) -> Tensor:
+    """The fold of each image, 0 to 4: the images of a class (`labels`: int64, N) go round the five."""
     fold = torch.empty_like(labels)
     for c in range(int(labels.max()) + 1):
         where = (labels == c).nonzero().squeeze(1)
         fold[where] = torch.arange(len(where)) % FOLDS
+    return fold
+
+
+def _folds(inputs: Tensor, labels: Tensor) -> Iterator[tuple[Pair, Pair]]:
+    """Stratified splits into rest and fold, five in all; a fold that would be empty is left out."""
+    fold = stratified_folds(labels)
     for k in range(FOLDS):
         if bool((fold == k).any()) and bool((fold != k).any()):
             yield (inputs[fold != k], labels[fold != k]), (inputs[fold == k], labels[fold == k])

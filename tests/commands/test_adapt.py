@@ -77,8 +77,11 @@ def full(tmp_path_factory: pytest.TempPathFactory, data: Path, pretrained: Path)
 
 # The report
 
-SCORE = {"correct", "total", "accuracy", "ci95"}
-COMPARISON = {"difference", "ci95", "p_value", "verdict"}
+SCORE = {"correct", "total", "accuracy", "ci95", "metrics"}
+COMPARISON = {
+    *("difference", "ci95", "p_value", "exact_p_value", "verdict", "metric", "design", "seeds", "shots_vary"),
+    *("variance", "uncertainty", "detectable", "one_point"),
+}
 KEYS = {
     "kind": None,
     "recipe": {"kind", "data", "head", "phases", "compare", "precision", "seed"},
@@ -105,13 +108,20 @@ KEYS = {
         }
     ],
     "results": {
+        "majority": SCORE,
         "before": SCORE | {"method"},
         "linear_probe": SCORE,
         "after": SCORE | {"per_class", "confusion"},
         "scratch": SCORE,
     },
-    "comparisons": {"after_vs_before": COMPARISON, "after_vs_scratch": COMPARISON},
+    "comparisons": {
+        "after_vs_majority": COMPARISON,
+        "after_vs_before": COMPARISON,
+        "after_vs_scratch": COMPARISON,
+    },
     "retention": {"dataset", "before", "after"},
+    "seeds": None,
+    "test_set": {"fingerprint", "opened_before", "by", "other_choices"},
 }
 
 
@@ -174,10 +184,12 @@ def test_the_report_agrees_with_itself_and_with_the_files(full: Path, pretrained
         if found["p_value"] >= 0.05:
             assert found["verdict"] == "no difference shown"
         else:
-            assert found["verdict"] == ("helps" if difference > 0 else "hurts")
+            assert found["verdict"] == ("better" if difference > 0 else "worse"), "one training claims no cause"
+        assert found["design"] == "images" and 0 < found["detectable"] < 0.3
     saved = metadata_of(full)
-    assert saved["recipe"] == report["recipe"] and set(saved["results"]) == set(report["results"])
-    assert saved["results"]["before"] == report["results"]["before"]
+    assert saved["recipe"] == report["recipe"] and set(saved["results"]) == set(report["results"]) - {"majority"}
+    before = {key: value for key, value in report["results"]["before"].items() if key != "metrics"}
+    assert saved["results"]["before"] == before
     assert saved["results"]["after"] == {k: after[k] for k in ("correct", "total", "accuracy", "ci95")}
     assert saved["classes"] == report["target"]["classes"]
     # The file's weights are those that were measured.
@@ -190,7 +202,7 @@ def test_fine_tuning_helps_on_these_images(full: Path) -> None:
     assert results["after"]["accuracy"] > 0.7 > results["scratch"]["accuracy"]
     assert results["after"]["accuracy"] > results["before"]["accuracy"] > 0.3
     assert results["linear_probe"]["accuracy"] > 0.5
-    assert report_of(full)["comparisons"]["after_vs_scratch"]["verdict"] == "helps"
+    assert report_of(full)["comparisons"]["after_vs_scratch"]["verdict"] == "better"
 
 
 def test_what_is_shown_are_the_same_numbers(full: Path) -> None:
@@ -206,7 +218,10 @@ def test_what_is_shown_are_the_same_numbers(full: Path) -> None:
         (line,) = (line for line in out.splitlines() if line.startswith(f"│ {label} "))
         result = report["results"][key]
         assert f"{result['correct']} / 100" in line and f"{100 * result['accuracy']:.2f} %" in line
-    assert "nearest class mean" in out and "starting from these weights helps" in out
+    assert (
+        "nearest class mean" in out
+        and "this training did better; whether starting from these weights helps takes" in " ".join(out.split())
+    )
     kept = report["retention"]
     assert f"on mnist itself: {100 * kept['before']:.2f} % before, {100 * kept['after']:.2f} % after" in out
     assert "phase 1/2 head: head train (1,290 parameters), 20 steps, frozen part run once" in err
@@ -215,8 +230,9 @@ def test_what_is_shown_are_the_same_numbers(full: Path) -> None:
 
 def test_exactly_these_files_are_written(full: Path) -> None:
     run = {f"runs/mnist-kmnist/{name}" for name in ("recipe.yaml", "metrics.jsonl", "log.txt", "finished.json")}
-    both = {"checkpoints/mnist-kmnist.safetensors", "checkpoints/mnist-kmnist.report.json"}
-    assert files_under(full.parents[1]) == {"adapt.yaml", "out.txt", "err.txt", *run, *both}
+    endings = ("safetensors", "report.json", "predictions.csv")
+    made = {f"checkpoints/mnist-kmnist.{ending}" for ending in endings} | {"runs/test-sets.jsonl"}
+    assert files_under(full.parents[1]) == {"adapt.yaml", "out.txt", "err.txt", *run, *made}
 
 
 def test_the_same_run_gives_the_same_bytes(folder: Path, full: Path, pretrained: Path) -> None:
@@ -676,7 +692,7 @@ def test_validation_images_are_not_trained_on(folder: Path, pretrained: Path, da
 def test_a_fault_before_the_work_leaves_no_trace(folder: Path, pretrained: Path) -> None:
     recipe = write(adapt_recipe())
     refused("adapt", "--from", pretrained, "--recipe", recipe, "--target", "kmnist", "--set", "seed=-1")
-    refused("adapt", "--from", pretrained, "--recipe", recipe, "--target", "kmnist", "--shots", "31")
+    refused("adapt", "--from", pretrained, "--recipe", recipe, "--target", "kmnist", "--metric", "accurracy")
     refused("adapt", "--from", "nothing.safetensors", "--recipe", recipe, "--target", "kmnist")
     assert files_under(folder) == {recipe}
 

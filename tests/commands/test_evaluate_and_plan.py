@@ -15,6 +15,7 @@ import finetune as toolkit
 from finetune.data.registry import DATASETS, open_dataset
 from finetune.recipe.load import first_comment, shipped_folder
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
+from finetune.report.statistics import mcnemar_images
 from finetune.run.setup import open_recipe
 
 SHIPPED = sorted(path.name for path in shipped_folder().glob("*.yaml"))
@@ -28,7 +29,7 @@ def test_evaluate_repeats_the_result_in_the_file(folder: Path, pretrained: Path)
     test = report_of(pretrained)["results"]["test"]
     assert list(found) == [
         *("checkpoint", "data", "classes", "left_out", "not_offered"),
-        *("correct", "total", "accuracy", "ci95", "per_class", "confusion", "claimed_accuracy"),
+        *("correct", "total", "accuracy", "ci95", "per_class", "confusion", "metrics", "claimed_accuracy"),
     ]
     assert {key: found[key] for key in test} == test
     assert found["claimed_accuracy"] == test["accuracy"] and found["classes"] == list("0123456789")
@@ -105,7 +106,9 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     before = pretrained.read_bytes()
     plan = worked("plan", *words, "--json").json
     assert files_under(folder) == {"plan.yaml"} and pretrained.read_bytes() == before
-    assert list(plan) == ["kind", "model", "data", "train", "validation", "test", "phases"]
+    assert list(plan) == ["kind", "model", "data", "train", "validation", "test", "phases", "power"]
+    assert [row["differing"] for row in plan["power"]] == [0.02, 0.05, 0.1, 0.2]
+    assert plan["power"][2]["images_for_one_point"] == mcnemar_images(10, 100)
     assert (plan["kind"], plan["model"], plan["data"]) == ("adapt", "cnn", "kmnist")
     assert (plan["train"], plan["validation"], plan["test"]) == (270, 30, 100)
     for one in plan["phases"]:

@@ -24,8 +24,10 @@ from finetune.models.cnn import ArticleCNN
 from finetune.recipe.schema import PretrainRecipe
 
 CHECKPOINT, REPORT = Path("checkpoints/small.safetensors"), Path("checkpoints/small.report.json")
+PREDICTIONS = Path("checkpoints/small.predictions.csv")
 RUN = {f"runs/small/{name}" for name in ("recipe.yaml", "metrics.jsonl", "log.txt", "finished.json")}
-BOTH = {str(CHECKPOINT), str(REPORT)}
+RUN |= {"runs/test-sets.jsonl"}
+MADE = {str(CHECKPOINT), str(REPORT), str(PREDICTIONS)}
 TIMES = ("images_per_second", "seconds")
 
 
@@ -64,8 +66,8 @@ def same_tensors(first: str | Path, second: str | Path) -> bool:
 
 def test_exactly_these_files_are_written_and_named(folder: Path) -> None:
     done = worked("pretrain", "--recipe", small())
-    assert files_under(folder) == {"small.yaml", *RUN, *BOTH}
-    assert f"wrote {CHECKPOINT} (sha256 {sha256(CHECKPOINT)[:12]}) and {REPORT}" in done.out
+    assert files_under(folder) == {"small.yaml", *RUN, *MADE}
+    assert f"wrote {CHECKPOINT} (sha256 {sha256(CHECKPOINT)[:12]}), {REPORT.name} and {PREDICTIONS.name}" in done.out
     log = Path("runs/small/log.txt").read_text()
     for line in done.err.splitlines():
         assert line in log
@@ -78,7 +80,7 @@ def test_out_names_the_place_of_all_files(folder: Path) -> None:
     assert files_under(folder) == {
         "small.yaml",
         *run,
-        *("else/where/v1.2.safetensors", "else/where/v1.2.report.json"),
+        *("else/where/v1.2.safetensors", "else/where/v1.2.report.json", "else/where/v1.2.predictions.csv"),
     }
 
 
@@ -115,7 +117,7 @@ def test_metadata_says_all_that_is_needed(pretrained: Path, data: Path) -> None:
         "resize": "squash",
     }
     assert found["recipe"] == report["recipe"] and found["recipe"]["data"]["validation"] == 60
-    test = {k: v for k, v in report["results"]["test"].items() if k not in ("per_class", "confusion")}
+    test = {key: report["results"]["test"][key] for key in ("correct", "total", "accuracy", "ci95")}
     assert found["results"] == {"test": test}
     assert found["lineage"] == []
     splits = open_dataset("mnist", data)
@@ -132,10 +134,13 @@ def test_the_report_has_exactly_these_keys(pretrained: Path) -> None:
     report = report_of(pretrained)
     assert list(report) == [
         *("kind", "recipe", "seed", "device", "environment", "seconds", "source", "target", "transplant", "phases"),
-        *("results", "comparisons", "retention"),
+        *("results", "comparisons", "retention", "seeds", "test_set"),
     ]
     assert (report["kind"], report["seed"], report["device"]) == ("pretrain", 0, report["device"])
-    assert report["source"] is report["transplant"] is report["retention"] is None and report["comparisons"] == {}
+    assert report["source"] is report["transplant"] is report["retention"] is None and set(report["comparisons"]) == {
+        "test_vs_majority"
+    }
+    assert report["seeds"] == [0] and report["test_set"]["opened_before"] == 0
     assert set(report["environment"]) == {
         *("finetune", "torch", "torchvision", "safetensors", "python", "platform", "processor", "threads", "precision")
     }
@@ -154,9 +159,9 @@ def test_the_report_has_exactly_these_keys(pretrained: Path) -> None:
         phase_["trains"] == ["conv1", "conv2", "fc1", "head"] and phase_["cached"] is False and phase_["frozen"] is None
     )
     assert phase_["trainable_parameters"] == sum(t.numel() for t in load_file(pretrained).values()) == 421_642
-    assert set(report["results"]) == {"test"}
+    assert list(report["results"]) == ["majority", "test"] and report["results"]["majority"]["correct"] == 10
     test = report["results"]["test"]
-    assert set(test) == {*RESULT, "per_class", "confusion"}
+    assert set(test) == {*RESULT, "per_class", "confusion", "metrics"}
     assert test["accuracy"] == test["correct"] / test["total"] and test["total"] == 100
     low, high = test["ci95"]
     assert 0 <= low < test["accuracy"] < high <= 1
@@ -284,10 +289,10 @@ def test_an_older_checkpoint_is_moved_aside_with_its_report(folder: Path) -> Non
     assert Path(f"checkpoints/{aside}.report.json").read_bytes() == old_report
     assert f"{CHECKPOINT} was there already: moved to {aside}.safetensors" in done.err
     assert f"{REPORT} was there already: moved to {aside}.report.json" in done.err
-    (run_aside,) = (path for path in Path("runs").iterdir() if path.name != "small")
+    (run_aside,) = Path("runs").glob("small.was-*")
     assert run_aside.name.startswith("small.was-") and (run_aside / "log.txt").read_bytes() == old_log
     assert f"runs/small was there already: moved to {run_aside}" in done.err
-    assert len(files_under(folder)) == 1 + 2 * 6
+    assert len(files_under(folder)) == 1 + 2 * 7 + 1  # the recipe, two runs, and the ledger of test sets
 
 
 def test_nothing_is_lost_over_many_runs(folder: Path) -> None:
@@ -298,7 +303,7 @@ def test_nothing_is_lost_over_many_runs(folder: Path) -> None:
         seen.add(sha256(CHECKPOINT))
         there = [sha256(path) for path in Path("checkpoints").glob("*.safetensors")]
         assert seen <= set(there)
-    assert len(seen) == 3 and len(list(Path("runs").iterdir())) == 5
+    assert len(seen) == 3 and len(list(Path("runs").glob("small*"))) == 5
 
 
 def test_the_same_run_again_leaves_one_checkpoint(folder: Path) -> None:
@@ -307,7 +312,7 @@ def test_the_same_run_again_leaves_one_checkpoint(folder: Path) -> None:
     first, time = sha256(CHECKPOINT), CHECKPOINT.stat().st_mtime_ns
     done = worked("pretrain", "--recipe", recipe)
     assert f"{CHECKPOINT}: the same bytes as the run before" in done.err
-    assert {path.name for path in Path("checkpoints").iterdir()} == {CHECKPOINT.name, REPORT.name}
+    assert {path.name for path in Path("checkpoints").iterdir()} == {CHECKPOINT.name, REPORT.name, PREDICTIONS.name}
     assert (sha256(CHECKPOINT), CHECKPOINT.stat().st_mtime_ns) == (first, time)
 
 
@@ -324,7 +329,7 @@ def test_a_failed_run_leaves_an_older_checkpoint_where_it_is(folder: Path) -> No
     old = {path: path.read_bytes() for path in (CHECKPOINT, REPORT)}
     refused("pretrain", "--recipe", small(), "--set", "phases[0].optimizer.lr=1e30", "--quiet", code=1)
     assert {path: path.read_bytes() for path in old} == old
-    assert {path.name for path in Path("checkpoints").iterdir()} == {CHECKPOINT.name, REPORT.name}
+    assert {path.name for path in Path("checkpoints").iterdir()} == {CHECKPOINT.name, REPORT.name, PREDICTIONS.name}
 
 
 # What is printed
@@ -371,7 +376,7 @@ def test_where_the_data_is(folder: Path, data: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("FINETUNE_DATA_ROOT")
     Path("data").symlink_to(data)
     worked("pretrain", "--recipe", small(), "--quiet")
-    assert len(list(Path("checkpoints").iterdir())) == 2
+    assert len(list(Path("checkpoints").iterdir())) == 3
 
 
 # The Python API
@@ -381,6 +386,7 @@ def test_the_exported_names() -> None:
     names = [
         "Classifier",
         "Prediction",
+        "RankReport",
         "Report",
         "adapt",
         "evaluate",
@@ -388,6 +394,7 @@ def test_the_exported_names() -> None:
         "pretrain",
         "pull",
         "push",
+        "rank",
         "save",
         "verify",
     ]
@@ -421,7 +428,7 @@ def test_a_recipe_may_be_a_file_a_dict_or_a_recipe(
 ) -> None:
     report = toolkit.pretrain(RECIPE)
     assert files_under(folder) == {
-        *("checkpoints/mnist.safetensors", "checkpoints/mnist.report.json"),
+        *("checkpoints/mnist.safetensors", "checkpoints/mnist.report.json", "checkpoints/mnist.predictions.csv"),
         *(name.replace("small", "mnist") for name in RUN),
     }
     assert isinstance(report, toolkit.Report) and report.to_dict() == report_of("checkpoints/mnist.safetensors")

@@ -338,6 +338,7 @@ WHOLE = {
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_plan_shows_all_of_each_phase_uncut(width):
     plan = {"kind": "adapt", "model": "cnn", "data": "kmnist", "train": 54_000, "validation": 0, "test": 10_000}
+    plan["power"] = []
     text = drawn(Group(*plan_parts({**plan, "phases": [PHASE, {**PHASE, "name": "top"}, WHOLE]})), width)
     assert "…" not in text and max(map(len, text.splitlines())) <= width
     assert " ".join(text.split()).startswith("adapt of cnn on kmnist: 54,000 to learn from, 0 to validate")

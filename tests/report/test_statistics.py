@@ -11,7 +11,15 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from finetune.report.statistics import PairedDifference, confusion, paired_difference, per_class, wilson
+from finetune.report.statistics import (
+    PairedDifference,
+    confusion,
+    mcnemar_detectable,
+    mcnemar_images,
+    paired_difference,
+    per_class,
+    wilson,
+)
 
 # Newcombe 1998, Table III, method 10: both right, only one right (two columns), neither, and the printed limits. The
 # paper's row 1, 97, 1, 1 is left out, where its own two methods must agree and are printed one unit apart.
@@ -102,34 +110,61 @@ def test_interval_reproduces_newcombes_table(row: tuple[int, int, int, int, floa
 
 
 def test_published_example_of_cavo_and_others() -> None:
-    # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables, chapter 8: the exact conditional test
-    # and the square-and-add interval for 59, 6, 16, 80 (as in the tests of their R package, contingencytables).
+    # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables, chapter 8: both tests and the
+    # square-and-add interval for 59, 6, 16, 80 (as in the tests of their R package, contingencytables).
     result = paired(59, 6, 16, 80)
     assert result.difference == pytest.approx(-0.0621, abs=5e-5)
     assert result.ci95 == pytest.approx((-0.1186, -0.0046), abs=5e-5)
-    assert result.p_value == pytest.approx(0.052479, abs=5e-7)
+    assert result.exact_p == pytest.approx(0.052479, abs=5e-7)
+    assert result.mid_p == pytest.approx(0.034690, abs=5e-7)
     assert (result.only_first, result.only_second) == (16, 6)
 
 
-def test_the_p_value_is_the_exact_binomial_one() -> None:
+def test_published_example_of_bentur_and_others() -> None:
+    # Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13 (2013) 91, Table 1: 1, 1, 7, 12.
+    result = paired(1, 7, 1, 12)
+    assert (result.exact_p, result.mid_p) == (18 / 256, 10 / 256)
+
+
+def test_the_p_values_are_sums_of_binomial_chances() -> None:
     for first in range(26):
         for second in range(26):
             low, n = min(first, second), first + second
-            exact = min(Fraction(1), Fraction(2 * sum(comb(n, i) for i in range(low + 1)), 2**n))
-            assert paired(1, second, first, 1).p_value == pytest.approx(float(exact), rel=1e-9)
+            below, at = sum(comb(n, i) for i in range(low)), comb(n, low)
+            exact = min(Fraction(1), Fraction(2 * (below + at), 2**n))
+            mid = min(Fraction(1), Fraction(2 * below + at, 2**n))
+            result = paired(1, second, first, 1)
+            assert result.exact_p == pytest.approx(float(exact), rel=1e-9)
+            assert result.mid_p == pytest.approx(float(mid), rel=1e-9)
 
 
-def test_the_p_value_agrees_with_scipys_test_on_many_images() -> None:
-    from scipy.stats import binomtest
+def test_the_p_values_agree_with_scipy_on_many_images() -> None:
+    from scipy.stats import binom, binomtest
 
-    for first, second in ((190, 500), (1000, 1100), (4, 60), (2600, 2600)):
-        expected = binomtest(first, first + second).pvalue
-        assert paired(9000, second, first, 10).p_value == pytest.approx(expected, rel=1e-7)
+    for first, second in ((190, 500), (1000, 1100), (4, 60), (2600, 2601)):
+        result, expected = paired(9000, second, first, 10), binomtest(first, first + second).pvalue
+        assert result.exact_p == pytest.approx(expected, rel=1e-7)
+        assert result.mid_p == pytest.approx(expected - binom.pmf(first, first + second, 0.5), rel=1e-7)
+
+
+def test_mid_p_claims_a_difference_in_no_more_than_a_twentieth_where_there_is_none() -> None:
+    """Of test sets with any share of differing images; for some single numbers of them it is up to 1/16."""
+
+    def claims(differing: int) -> float:
+        ways = [comb(differing, first) / 2**differing for first in range(differing + 1)]
+        called = [paired(1, differing - first, first, 1).mid_p < 0.05 for first in range(differing + 1)]
+        return float(np.dot(ways, called))
+
+    assert claims(5) == 1 / 16
+    of_number, total = [claims(differing) for differing in range(61)], 60
+    for share in (0.01, 0.05, 0.1, 0.2, 0.5, 0.9):
+        numbers = [comb(total, k) * share**k * (1 - share) ** (total - k) for k in range(total + 1)]
+        assert np.dot(numbers, of_number) < 0.05
 
 
 def test_two_that_agree_on_every_image() -> None:
     result = paired(54, 0, 0, 3)
-    assert (result.difference, result.p_value) == (0.0, 1.0)
+    assert (result.difference, result.mid_p, result.exact_p) == (0.0, 1.0, 1.0)
     assert result.ci95[0] < 0 < result.ci95[1]
 
 
@@ -142,7 +177,7 @@ def test_interval_and_difference_on_every_small_table() -> None:
         swapped = paired(both, only_first, only_second, neither)
         assert swapped.difference == -result.difference
         assert swapped.ci95 == pytest.approx((-result.ci95[1], -result.ci95[0]), abs=1e-12)
-        assert swapped.p_value == result.p_value
+        assert (swapped.mid_p, swapped.exact_p) == (result.mid_p, result.exact_p)
         wrongs = paired(neither, only_first, only_second, both)  # right and wrong change names
         assert wrongs.ci95 == pytest.approx(swapped.ci95, abs=1e-12)
 
@@ -230,4 +265,39 @@ def test_importing_loads_neither_scipy_nor_torch() -> None:
 def test_the_p_value_of_very_many_differing_images(first: int, second: int) -> None:
     from scipy.special import bdtr
 
-    assert paired(9, second, first, 9).p_value == pytest.approx(2 * bdtr(first, first + second, 0.5), rel=1e-9)
+    result, at_most = paired(9, second, first, 9), bdtr(first, first + second, 0.5)
+    assert result.exact_p == pytest.approx(2 * at_most, rel=1e-9)
+    assert result.mid_p == pytest.approx(at_most + bdtr(first - 1, first + second, 0.5), rel=1e-9)
+
+
+# --- the size of a test set
+
+
+@pytest.mark.parametrize(("share", "total"), [(0.08, 2_000), (0.08, 10_000), (0.2, 150)])
+def test_what_is_detectable_is_shown_four_times_in_five(share: float, total: int) -> None:
+    difference = mcnemar_detectable(round(share * total), total)
+    assert difference is not None
+    rng = np.random.default_rng(0)
+    shown = 0
+    for differing in rng.binomial(total, share, 400):
+        second = int(rng.binomial(differing, (1 + difference / share) / 2))
+        shown += paired(0, second, int(differing) - second, total - int(differing)).mid_p < 0.05
+    assert 0.74 < shown / 400 < 0.88
+
+
+@pytest.mark.parametrize("differing", [0, 3, 160, 2_000])
+def test_as_many_images_as_there_are_show_just_what_is_detectable(differing: int) -> None:
+    difference = mcnemar_detectable(differing, 2_000)
+    assert difference is not None
+    assert mcnemar_images(differing, 2_000, difference) <= 2_000 < mcnemar_images(differing, 2_000, 0.99 * difference)
+
+
+def test_images_needed_by_connors_formula() -> None:
+    z, z_power = 1.959964, 0.841621
+    expected = (z * sqrt(0.08) + z_power * sqrt(0.08 - 0.0001)) ** 2 / 0.0001
+    assert mcnemar_images(160, 2_000) == pytest.approx(expected, abs=1)
+    assert mcnemar_images(0, 2_000) == mcnemar_images(20, 2_000)  # a point of difference needs a point that differs
+    assert mcnemar_detectable(3, 3) is None
+    for bad in ((3, 2, 0.01, 0.8), (0, 0, 0.01, 0.8), (1, 9, 0.0, 0.8), (1, 9, 0.01, 1.0)):
+        with pytest.raises(ValueError, match="expected"):
+            mcnemar_images(*bad)
