@@ -41,29 +41,41 @@ def run_on_cluster(tasks: Sequence[TrialTask], engine: str, resume_command: str)
         }
         try:
             while pending:
-                _refuse_lost(client, engine, resume_command)
+                if client.status != "running":
+                    raise _GivenUp
                 for future in [future for future in pending if future.done()]:
-                    outcome = _outcome(future, engine, address)
+                    outcome = _outcome(future, address)
                     if isinstance(outcome, Refusal):
                         raise SettingError(f"--engine {engine}: {outcome.message}\nfinished trials are kept")
                     if outcome is not None:
                         yield pending.pop(future).trial.name, outcome
                 time.sleep(POLL_SECONDS)
+        except _GivenUp:
+            raise TrainingError(
+                f"--engine {engine}: the scheduler there no longer answers, or has been restarted; finished trials are "
+                f"kept; when it is back, resume with: {resume_command}"
+            ) from None
         finally:
             if client.status == "running":
                 client.cancel(list(pending))
 
 
-def _outcome(future: Any, engine: str, address: str) -> Outcome | Refusal | None:
-    """What a finished future holds; None where it is lost with its worker or the scheduler, which the caller sees."""
+def _outcome(future: Any, address: str) -> Outcome | Refusal | None:
+    """What a finished future holds; None where its worker was lost before it was fetched, and it is made again.
+
+    TrainingError where the cluster gave it up.
+    """
+    import asyncio
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker
 
     try:
         found: Outcome | Refusal | None = future.result(timeout=CONNECT_SECONDS)
-    except (CancelledError, TimeoutError, OSError):
+    except (TimeoutError, OSError):
         return None
+    except (CancelledError, asyncio.CancelledError):
+        raise _GivenUp from None
     except KilledWorker as error:
         return FailedTrial(
             f"it was tried on {error.allowed_failures + 1} workers, and each of them ended; memory may have run out "
@@ -75,15 +87,13 @@ def _outcome(future: Any, engine: str, address: str) -> Outcome | Refusal | None
             f"a worker cannot load this finetune ({first_line(error)}); install the same version there, and start it "
             f"again: dask worker {address} --nthreads 1 --nworkers 2"
         )
+    if found is None:
+        raise _GivenUp
     return found
 
 
-def _refuse_lost(client: Any, engine: str, resume_command: str) -> None:
-    if client.status != "running":
-        raise TrainingError(
-            f"--engine {engine}: the scheduler there no longer answers; finished trials are kept; when it is back, "
-            f"resume with: {resume_command}"
-        )
+class _GivenUp(Exception):
+    """A trial that the cluster no longer knows, since its scheduler ended or was restarted."""
 
 
 @contextmanager

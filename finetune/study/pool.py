@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,30 +34,31 @@ def run_in_processes(
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    # As many threads for each whatever is left to do, so that a resumed study has the same bytes.
     leader = Leader(os.getpid(), stop, jobs, max(1, torch.get_num_threads() // jobs))
     options = {"inner_max_num_threads": leader.threads, "idle_worker_timeout": IDLE_SECONDS}
     calls = [delayed(_named)(task, leader) for task in tasks]
-    lost = False
-    with _stop_file(stop), warnings.catch_warnings():
-        # A process that has grown by 300 MB is replaced by a new one, and loky says so.
-        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
-        requests.hold(stop.touch)
+    lost, ended = False, False
+    with _stop_file(stop), _silent_pool():
+        requests.hold(partial(_touch, stop))
         try:
-            with parallel_config("loky", n_jobs=jobs, **options):
+            with parallel_config("loky", n_jobs=min(jobs, max(2, len(tasks))), **options):
                 pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
                 with _ignored_signals():
                     found = pool(calls)
-            for name, outcome in found:
-                if isinstance(outcome, Refusal):
-                    raise SettingError(f"--jobs {jobs}: {outcome.message}; finished trials are kept")
-                if outcome is None:
-                    lost = True
-                else:
-                    yield name, outcome
+            with closing(found):
+                for name, outcome in found:
+                    if isinstance(outcome, Refusal):
+                        raise SettingError(f"--jobs {jobs}: {outcome.message}\nfinished trials are kept")
+                    if outcome is None:
+                        lost = True
+                    else:
+                        yield name, outcome
+            ended = True
         except TerminatedWorkerError:
             lost = True
         finally:
-            get_reusable_executor().shutdown(wait=True, kill_workers=lost)
+            get_reusable_executor().shutdown(wait=True, kill_workers=not ended)
         requests.release()
     if lost:
         raise TrainingError(
@@ -66,6 +69,22 @@ def run_in_processes(
 
 def _named(task: TrialTask, leader: Leader) -> tuple[str, Outcome | Refusal | None]:
     return task.trial.name, run_in_process(task, leader)
+
+
+@contextmanager
+def _silent_pool() -> Iterator[None]:
+    """Leaves out what joblib says while the block runs of processes that are replaced, or ended with their work."""
+    with warnings.catch_warnings():
+        # A process that has grown by 300 MB is replaced by a new one.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+        warnings.filterwarnings("ignore", ".*tasks which were still being processed by the workers", UserWarning)
+        warnings.filterwarnings("ignore", ".*tasks have been successfully executed", UserWarning)
+        yield
+
+
+def _touch(path: Path) -> None:
+    with contextlib.suppress(OSError):  # then a second request ends all at once
+        path.touch()
 
 
 @contextmanager

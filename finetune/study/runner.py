@@ -124,10 +124,12 @@ def run_trials(
         console.note(f"{len(found)} of {len(trials)} trials have finished already")
     waiting = [trial for trial in trials if trial.name not in found]
     outcomes: Iterator[tuple[Trial, Outcome]]
-    if options.engine is not None:
+    if not waiting:
+        outcomes = iter(())
+    elif options.engine is not None:
         outcomes = _run_on_cluster(waiting, folder, options.engine, runner)
-    elif options.jobs > 1 and len(waiting) > 1:
-        outcomes = _run_in_processes(waiting, folder, min(options.jobs, len(waiting)), runner)
+    elif options.jobs > 1:
+        outcomes = _run_in_processes(waiting, folder, options.jobs, runner)
     else:
         outcomes = ((trial, run_or_fail(runner, trial, folder.trial_folder(trial))) for trial in waiting)
     for trial, outcome in outcomes:

@@ -25,6 +25,7 @@ from finetune.run.snapshot import ResumeOptions
 from finetune.study.trial import Trial, TrialResult, TrialRunner
 from finetune.system import configure_process, share_machine
 from finetune.text import json_diff
+from finetune.train.device import is_out_of_memory
 
 MAX_LISTED = 8  # differences in one message
 WATCH_SECONDS = 0.2  # between two looks at the process that runs the study
@@ -91,6 +92,10 @@ def run_or_fail(runner: TrialRunner, trial: Trial, folder: Path) -> Outcome:
         raise
     except FinetuneError as error:
         return FailedTrial(str(error), error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return FailedTrial("out of memory; fewer --jobs, smaller images or fewer other programs need less", 1)
 
 
 class ProcessState:
@@ -114,7 +119,7 @@ _PROCESS = ProcessState()
 
 def run_in_process(task: TrialTask, leader: Leader) -> Outcome | Refusal | None:
     """Runs a task in a process of this machine; None where it was asked to stop."""
-    if _PROCESS.watched != leader:
+    if _PROCESS.watched != leader and os.getpid() != leader.process:
         configure_process()
         share_machine(leader.jobs)
         torch.set_num_threads(leader.threads)

@@ -123,14 +123,18 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out. The CPU's allocator has no exception of its own; its message says so."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
 @contextmanager
 def translate_oom(phase: str, batch_size: int) -> Iterator[None]:
     """Turns running out of memory in the block into a TrainingError that says what to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # The CPU's allocator has no exception of its own; its message says "can't allocate memory".
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory in phase {phase} with batches of {batch_size} images; try a smaller batch_size, for "

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tiny import ROOT, Impatient, adapt_recipe, phase, refused, report_of, worked
 
-from finetune.errors import Interrupted
+from finetune.errors import Interrupted, SettingError
 from finetune.report.console import Console
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.study.cluster import cluster_address
@@ -250,13 +250,24 @@ def test_no_warning_comes_with_processes(folder, pretrained):
     assert (job.returncode, err) == (0, "") and json.loads(out)["seeds"] == [0, 1]
 
 
+@pytest.mark.slow
+def test_a_study_that_stops_between_trials_leaves_no_process(folder, pretrained, long):
+    Path("adapt.yaml").write_text(LONG)
+    given = {"seeds": 2, "out": "study.safetensors", "jobs": 2}
+    with pytest.raises(Interrupted, match="finished trials are kept"):
+        adapt_seeds(pretrained, "kmnist", "adapt.yaml", **given, console=Impatient("3/4"))
+    assert not workers_of(os.getpid()) and len(trained("study")) == 1
+    adapt_seeds(pretrained, "kmnist", "adapt.yaml", **given, resume=True)  # with one trial left
+    assert left("study.safetensors") == long
+
+
 # On a Dask cluster
 
 
 @pytest.mark.parametrize("engine", ["dask://", "dask://host", "tcp://host:1", "dask://host:port", "dask://a:1/b"])
-def test_other_addresses_are_refused(engine, folder, pretrained):
-    words = typed(pretrained, "study.safetensors", "--seeds", 2, "--engine", engine)
-    assert "expected dask://HOST:PORT" in refused(*words)
+def test_other_addresses_are_refused(engine):
+    with pytest.raises(SettingError, match="expected dask://HOST:PORT"):
+        cluster_address(engine)
 
 
 def test_the_address_of_a_cluster():

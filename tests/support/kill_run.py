@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from finetune.checkpoint.format import read_checkpoint, write_checkpoint  # noqa: E402
-from finetune.run.snapshot import SnapshotStore  # noqa: E402
+from finetune.run.snapshot import STATE, SnapshotStore  # noqa: E402
 
 NAME = "result"
 CHECKPOINT, REPORT = f"{NAME}.safetensors", f"{NAME}.report.json"
@@ -126,7 +126,7 @@ def alive_until(process: subprocess.Popen[bytes], kind: str, folder: Path, whole
         "ending": 0.0,
         "never": LONGEST * whole.seconds + 60,
     }[kind]
-    awaited = {"saving": (folder / "runs" / NAME / "snapshots", ".*.part"), "ending": (folder, f".{NAME}.*.part")}
+    awaited = {"saving": (folder / "runs" / NAME, "**/snapshots/.*.part"), "ending": (folder, f".{NAME}.*.part")}
     while process.poll() is None:
         if time.monotonic() - began >= seconds and (
             kind not in awaited or any(awaited[kind][0].glob(awaited[kind][1]))
@@ -150,7 +150,7 @@ def after_kill(folder: Path, whole: Whole, older: str) -> str:
     if faults:
         raise Wrong(f"a snapshot is damaged: {faults}")
     for path in folder.rglob("[!.]*.safetensors"):
-        if store.folder not in path.parents:
+        if path.name != STATE:  # of a snapshot or of a trial's result
             read_checkpoint(path)  # raises
     current = sha256(folder / CHECKPOINT)  # there is one at every moment
     if current not in (older, whole.sha256):
@@ -168,9 +168,9 @@ def at_end(folder: Path, whole: Whole, older: str) -> None:
     asides = [sha256(path) for path in folder.glob(f"{NAME}.was-*.safetensors")]
     if asides != [older] or len(list(folder.glob(f"{NAME}.was-*.report.json"))) != 1:
         raise Wrong("the older checkpoint and report are not beside the new ones, once")
-    left = [str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name.endswith(".part")]
-    if left or (folder / "runs" / NAME / "lock").exists():
-        raise Wrong(f"something is left behind: {', '.join(left) or 'the lock'}")
+    found = [*folder.rglob(".*.part"), *folder.rglob("lock"), *folder.rglob("stop")]
+    if left := [str(path.relative_to(folder)) for path in found]:
+        raise Wrong(f"something is left behind: {', '.join(left)}")
 
 
 def lay_older(folder: Path, whole: Path, number: int) -> str:
