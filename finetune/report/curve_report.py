@@ -38,8 +38,11 @@ class CurvePoint:
 
     @property
     def title(self) -> str:
-        """As in '50', or 'all, 800'."""
-        return f"all, {number(self.images_per_class)}" if self.shots is None else f"{self.shots:,}"
+        """As in '50', '50, on average 47.5' where some classes have fewer, or 'all, 800'."""
+        if self.shots is None:
+            return f"all, {number(self.images_per_class)}"
+        fewer = self.images_per_class != self.shots
+        return f"{self.shots:,}" + (f", on average {number(self.images_per_class)}" if fewer else "")
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class CurveReport:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         for point in self.points:
-            place = ("all" if point.shots is None else point.shots, number(point.images_per_class).replace(",", ""))
+            place = ("all" if point.shots is None else point.shots, f"{point.images_per_class:.6g}")
             for name, result in point.results.items():
                 for own in result.per_seed or []:
                     writer.writerow((*place, name, own.seed, own.correct, own.total, f"{own.accuracy:.6f}", "", ""))

@@ -269,6 +269,12 @@ def test_the_worth_in_words(known, worth, said):
     assert worth_sentence(point).startswith(f"with 50 a class, these weights are worth {said}")
 
 
+def test_a_number_that_some_classes_lack_is_shown_with_its_mean(known):
+    point = known.points[3]
+    assert [point.title, replace(point, images_per_class=47.5).title] == ["50", "50, on average 47.5"]
+    assert known.points[-1].title == "all, 200"
+
+
 def test_from_where_on_no_difference_is_shown(known):
     def with_verdicts(*verdicts):
         points = [
