@@ -150,9 +150,7 @@ def worth_sentence(point: CurvePoint) -> str:
     upper = f"more than {_times(worth.measured[1])}" if worth.upper is None else _times(worth.upper)
     between = f"({lower} to {upper})"
     if worth.times is not None:
-        return (
-            f"{start} {_times(worth.times)} {between} times as many labels: as many takes it to get as far from scratch"
-        )
+        return f"{start} {_times(worth.times)} {between} times as many labels: from scratch it takes that many to get as far"
     if not worth.reached:
         most = number(worth.measured[1] * point.images_per_class)
         sure = worth.lower is not None and worth.lower >= worth.measured[1]

@@ -251,7 +251,7 @@ def test_sentences_say_what_the_curve_says(known):
 @pytest.mark.parametrize(
     ("worth", "said"),
     [
-        (LabelWorth(2.4, 1.9, 3.1, True, (0.1, 4.0)), "2.4 (1.9 to 3.1) times as many labels: as many"),
+        (LabelWorth(2.4, 1.9, 3.1, True, (0.1, 4.0)), "2.4 (1.9 to 3.1) times as many labels: from scratch it takes"),
         (LabelWorth(2.4, None, None, True, (0.1, 4.0)), "2.4 (less than 0.10 to more than 4.0) times as many labels"),
         (
             LabelWorth(None, 1.9, None, False, (0.1, 4.0)),
