@@ -150,7 +150,8 @@ def worth_sentence(point: CurvePoint) -> str:
     upper = f"more than {_times(worth.measured[1])}" if worth.upper is None else _times(worth.upper)
     between = f"({lower} to {upper})"
     if worth.times is not None:
-        return f"{start} {_times(worth.times)} {between} times as many labels: from scratch it takes that many to get as far"
+        taken = "from scratch it takes that many to get as far"
+        return f"{start} {_times(worth.times)} {between} times as many labels: {taken}"
     if not worth.reached:
         most = number(worth.measured[1] * point.images_per_class)
         sure = worth.lower is not None and worth.lower >= worth.measured[1]
