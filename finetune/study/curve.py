@@ -185,7 +185,7 @@ def _report(
         recipe=public_recipe(recipe),
         seeds=list(seeds),
         device=str(setup.runtime.device),
-        environment=first.environment,
+        environment=dict(sorted(first.environment.items())),  # the order would tell whether it was read back
         seconds=sum(result.facts.seconds for result in results.values()),
         source=first.source,
         target=TargetSummary(
