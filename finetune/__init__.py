@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.commands.adapt import adapt
+    from finetune.commands.compare import compare
     from finetune.commands.evaluate import evaluate
     from finetune.commands.pretrain import pretrain
     from finetune.commands.pull import pull
     from finetune.commands.push import push
     from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
+    from finetune.report.curve_report import CurveReport
     from finetune.report.ranking import RankReport
     from finetune.report.report import Report
     from finetune.sources.resolve import load
     from finetune.sources.save import save
+    from finetune.study.curve import curve
     from finetune.study.rank import rank
 
 
@@ -32,10 +35,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Classifier",
+    "CurveReport",
     "Prediction",
     "RankReport",
     "Report",
     "adapt",
+    "compare",
+    "curve",
     "evaluate",
     "load",
     "pretrain",
@@ -48,10 +54,13 @@ __all__ = [
 
 _HOMES = {
     "Classifier": "finetune.models.classifier",
+    "CurveReport": "finetune.report.curve_report",
     "Prediction": "finetune.models.classifier",
     "RankReport": "finetune.report.ranking",
     "Report": "finetune.report.report",
     "adapt": "finetune.commands.adapt",
+    "compare": "finetune.commands.compare",
+    "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",
     "load": "finetune.sources.resolve",
     "pretrain": "finetune.commands.pretrain",

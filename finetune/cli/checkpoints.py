@@ -26,9 +26,15 @@ from finetune.errors import ClaimError, DataError
 @click.option(
     "--confusion", type=click.Path(path_type=Path), metavar="PNG", help="Draws the confusion matrix as a picture."
 )
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Writes each image's label, prediction and probability, for compare.",
+)
 @with_options("data-root", "device", "json")
 def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, **options: Any) -> None:
-    """Accuracy with its interval, per class, and the most frequent mistakes."""
+    """Accuracy and other metrics with intervals, per class, and the most frequent mistakes."""
     from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
     from finetune.report.tables import evaluation_parts

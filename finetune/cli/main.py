@@ -40,7 +40,8 @@ def cli() -> None:
 
 
 for command in (
-    *(train.pretrain, train.adapt, study.rank, checkpoints.evaluate, checkpoints.verify, checkpoints.predict),
+    *(train.pretrain, train.adapt, study.curve, study.rank, study.compare),
+    *(checkpoints.evaluate, checkpoints.verify, checkpoints.predict),
     *(train.plan, checkpoints.inspect, hub.push, hub.pull, catalog.models, catalog.datasets, catalog.recipes),
 ):
     cli.add_command(command)

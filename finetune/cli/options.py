@@ -17,6 +17,7 @@ from finetune.io.sanitize import escaped_json, printable
 
 if TYPE_CHECKING:
     from finetune.report.console import Console
+    from finetune.report.curve_report import CurveReport
     from finetune.report.report import Report
     from finetune.run.options import RunOptions
 
@@ -134,7 +135,7 @@ def check_target(name: str | None) -> None:
         raise SettingError(f"--target {name}: {error}") from None
 
 
-def print_report(report: Report, as_json: bool, options: RunOptions) -> None:
+def print_report(report: Report | CurveReport, as_json: bool, options: RunOptions) -> None:
     """Prints a report's JSON with --json; of several processes that train together only the first one does."""
     console = options["console"]
     if as_json and console is not None and not console.hushed:

@@ -7,9 +7,42 @@ from typing import Any
 
 import click
 
-from finetune.cli.options import check_target, run_options, with_options
+from finetune.cli.options import check_target, make_console, print_json, print_report, run_options, with_options
 from finetune.errors import FinetuneError
 from finetune.text import first_line
+
+
+@click.command()
+@click.option(
+    "--from", "source", required=True, metavar="SOURCE", help="What to start from, as in adapt; usually a checkpoint."
+)
+@click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
+@with_options("model", "target")
+@click.option(
+    "--shots",
+    default="5,10,20,50,100,all",
+    show_default=True,
+    metavar="N,N,...",
+    help="Numbers of labelled images per class to learn from; all: all there are.",
+)
+@click.option(
+    "--seeds",
+    default="5",
+    show_default=True,
+    metavar="N|A,B,...",
+    help="How many trainings of each: a count, or seeds.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The report to write [default: studies/NAME.curve.json].")
+@with_options("jobs", "engine", "data-root", "device", "set", "resume", "snapshot-every", "json", "quiet")
+def curve(source: str, recipe: Path, target: str | None, **given: Any) -> None:
+    """Tells how many labels starting from these weights is worth; writes a report, a table and a picture."""
+    from finetune.study.curve import curve as study
+
+    check_target(target)
+    own = {key: given.pop(key) for key in ("model", "shots", "seeds", "engine")}
+    own["jobs"] = given.pop("jobs") or 1
+    options = run_options(**given)
+    print_report(study(source, target, recipe, **own, **options), given["as_json"], options)
 
 
 @click.command()
@@ -51,3 +84,29 @@ def rank(sources: tuple[str, ...], target: str | None, recipe: Path, **given: An
     if report.failed:
         lost = "".join(f"\n  {candidate.source}: {first_line(candidate.error)}" for candidate in report.failed)
         raise FinetuneError(f"{len(report.failed)} of {len(report.candidates)} sources could not be ranked:{lost}")
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path), metavar="A")
+@click.argument("second", type=click.Path(path_type=Path), metavar="[B]", required=False)
+@click.option("--row", metavar="ROW", help="Of B [default: after, or its only row].")
+@click.option("--against", metavar="ROW", help="Of A [default: the same row]; without B, another row of A.")
+@click.option("--metric", default="accuracy", show_default=True, metavar="NAME", help="The metric to say in words.")
+@with_options("json")
+def compare(first: Path, second: Path | None, row: str | None, against: str | None, metric: str, as_json: bool) -> None:
+    """The verdict of B against A from two files of predictions, paired image by image.
+
+    adapt and evaluate --predictions write such files, and so may anybody: a CSV of image,label,prediction, and
+    probability if known. The two are of the same images, in any order. All seeds of a row count.
+    """
+    from finetune.commands import compare as command
+    from finetune.report.tables import comparison_parts
+
+    found = command.compare(first, second, row=row, against=against, metric=metric)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    console = make_console()
+    titles = [command.row_title(side) for side in (found.first, found.second)]
+    for part in comparison_parts(found.to_dict(), titles):
+        console.show(part)

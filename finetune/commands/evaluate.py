@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from finetune.data.image_dataset import ImageSet
-from finetune.errors import DataError, SettingError
+from finetune.errors import DataError, OutputError, SettingError
+from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
+from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
 from finetune.report.report import Result, result_values
 from finetune.run.data import open_test
-from finetune.run.finalize import RowAnswers, score
+from finetune.run.finalize import RowAnswers, row_predictions, score
+from finetune.run.output_paths import move_file_aside
 from finetune.sources.resolve import locate, open_source
+from finetune.text import first_line
 from finetune.train.device import Runtime, choose_runtime
 from finetune.train.inference import outputs
 
@@ -40,16 +45,22 @@ class Evaluation:
         """The evaluation as JSON values."""
         names = ("checkpoint", "data", "classes", "left_out", "not_offered")
         own = {name: getattr(self, name) for name in names}
-        return {**own, **result_values(self.result), "claimed_accuracy": self.claimed}
+        found = {**own, **result_values(self.result), "claimed_accuracy": self.claimed}
+        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
+        return values
 
 
 @dataclass(frozen=True)
 class EvaluatedSet:
-    """An evaluation, its test images with classes in the checkpoint's order, and the data set's own order of these."""
+    """An evaluation, its test images with classes in the checkpoint's order, and the data set's own order of these.
+
+    answers: to the test images.
+    """
 
     evaluation: Evaluation
     test: ImageSet
     order: tuple[str, ...]
+    answers: RowAnswers
 
 
 def evaluate(
@@ -59,18 +70,22 @@ def evaluate(
     data_root: str | Path | None = None,
     device: str = "auto",
     on_bad_image: str = "fail",
+    predictions: str | Path | None = None,
     console: Console | None = None,
 ) -> Evaluation:
     """Measures a checkpoint on the test images of the classes that it shares by name with the data.
 
     checkpoint: a file, hub:OWNER/NAME[@REVISION] or timm:NAME[.TAG]. data: a data set's name, a folder of pictures or a
     CSV file. data_root: the folder of the data sets, by default $FINETUNE_DATA_ROOT, else ./data. device: auto, cpu,
-    cuda[:N] or mps. on_bad_image: "fail" lists pictures that cannot be read and stops, "skip" leaves them out. console:
-    where progress is shown, by default nowhere.
+    cuda[:N] or mps. on_bad_image: "fail" lists pictures that cannot be read and stops, "skip" leaves them out.
+    predictions: a CSV file to write, of each image's label, prediction and probability; an older one is moved aside.
+    console: where progress is shown, by default nowhere.
 
     DataError when there is no class in common; other errors are those of `finetune.errors`.
     """
     console = console or Console(quiet=True, results=False)
+    if predictions is not None:
+        check_predictions_path(Path(predictions))
     source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
     runtime, root = choose_runtime(device, "float32"), resolve_data_root(data_root)
     found = evaluate_classifier(
@@ -78,6 +93,9 @@ def evaluate(
     )
     recorded = source.metadata.data.get("test") if source.metadata is not None else None
     same = isinstance(recorded, dict) and recorded.get("fingerprint") == found.test.fingerprint()
+    if predictions is not None:
+        content = row_predictions(found.test, {(PREDICTION, None): found.answers})
+        write_predictions(Path(predictions), content, console)
     return replace(found.evaluation, claimed=source.accuracy if same else None)
 
 
@@ -110,7 +128,29 @@ def evaluate_classifier(
     normalize = classifier.input.normalizer(runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalize)
     rows = [classifier.class_names.index(name) for name in shared]
-    result = score(test, RowAnswers.of(logits[:, rows]), row="test")
+    answers = RowAnswers.of(logits[:, rows])
+    result = score(test, answers, row="test")
     not_offered = [name for name in classifier.class_names if name not in shared]
     evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None)
-    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in shared))
+    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in shared), answers)
+
+
+def check_predictions_path(path: Path) -> None:
+    """SettingError unless `path` ends in .csv; OutputError where something else than a file of predictions is there."""
+    if path.suffix != SUFFIX:
+        raise SettingError(f"--predictions {path}: expected a file name that ends in {SUFFIX}")
+    if not path.exists():
+        return
+    try:
+        read_predictions(path)
+    except DataError as error:
+        raise OutputError(
+            f"{path}: is there already and is no file of predictions ({first_line(error)}); name another place"
+        ) from None
+
+
+def write_predictions(path: Path, content: bytes, console: Console) -> None:
+    """Writes a file of predictions; an older, different one gets a second name first. OutputError."""
+    with prepared_files({path: content}):
+        move_file_aside(path, content, console)
+    console.note(f"wrote {path}")

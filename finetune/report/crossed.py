@@ -11,18 +11,18 @@ A table is read as mean + training + image + residual, a two-way random-effects 
 (Dorfman, Berbaum and Metz, Investigative Radiology 27 (1992) 723-731; Gallas, Bandos, Samuelson and Wagner,
 Communications in Statistics, Theory and Methods 38 (2009) 2586-2603; both with readers and cases for our trainings and
 images). The half-width of the interval is Banerjee's (Sankhya 22 (1960) 359-376): each independent part of the variance
-has its own Student quantile, and the squares are added, which holds at least 95 % whatever the parts. It is never
-narrower than the interval over images alone.
+has its own Student quantile, and the squares are added, which holds at least 95 % whatever the parts.
 
-Two images are added to a difference (Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012)
-479-488) and four to an accuracy (Agresti and Coull, The American Statistician 52 (1998) 119-126), so that no interval
-has width 0. `benchmarks/coverage.py` measures how often the intervals hold the truth.
+Two images are added before the variance is estimated, so that no interval has width 0: one right and one wrong to an
+accuracy (Agresti and Coull, The American Statistician 52 (1998) 119-126, add four), one for either side to a difference
+(Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012) 479-488), of the size that a differing
+image typically has. `benchmarks/coverage.py` measures how often the intervals hold the truth.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,20 +63,18 @@ class Estimate:
     p_value: float
     """Two-sided test of 'the true mean is 0', below 0.05 exactly where `ci95` leaves out 0; no use for an accuracy."""
     variance: Variance
-    """`standard_error`² is training / seeds + images / n + residual / (seeds · n), where n counts the added images."""
+    """Its sum training / seeds + images / n + residual / (seeds · n), where n counts the two added images, is
+    `standard_error`², but where the trainings differ less than the residual alone would make them."""
     seeds: int
     """Trainings; of an unpaired difference the smaller number, not counting a classifier that has only one."""
     images: int
     """Test images, without the added ones."""
-    added: int
-    """Images added: 2 to a difference, 4 to an accuracy."""
 
 
 def crossed_mean(values: npt.NDArray[Any]) -> Estimate:
     """The accuracy over trainings and images.
 
-    `values` has shape (seeds, images), at least two seeds: booleans, or scores from 0 to 1. Two images that are right
-    and two that are wrong, in every training, are added before the variance is estimated (Agresti and Coull).
+    `values` has shape (seeds, images), at least two seeds: booleans, or scores from 0 to 1.
     Raises ValueError for another shape or type, NaN, and scores outside 0 to 1.
     """
     table = np.asarray(values)
@@ -86,21 +84,21 @@ def crossed_mean(values: npt.NDArray[Any]) -> Estimate:
     table = table.astype(np.float64)
     if not (table.min() >= 0 and table.max() <= 1):  # false for NaN, too
         raise ValueError("values: expected numbers from 0 to 1")
-    return _estimate([table], [[1.0, 1.0, 0.0, 0.0]], (0.0, 1.0))
+    return _estimate([table], [(1.0, 0.0)], (0.0, 1.0))
 
 
 def crossed_difference(first: Booleans, second: Booleans) -> Estimate:
     """Accuracy of the second minus accuracy of the first, for trainings in pairs: row k of both has the same seed.
 
     `first` and `second` are booleans of one shape (seeds, images), at least two seeds: whether each training named each
-    image rightly. Two images are added, one that only the first and one that only the second has right (Bonett and
-    Price). One training of each has no spread to learn from: see `statistics.paired_difference`.
+    image rightly. One training of each has no spread to learn from: see `statistics.paired_difference`.
     Raises ValueError for another shape or type.
     """
     ones, others = _rights("first", first, 2), _rights("second", second, 2)
     if ones.shape != others.shape:
         raise ValueError(f"expected the same seeds and images in both, got {ones.shape} and {others.shape}")
-    return _estimate([others - ones], [[1.0, -1.0]], (-1.0, 1.0))
+    size = _typical_size(others.mean(axis=0) - ones.mean(axis=0))
+    return _estimate([others - ones], [(size, -size)], (-1.0, 1.0))
 
 
 def unpaired_difference(first: Booleans, second: Booleans) -> Estimate:
@@ -115,7 +113,8 @@ def unpaired_difference(first: Booleans, second: Booleans) -> Estimate:
         raise ValueError(f"expected the same images in both, got {ones.shape[1]} and {others.shape[1]}")
     if len(ones) == len(others) == 1:
         raise ValueError("expected at least two seeds in one of the two, got one in both")
-    return _estimate([others, -ones], [[1.0, 0.0], [0.0, -1.0]], (-1.0, 1.0))
+    size = _typical_size(others.mean(axis=0) - ones.mean(axis=0))
+    return _estimate([others, -ones], [(size, 0.0), (0.0, -size)], (-1.0, 1.0))
 
 
 def detectable(estimate: Estimate, power: float = 0.8) -> float:
@@ -159,10 +158,17 @@ def _rights(name: str, right: Booleans, at_least: int) -> Floats:
     return table.astype(np.float64)
 
 
-def _estimate(arms: list[Floats], added: list[list[float]], limits: tuple[float, float]) -> Estimate:
+def _typical_size(differences: Floats) -> float:
+    """The root mean square of the differences that are not 0, and of a 1: what one differing image is worth.
+
+    It is 1 where all trainings agree about every image, and smaller the more a difference is that of single trainings.
+    """
+    return math.sqrt((1 + float(np.square(differences).sum())) / (1 + np.count_nonzero(np.abs(differences) > 1e-9)))
+
+
+def _estimate(arms: list[Floats], added: Sequence[Sequence[float]], limits: tuple[float, float]) -> Estimate:
     """The sum of the arms' means: each arm has shape (its seeds, images), and `added` holds its added images."""
-    images = arms[0].shape[1]
-    tables = [np.hstack([arm, np.tile(extra, (len(arm), 1))]) for arm, extra in zip(arms, added, strict=True)]
+    tables = [np.hstack([arm, np.tile(pair, (len(arm), 1))]) for arm, pair in zip(arms, added, strict=True)]
     columns = np.sum([table.mean(axis=0) for table in tables], axis=0)
     n, trained = len(columns), [table for table in tables if len(table) > 1]
     seeds = min(len(table) for table in trained)
@@ -175,10 +181,12 @@ def _estimate(arms: list[Floats], added: list[list[float]], limits: tuple[float,
 
     def half_width(p: float) -> float:  # of the interval of level 1 - p
         t = _student(n - 1, p)
-        widest = (max(_student(df, p) ** 2 * rows, t**2 * residual) for df, rows, residual in parts)
-        return math.sqrt(sum(widest) + t**2 * of_images)
+        squares = (max(_student(df, p) ** 2 * rows, t**2 * residual / 4) for df, rows, residual in parts)
+        return math.sqrt(sum(squares) + t**2 * of_images)
 
-    error, centre, half = math.sqrt(of_training + of_images + of_residual), float(columns.mean()), half_width(0.05)
+    # Rows should differ by the residual at least. A quarter of it, if they do not, keeps the width above 0.
+    error = math.sqrt(sum(max(rows, residual / 4) for _, rows, residual in parts) + of_images)
+    centre, half = float(columns.mean()), half_width(0.05)
     return Estimate(
         mean=float(np.sum([arm.mean() for arm in arms])),
         ci95=(max(limits[0], centre - half), min(limits[1], centre + half)),
@@ -187,8 +195,7 @@ def _estimate(arms: list[Floats], added: list[list[float]], limits: tuple[float,
         p_value=_p_value(half_width, abs(centre)),
         variance=variance,
         seeds=seeds,
-        images=images,
-        added=n - images,
+        images=arms[0].shape[1],
     )
 
 
@@ -198,13 +205,11 @@ def _row_variances(table: Floats) -> tuple[int, float, float]:
     They are the mean squares of rows and residual over the number of cells.
     """
     rows, columns = table.shape
-    means = table.mean(axis=1, keepdims=True)
-    residual = table - means - table.mean(axis=0) + table.mean()
-    return (
-        rows - 1,
-        float(means.var(ddof=1)) / rows,
-        float(np.square(residual).sum()) / ((rows - 1) * (columns - 1) * table.size),
-    )
+    mean, of_rows, of_columns = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    squares = float(np.vdot(table, table)) - table.size * mean**2  # what is left of them is the residual's
+    squares -= columns * np.square(of_rows - mean).sum() + rows * np.square(of_columns - mean).sum()
+    residual = max(float(squares), 0.0) / ((rows - 1) * (columns - 1) * table.size)
+    return rows - 1, float(of_rows.var(ddof=1)) / rows, residual
 
 
 def _student(df: float, p: float) -> float:
@@ -215,29 +220,33 @@ def _student(df: float, p: float) -> float:
 
 
 def _p_value(half_width: Callable[[float], float], distance: float) -> float:
-    """The p at which the half-width is just `distance`, by bisection of its logarithm; none is below 1e-111."""
-    low, high = -1.0, 0.0
-    while low > -200 and half_width(math.exp(low)) <= distance:
-        low, high = 2 * low, low
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if half_width(math.exp(middle)) > distance else (low, middle)
-    return math.exp(high)
+    """The p at which the half-width is just `distance`; none is below 1e-111."""
+    from scipy.optimize import brentq
+
+    logarithm = -1.0
+    while half_width(math.exp(logarithm)) <= distance:
+        if logarithm < -200:
+            return math.exp(logarithm)
+        logarithm *= 2
+    return math.exp(brentq(lambda x: half_width(math.exp(x)) - distance, logarithm, 0.0))
 
 
 def _equivalent_df(reach: float, low: float, high: float) -> float:
     """Degrees of freedom between `low` and `high` of the Student distribution that has its 97.5 % point at `reach`."""
-    for _ in range(40):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if _student(middle, 0.05) > reach else (low, middle)
-    return low
+    from scipy.optimize import brentq
+
+    if reach >= _student(low, 0.05):
+        return low
+    if reach <= _student(high, 0.05):
+        return high
+    return math.exp(brentq(lambda x: _student(math.exp(x), 0.05) - reach, math.log(low), math.log(high)))
 
 
 def _detectable(estimate: Estimate, seeds: int, images: int, power: float) -> float:
     """What could be shown with other numbers of seeds and images, where the variance components stay the same."""
     if not 0 < power < 1:
         raise ValueError(f"expected a power between 0 and 1, such as 0.8, got {power}")
-    n, variance = images + estimate.added, estimate.variance
+    n, variance = images + 2, estimate.variance
     rows, of_images = variance.training / seeds + variance.residual / (seeds * n), variance.images / n
     half = math.hypot(_student(seeds - 1, 0.05) * math.sqrt(rows), _student(n - 1, 0.05) * math.sqrt(of_images))
     error = math.sqrt(rows + of_images)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.errors import SettingError
+from finetune.report import crossed
 from finetune.report.statistics import Integers, wilson
 from finetune.text import listed, name_hint
 
@@ -67,8 +68,11 @@ class Answers:
                 raise ValueError(f"{name}: expected 0 to 1, got {given.min()} to {given.max()}")
 
     @classmethod
-    def of(cls, labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> Answers:
-        """From labels (int, N) and the probabilities of all classes (float, N×C), each row of which sums to 1."""
+    def of(cls, labels: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: Integers | None = None) -> Answers:
+        """From labels (int, N) and the probabilities of all classes (float, N×C), each row of which sums to 1.
+
+        predicted: what was answered (int, N), where rounding may have made two probabilities equal.
+        """
         true, given = np.asarray(labels), np.asarray(probabilities)
         if given.ndim != 2 or not np.issubdtype(given.dtype, np.floating):
             raise ValueError(f"probabilities: expected floats of shape (images, classes), got {given.dtype}")
@@ -77,7 +81,8 @@ class Answers:
         sums = given.sum(1, dtype=np.float64)
         if len(sums) and not np.abs(sums - 1).max() <= SUM_TOLERANCE:
             raise ValueError(f"probabilities: expected rows that sum to 1, got {sums.min()} to {sums.max()}")
-        predicted = given.argmax(1) if given.size else np.zeros(0, np.int64)
+        if predicted is None:
+            predicted = given.argmax(1) if given.size else np.zeros(0, np.int64)
         confidence = np.take_along_axis(given, predicted[:, None], 1)[:, 0] if given.size else None
         return cls(true, predicted, given.shape[1], confidence, given)
 
@@ -518,21 +523,33 @@ def measure_all(answers: Answers, class_names: Sequence[str] = ()) -> dict[str, 
 def measure_over_seeds(answers: Sequence[Answers], class_names: Sequence[str] = ()) -> dict[str, MetricValue]:
     """Every metric that the answers are enough for, as means over seeds: one of `answers` for each seed's training.
 
-    All are to the same images in the same order. The intervals are over other trainings and other images.
+    All are to the same images in the same order. The intervals are over other trainings and other images, and of
+    accuracy that of `crossed_mean`; where the seeds answer alike, as where nothing is trained, it is one seed's.
     """
     found = {}
     for name, first in measure_all(answers[0], class_names).items():
-        values = [METRICS[name].value(own) for own in answers]
-        known = np.array([value for value in values if value is not None])
-        moved = np.stack([METRICS[name].influence(own) for own in answers])
-        if len(known) < len(answers) or bool((known == known[0]).all() and (moved == moved[0]).all()):
-            found[name] = first  # of one seed, or of what no seed changes
+        table = _table(name, answers)
+        if table is None or bool((table == table[0]).all()):
+            found[name] = first
             continue
-        error, freedom = crossed_error(known, moved)
-        mean, reach = float(known.mean()), _t_quantile(freedom) * error
-        highest = math.inf if name == "log_loss" else 1.0
-        found[name] = MetricValue(mean, (max(0.0, mean - reach), min(highest, mean + reach)), first.note)
+        neutral = float(table.mean())
+        added = (1.0, 0.0) if METRICS[name].needs == "predictions" else (neutral, neutral)
+        limits = (0.0, math.inf if name == "log_loss" else 1.0)
+        estimate = crossed._estimate([table], [added], limits)
+        found[name] = MetricValue(estimate.mean, estimate.ci95, first.note)
     return found
+
+
+def _table(name: str, answers: Sequence[Answers]) -> crossed.Floats | None:
+    """Trainings × images, whose row means are the metric's values and whose columns say what each image moves.
+
+    Of accuracy it is the rights and wrongs. None where the metric is not defined.
+    """
+    values = [METRICS[name].value(given) for given in answers]
+    if None in values:
+        return None
+    influences = np.stack([METRICS[name].influence(given) for given in answers])
+    return cast(crossed.Floats, influences.shape[1] * influences + np.array(values, dtype=np.float64)[:, None])
 
 
 def all_metrics(
@@ -556,56 +573,59 @@ def metric_difference(
     )
 
 
-def answers_difference(name: str, first: Sequence[Answers], second: Sequence[Answers]) -> MetricDifference:
-    """As `metric_difference`, from the answers to the same images in the same order; one training a seed.
+def answers_difference(
+    name: str, first: Sequence[Answers], second: Sequence[Answers], *, paired: bool = True
+) -> MetricDifference:
+    """As `metric_difference`, from answers to the same images in the same order, one training each.
 
-    Images and seeds are crossed random effects: the variance of the mean is what images and what seeds contribute, each
-    seed's from its own image influences and from the differences' spread. The interval is t's, with Satterthwaite's
-    degrees of freedom, so that few seeds make it wide; with one seed it is over images alone.
+    Without `paired` the numbers of trainings may differ. Each training's value and the influences of its images make a
+    row of a table, and rows and images are crossed random effects as in `crossed`, so that accuracy comes out as
+    there; one training on each side is a t test over images. Metrics that count images get two images more, one for
+    each side, so that no interval has width 0.
     """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"expected as many seeds of both, at least one, got {len(first)} and {len(second)}")
+    if not first or not second or (paired and len(first) != len(second)):
+        raise ValueError(f"expected as many trainings of both, at least one, got {len(first)} and {len(second)}")
     metric = find_metric(name)
     for answers in (*first, *second):
         _check_applies(name, answers)
         if not np.array_equal(answers.labels, first[0].labels):
             raise ValueError("expected the same labels of the same images from all")
-    values = [(metric.value(a), metric.value(b)) for a, b in zip(first, second, strict=True)]
-    differences = np.array([b - a for a, b in values if a is not None and b is not None])
-    if len(differences) < len(first):
+    ones, others = _table(name, first), _table(name, second)
+    if ones is None or others is None:
         return MetricDifference(name, None, None, None)
-    moved = np.stack([metric.influence(b) - metric.influence(a) for a, b in zip(first, second, strict=True)])
-    # Counts move by whole images; where no image moved them, other images still may.
-    least = 1 / first[0].effective_images if metric.needs == "predictions" else 0.0
-    error, freedom = crossed_error(differences, moved)
-    return _t_test(name, float(differences.mean()), max(error, least), freedom)
+    counts = metric.needs == "predictions"
+    size = crossed._typical_size(others.mean(0) - ones.mean(0))
+    if len(ones) == len(others) == 1:
+        return _over_images(name, (others - ones)[0], [size, -size] if counts else [])
+    difference = float(others.mean() - ones.mean())
+    arms: list[crossed.Floats] = [others - ones] if paired else [others, -ones]
+    if counts:
+        added = [(size, -size)] if paired else [(size, 0.0), (0.0, -size)]
+    else:
+        added = [(float(arm.mean()), float(arm.mean())) for arm in arms]  # these move nothing
+        if max(float(np.ptp(arm)) for arm in arms) <= 1e-15:
+            return _no_spread(name, difference)
+    found = crossed._estimate(arms, added, (-math.inf, math.inf))
+    return MetricDifference(name, difference, found.ci95, found.p_value)
 
 
-def crossed_error(differences: Floats, moved: Floats) -> tuple[float, float]:
-    """The standard error of the mean of S seeds' differences, and its degrees of freedom.
-
-    differences: S. moved: S×N, how much each image moves each of them; rows sum to 0.
-    """
-    seeds, images = moved.shape
-    by_images = float((moved.mean(0) ** 2).sum()) * images / max(images - 1, 1)
-    if seeds == 1:
-        return math.sqrt(by_images), max(images - 1, 1)
-    within = float((moved**2).sum()) / seeds * images / max(images - 1, 1)
-    interaction = (within - by_images) * seeds / (seeds - 1)  # of images and seeds, in one seed's difference
-    spread = float(differences.var(ddof=1))
-    variance = by_images + max(0.0, spread - interaction) / seeds
-    doubt = (spread / seeds) ** 2 / (seeds - 1) + by_images**2 / max(images - 1, 1)
-    return math.sqrt(variance), variance**2 / doubt if doubt else images - 1
-
-
-def _t_test(name: str, difference: float, error: float, freedom: float) -> MetricDifference:
+def _over_images(name: str, moved: Floats, added: Sequence[float]) -> MetricDifference:
+    """The t test of a table of one row: the difference with what each image moves it, and the added images."""
     from scipy.special import stdtr
 
-    if error == 0:
-        return MetricDifference(name, difference, (difference, difference), 1.0 if difference == 0 else 0.0)
+    difference, row = float(moved.mean()), np.append(moved, added)
+    freedom, centre = max(len(row) - 1, 1), float(row.mean())
+    error = float(row.std(ddof=1)) / math.sqrt(len(row)) if len(row) > 1 else math.inf
+    if error <= 1e-15:
+        return _no_spread(name, difference)
     reach = _t_quantile(freedom) * error
-    p_value = 2 * float(stdtr(freedom, -abs(difference) / error))
-    return MetricDifference(name, difference, (difference - reach, difference + reach), p_value)
+    p_value = min(1.0, 2 * float(stdtr(freedom, -abs(centre) / error)))
+    return MetricDifference(name, difference, (centre - reach, centre + reach), p_value)
+
+
+def _no_spread(name: str, difference: float) -> MetricDifference:
+    """Where no image or training moves the difference, as between a classifier and itself."""
+    return MetricDifference(name, difference, (difference, difference), 1.0 if abs(difference) <= 1e-15 else 0.0)
 
 
 def _check_applies(name: str, answers: Answers) -> None:

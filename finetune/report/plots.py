@@ -1,10 +1,11 @@
-"""Plots: confusion matrices and grids of images."""
+"""Plots: confusion matrices, grids of images, learning curves."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ DOTS = 120  # per inch
 MAX_NAME_LEN = 24  # characters of a class name
 MAX_COUNTS = 30  # classes; above, the counts would not be readable
 SMALLEST = 1.0  # inches an image of a grid is wide, at least
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")  # of curves
 GAP = 2  # pixels between the images of a grid, at the size the images have
 
 
@@ -84,6 +86,54 @@ def grid_picture(images: npt.NDArray[np.uint8], labels: Sequence[str], path: str
     _save(figure, Path(path))
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One learning curve to draw, in fractions: measured at `images`, foretold from the last of them on.
+
+    seeds: for each number of images the accuracies of its trainings. foretold: images, accuracy, lower, upper.
+    """
+
+    title: str
+    images: Sequence[float]
+    means: Sequence[float]
+    intervals: Sequence[tuple[float, float]]
+    seeds: Sequence[Sequence[float]]
+    foretold: Sequence[tuple[float, float, float, float]] = ()
+
+
+def curve_pictures(curves: Sequence[Curve], title: str, endings: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
+    """Draws accuracy against labelled images a class, by ending. Bands are 95 % intervals, dots are single trainings.
+
+    What is foretold is dashed.
+    """
+    figure = _figure(7, 4.5)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xscale("log")
+    for curve, colour in zip(curves, COLOURS, strict=False):
+        lower, upper = zip(*curve.intervals, strict=True)
+        axes.fill_between(curve.images, _percents(lower), _percents(upper), color=colour, alpha=0.2, linewidth=0)
+        axes.plot(curve.images, _percents(curve.means), color=colour, marker="o", markersize=4, label=curve.title)
+        for images, each in zip(curve.images, curve.seeds, strict=True):
+            axes.plot([images] * len(each), _percents(each), ".", color=colour, alpha=0.35, markersize=4)
+        if curve.foretold:
+            places, middle, low, high = zip(*curve.foretold, strict=True)
+            axes.plot(places, _percents(middle), "--", color=colour)
+            axes.fill_between(places, _percents(low), _percents(high), color=colour, alpha=0.1, linewidth=0)
+    ticks = sorted({images for curve in curves for images in (*curve.images, *(f[0] for f in curve.foretold))})
+    axes.set_xticks(ticks, [f"{tick:,.4g}" if tick < 10_000 else f"{tick:,.0f}" for tick in ticks], rotation=45)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("labelled images a class; dashed: a forecast")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(drawable([title])[0][0], parse_math=False)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return {ending: _encoded(figure, ending) for ending in endings}
+
+
+def _percents(fractions: Sequence[float]) -> list[float]:
+    return [100 * fraction for fraction in fractions]
+
+
 def drawable(names: Sequence[str]) -> tuple[list[str], bool]:
     """The names as the font can draw them, and whether any had to be replaced by '#' and its place, from 0.
 
@@ -113,6 +163,15 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     """Writes the whole picture or nothing: to a temporary file beside `path`, then renamed."""
+    write_atomic(path, _encoded(figure, "png"))
+
+
+def _encoded(figure: Figure, ending: str) -> bytes:
+    """The picture as PNG or SVG: the same figure, the same bytes."""
+    from matplotlib import rc_context
+
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DOTS, bbox_inches="tight", metadata={"Software": None})
-    write_atomic(path, content.getvalue())
+    metadata = {"Software": None} if ending == "png" else {"Date": None, "Creator": None}
+    with rc_context({"svg.hashsalt": "finetune"}):
+        figure.savefig(content, format=ending, dpi=DOTS, bbox_inches="tight", metadata=metadata)
+    return content.getvalue()

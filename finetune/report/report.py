@@ -201,5 +201,5 @@ def read_report_values(path: Path) -> dict[str, Any] | None:
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
     left_out = ("per_class", "confusion", "per_seed", "metrics") if brief else ()
-    found = asdict(result) | {"ci95": list(result.ci95)}
+    found = json.loads(json.dumps(asdict(result), allow_nan=False))  # JSON has lists and no tuples
     return {k: v for k, v in found.items() if v is not None and k not in left_out}

@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.report.comparison import Score, is_told, sentence
+from finetune.report.comparison import IMAGES, SIGNIFICANT, Score, is_told, sentence
+from finetune.report.metrics import METRICS, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import row_of
 
@@ -163,9 +164,89 @@ def evaluation_parts(
     if claimed is not None:
         same = "the same" if abs(claimed - result.accuracy) < 1e-12 else "NOT the same"
         parts.append(Text(f"the checkpoint says {percent(claimed)} on these images: {same}"))
+    if result.metrics:
+        parts.append(metrics_table(result.metrics))
     parts.append(class_table(result))
     parts += [Text(line) for line in confusion_lines(result.confusion or [], classes)]
     return parts
+
+
+def metric_text(name: str, value: float | None, *, signed: bool = False) -> str:
+    """A metric as shown: accuracies and the like in percent, AUROC and log loss as numbers."""
+    if value is None:
+        return "not defined"
+    sign = "+" if signed else ""
+    if name in ("auroc", "log_loss"):
+        return f"{round(value, 4) + 0.0:{sign}.4f}"
+    return f"{round(100 * value, 2) + 0.0:{sign}.2f}" + ("" if signed else " %")
+
+
+def metrics_table(metrics: Mapping[str, MetricValue]) -> Table:
+    """Each metric with its 95 % interval."""
+    table = Table(title="metrics", title_justify="left")
+    table.add_column("metric", overflow="fold")
+    table.add_column("value (95 % interval)", justify="right", overflow="fold")
+    table.add_column("", overflow="fold")
+    for name, found in metrics.items():
+        shown = metric_text(name, found.value)
+        if found.ci95 is not None:
+            low, high = (metric_text(name, end).removesuffix(" %") for end in found.ci95)
+            shown = f"{shown} ({low} to {high})"
+        table.add_row(METRICS[name].title if name in METRICS else name, shown, found.note or "")
+    return table
+
+
+def comparison_parts(found: Mapping[str, Any], titles: Sequence[str]) -> list[RenderableType]:
+    """What `finetune compare` shows; `titles` say what A, the first, and B, the second, are."""
+    parts: list[RenderableType] = []
+    for letter, title, side in zip("AB", titles, (found["first"], found["second"]), strict=True):
+        low, high = side["ci95"]
+        parts.append(
+            Text(f"{letter}: {title}: {percent(side['accuracy'])} ({100 * low:.2f} to {100 * high:.2f}) right")
+        )
+    kind = "images" if found["comparison"]["design"] == IMAGES else "images, a mean over trainings"
+    counts = ", ".join(
+        f"only {x} is right on {found[key]:,g}" for x, key in (("A", "only_first"), ("B", "only_second"))
+    )
+    parts += [Text(f"of {found['images']:,} {kind}, {counts}"), Text(found["sentence"])]
+    if found["metric"] != "accuracy":
+        parts.append(Text(_metric_line(found["metric"], found["metrics"][found["metric"]])))
+    table = Table(title="B minus A", title_justify="left")
+    table.add_column("metric", overflow="fold")
+    for column in ("A", "B", "difference (95 % interval)", "p"):
+        table.add_column(column, justify="right", overflow="fold")
+    for name, metric in found["metrics"].items():
+        title = METRICS[name].title + ("" if metric["higher_is_better"] else ", lower is better")
+        sides = (metric_text(name, metric[key]) for key in ("first", "second"))
+        p_value = "" if metric["p_value"] is None else _p_value_text(metric["p_value"])
+        table.add_row(title, *sides, _difference_text(name, metric), p_value)
+    parts.append(table)
+    if found["positive"] is not None:
+        parts.append(Text(f"sensitivity is about class {found['positive']}"))
+    return parts
+
+
+def _difference_text(name: str, metric: Mapping[str, Any]) -> str:
+    if metric["difference"] is None:
+        return "not defined"
+    value, low, high = (metric_text(name, x, signed=True) for x in (metric["difference"], *metric["ci95"]))
+    return f"{value} ({low} to {high})"
+
+
+def _p_value_text(p_value: float, equals: str = "") -> str:
+    return "< 0.0001" if p_value < 0.0001 else f"{equals}{p_value:.4g}"
+
+
+def _metric_line(name: str, metric: Mapping[str, Any]) -> str:
+    """The difference of a metric in words."""
+    title = METRICS[name].title
+    if metric["difference"] is None:
+        return f"{title}: not defined for these images"
+    shown = f"{_difference_text(name, metric)}, p {_p_value_text(metric['p_value'], '= ')}"
+    if metric["p_value"] >= SIGNIFICANT:
+        return f"{title}: no difference shown between B and A: {shown}"
+    better = (metric["difference"] > 0) == metric["higher_is_better"]
+    return f"{title}: B is {'better' if better else 'worse'} than A: {shown}"
 
 
 def verification_lines(found: Mapping[str, Any]) -> list[str]:

@@ -225,15 +225,16 @@ def save_run(
     metadata = make_metadata(classifier, **metadata_fields)
     content = encode(classifier.network.state_dict(), metadata)
     digest = hashlib.sha256(content).hexdigest()
-    beside = {outputs.report: report.to_json().encode(), outputs.predictions: predictions}
+    contents = {outputs.report: report.to_json().encode(), outputs.predictions: predictions}
     if digest == outputs.digest():
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
-        with prepared_files(beside):
+        with prepared_files(contents):
             pass
     else:
-        with prepared_files({outputs.checkpoint: content, **beside}):
+        with prepared_files({outputs.checkpoint: content, **contents}):
             move_aside(outputs, console)
     for table in report_tables(report):
         console.show(table)
-    console.say(f"wrote {outputs.checkpoint} (sha256 {digest[:12]}) and {outputs.report}")
+    beside = f"{outputs.report.name} and {outputs.predictions.name}"
+    console.say(f"wrote {outputs.checkpoint} (sha256 {digest[:12]}), {beside}")
     return digest

@@ -32,8 +32,9 @@ class StopSignal(KeyboardInterrupt):
 class StopRequests:
     """Turns signals into StopSignal while a block runs. Signals that somebody else handles or ignores stay theirs.
 
-    Between `hold` and `release` the first request only sets `asked`, so that a step is finished; a second one stops at
-    once, unless it follows within ECHO_SECONDS: torchrun repeats what its processes have got from the machine already.
+    Of nested blocks the innermost handles them. Between `hold` and `release` the first request only sets `asked`, so
+    that a step is finished; a second one stops at once, unless it follows within ECHO_SECONDS: torchrun repeats what
+    its processes have got from the machine already.
     After an error nobody releases, so that what is being saved is not cut short.
     """
 
@@ -41,13 +42,14 @@ class StopRequests:
         self.asked: int | None = None
         self.since = 0.0
         self.holding = False
+        self.on_request: Callable[[], None] | None = None
         self.handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             for name in SIGNAL_NAMES:
                 number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                if number is not None and _is_free(signal.getsignal(number)):
                     self.handlers[number] = signal.signal(number, self._handle)
         return self
 
@@ -55,9 +57,12 @@ class StopRequests:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def hold(self) -> None:
-        """Makes requests wait from here on; the caller looks at `asked` where it may stop."""
-        self.holding = True
+    def hold(self, on_request: Callable[[], None] | None = None) -> None:
+        """Makes requests wait from here on; the caller looks at `asked` where it may stop.
+
+        on_request: called at once when the first request comes.
+        """
+        self.holding, self.on_request = True, on_request
 
     def release(self) -> None:
         """Ends `hold`. StopSignal if a request is waiting."""
@@ -83,9 +88,17 @@ class StopRequests:
         self._ask(number)
 
     def _ask(self, number: int) -> None:
-        if self.asked is None:
+        first, self.asked = self.asked is None, number
+        if first:
             self.since = time.monotonic()
-        self.asked = number
+            if self.on_request is not None:
+                self.on_request()
+
+
+def _is_free(handler: Any) -> bool:
+    """Whether a signal with this handler may be handled here."""
+    default = handler in (signal.SIG_DFL, signal.default_int_handler)
+    return default or isinstance(getattr(handler, "__self__", None), StopRequests)
 
 
 class InterruptCheckpoint:

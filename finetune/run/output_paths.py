@@ -167,8 +167,8 @@ def _json_line(row: dict[str, Any]) -> str:
 
 def move_aside(outputs: OutputPaths, console: Console) -> None:
     """Gives an older checkpoint, its report and predictions second names, as `move_files_aside` does."""
-    existing = (outputs.checkpoint, outputs.report, outputs.predictions)
-    move_files_aside(existing, outputs.checkpoint.name.removesuffix(SUFFIX), console)
+    files = (outputs.checkpoint, outputs.report, outputs.predictions)
+    move_files_aside(files, outputs.checkpoint.name.removesuffix(SUFFIX), console)
 
 
 def move_files_aside(paths: Sequence[Path], stem: str, console: Console) -> None:
@@ -186,6 +186,17 @@ def move_files_aside(paths: Sequence[Path], stem: str, console: Console) -> None
         if not aside.exists():
             link_aside(old, aside)
         console.note(f"{old} was there already: moved to {aside.name}")
+
+
+def move_file_aside(path: Path, content: bytes, console: Console) -> None:
+    """As `move_aside`, for one file that is about to become `content`; where it is that already, it stays."""
+    with raises_output_error(path):
+        if not path.is_file() or sha256_of(path) == sha256_of(content):
+            return
+        [(_, aside)] = _second_names([path], path.stem).items()
+    if not aside.exists():
+        link_aside(path, aside)
+    console.note(f"{path} was there already: moved to {aside.name}")
 
 
 def _second_names(existing: Sequence[Path], stem: str) -> dict[Path, Path]:

@@ -71,7 +71,7 @@ class Source:
     @property
     def accuracy(self) -> float | None:
         """The test accuracy in its metadata, a fraction."""
-        for name in ("after", "test"):
+        for name in ("average", "after", "test"):
             result = self.metadata.results.get(name) if self.metadata is not None else None
             if isinstance(result, dict) and isinstance(result.get("accuracy"), float):
                 return float(result["accuracy"])

@@ -47,7 +47,8 @@ from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, open_recipe
 from finetune.sources.resolve import RANDOM as RANDOM_MODEL
 from finetune.study.analysis import result_over_seeds, rights
 from finetune.study.design import few_seeds_note, parse_seeds, refuse_torchrun, row_trials
-from finetune.study.runner import FailedTrial, Outcome, StudyFolder, TrialOptions, run_trials
+from finetune.study.runner import StudyFolder, TrialOptions, run_trials
+from finetune.study.task import FailedTrial, Outcome
 from finetune.study.trial import Trial, TrialResult, TrialRunner
 from finetune.text import first_line, json_diff, listed
 from finetune.train.device import seeded

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import json
-import socket
-import tempfile
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
-from finetune.distributed.process_group import SINGLE_PROCESS
-from finetune.errors import FinetuneError, Interrupted, SettingError, TrainingError
+from finetune.commands.adapt import source_summary
+from finetune.errors import Interrupted, SettingError
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import read_regular
-from finetune.report.console import Console
 from finetune.report.tables import percent
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.run.lock import RunLock
 from finetune.run.options import RunCall
 from finetune.run.output_paths import LOG, clear_run_folder
-from finetune.run.snapshot import ResumeOptions, SnapshotStore
+from finetune.run.snapshot import SnapshotStore
+from finetune.study.cluster import cluster_address
+from finetune.study.task import MAX_LISTED, FailedTrial, Outcome, TrialTask, run_or_fail
 from finetune.study.trial import Trial, TrialResult, TrialRunner
 from finetune.text import first_line, json_diff
 
 DESIGN = "study.json"  # what the study in a folder is about
 TRIALS = "trials"
+STOP = "stop"  # a file that asks the processes of --jobs to stop
 MAX_DESIGN_BYTES = 10_000_000
-MAX_LISTED = 8  # differences in one message
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,13 @@ class TrialOptions:
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise SettingError(f"--jobs {self.jobs}: expected at least 1, the number of trainings at once")
+        if self.engine is not None:
+            cluster_address(self.engine)
+            if self.jobs > 1:
+                raise SettingError(
+                    "--jobs is for this machine, and a cluster has as many trainings at once as it has workers: "
+                    "expected --jobs or --engine"
+                )
 
 
 class StudyFolder:
@@ -74,9 +79,12 @@ class StudyFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.stack.close()
-        if isinstance(error, StopSignal):
-            hint = f"resume with: {self.call.resume.resume_command}"
-            raise Interrupted(f"stopped by {error}; finished trials are kept; {hint}", error.exit_code) from None
+        kept = f"finished trials are kept; resume with: {self.call.resume.resume_command}"
+        if isinstance(error, KeyboardInterrupt):
+            stop = error if isinstance(error, StopSignal) else StopSignal(signal.SIGINT)
+            raise Interrupted(f"stopped by {stop}; {kept}", stop.exit_code) from None
+        if isinstance(error, Interrupted) and self.call.resume.resume_command not in str(error):
+            error.args = (f"{error}\n{kept}",)
 
     def trial_folder(self, trial: Trial) -> Path:
         return self.folder / TRIALS / trial.name
@@ -96,23 +104,6 @@ class StudyFolder:
                 f"--resume: {self.folder} holds another study, which cannot be resumed:\n{shown}"
                 "put that back to resume it, or start anew without --resume, which moves the other study aside"
             )
-
-
-@dataclass(frozen=True)
-class FailedTrial:
-    """Why a trial came to no result: an error's message and exit code, which a process hands to another."""
-
-    message: str
-    exit_code: int
-
-    def error(self) -> FinetuneError:
-        """The error again, of the process that runs the study."""
-        found = FinetuneError(self.message)
-        found.exit_code = self.exit_code
-        return found
-
-
-Outcome = TrialResult | FailedTrial
 
 
 def run_trials(
@@ -138,7 +129,7 @@ def run_trials(
     elif options.jobs > 1 and len(waiting) > 1:
         outcomes = _run_in_processes(waiting, folder, min(options.jobs, len(waiting)), runner)
     else:
-        outcomes = ((trial, _run(runner, trial, folder.trial_folder(trial))) for trial in waiting)
+        outcomes = ((trial, run_or_fail(runner, trial, folder.trial_folder(trial))) for trial in waiting)
     for trial, outcome in outcomes:
         found[trial.name] = outcome
         console.note(f"{len(found)}/{len(trials)} {trial.name}: {_outcome_text(trial, outcome, runner)}")
@@ -164,93 +155,47 @@ def _outcome_text(trial: Trial, outcome: Outcome, runner: TrialRunner) -> str:
     return f"{', '.join(rows)}, {outcome.facts.seconds:.1f} s"
 
 
-def _run(runner: TrialRunner, trial: Trial, folder: Path) -> Outcome:
-    try:
-        return runner.run(trial, folder)
-    except Interrupted:
-        raise
-    except FinetuneError as error:
-        return FailedTrial(str(error), error.exit_code)
-
-
-@dataclass(frozen=True)
-class TrialTask:
-    """A trial as another process gets it, in plain values; `folder` None: that process has none of ours.
-
-    expected: the fingerprint that the trial has in the process that asks for it. threads: for torch.
-    """
-
-    trial: Trial
-    expected: dict[str, Any]
-    folder: Path | None
-    data_root: Path
-    device: str
-    resume: ResumeOptions
-    threads: int
-
-
-_RUNNERS: dict[tuple[Path, str], TrialRunner] = {}  # of this process, so that its trials share what they can
-
-
-def run_task(task: TrialTask) -> Outcome:
-    """Runs a trial in a process of a pool or a cluster, where its source, data and versions are the same there."""
-    torch.set_num_threads(task.threads)
-    call = RunCall(
-        SINGLE_PROCESS, Console(quiet=True, results=False), None, task.data_root, task.device, (), task.resume
-    )
-    runner = _RUNNERS.setdefault((task.data_root, task.device), TrialRunner(call))
-    try:
-        if differences := json_diff(task.expected, runner.fingerprint(task.trial)):
-            shown = "; ".join(differences[:MAX_LISTED])
-            return FailedTrial(f"{socket.gethostname()}: other source, data or versions than here: {shown}", 2)
-        if task.folder is not None:
-            return _run(runner, task.trial, task.folder)
-        with tempfile.TemporaryDirectory() as folder:
-            return _run(runner, task.trial, Path(folder))
-    except Interrupted:
-        raise
-    except FinetuneError as error:
-        return FailedTrial(f"{socket.gethostname()}: {error}", error.exit_code)
-
-
-def _tasks(trials: Sequence[Trial], folder: StudyFolder, runner: TrialRunner, threads: int, *, here: bool) -> Any:
-    """Calls of `run_task` for joblib; `here`: on this machine, which has the study's folder."""
-    from joblib import delayed
-
+def _tasks(trials: Sequence[Trial], folder: StudyFolder, runner: TrialRunner) -> list[TrialTask]:
+    """What other processes get of these trials."""
     call = folder.call
-    for trial in trials:
-        place = folder.trial_folder(trial).absolute() if here else None
-        expected = runner.fingerprint(trial)
-        task = TrialTask(trial, expected, place, call.data_root, call.device, call.resume, threads)
-        yield delayed(_named)(trial.name, task)
-
-
-def _named(name: str, task: TrialTask) -> tuple[str, Outcome]:
-    return name, run_task(task)
+    return [
+        TrialTask(
+            trial,
+            runner.fingerprint(trial),
+            folder.trial_folder(trial).absolute(),
+            call.data_root.absolute(),
+            call.device,
+            call.resume,
+        )
+        for trial in trials
+    ]
 
 
 def _run_in_processes(
     trials: Sequence[Trial], folder: StudyFolder, jobs: int, runner: TrialRunner
 ) -> Iterator[tuple[Trial, Outcome]]:
     """Runs `jobs` trials at once in processes of this machine, which share its threads."""
-    from joblib import Parallel
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    from finetune.study.pool import run_in_processes
 
-    threads = max(1, torch.get_num_threads() // jobs)
     by_name = {trial.name: trial for trial in trials}
-    pool = Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
-    try:
-        for name, outcome in pool(_tasks(trials, folder, runner, threads, here=True)):
-            yield by_name[name], outcome
-    except TerminatedWorkerError:
-        raise TrainingError(
-            f"a process of --jobs {jobs} was killed; if nobody killed it, memory may have run out: try fewer jobs; "
-            f"finished trials are kept; resume with: {folder.call.resume.resume_command}"
-        ) from None
+    stop = folder.folder.absolute() / STOP
+    tasks = _tasks(trials, folder, runner)
+    for name, outcome in run_in_processes(tasks, jobs, folder.requests, stop, folder.call.resume.resume_command):
+        yield by_name[name], outcome
 
 
 def _run_on_cluster(
     trials: Sequence[Trial], folder: StudyFolder, engine: str, runner: TrialRunner
 ) -> Iterator[tuple[Trial, Outcome]]:
     """Runs trials on the workers of a Dask cluster; results come back here and are written into the study's folder."""
-    raise NotImplementedError
+    from finetune.study.cluster import run_on_cluster
+
+    by_name = {trial.name: trial for trial in trials}
+    tasks = [replace(task, trial=runner.portable(task.trial)) for task in _tasks(trials, folder, runner)]
+    for name, outcome in run_on_cluster(tasks, engine, folder.call.resume.resume_command):
+        trial = by_name[name]
+        if isinstance(outcome, TrialResult):
+            own = source_summary(runner.setup(trial).source)  # its path is this machine's
+            outcome = replace(outcome, facts=outcome.facts.model_copy(update={"source": own}))
+            outcome.store(folder.trial_folder(trial))
+        yield trial, outcome

@@ -100,6 +100,8 @@ def _adapt_seeds(
     setup = runner.setup(trials[0])
     for note in [*setup.data.notes, *([few] if (few := few_seeds_note(seeds)) else [])]:
         console.note(note)
+    if keep == AVERAGE and not len(setup.data.validation):
+        raise SettingError("--keep average: there are no validation images to measure it by; set data.validation")
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
     fingerprint = {key: value for key, value in runner.fingerprint(trials[0]).items() if key != "rows"}
     design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **fingerprint}
@@ -128,7 +130,8 @@ def _adapt_seeds(
             fields["results"] = checkpoint_results({**dict.fromkeys(ADAPT_ROWS), **own})
         each: dict[ColumnKey, RowAnswers] = {}
         each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
-        save_run(classifier, fields, report, row_predictions(setup.data.test, each), outputs, console)
+        predictions = row_predictions(setup.data.test, each)
+        save_run(classifier, fields, report, predictions, outputs, console)
     return report
 
 
@@ -190,8 +193,6 @@ def _average(
     """
     states = [result.weights for result in results.values() if result.weights]
     validation = setup.data.validation
-    if not len(validation):
-        raise SettingError("--keep average: there are no validation images to measure it by; set data.validation")
     classifier, first = classifier_with(setup, average_weights(states)), classifier_with(setup, states[0])
     normalize, device = setup.spec.normalizer(setup.runtime.device), setup.runtime.device
 

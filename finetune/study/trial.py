@@ -180,6 +180,14 @@ class TrialRunner:
         found = TrialResult.load(folder)
         return found if found is not None and not json_diff(found.facts.fingerprint, self.fingerprint(trial)) else None
 
+    def portable(self, trial: Trial) -> Trial:
+        """The same trial for another machine: the source's path absolute, the Hub's revision a commit."""
+        self._open(trial)
+        located = self.sources[trial.source]
+        if located.hub is not None or located.path is None:
+            return replace(trial, source=located.text)
+        return replace(trial, source=str(located.path.absolute()))
+
     def _open(self, trial: Trial) -> tuple[AdaptRecipe, AdaptSetup, SharedWork]:
         """Recipe, source and images, and what earlier trials computed of these."""
         recipe, key, base = self._open_all(trial.source, trial.recipe)

@@ -210,8 +210,11 @@ def _report_faults(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> I
         if value != reported:
             yield f"{key}: it says {_short(reported)}, and the checkpoint {_short(value)}"
     ours, theirs = subject.metadata.results, as_mapping(report.get("results"))
-    for name in {**ours, **{key: value for key, value in theirs.items() if not row_of(key).floor}}:
-        yield from _reported_result_faults(name, ours.get(name), theirs.get(name))
+    several = _several_seeds(report)  # of which the checkpoint is one, or their average
+    names = ours if several else {**ours, **{key: value for key, value in theirs.items() if not row_of(key).floor}}
+    for name in names:
+        reported = _first_seed(theirs.get(name)) if several else theirs.get(name)
+        yield from _reported_result_faults(name, ours.get(name), reported)
     yield from _comparison_faults(report, theirs)
     yield from _phase_faults(subject, report)
 
@@ -230,6 +233,24 @@ def _shared_values(metadata: Metadata, report: Mapping[str, Any]) -> Iterator[tu
         yield "source.sha256", lineage[0].get("sha256") if lineage else None, source.get("sha256")
 
 
+def _several_seeds(report: Mapping[str, Any]) -> bool:
+    """Whether a report is over several seeds."""
+    seeds = report.get("seeds")
+    return isinstance(seeds, list) and len(seeds) > 1
+
+
+def _first_seed(result: Any) -> Any:
+    """The result of the first seed's training, with its interval; a result without seeds as it is."""
+    values = as_mapping(result)
+    each = values.get("per_seed")
+    first = as_mapping(each[0]) if isinstance(each, list) and each else values
+    correct, total = first.get("correct"), first.get("total")
+    if first is values or type(correct) is not int or type(total) is not int or not 0 <= correct <= total or not total:
+        return result
+    own = {"correct": correct, "total": total, "accuracy": first.get("accuracy"), "ci95": list(wilson(correct, total))}
+    return {**own, **({"method": values["method"]} if "method" in values else {})}
+
+
 def _reported_result_faults(name: str, ours: Any, theirs: Any) -> Iterator[str]:
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key, value in ours.items():
@@ -244,6 +265,8 @@ def _comparison_faults(report: Mapping[str, Any], results: Mapping[str, Any]) ->
         of, _, against = name.partition("_vs_")
         first, second = (as_mapping(results.get(key)).get("accuracy") for key in (against, of))
         said = as_mapping(value).get("difference")
+        if as_mapping(value).get("metric", "accuracy") != "accuracy":
+            continue
         numbers = [n for n in (first, second, said) if isinstance(n, float)]
         if value is not None and (len(numbers) < 3 or abs(numbers[1] - numbers[0] - numbers[2]) > 1e-9):
             yield f"comparisons.{name}: the difference is not that of the two accuracies"

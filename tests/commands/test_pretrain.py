@@ -26,7 +26,8 @@ from finetune.recipe.schema import PretrainRecipe
 CHECKPOINT, REPORT = Path("checkpoints/small.safetensors"), Path("checkpoints/small.report.json")
 PREDICTIONS = Path("checkpoints/small.predictions.csv")
 RUN = {f"runs/small/{name}" for name in ("recipe.yaml", "metrics.jsonl", "log.txt", "finished.json")}
-BOTH = {str(CHECKPOINT), str(REPORT)}
+RUN |= {"runs/test-sets.jsonl"}
+MADE = {str(CHECKPOINT), str(REPORT), str(PREDICTIONS)}
 TIMES = ("images_per_second", "seconds")
 
 
@@ -65,8 +66,8 @@ def same_tensors(first: str | Path, second: str | Path) -> bool:
 
 def test_exactly_these_files_are_written_and_named(folder: Path) -> None:
     done = worked("pretrain", "--recipe", small())
-    assert files_under(folder) == {"small.yaml", *RUN, *BOTH}
-    assert f"wrote {CHECKPOINT} (sha256 {sha256(CHECKPOINT)[:12]}) and {REPORT}" in done.out
+    assert files_under(folder) == {"small.yaml", *RUN, *MADE}
+    assert f"wrote {CHECKPOINT} (sha256 {sha256(CHECKPOINT)[:12]}), {REPORT.name} and {PREDICTIONS.name}" in done.out
     log = Path("runs/small/log.txt").read_text()
     for line in done.err.splitlines():
         assert line in log
@@ -375,7 +376,7 @@ def test_where_the_data_is(folder: Path, data: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("FINETUNE_DATA_ROOT")
     Path("data").symlink_to(data)
     worked("pretrain", "--recipe", small(), "--quiet")
-    assert len(list(Path("checkpoints").iterdir())) == 2
+    assert len(list(Path("checkpoints").iterdir())) == 3
 
 
 # The Python API

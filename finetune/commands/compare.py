@@ -1,0 +1,275 @@
+"""`finetune compare`: the paired verdict of one classifier against another, from files of predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import DataError, SettingError
+from finetune.io.sanitize import printable
+from finetune.report.comparison import (
+    CROSSED,
+    SIGNIFICANT,
+    Comparison,
+    ForOnePoint,
+    Verdict,
+    compare_over_seeds,
+    distinct,
+    sentence,
+)
+from finetune.report.crossed import Floats, crossed_mean, detectable, images_for, seeds_for, unpaired_difference
+from finetune.report.metrics import METRICS, POSITIVE, Answers, answers_difference, applicable_metrics, find_metric
+from finetune.report.predictions import Predictions, read_predictions
+from finetune.report.rows import ADAPT_ROWS, MIN_SEEDS, row_of
+from finetune.report.statistics import Booleans, wilson
+from finetune.text import listed, name_hint
+
+DEFAULT_ROW = "after"
+MAX_NAMED = 5  # images in one message
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One side of a comparison. `seeds` is empty where there is one training; `accuracy` is the mean over them."""
+
+    file: str
+    row: str
+    seeds: list[int]
+    accuracy: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """A metric of both sides, and second minus first with its 95 % interval and p-value; None where not defined."""
+
+    first: float | None
+    second: float | None
+    difference: float | None
+    ci95: tuple[float, float] | None
+    p_value: float | None
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class RowComparison:
+    """The second row against the first, on the same images.
+
+    paired: the trainings of a seed belong together. only_first, only_second: images that only one of the two named
+    rightly, a mean over pairs of trainings. comparison: of accuracies. metric: the one asked about. positive: of two
+    classes, the one that sensitivity is about.
+    """
+
+    first: ComparedRow
+    second: ComparedRow
+    images: int
+    paired: bool
+    only_first: float
+    only_second: float
+    comparison: Comparison
+    metric: str
+    metrics: dict[str, ComparedMetric]
+    positive: str | None
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, where A is the first and B the second; or by their rows where a cause may be named."""
+        caused = self.first.file == self.second.file and self.second.row == DEFAULT_ROW
+        if caused and self.first.row in ADAPT_ROWS:
+            return sentence(self.comparison, self.second.row, self.first.row)
+        return sentence(self.comparison, "B", "A")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON values, the verdict in words among them."""
+        found = asdict(self) | {"sentence": self.sentence}
+        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
+        return values
+
+
+def compare(
+    first: str | Path,
+    second: str | Path | None = None,
+    *,
+    row: str | None = None,
+    against: str | None = None,
+    metric: str = "accuracy",
+) -> RowComparison:
+    """Compares the second classifier with the first, on the images of their files of predictions.
+
+    first, second: the files; without `second` both rows are of the first. row: of the second, by default `after`, or
+    the only one of its file. against: of the first, by default the same row. metric: a name of `report.metrics.METRICS`
+    that the files are enough for: they have the probability of the predicted class alone.
+
+    Of several seeds all count: trainings and images are crossed. Seeds pair up within one file; two files are two
+    experiments. The order of images is free. DataError where a file is wrong or the two are not of the same images and
+    labels; SettingError where rows or metric are not to be had.
+    """
+    find_metric(metric)
+    if second is None and against is None:
+        raise SettingError("compare: expected two files of predictions, or one and --against ROW, another row of it")
+    one = read_predictions(first)
+    same = second is None or Path(second).resolve() == Path(first).resolve()
+    other = one if same or second is None else read_predictions(second)
+    second = first if second is None else second
+    row = _chosen_row(other, second, row, "--row")
+    against = _chosen_row(
+        one, first, against if against is not None else (row if row in one.rows else None), "--against"
+    )
+    if same and row == against:
+        raise SettingError(f"compare: {first}: row {row} against itself; name another row with --against")
+    if not same:
+        _check_same_images(one, other, str(first), str(second))
+    places = {image: place for place, image in enumerate(other.images)}
+    order = np.array([places[image] for image in one.images])
+    names = tuple(sorted({*one.class_names, *other.class_names}))
+    firsts, seconds = _answers(one, against, names, None), _answers(other, row, names, order)
+    paired = same and one.seeds(against) == other.seeds(row)
+    return RowComparison(
+        _compared_row(str(first), against, one, firsts),
+        _compared_row(str(second), row, other, seconds),
+        len(one.images),
+        paired,
+        *_only_one_right(firsts, seconds, paired=paired),
+        comparison := _compare_rights(firsts, seconds, paired=paired),
+        metric,
+        _compared_metrics(firsts, seconds, comparison, metric, paired=paired),
+        names[POSITIVE] if len(names) == 2 else None,
+    )
+
+
+def _chosen_row(found: Predictions, path: str | Path, row: str | None, option: str) -> str:
+    """The row asked for, else `after`, else the only one."""
+    if row is None:
+        if DEFAULT_ROW in found.rows or len(found.rows) == 1:
+            return DEFAULT_ROW if DEFAULT_ROW in found.rows else found.rows[0]
+        raise SettingError(f"{path}: which row? Name it with {option}; its rows are {_named(found.rows)}")
+    if row not in found.rows:
+        raise SettingError(f"{path}: no row {row!r}{name_hint(row, map(printable, found.rows), 'its rows')}")
+    return row
+
+
+def _named(names: Sequence[str]) -> str:
+    return listed(printable(name) for name in names)
+
+
+def _check_same_images(one: Predictions, other: Predictions, first: str, second: str) -> None:
+    """DataError unless both are of the same images with the same labels."""
+    faults = []
+    for own, path, theirs, elsewhere in ((one, first, other, second), (other, second, one, first)):
+        held = set(theirs.images)
+        if missing := [image for image in own.images if image not in held]:
+            count = f"{len(missing):,} of {len(own.images):,}"
+            faults.append(f"{count} images of {path} are not in {elsewhere}: {_some(missing)}")
+    if faults:
+        raise DataError(
+            f"{first} and {second} are not of the same images: {'; '.join(faults)}; "
+            "expected predictions for one test set"
+        )
+    given = dict(zip(other.images, (other.class_names[i] for i in other.labels), strict=True))
+    labels = ((image, one.class_names[i]) for image, i in zip(one.images, one.labels, strict=True))
+    if differing := [f"{image} ({label}, {given[image]})" for image, label in labels if given[image] != label]:
+        raise DataError(
+            f"{first} and {second} label {len(differing):,} of {len(one.images):,} images differently: "
+            f"{_some(differing)}; expected predictions for one test set"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return _named(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else "")
+
+
+def _answers(found: Predictions, row: str, names: Sequence[str], order: Any) -> list[Answers]:
+    """What each training of a row said, its classes renumbered to those of `names` and its images put in order."""
+    place = np.array([names.index(name) for name in found.class_names])
+    chosen = slice(None) if order is None else order
+    answers = []
+    for seed in found.seeds(row):
+        column = found.columns[row, seed]
+        confidence = None if column.probability is None else column.probability[chosen]
+        labels, predicted = place[found.labels[chosen]], place[column.predicted[chosen]]
+        answers.append(Answers.of_predictions(labels, predicted, len(names), confidence))
+    return answers
+
+
+def _compared_row(file: str, row: str, found: Predictions, answers: Sequence[Answers]) -> ComparedRow:
+    rights = _rights(answers)
+    seeds = [seed for seed in found.seeds(row) if seed is not None]
+    interval = wilson(int(rights.sum()), rights.size) if len(rights) == 1 else crossed_mean(rights).ci95
+    return ComparedRow(file, row, seeds, float(rights.mean()), interval)
+
+
+def _rights(answers: Sequence[Answers]) -> Booleans:
+    """Trainings × images: whether each named each image rightly."""
+    return np.stack([given.right for given in answers])
+
+
+def _only_one_right(first: Sequence[Answers], second: Sequence[Answers], *, paired: bool) -> tuple[float, float]:
+    ones, others = _rights(first).astype(np.float64), _rights(second).astype(np.float64)
+    if not paired:  # of all pairs of trainings
+        ones, others = ones.mean(0, keepdims=True), others.mean(0, keepdims=True)
+    return _count(ones * (1 - others)), _count((1 - ones) * others)
+
+
+def _count(shares: Floats) -> float:
+    return float(shares.sum() / len(shares))
+
+
+def _compare_rights(first: Sequence[Answers], second: Sequence[Answers], *, paired: bool) -> Comparison:
+    """The accuracies, compared over trainings and images. Two files of as many seeds are not paired for that."""
+    ones, others = distinct(_rights(first)), distinct(_rights(second))
+    if paired or len(ones) != len(others) or len(ones) == 1:
+        return compare_over_seeds(ones, others)
+    found = unpaired_difference(ones, others)
+    verdict: Verdict = "no difference shown"
+    if found.p_value < SIGNIFICANT:
+        better = found.mean > 0
+        enough = found.seeds >= MIN_SEEDS
+        verdict = ("helps" if better else "hurts") if enough else ("better" if better else "worse")
+    return Comparison(
+        difference=found.mean,
+        ci95=found.ci95,
+        p_value=found.p_value,
+        verdict=verdict,
+        design=CROSSED,
+        seeds=found.seeds,
+        variance=found.variance,
+        detectable=detectable(found),
+        one_point=ForOnePoint(images_for(found), seeds_for(found)),
+    )
+
+
+def _compared_metrics(
+    first: Sequence[Answers], second: Sequence[Answers], accuracy: Comparison, asked: str, *, paired: bool
+) -> dict[str, ComparedMetric]:
+    """Every metric that both sides are enough for, in the order of METRICS. SettingError where `asked` is not one."""
+    common = [
+        name for name in applicable_metrics(first[0]) if all(name in applicable_metrics(a) for a in (*first, *second))
+    ]
+    if asked not in common:
+        raise SettingError(f"--metric {asked}: these files are not enough for it; expected one of {listed(common)}")
+    metrics = {}
+    for name in common:
+        metric = METRICS[name]
+        found = answers_difference(name, first, second, paired=paired or len(first) == len(second) == 1)
+        interval, p_value = found.ci95, found.p_value
+        if name == "accuracy":
+            interval, p_value = accuracy.ci95, accuracy.p_value
+        a, b = (_mean([metric.value(given) for given in side]) for side in (first, second))
+        metrics[name] = ComparedMetric(a, b, found.difference, interval, p_value, metric.higher_is_better)
+    return metrics
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def row_title(side: ComparedRow) -> str:
+    """As in 'after of b.csv, seeds 0, 1, 2'."""
+    seeds = f", seeds {listed(map(str, side.seeds))}" if len(side.seeds) > 1 else ""
+    return f"{row_of(side.row).title} of {side.file}{seeds}"
