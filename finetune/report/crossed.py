@@ -84,7 +84,7 @@ def crossed_mean(values: npt.NDArray[Any]) -> Estimate:
     table = table.astype(np.float64)
     if not (table.min() >= 0 and table.max() <= 1):  # false for NaN, too
         raise ValueError("values: expected numbers from 0 to 1")
-    return _estimate([table], [(1.0, 0.0)], (0.0, 1.0))
+    return estimate_crossed([table], [(1.0, 0.0)], (0.0, 1.0))
 
 
 def crossed_difference(first: Booleans, second: Booleans) -> Estimate:
@@ -97,8 +97,8 @@ def crossed_difference(first: Booleans, second: Booleans) -> Estimate:
     ones, others = _rights("first", first, 2), _rights("second", second, 2)
     if ones.shape != others.shape:
         raise ValueError(f"expected the same seeds and images in both, got {ones.shape} and {others.shape}")
-    size = _typical_size(others.mean(axis=0) - ones.mean(axis=0))
-    return _estimate([others - ones], [(size, -size)], (-1.0, 1.0))
+    size = typical_size(others.mean(axis=0) - ones.mean(axis=0))
+    return estimate_crossed([others - ones], [(size, -size)], (-1.0, 1.0))
 
 
 def unpaired_difference(first: Booleans, second: Booleans) -> Estimate:
@@ -113,8 +113,8 @@ def unpaired_difference(first: Booleans, second: Booleans) -> Estimate:
         raise ValueError(f"expected the same images in both, got {ones.shape[1]} and {others.shape[1]}")
     if len(ones) == len(others) == 1:
         raise ValueError("expected at least two seeds in one of the two, got one in both")
-    size = _typical_size(others.mean(axis=0) - ones.mean(axis=0))
-    return _estimate([others, -ones], [(size, 0.0), (0.0, -size)], (-1.0, 1.0))
+    size = typical_size(others.mean(axis=0) - ones.mean(axis=0))
+    return estimate_crossed([others, -ones], [(size, 0.0), (0.0, -size)], (-1.0, 1.0))
 
 
 def detectable(estimate: Estimate, power: float = 0.8) -> float:
@@ -158,7 +158,7 @@ def _rights(name: str, right: Booleans, at_least: int) -> Floats:
     return table.astype(np.float64)
 
 
-def _typical_size(differences: Floats) -> float:
+def typical_size(differences: Floats) -> float:
     """The root mean square of the differences that are not 0, and of a 1: what one differing image is worth.
 
     It is 1 where all trainings agree about every image, and smaller the more a difference is that of single trainings.
@@ -166,7 +166,7 @@ def _typical_size(differences: Floats) -> float:
     return math.sqrt((1 + float(np.square(differences).sum())) / (1 + np.count_nonzero(np.abs(differences) > 1e-9)))
 
 
-def _estimate(arms: list[Floats], added: Sequence[Sequence[float]], limits: tuple[float, float]) -> Estimate:
+def estimate_crossed(arms: list[Floats], added: Sequence[Sequence[float]], limits: tuple[float, float]) -> Estimate:
     """The sum of the arms' means: each arm has shape (its seeds, images), and `added` holds its added images."""
     tables = [np.hstack([arm, np.tile(pair, (len(arm), 1))]) for arm, pair in zip(arms, added, strict=True)]
     columns = np.sum([table.mean(axis=0) for table in tables], axis=0)

@@ -535,7 +535,7 @@ def measure_over_seeds(answers: Sequence[Answers], class_names: Sequence[str] = 
         neutral = float(table.mean())
         added = (1.0, 0.0) if METRICS[name].needs == "predictions" else (neutral, neutral)
         limits = (0.0, math.inf if name == "log_loss" else 1.0)
-        estimate = crossed._estimate([table], [added], limits)
+        estimate = crossed.estimate_crossed([table], [added], limits)
         found[name] = MetricValue(estimate.mean, estimate.ci95, first.note)
     return found
 
@@ -594,7 +594,7 @@ def answers_difference(
     if ones is None or others is None:
         return MetricDifference(name, None, None, None)
     counts = metric.needs == "predictions"
-    size = crossed._typical_size(others.mean(0) - ones.mean(0))
+    size = crossed.typical_size(others.mean(0) - ones.mean(0))
     if len(ones) == len(others) == 1:
         return _over_images(name, (others - ones)[0], [size, -size] if counts else [])
     difference = float(others.mean() - ones.mean())
@@ -605,7 +605,7 @@ def answers_difference(
         added = [(float(arm.mean()), float(arm.mean())) for arm in arms]  # these move nothing
         if max(float(np.ptp(arm)) for arm in arms) <= 1e-15:
             return _no_spread(name, difference)
-    found = crossed._estimate(arms, added, (-math.inf, math.inf))
+    found = crossed.estimate_crossed(arms, added, (-math.inf, math.inf))
     return MetricDifference(name, difference, found.ci95, found.p_value)
 
 
