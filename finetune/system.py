@@ -27,10 +27,19 @@ def configure_process() -> None:
             keep(MMAP_THRESHOLD, 2**25)
 
 
+_jobs = 1
+
+
+def share_machine(jobs: int) -> None:
+    """Notes that this process is one of so many that `--jobs` started, which share memory and disk."""
+    global _jobs
+    _jobs = jobs
+
+
 def local_processes() -> int:
-    """The number of processes that train together on this machine: torchrun's LOCAL_WORLD_SIZE, else 1."""
+    """The number of processes that train at once on this machine: torchrun's LOCAL_WORLD_SIZE, else those of --jobs."""
     size = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, int(size)) if size.isascii() and size.isdecimal() else 1
+    return max(1, int(size)) if size.isascii() and size.isdecimal() else _jobs
 
 
 def available_memory(container: Path = CONTAINER) -> int:

@@ -120,10 +120,12 @@ def _connected(engine: str, address: str) -> Iterator[Any]:
 @contextmanager
 def _silent_logs() -> Iterator[None]:
     """Leaves out what distributed logs while the block runs: errors are told once, by what is raised."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
+    disabled = {logger: logger.disabled for logger in map(logging.getLogger, names)}
+    for logger in disabled:
+        logger.disabled = True
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, was in disabled.items():
+            logger.disabled = was

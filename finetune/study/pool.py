@@ -32,9 +32,9 @@ def run_in_processes(
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    threads, leader = max(1, torch.get_num_threads() // jobs), Leader(os.getpid(), stop)
-    options = {"inner_max_num_threads": threads, "idle_worker_timeout": IDLE_SECONDS}
-    calls = [delayed(_named)(task, leader, threads) for task in tasks]
+    leader = Leader(os.getpid(), stop, jobs, max(1, torch.get_num_threads() // jobs))
+    options = {"inner_max_num_threads": leader.threads, "idle_worker_timeout": IDLE_SECONDS}
+    calls = [delayed(_named)(task, leader) for task in tasks]
     lost = False
     with _stop_file(stop), warnings.catch_warnings():
         # A process that has grown by 300 MB is replaced by a new one, and loky says so.
@@ -64,8 +64,8 @@ def run_in_processes(
         )
 
 
-def _named(task: TrialTask, leader: Leader, threads: int) -> tuple[str, Outcome | Refusal | None]:
-    return task.trial.name, run_in_process(task, leader, threads)
+def _named(task: TrialTask, leader: Leader) -> tuple[str, Outcome | Refusal | None]:
+    return task.trial.name, run_in_process(task, leader)
 
 
 @contextmanager

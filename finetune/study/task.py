@@ -23,7 +23,7 @@ from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.run.options import RunCall
 from finetune.run.snapshot import ResumeOptions
 from finetune.study.trial import Trial, TrialResult, TrialRunner
-from finetune.system import configure_process
+from finetune.system import configure_process, share_machine
 from finetune.text import json_diff
 
 MAX_LISTED = 8  # differences in one message
@@ -72,10 +72,15 @@ class TrialTask:
 
 @dataclass(frozen=True)
 class Leader:
-    """The process of this machine that runs the study: its id, and the file that it writes to make others stop."""
+    """The process of this machine that runs the study, and how those that it started share the machine.
+
+    stop: the file that it writes to make them stop. threads: torch's, of each.
+    """
 
     process: int
     stop: Path
+    jobs: int
+    threads: int
 
 
 def run_or_fail(runner: TrialRunner, trial: Trial, folder: Path) -> Outcome:
@@ -107,11 +112,12 @@ class ProcessState:
 _PROCESS = ProcessState()
 
 
-def run_in_process(task: TrialTask, leader: Leader, threads: int) -> Outcome | Refusal | None:
-    """Runs a task in a process of this machine; None where it was asked to stop. `threads`: for torch."""
+def run_in_process(task: TrialTask, leader: Leader) -> Outcome | Refusal | None:
+    """Runs a task in a process of this machine; None where it was asked to stop."""
     if _PROCESS.watched != leader:
         configure_process()
-        torch.set_num_threads(threads)
+        share_machine(leader.jobs)
+        torch.set_num_threads(leader.threads)
         _PROCESS.watched = leader
         threading.Thread(target=_watch, args=(leader,), daemon=True).start()
     try:

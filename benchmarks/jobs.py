@@ -1,0 +1,81 @@
+"""Times `finetune adapt --seeds` with several trainings at once against one after the other, side by side.
+
+    OMP_NUM_THREADS=1 python benchmarks/jobs.py [--jobs 2] [--rounds 1] [--engine dask://HOST:PORT] COMMAND [OPTION ...]
+
+such as `... jobs.py adapt --from checkpoints/mnist.safetensors --target kmnist --shots 100 --seeds 6`. In each round
+both run, each as a process of its own, timed whole with imports; which one is first changes. With --engine the second
+is a run on that cluster. Prints seconds, their ratio and the machine's load, and whether checkpoints and
+reports (times aside) are the same. Each training has OMP_NUM_THREADS threads in both, so with N jobs N of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TIMES = ("seconds", "images_per_second")
+
+
+def absolute(argument: str) -> str:
+    return str(Path(argument).resolve()) if Path(argument).exists() else argument
+
+
+def timeless(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: timeless(value) for key, value in values.items() if key not in TIMES}
+    return [timeless(value) for value in values] if isinstance(values, list) else values
+
+
+def run(words: list[str], more: list[str], threads: int, folder: Path) -> tuple[float, str]:
+    """Seconds of a run, and a hash of what it ends with."""
+    command = [sys.executable, "-m", "finetune", *words, *more, "--quiet", "--json", "--out", "study.safetensors"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    began = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=folder, env=environment)
+    seconds = time.perf_counter() - began
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(more)}: exit code {done.returncode}")
+    report = json.dumps(timeless(json.loads(done.stdout)), sort_keys=True).encode()
+    return seconds, hashlib.sha256((folder / "study.safetensors").read_bytes() + report).hexdigest()[:12]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--engine")
+    known, given = parser.parse_known_args()
+    words, threads = [absolute(word) for word in given], int(os.environ.get("OMP_NUM_THREADS", "1"))
+    if "FINETUNE_DATA_ROOT" in os.environ:
+        os.environ["FINETUNE_DATA_ROOT"] = absolute(os.environ["FINETUNE_DATA_ROOT"])
+    many = f"--engine {known.engine}" if known.engine else f"--jobs {known.jobs}"
+    ways = {
+        "--jobs 1": (["--jobs", "1"], threads),
+        many: (many.split(), threads if known.engine else threads * known.jobs),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    ends = set()
+    for number in range(known.rounds):
+        for name in sorted(ways, reverse=bool(number % 2)):
+            load = os.getloadavg()[0]
+            with tempfile.TemporaryDirectory() as folder:
+                spent, end = run(words, ways[name][0], ways[name][1], Path(folder))
+            seconds[name].append(spent)
+            ends.add(end)
+            print(f"{name}: {spent:.1f} s (load {load:.1f} before, {os.getloadavg()[0]:.1f} after)", flush=True)
+    one, several = (statistics.median(seconds[name]) for name in ways)
+    print(f"{many} is {one / several:.2f} times as fast as --jobs 1, {threads} thread(s) a training")
+    print("the same checkpoints and reports" if len(ends) == 1 else "DIFFERENT checkpoints or reports")
+
+
+if __name__ == "__main__":
+    main()
