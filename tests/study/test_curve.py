@@ -15,7 +15,7 @@ from scipy.special import expit, ndtr
 from tiny import Impatient, adapt_recipe, files_under, phase, refused, worked
 
 import finetune as toolkit
-from finetune.errors import OutputError, SettingError
+from finetune.errors import Interrupted, OutputError, SettingError
 from finetune.report.comparison import compare_over_seeds
 from finetune.report.console import Console
 from finetune.report.curve_report import (
@@ -370,7 +370,7 @@ def test_a_curve_writes_four_files_and_says_what_it_found(whole):
 def test_stopped_and_resumed_it_ends_in_the_same_bytes(whole, data, pretrained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = {"shots": [1, 3], "seeds": 2, "data_root": data}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="finished trials are kept"):
         toolkit.curve(pretrained, "digits", whole[0] / "small.yaml", console=Impatient("3/8"), **common)
     notes = Listening()
     found = toolkit.curve(pretrained, "digits", whole[0] / "small.yaml", console=notes, resume=True, **common)
