@@ -15,8 +15,9 @@ from rich.text import Text
 
 from finetune.report.comparison import Comparison, Score
 from finetune.report.learning_curve import Forecast, LabelWorth
-from finetune.report.report import Result, SourceSummary, TargetSummary, result_values
+from finetune.report.report import Result, SourceSummary, TargetSummary, TestSetUse, result_values
 from finetune.report.rows import row_of
+from finetune.report.tables import test_set_lines
 
 CSV_COLUMNS = ("shots", "images_per_class", "row", "seed", "correct", "total", "accuracy", "lower", "upper")
 
@@ -75,6 +76,7 @@ class CurveReport:
     no_difference_from: float | None
     form: str
     forecasts: list[CurveForecast]
+    test_set: TestSetUse | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -127,7 +129,7 @@ def curve_parts(report: CurveReport) -> list[RenderableType]:
     for point in report.points:
         scores = (_score(point.results[name]) for name in rows)
         table.add_row(point.title, *scores, _difference(point.comparison), _worth(point.worth))
-    return [table, *map(Text, sentences(report))]
+    return [table, *map(Text, [*sentences(report), *test_set_lines(report.test_set)])]
 
 
 def sentences(report: CurveReport) -> list[str]:
