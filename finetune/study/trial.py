@@ -88,7 +88,7 @@ class TrialFacts(BaseModel):
     retention: Retention | None
 
     def as_read(self) -> TrialFacts:
-        """The same with keys in the order in which they are read back, so that reports get the same bytes either way."""
+        """The same with keys in the order in which they are read back, so that reports get equal bytes either way."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return TrialFacts.model_validate_json(text)
 
