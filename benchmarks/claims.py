@@ -22,7 +22,6 @@ from finetune.report.comparison import compare, compare_over_seeds
 from finetune.report.console import Console
 from finetune.report.crossed import unpaired_difference
 from finetune.run.options import start_run
-from finetune.run.output_paths import OutputPaths
 from finetune.study.analysis import rights
 from finetune.study.design import open_study_recipe, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
@@ -39,7 +38,7 @@ def answers(folder: Path, seeds: int, jobs: int, *, same_shots: bool) -> tuple[n
         trials = row_trials(SOURCE, recipe, ("after",), range(seeds), shots=10, same_shots=same_shots)
         runner = TrialRunner(call)
         place = folder / ("same" if same_shots else "own")
-        with StudyFolder(OutputPaths(place / "none.safetensors", place), {"same_shots": same_shots}, call) as study:
+        with StudyFolder(place, {"same_shots": same_shots}, call) as study:
             results = completed(run_trials(trials, study, TrialOptions(jobs), runner))
         where = next(iter(results.values())).facts.environment
         machine = f"{where['processor']}, {where['threads']} threads, {where['precision']}, torch {where['torch']}"

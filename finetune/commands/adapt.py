@@ -84,7 +84,7 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
         if run_folder.finished is not None:
             return run_folder.finished
         train_rows(adaptation, rows)
-        use = open_test_set(outputs, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
+        use = open_test_set(outputs.run_folder, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
         answers = answer_rows(adaptation, rows)
         report = adapt_report(
             adaptation,

@@ -81,7 +81,7 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
                 console, outputs, interrupt_checkpoint, _article_line(context, call) if recipe.test_each_epoch else None
             )
             phases = run_phases(network, recipe.phases, context, logger, NetworkProgress(run_folder, TRAINED, network))
-            use = open_test_set(outputs, "pretrain", identity.fingerprint) if group.leader else None
+            use = open_test_set(outputs.run_folder, "pretrain", identity.fingerprint) if group.leader else None
             images = data.test.images.to(runtime.device)
             answers = {
                 "majority": RowAnswers.of(majority_logits(data.train, len(data.test))),

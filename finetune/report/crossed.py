@@ -235,11 +235,15 @@ def _equivalent_df(reach: float, low: float, high: float) -> float:
     """Degrees of freedom between `low` and `high` of the Student distribution that has its 97.5 % point at `reach`."""
     from scipy.optimize import brentq
 
-    if reach >= _student(low, 0.05):
+    def excess(logarithm: float) -> float:
+        return _student(math.exp(logarithm), 0.05) - reach
+
+    ends = math.log(low), math.log(high)
+    if excess(ends[0]) <= 0:
         return low
-    if reach <= _student(high, 0.05):
+    if excess(ends[1]) >= 0:
         return high
-    return math.exp(brentq(lambda x: _student(math.exp(x), 0.05) - reach, math.log(low), math.log(high)))
+    return math.exp(brentq(excess, *ends))
 
 
 def _detectable(estimate: Estimate, seeds: int, images: int, power: float) -> float:

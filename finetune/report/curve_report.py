@@ -15,8 +15,9 @@ from rich.text import Text
 
 from finetune.report.comparison import Comparison, Score
 from finetune.report.learning_curve import Forecast, LabelWorth
-from finetune.report.report import Result, SourceSummary, TargetSummary, result_values
+from finetune.report.report import Result, SourceSummary, TargetSummary, TestSetUse, result_values
 from finetune.report.rows import row_of
+from finetune.report.tables import test_set_lines
 
 CSV_COLUMNS = ("shots", "images_per_class", "row", "seed", "correct", "total", "accuracy", "lower", "upper")
 
@@ -38,8 +39,11 @@ class CurvePoint:
 
     @property
     def title(self) -> str:
-        """As in '50', or 'all, 800'."""
-        return f"all, {number(self.images_per_class)}" if self.shots is None else f"{self.shots:,}"
+        """As in '50', '50, on average 47.5' where some classes have fewer, or 'all, 800'."""
+        if self.shots is None:
+            return f"all, {number(self.images_per_class)}"
+        fewer = self.images_per_class != self.shots
+        return f"{self.shots:,}" + (f", on average {number(self.images_per_class)}" if fewer else "")
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class CurveReport:
     no_difference_from: float | None
     form: str
     forecasts: list[CurveForecast]
+    test_set: TestSetUse | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -92,7 +97,7 @@ class CurveReport:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
         for point in self.points:
-            place = ("all" if point.shots is None else point.shots, number(point.images_per_class).replace(",", ""))
+            place = ("all" if point.shots is None else point.shots, f"{point.images_per_class:.6g}")
             for name, result in point.results.items():
                 for own in result.per_seed or []:
                     writer.writerow((*place, name, own.seed, own.correct, own.total, f"{own.accuracy:.6f}", "", ""))
@@ -124,7 +129,7 @@ def curve_parts(report: CurveReport) -> list[RenderableType]:
     for point in report.points:
         scores = (_score(point.results[name]) for name in rows)
         table.add_row(point.title, *scores, _difference(point.comparison), _worth(point.worth))
-    return [table, *map(Text, sentences(report))]
+    return [table, *map(Text, [*sentences(report), *test_set_lines(report.test_set)])]
 
 
 def sentences(report: CurveReport) -> list[str]:
@@ -147,9 +152,8 @@ def worth_sentence(point: CurvePoint) -> str:
     upper = f"more than {_times(worth.measured[1])}" if worth.upper is None else _times(worth.upper)
     between = f"({lower} to {upper})"
     if worth.times is not None:
-        return (
-            f"{start} {_times(worth.times)} {between} times as many labels: as many takes it to get as far from scratch"
-        )
+        taken = "from scratch it takes that many to get as far"
+        return f"{start} {_times(worth.times)} {between} times as many labels: {taken}"
     if not worth.reached:
         most = number(worth.measured[1] * point.images_per_class)
         sure = worth.lower is not None and worth.lower >= worth.measured[1]

@@ -170,11 +170,12 @@ def conclude(fine_tuned: Sequence[Candidate], target: str, *, seeds: int, left_o
         harm = ": starting from the others hurts or brings nothing" if best.random else ""
         return f"{start}, shown to be better than {rest}{harm}{luck}"
     sentence = f"{start}, but {listed(candidate.name for candidate in tied)} cannot be told from it"
+    more = f"; more seeds may tell: --seeds {2 * seeds} --resume{luck}"
     if best.random or any(candidate.random for candidate in tied):
-        return f"{sentence}: as random weights are among these, no source is shown to help{luck}"
+        return f"{sentence}: as random weights are among these, no source is shown to help{more}"
     smallest = min([best, *tied], key=lambda candidate: candidate.parameters or 0)
     same = smallest.parameters == best.parameters
-    return f"{sentence}{luck}" if same else f"{sentence}; of these {smallest.name} is the smallest{luck}"
+    return f"{sentence}{more}" if same else f"{sentence}; of these {smallest.name} is the smallest{more}"
 
 
 def rank_parts(report: RankReport) -> list[RenderableType]:

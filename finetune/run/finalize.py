@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,8 @@ def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
     }
 
 
-def open_test_set(outputs: OutputPaths, command: str, fingerprint: Mapping[str, Any]) -> TestSetUse:
-    """Notes in the ledger that a run of this fingerprint opens its test images. OutputError.
+def open_test_set(run_folder: Path, command: str, fingerprint: Mapping[str, Any]) -> TestSetUse:
+    """Notes in the ledger that the run of this folder and fingerprint opens its test images. OutputError.
 
     Its choice, which may look like tuning, is the recipe and the source; not the seed, nor how many images it learns
     from.
@@ -143,10 +144,10 @@ def open_test_set(outputs: OutputPaths, command: str, fingerprint: Mapping[str, 
     data = {key: value for key, value in fingerprint["recipe"]["data"].items() if key != "shots"}
     choice = [recipe, data, fingerprint.get("source")]
     return record_opening(
-        outputs.run_folder.parent,
+        run_folder.parent,
         fingerprint["data"]["test"]["fingerprint"],
         command=command,
-        name=outputs.checkpoint.stem,
+        name=run_folder.name,
         run=digest_of(fingerprint),
         choice=digest_of(choice),
     )

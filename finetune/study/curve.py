@@ -22,7 +22,7 @@ from finetune.report.learning_curve import FORM, MIN_POINTS, Floats, forecast, l
 from finetune.report.plots import Curve, curve_pictures
 from finetune.report.report import MAX_REPORT_BYTES, Result, TargetSummary
 from finetune.report.rows import row_of
-from finetune.run.finalize import public_recipe
+from finetune.run.finalize import open_test_set, public_recipe
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside
 from finetune.run.setup import AdaptSetup, RecipeLike
@@ -125,10 +125,11 @@ def _curve(
     notes = [*setup.data.notes, *notes, *_notes(trials, runner, setup), *([few] if (few := _few(seeds)) else [])]
     for note in notes:
         console.note(note)
-    design = {"study": "curve", **runner.fingerprint(every)}
-    with StudyFolder(paths.run_folder, {k: v for k, v in design.items() if k != "rows"}, call) as folder:
+    fingerprint = {key: value for key, value in runner.fingerprint(every).items() if key != "rows"}
+    with StudyFolder(paths.run_folder, {"study": "curve", **fingerprint}, call) as folder:
+        use = open_test_set(paths.run_folder, "curve", fingerprint)
         results = completed(run_trials([trial for own in trials.values() for trial in own], folder, options, runner))
-        report = _report(recipe, setup, trials, results, seeds, notes)
+        report = replace(_report(recipe, setup, trials, results, seeds, notes), test_set=use)
         save_curve(report, paths, console)
     return report
 
@@ -185,7 +186,7 @@ def _report(
         recipe=public_recipe(recipe),
         seeds=list(seeds),
         device=str(setup.runtime.device),
-        environment=first.environment,
+        environment=dict(sorted(first.environment.items())),  # the order would tell whether it was read back
         seconds=sum(result.facts.seconds for result in results.values()),
         source=first.source,
         target=TargetSummary(

@@ -106,7 +106,7 @@ def _adapt_seeds(
     fingerprint = {key: value for key, value in runner.fingerprint(trials[0]).items() if key != "rows"}
     design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **fingerprint}
     with StudyFolder(outputs.run_folder, design, call) as folder:
-        use = open_test_set(outputs, "adapt", fingerprint)
+        use = open_test_set(outputs.run_folder, "adapt", fingerprint)
         results = completed(run_trials(trials, folder, options, runner))
         setup = runner.setup(trials[0])
         answers: dict[str, list[RowAnswers]] = {row: [] for row in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +87,11 @@ class TrialFacts(BaseModel):
     transplant: Transplant | None
     retention: Retention | None
 
+    def as_read(self) -> TrialFacts:
+        """The same with keys in the order in which they are read back, so that reports are the same either way."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return TrialFacts.model_validate_json(text)
+
 
 @dataclass(frozen=True)
 class TrialResult:
@@ -160,7 +166,8 @@ class TrialRunner:
                 retention=retention(adaptation, call.data_root) if trial.measures_retention else None,
             )
             weights = trained.network.state_dict() if trained is not None and trial.keeps_weights else {}
-            result = TrialResult(facts, answers, {name: t.detach().cpu() for name, t in weights.items()})
+            kept = {name: t.detach().cpu() for name, t in weights.items()}
+            result = TrialResult(facts.as_read(), answers, kept)
             result.store(folder)
             adaptation.run_folder.delete_unfinished()
         return result

@@ -385,10 +385,13 @@ def test_where_the_data_is(folder: Path, data: Path, monkeypatch: pytest.MonkeyP
 def test_the_exported_names() -> None:
     names = [
         "Classifier",
+        "CurveReport",
         "Prediction",
         "RankReport",
         "Report",
         "adapt",
+        "compare",
+        "curve",
         "evaluate",
         "load",
         "pretrain",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from math import sqrt
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from finetune.report import crossed
 from finetune.report.crossed import (
     Estimate,
     crossed_difference,
@@ -319,3 +321,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(spread: float, seeds: int
 def test_importing_loads_no_scipy() -> None:
     program = "import sys, finetune.report.crossed; assert 'scipy' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_degrees_of_freedom_at_either_end_are_found_in_spite_of_rounding() -> None:
+    for low, high in ((1, 101), (2, 361), (4, 2001), (9, 10_001)):
+        for ends in (low, high):
+            reach = crossed._student(math.exp(math.log(ends)), 0.05)
+            assert crossed._equivalent_df(reach, low, high) == pytest.approx(ends, rel=1e-6)

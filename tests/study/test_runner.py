@@ -87,11 +87,12 @@ def test_what_resume_does_to_a_finished_study(folder, pretrained):
     words = typed(pretrained, "study.safetensors", "--seeds", 2, "--quiet")
     worked(*words)
     first, before = left("study.safetensors"), trained("study")
-    files = {path: path.stat().st_mtime_ns for path in Path().glob("study.*")}
+    files = {path: path.read_bytes() for path in Path().glob("study.*")}
 
     done = worked(*words[:-1], "--resume")  # nothing to do
-    assert "this study has already finished" in done.err and "over 2 seeds" in done.out
-    assert {path: path.stat().st_mtime_ns for path in Path().glob("study.*")} == files
+    assert "4 of 4 trials have finished already" in done.err and "over 2 seeds" in done.out
+    assert "the same bytes as the run before" in done.err and trained("study") == before
+    assert {path: path.read_bytes() for path in Path().glob("study.*")} == files, "times too: they are the trials'"
 
     worked(*typed(pretrained, "study.safetensors", "--seeds", 3, "--quiet", "--resume"))  # one seed more
     after = trained("study")
@@ -113,7 +114,6 @@ def test_a_trial_of_other_data_is_not_taken_for_finished(folder, pretrained):
     assert json.loads(facts.read_text())["fingerprint"]["rows"] == ["after"]
     state = facts.with_name("state.safetensors")
     state.write_bytes(state.read_bytes()[:-1])  # damaged: trained again
-    Path("runs/study/finished.json").unlink()
     sha = sha256("study.safetensors")
     done = worked(*typed(pretrained, "study.safetensors", "--seeds", 1, "--resume"))
     assert "1 of 2 trials have finished already" in done.err and sha256("study.safetensors") == sha
@@ -145,7 +145,7 @@ def test_processes_give_the_same_bytes(folder, pretrained):
     done = worked(*typed(pretrained, "two.safetensors", "--seeds", 2, "--jobs", 2))
     assert left("two.safetensors") == left("one.safetensors")
     assert "4/4 " in done.err and not workers_of(os.getpid())
-    assert {path.name for path in Path("runs/two").iterdir()} == {"finished.json", "log.txt", "study.json", "trials"}
+    assert {path.name for path in Path("runs/two").iterdir()} == {"log.txt", "study.json", "trials"}
 
 
 @contextlib.contextmanager
