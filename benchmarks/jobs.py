@@ -1,11 +1,11 @@
 """Times `finetune adapt --seeds` with several trainings at once against one after the other, side by side.
 
-    OMP_NUM_THREADS=1 python benchmarks/jobs.py [--jobs 2] [--rounds 1] [--engine dask://HOST:PORT] COMMAND [OPTION ...]
+    python benchmarks/jobs.py [--jobs 2] [--rounds 1] [--engine dask://HOST:PORT] COMMAND [OPTION ...]
 
 such as `... jobs.py adapt --from checkpoints/mnist.safetensors --target kmnist --shots 100 --seeds 6`. In each round
 both run, each as a process of its own, timed whole with imports; which one is first changes. With --engine the second
-is a run on that cluster. Prints seconds, their ratio and the machine's load, and whether checkpoints and
-reports (times aside) are the same. Each training has OMP_NUM_THREADS threads in both, so with N jobs N of them.
+is a run on that cluster. Every training has one thread (OMP_NUM_THREADS=1). Prints seconds, their ratio and the
+machine's load, and whether checkpoints and reports (times aside) are the same.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def timeless(values: Any) -> Any:
     return [timeless(value) for value in values] if isinstance(values, list) else values
 
 
-def run(words: list[str], more: list[str], threads: int, folder: Path) -> tuple[float, str]:
+def run(words: list[str], more: list[str], folder: Path) -> tuple[float, str]:
     """Seconds of a run, and a hash of what it ends with."""
     command = [sys.executable, "-m", "finetune", *words, *more, "--quiet", "--json", "--out", "study.safetensors"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=folder, env=environment)
     seconds = time.perf_counter() - began
@@ -54,26 +54,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--engine")
     known, given = parser.parse_known_args()
-    words, threads = [absolute(word) for word in given], int(os.environ.get("OMP_NUM_THREADS", "1"))
+    words = [absolute(word) for word in given]
     if "FINETUNE_DATA_ROOT" in os.environ:
         os.environ["FINETUNE_DATA_ROOT"] = absolute(os.environ["FINETUNE_DATA_ROOT"])
     many = f"--engine {known.engine}" if known.engine else f"--jobs {known.jobs}"
-    ways = {
-        "--jobs 1": (["--jobs", "1"], threads),
-        many: (many.split(), threads if known.engine else threads * known.jobs),
-    }
+    ways = {"--jobs 1": ["--jobs", "1"], many: many.split()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     ends = set()
     for number in range(known.rounds):
         for name in sorted(ways, reverse=bool(number % 2)):
             load = os.getloadavg()[0]
             with tempfile.TemporaryDirectory() as folder:
-                spent, end = run(words, ways[name][0], ways[name][1], Path(folder))
+                spent, end = run(words, ways[name], Path(folder))
             seconds[name].append(spent)
             ends.add(end)
             print(f"{name}: {spent:.1f} s (load {load:.1f} before, {os.getloadavg()[0]:.1f} after)", flush=True)
     one, several = (statistics.median(seconds[name]) for name in ways)
-    print(f"{many} is {one / several:.2f} times as fast as --jobs 1, {threads} thread(s) a training")
+    print(f"{many} is {one / several:.2f} times as fast as --jobs 1, 1 thread a training")
     print("the same checkpoints and reports" if len(ends) == 1 else "DIFFERENT checkpoints or reports")
 
 
