@@ -5,8 +5,8 @@
 such as `... jobs.py adapt --from checkpoints/mnist.safetensors --target kmnist --shots 100 --seeds 6`. In each round
 both run, each as a process of its own, timed whole with imports; which one is first changes. With --engine the second
 is a run on that cluster; with --singles it is one `adapt --seed` after the other. Every training has one thread
-(OMP_NUM_THREADS=1). Prints seconds, their ratio and the machine's load, and whether checkpoints and reports (times aside)
-are the same.
+(OMP_NUM_THREADS=1). Prints seconds, their ratio and the machine's load, and whether checkpoints and reports (times
+aside) are the same.
 """
 
 from __future__ import annotations
