@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import ROOT, Impatient, adapt_recipe, phase, refused, report_of, worked
 
 from finetune.errors import Interrupted, SettingError
 from finetune.report.console import Console
+from finetune.run.finalize import RowAnswers
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.study.cluster import cluster_address
 from finetune.study.seeds import adapt_seeds
@@ -117,6 +119,44 @@ def test_a_trial_of_other_data_is_not_taken_for_finished(folder, pretrained):
     sha = sha256("study.safetensors")
     done = worked(*typed(pretrained, "study.safetensors", "--seeds", 1, "--resume"))
     assert "1 of 2 trials have finished already" in done.err and sha256("study.safetensors") == sha
+
+
+VIEWS = phase("head", "epochs: 3", 10, more="views: 2")
+SHARED = {  # recipes whose trainings find something of each other's in their cache
+    "views": adapt_recipe(VIEWS, "{augment: digits, validation: 0}", more="head: random\n"),
+    "plain": adapt_recipe(phase("head", "epochs: 2", 10) + phase("[fc1, head]", "epochs: 2", 10)),
+}
+
+
+@pytest.mark.parametrize("recipe", SHARED)
+def test_a_trial_does_not_depend_on_those_before_it(folder, pretrained, recipe):
+    from finetune.report.rows import wanted_rows
+    from finetune.run.options import start_run
+    from finetune.study.design import open_study_recipe, row_trials
+
+    Path("adapt.yaml").write_text(SHARED[recipe])
+    with start_run({}) as call:
+        given = open_study_recipe(pretrained, "adapt.yaml", ({}, {"data.name": "kmnist"}), call)
+        rows = wanted_rows(given.compare)
+        trials = row_trials(str(pretrained), given, rows, [0, 1], shots=5, same_shots=True, keep_all=True)
+        together = TrialRunner(call)
+        for trial in trials:
+            found = together.run(trial, folder / "together" / trial.name)
+            alone = TrialRunner(call).run(trial, folder / "alone" / trial.name)
+            for name in ("answers", "weights"):
+                assert_equal(getattr(found, name), getattr(alone, name))
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    """Tensors of the same bytes, in mappings and answers of the same keys."""
+    if isinstance(found, torch.Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(found, RowAnswers):
+        assert_equal([found.predicted, found.probabilities], [expected.predicted, expected.probabilities])
+    else:
+        pairs = zip(found.values(), expected.values(), strict=True) if isinstance(found, dict) else zip(found, expected)
+        for own, other in pairs:
+            assert_equal(own, other)
 
 
 def test_the_innermost_block_handles_a_request():
