@@ -22,6 +22,7 @@ from finetune.run.options import RunCall
 from finetune.run.output_paths import LOG, clear_run_folder
 from finetune.run.snapshot import SnapshotStore
 from finetune.study.cluster import cluster_address
+from finetune.study.design import TRAINED_ROWS
 from finetune.study.task import MAX_LISTED, FailedTrial, Outcome, TrialTask, run_or_fail
 from finetune.study.trial import Trial, TrialResult, TrialRunner
 from finetune.text import first_line, json_diff
@@ -158,8 +159,9 @@ def _outcome_text(trial: Trial, outcome: Outcome, runner: TrialRunner) -> str:
 
 
 def _tasks(trials: Sequence[Trial], folder: StudyFolder, runner: TrialRunner) -> list[TrialTask]:
-    """What other processes get of these trials."""
+    """What other processes get of these trials: those that train first, so that all processes end at about one time."""
     call = folder.call
+    longest_first = sorted(trials, key=lambda trial: not set(trial.rows) & set(TRAINED_ROWS))
     return [
         TrialTask(
             trial,
@@ -169,7 +171,7 @@ def _tasks(trials: Sequence[Trial], folder: StudyFolder, runner: TrialRunner) ->
             call.device,
             call.resume,
         )
-        for trial in trials
+        for trial in longest_first
     ]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,10 +296,20 @@ def test_a_study_that_stops_between_trials_leaves_no_process(folder, pretrained,
     Path("adapt.yaml").write_text(LONG)
     given = {"seeds": 2, "out": "study.safetensors", "jobs": 2}
     with pytest.raises(Interrupted, match="finished trials are kept"):
-        adapt_seeds(pretrained, "kmnist", "adapt.yaml", **given, console=Impatient("3/4"))
-    assert not workers_of(os.getpid()) and len(trained("study")) == 1
-    adapt_seeds(pretrained, "kmnist", "adapt.yaml", **given, resume=True)  # with one trial left
+        adapt_seeds(pretrained, "kmnist", "adapt.yaml", **given, console=Impatient("1/4"))
+    assert not workers_of(os.getpid()) and trained("study")
+    adapt_seeds(pretrained, "kmnist", "adapt.yaml", **given, resume=True)
     assert left("study.safetensors") == long
+
+
+@pytest.mark.slow
+def test_the_last_trial_is_run_in_a_process_too(folder, pretrained):
+    words = typed(pretrained, "study.safetensors", "--seeds", 2, "--jobs", 2)
+    worked(*words)
+    before = left("study.safetensors")
+    shutil.rmtree("runs/study/trials/after-seed-1")
+    assert "3 of 4 trials have finished already" in worked(*words, "--resume").err
+    assert left("study.safetensors") == before
 
 
 # On a Dask cluster
