@@ -77,6 +77,7 @@ def adapt(
         find_metric(metric)
         setup = open_adapt(located, checked, call)
         check_metric(metric, setup.data.test)
+        check_adapters(setup.classifier.network, checked.phases)
         return _adapt(checked, setup, metric, call)
 
 
@@ -138,7 +139,6 @@ def open_adaptation(
 ) -> Iterator[Adaptation]:
     """Locks the run folder, and prepares an adapt whose rows can be trained while the block runs."""
     classifier, data, runtime = setup.classifier, setup.data, setup.runtime
-    check_adapters(classifier.network, recipe.phases)
     adapted = classifier.with_classes(data.class_names)
     identity = RunIdentity(dump_recipe(recipe), adapt_fingerprint(recipe, setup), environment(runtime))
     needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)

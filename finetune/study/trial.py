@@ -23,6 +23,7 @@ from finetune.run.data import RunData, choose_run_data, same_choice
 from finetune.run.finalize import RowAnswers
 from finetune.run.options import RunCall
 from finetune.run.output_paths import OutputPaths
+from finetune.run.phases import check_adapters
 from finetune.run.setup import AdaptSetup, expect_kind, find_source, open_adapt, open_recipe
 from finetune.run.snapshot import Snapshot, SnapshotStore
 from finetune.sources.resolve import SourceRef
@@ -223,6 +224,7 @@ class TrialRunner:
         key = f"{source} {dump_recipe(everything)}"
         if key not in self.opened:
             self.opened[key] = open_adapt(located, everything, self.call)
+            check_adapters(self.opened[key].classifier.network, recipe.phases)
         return checked, key, self.opened[key]
 
     def _choose_data(self, trial: Trial, recipe: AdaptRecipe, base: AdaptSetup) -> RunData:
