@@ -140,12 +140,21 @@ def clear_run_folder(folder: Path, console: Console) -> bool:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
         names = (f"{folder.name}.was-{stamp}{_number(n)}" for n in count(1))
         aside = next(path for path in map(folder.with_name, names) if not path.exists())
-        unfinished = any((folder / SNAPSHOTS).glob("[0-9]*"))
+        hint = _left_hint(folder)
         folder.rename(aside)
         folder.mkdir()
-    hint = "; it was not finished: --resume would have gone on with it" if unfinished else ""
     console.note(f"{folder} was there already: moved to {aside}{hint}")
     return True
+
+
+def _left_hint(folder: Path) -> str:
+    """What a run folder that is moved aside holds that its command with --resume goes on with; "" where nothing."""
+    if trials := list((folder / "trials").glob("*")):
+        finished = sum((trial / "result").is_dir() for trial in trials)
+        count = f"{finished:,} finished trial{'' if finished == 1 else 's'}"
+        return f"; it is a study with {count}, which its own command with --resume would have gone on with"
+    unfinished = any((folder / SNAPSHOTS).glob("[0-9]*"))
+    return "; it was not finished: --resume would have gone on with it" if unfinished else ""
 
 
 def rewrite_metrics(outputs: OutputPaths, rows: Sequence[dict[str, Any]]) -> None:
