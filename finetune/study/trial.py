@@ -225,7 +225,7 @@ class TrialRunner:
         key = f"{source} {dump_recipe(everything)}"
         if key not in self.opened:
             self.opened[key] = open_adapt(located, everything, self.call)
-            check_adapters(self.opened[key].classifier.network, recipe.phases)
+            check_adapters(self.opened[key].classifier.network, everything.phases)
         return checked, key, self.opened[key]
 
     def _choose_data(self, trial: Trial, recipe: AdaptRecipe, base: AdaptSetup) -> RunData:
