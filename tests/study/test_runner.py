@@ -183,7 +183,7 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert_equal([found.predicted, found.probabilities], [expected.predicted, expected.probabilities])
     else:
         mappings = isinstance(found, dict)
-        for own, other in zip(*((x.values(, strict=True) if mappings else x) for x in (found, expected)), strict=True):
+        for own, other in zip(*((x.values() if mappings else x) for x in (found, expected)), strict=True):
             assert_equal(own, other)
 
 
