@@ -343,6 +343,12 @@ def test_files_are_the_same_bytes_and_older_ones_are_kept(known, tmp_path, monke
     assert b"dc:date" not in first["v1.2.curve.svg"]
 
 
+def test_a_path_that_is_no_utf8_does_not_lose_the_report(known):
+    source = replace(known.source, path="b\udcff ü.safetensors")
+    text = replace(known, source=source).to_json().encode().decode()
+    assert json.loads(text)["source"]["path"] == source.path and "b\\udcff ü" in text
+
+
 def digest_of(text):
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -418,6 +424,9 @@ def test_what_is_wrong_is_one_message(folder, pretrained):
     words = ("curve", "--from", pretrained, "--recipe", "small.yaml", "--quiet")
     assert refused(*words, "--shots", "5,0").startswith("--shots 5,0: expected numbers of labelled images a class")
     assert refused(*words, "--shots", "1", "--seeds", "none").startswith("--seeds none")
+    assert refused(*words, "--shots", "1", "--set", "seed=7").startswith("seed=7: a study's seeds are those of --seeds")
+    with pytest.raises(SettingError, match="--seeds"):
+        toolkit.curve(pretrained, "digits", "small.yaml", seed=0)
     assert refused(*words, "--shots", "1", "--out", "a.json").startswith(
         "--out a.json: expected a file name that ends in"
     )
