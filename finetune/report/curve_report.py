@@ -89,7 +89,8 @@ class CurveReport:
 
     def to_json(self) -> str:
         """The text of `NAME.curve.json`."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return text.encode(errors="backslashreplace").decode()  # bytes of a path that are no UTF-8, as \udc..
 
     def to_csv(self) -> str:
         """The text of `NAME.curve.csv`: a line for each number of labels, row and seed, and one for their mean."""

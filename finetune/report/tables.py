@@ -86,9 +86,9 @@ def test_set_lines(use: TestSetUse | None) -> list[str]:
         return []
     tried = use.other_choices + 1
     return [
-        f"these test images have been opened {use.opened_before} times before, {use.other_choices} times with other "
-        f"choices: the best of {tried} has p below 0.05 by chance in up to {100 * (1 - 0.95**tried):.0f} % of cases; "
-        f"choose by validation images, or count only p below {0.05 / tried:.2g}"
+        f"these test images have been opened {use.opened_before} times before, and {use.other_choices} other choices "
+        f"were tried on them: the best of {tried} has p below 0.05 by chance in up to {100 * (1 - 0.95**tried):.0f} % "
+        f"of cases; choose by validation images, or count only p below {0.05 / tried:.2g}"
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,9 @@ from finetune.errors import OutputError, SettingError
 from finetune.io.atomic import append_line, link_aside, raises_output_error, write_atomic
 from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
+from finetune.report.report import read_report_values
 from finetune.run.lock import LOCK_NAME
+from finetune.text import json_diff
 
 SUFFIX = ".safetensors"
 RUNS = Path("runs")  # the folder of all run folders, in the current one
@@ -102,6 +104,19 @@ def check_study_outputs(out: str | Path | None, name: str, kind: str, endings: S
     _check_writable(report.parent, "name another place with --out")
     _check_writable(paths.run_folder.parent, "run finetune in a folder that can be written")
     return paths
+
+
+def same_results(path: Path, values: Mapping[str, Any]) -> bool:
+    """Whether the report that is there says the same as these JSON values, all `seconds` aside."""
+    found = read_report_values(path)
+    return found is not None and not json_diff(_without_seconds(found), _without_seconds(values))
+
+
+def _without_seconds(values: object) -> object:
+    """JSON values without the keys `seconds`, at any depth: these differ from run to run."""
+    if isinstance(values, Mapping):
+        return {key: _without_seconds(value) for key, value in values.items() if key != "seconds"}
+    return [_without_seconds(value) for value in values] if isinstance(values, list) else values
 
 
 def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> OutputPaths:
