@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.report.comparison import SIGNIFICANT, Comparison, p_text
-from finetune.report.report import SeedScore, TargetSummary, TestSetUse
+from finetune.report.report import SeedScore, TargetSummary, TestSetUse, report_text
 from finetune.report.statistics import holm, kendall
 from finetune.report.tables import percent, test_set_lines
 from finetune.text import amount, first_line, listed
@@ -121,8 +121,7 @@ class RankReport:
 
     def to_json(self) -> str:
         """The text of `NAME.rank.json`."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        return text.encode(errors="backslashreplace").decode()  # bytes of a path that are no UTF-8, as \udc..
+        return report_text(self.to_dict())
 
 
 def adjusted(pairs: Mapping[tuple[str, str], Comparison]) -> dict[tuple[str, str], float]:

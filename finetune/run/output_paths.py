@@ -20,6 +20,7 @@ from finetune.run.lock import LOCK_NAME
 from finetune.text import json_diff
 
 SUFFIX = ".safetensors"
+TIMES = ("seconds", "images_per_second")  # keys of reports that differ from run to run
 RUNS = Path("runs")  # the folder of all run folders, in the current one
 SNAPSHOTS, LOG = "snapshots", "log.txt"  # in a run folder
 
@@ -107,16 +108,16 @@ def check_study_outputs(out: str | Path | None, name: str, kind: str, endings: S
 
 
 def same_results(path: Path, values: Mapping[str, Any]) -> bool:
-    """Whether the report that is there says the same as these JSON values, all `seconds` aside."""
+    """Whether the report that is there says the same as these JSON values, all times aside."""
     found = read_report_values(path)
-    return found is not None and not json_diff(_without_seconds(found), _without_seconds(values))
+    return found is not None and not json_diff(_without_times(found), _without_times(values))
 
 
-def _without_seconds(values: object) -> object:
-    """JSON values without the keys `seconds`, at any depth: these differ from run to run."""
+def _without_times(values: object) -> object:
+    """JSON values without TIMES, at any depth."""
     if isinstance(values, Mapping):
-        return {key: _without_seconds(value) for key, value in values.items() if key != "seconds"}
-    return [_without_seconds(value) for value in values] if isinstance(values, list) else values
+        return {key: _without_times(value) for key, value in values.items() if key not in TIMES}
+    return [_without_times(value) for value in values] if isinstance(values, list) else values
 
 
 def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> OutputPaths:

@@ -25,7 +25,7 @@ from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds, rights
-from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, row_trials
+from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
 from finetune.study.trial import Trial, TrialResult, TrialRunner
 
@@ -61,12 +61,6 @@ def curve(
         checked = open_study_recipe(source, recipe, ({"model.name": model}, {"data.name": target}), call)
         checked = checked.model_copy(update={"compare": ()})
         return _curve(str(source), checked, wanted, chosen, TrialOptions(jobs, engine), call)
-
-
-def refuse_seed(call: RunCall) -> None:
-    """SettingError for the recipe's seed, in place of which a study has seeds of its own."""
-    if given := [each for each in call.settings if each.partition("=")[0].strip() == "seed"]:
-        raise SettingError(f"{given[-1]}: a study's seeds are those of --seeds, for example --seeds 3,7")
 
 
 def parse_shots(given: str | Sequence[int | str]) -> tuple[int | None, ...]:

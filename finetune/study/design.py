@@ -10,7 +10,7 @@ from finetune.errors import SettingError
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.rows import MIN_SEEDS
-from finetune.run.options import RunCall, RunOptions
+from finetune.run.options import RunCall
 from finetune.run.setup import RecipeLike, expect_kind, find_source, open_recipe
 from finetune.study.trial import Trial
 from finetune.text import first_line
@@ -41,10 +41,10 @@ def parse_seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
     return seeds
 
 
-def refuse_seed(options: RunOptions) -> None:
-    """SettingError for the seed of one training where a study is given several."""
-    if options.get("seed") is not None:
-        raise SettingError(f"seed {options['seed']}: a study has several; expected seeds, such as --seeds 0,1,2")
+def refuse_seed(call: RunCall) -> None:
+    """SettingError for the recipe's seed, in place of which a study has seeds of its own."""
+    if given := [each for each in call.settings if each.partition("=")[0].strip() == "seed"]:
+        raise SettingError(f"{given[-1]}: a study's seeds are those of --seeds, for example --seeds 3,7")
 
 
 def few_seeds_note(seeds: Sequence[int]) -> str | None:

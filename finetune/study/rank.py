@@ -43,8 +43,7 @@ from finetune.run.output_paths import StudyPaths, check_study_outputs, move_file
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, open_recipe
 from finetune.study.analysis import result_over_seeds, rights
 from finetune.study.contenders import Contender, RankDesign, name_contenders, open_contenders
-from finetune.study.curve import refuse_seed
-from finetune.study.design import few_seeds_note, parse_seeds, refuse_torchrun
+from finetune.study.design import few_seeds_note, parse_seeds, refuse_seed, refuse_torchrun
 from finetune.study.runner import StudyFolder, TrialOptions, run_trials
 from finetune.study.task import FailedTrial, Outcome
 from finetune.study.trial import Trial, TrialResult, TrialRunner

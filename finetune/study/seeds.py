@@ -68,7 +68,7 @@ def adapt_seeds(
     """
     with start_run(options) as call:
         chosen = parse_seeds(seeds)
-        refuse_seed(options)
+        refuse_seed(call)
         find_metric(metric)
         if keep not in (FIRST, AVERAGE):
             raise SettingError(f"--keep {keep}: expected {FIRST} or {AVERAGE}")
