@@ -64,7 +64,7 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
 
         if given["seed"] is not None:
             raise SettingError("--seed and --seeds: expected one of them; --seeds 0,1,2 names several")
-        chosen = {key: value for key, value in study.items() if value}
+        chosen = {key: value for key, value in study.items() if value is not None}
         report = adapt_seeds(source, target, recipe, **chosen, **own, **options)
     print_report(report, given["as_json"], options)
 
