@@ -317,7 +317,7 @@ def test_resume_with_nothing_to_resume_begins(capfd: pytest.CaptureFixture[str])
     assert "runs/small: no snapshot to resume from; starting from the beginning" in done.err
     worked(*words, "--out", "other.safetensors", "--quiet")
     assert sha256("checkpoints/small.safetensors") == sha256("other.safetensors")
-    assert sorted(path.name for path in Path("runs").iterdir()) == ["other", "small"]
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["other", "small", "test-sets.jsonl"]
 
 
 def test_a_finished_run_is_not_done_again() -> None:

@@ -203,21 +203,25 @@ def outputs(folder: Path) -> OutputPaths:
 
 
 def save_numbered(folder: Path, number: int) -> None:
-    """The end of a run, as the commands do it, with weights and a report that have this number."""
+    """The end of a run, as the commands do it, with weights, a report and predictions that have this number."""
     network: Any = nn.Linear(20, 3)
     nn.init.constant_(network.weight, number)
     nn.init.zeros_(network.bias)
     classifier = Classifier(network, "cnn", {}, ["a", "b", "c"], InputSpec(1, 28, (0.0,), (1.0,)))
     target = TargetSummary("x", ["a", "b", "c"], 1, 0, 1)
     report = Report("pretrain", {}, number, "cpu", {}, 0.0, None, target, None, [], {})
-    save_run(classifier, {}, report, outputs(folder), QUIET)
+    save_run(classifier, {}, report, str(number).encode(), outputs(folder), QUIET)
 
 
-def pair(checkpoint: Path) -> tuple[int, int | None]:
-    """The numbers of a checkpoint, read whole, and of the report beside it."""
-    report = checkpoint.with_suffix(".report.json")
+Three = tuple[int, int | None, int | None]
+
+
+def three(checkpoint: Path) -> Three:
+    """The numbers of a checkpoint, read whole, and of report and predictions beside it."""
+    report, predictions = checkpoint.with_suffix(".report.json"), checkpoint.with_suffix(".predictions.csv")
     number = int(read_checkpoint(checkpoint).tensors["weight"][0, 0])
-    return number, json.loads(report.read_bytes())["seed"] if report.exists() else None
+    beside = json.loads(report.read_bytes())["seed"] if report.exists() else None
+    return number, beside, int(predictions.read_bytes()) if predictions.exists() else None
 
 
 def older_run(folder: Path) -> None:
@@ -228,25 +232,26 @@ def newer_run(folder: Path) -> None:
     save_numbered(folder, 2)
 
 
-def asides(folder: Path) -> list[tuple[int, int | None]]:
-    return [pair(path) for path in folder.glob("model.was-*.safetensors")]
+def asides(folder: Path) -> list[Three]:
+    return [three(path) for path in folder.glob("model.was-*.safetensors")]
 
 
 def check_run(folder: Path, outcome: Outcome) -> None:
-    """The old checkpoint and report can be read at every moment, together; what has the name can be, too."""
+    """The old three files can be read at every moment, together; what has the name can be, too."""
     told(outcome)
-    current, set_by = pair(folder / "model.safetensors"), asides(folder)
-    assert current in (((2, 2),) if outcome.ended == "done" else ((1, 1), (2, 1), (2, 2)))
-    assert current == (1, 1) or set_by == [(1, 1)]
+    current, set_by = three(folder / "model.safetensors"), asides(folder)
+    on_the_way = ((1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2))
+    assert current in (((2, 2, 2),) if outcome.ended == "done" else on_the_way)
+    assert current == (1, 1, 1) or set_by == [(1, 1, 1)]
     assert len(set_by) <= 1
     if (outcome.fault or "").startswith("write"):
-        assert current == (1, 1)
+        assert current == (1, 1, 1)
 
 
 def settled_run(folder: Path) -> None:
     no_leftovers(folder)
-    assert pair(folder / "model.safetensors") == (2, 2) and asides(folder) == [(1, 1)]
-    assert len(seen(folder)) == 4
+    assert three(folder / "model.safetensors") == (2, 2, 2) and asides(folder) == [(1, 1, 1)]
+    assert len(seen(folder)) == 6
 
 
 def newer_run_without_links(folder: Path) -> None:
