@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from finetune.sources.save import save
     from finetune.study.curve import curve
     from finetune.study.rank import rank
+    from finetune.study.seeds import adapt_seeds
 
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "RankReport",
     "Report",
     "adapt",
+    "adapt_seeds",
     "compare",
     "curve",
     "evaluate",
@@ -59,6 +61,7 @@ _HOMES = {
     "RankReport": "finetune.report.ranking",
     "Report": "finetune.report.report",
     "adapt": "finetune.commands.adapt",
+    "adapt_seeds": "finetune.study.seeds",
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",

@@ -17,6 +17,7 @@ from finetune.commands.baselines import (
     retention,
     train_rows,
 )
+from finetune.errors import SettingError
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import ACCURACY, Comparison
@@ -26,6 +27,7 @@ from finetune.report.rows import ADAPT_ROWS, wanted_rows
 from finetune.run.context import make_context
 from finetune.run.finalize import (
     build_report,
+    check_metric,
     checkpoint_results,
     compare_rows,
     open_test_set,
@@ -73,7 +75,10 @@ def adapt(
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, overrides, located.architecture), recipe)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
         find_metric(metric)
-        return _adapt(checked, open_adapt(located, checked, call), metric, call)
+        setup = open_adapt(located, checked, call)
+        check_metric(metric, setup.data.test)
+        check_adapters(setup.classifier.network, checked.phases)
+        return _adapt(checked, setup, metric, call)
 
 
 def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -> Report:
@@ -82,7 +87,7 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
     with open_adaptation(recipe, setup, outputs, call) as adaptation:
         run_folder = adaptation.run_folder
         if run_folder.finished is not None:
-            return run_folder.finished
+            return _with_metric(run_folder.finished, metric, outputs)
         train_rows(adaptation, rows)
         use = open_test_set(outputs.run_folder, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
         answers = answer_rows(adaptation, rows)
@@ -99,6 +104,17 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
             fields = metadata_fields(recipe, setup) | {"results": checkpoint_results(report.results)}
             predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
             run_folder.finish(save_run(adaptation.classifier, fields, report, predictions, outputs, call.console))
+    return report
+
+
+def _with_metric(report: Report, metric: str, outputs: OutputPaths) -> Report:
+    """The report of a run that has finished. SettingError where its verdict is about another metric."""
+    compared = {comparison.metric for comparison in report.comparisons.values() if comparison is not None}
+    if compared - {metric}:
+        raise SettingError(
+            f"--resume: {outputs.run_folder} has finished, and its verdict is about {', '.join(sorted(compared))}; "
+            f"finetune compare {outputs.predictions} --against scratch --metric {metric} compares by {metric}"
+        )
     return report
 
 
@@ -123,7 +139,6 @@ def open_adaptation(
 ) -> Iterator[Adaptation]:
     """Locks the run folder, and prepares an adapt whose rows can be trained while the block runs."""
     classifier, data, runtime = setup.classifier, setup.data, setup.runtime
-    check_adapters(classifier.network, recipe.phases)
     adapted = classifier.with_classes(data.class_names)
     identity = RunIdentity(dump_recipe(recipe), adapt_fingerprint(recipe, setup), environment(runtime))
     needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)

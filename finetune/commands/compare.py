@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,16 @@ import numpy as np
 
 from finetune.errors import DataError, SettingError
 from finetune.io.sanitize import printable
-from finetune.report.comparison import (
-    CROSSED,
-    SIGNIFICANT,
-    Comparison,
-    ForOnePoint,
-    Verdict,
-    compare_over_seeds,
-    distinct,
-    sentence,
-)
-from finetune.report.crossed import Floats, crossed_mean, detectable, images_for, seeds_for, unpaired_difference
+from finetune.report.comparison import Comparison, Verdict, compare_over_seeds, sentence
+from finetune.report.crossed import Floats, crossed_mean
 from finetune.report.metrics import METRICS, POSITIVE, Answers, answers_difference, applicable_metrics, find_metric
 from finetune.report.predictions import Predictions, read_predictions
-from finetune.report.rows import ADAPT_ROWS, MIN_SEEDS, row_of
+from finetune.report.rows import ADAPT_ROWS, row_of
 from finetune.report.statistics import Booleans, wilson
 from finetune.text import listed, name_hint
 
 DEFAULT_ROW = "after"
+UNTRAINED = ("majority", "before")
 MAX_NAMED = 5  # images in one message
 
 
@@ -62,7 +54,7 @@ class RowComparison:
 
     paired: the trainings of a seed belong together. only_first, only_second: images that only one of the two named
     rightly, a mean over pairs of trainings. comparison: of accuracies. metric: the one asked about. positive: of two
-    classes, the one that sensitivity is about.
+    classes, the one that sensitivity is about: the second by name. note: what the verdict does not cover.
     """
 
     first: ComparedRow
@@ -75,6 +67,7 @@ class RowComparison:
     metric: str
     metrics: dict[str, ComparedMetric]
     positive: str | None
+    note: str | None = None
 
     @property
     def sentence(self) -> str:
@@ -129,17 +122,27 @@ def compare(
     names = tuple(sorted({*one.class_names, *other.class_names}))
     firsts, seconds = _answers(one, against, names, None), _answers(other, row, names, order)
     paired = same and one.seeds(against) == other.seeds(row)
+    fixed = _single_training([(against, firsts), (row, seconds)])
     return RowComparison(
         _compared_row(str(first), against, one, firsts),
         _compared_row(str(second), row, other, seconds),
         len(one.images),
         paired,
         *_only_one_right(firsts, seconds, paired=paired),
-        comparison := _compare_rights(firsts, seconds, paired=paired),
+        comparison := _compare_rights(firsts, seconds, paired=paired, fixed=fixed),
         metric,
         _compared_metrics(firsts, seconds, comparison, metric, paired=paired),
         names[POSITIVE] if len(names) == 2 else None,
+        f"the luck of the one training of {'AB'[len(firsts) > 1]} is not covered; more seeds of it would"
+        if fixed
+        else None,
     )
+
+
+def _single_training(sides: Sequence[tuple[str, Sequence[Answers]]]) -> bool:
+    """Whether one side is a single training and the other several. Rows that nothing trains are none."""
+    counts = [len(answers) for _, answers in sides]
+    return min(counts) == 1 < max(counts) and any(len(answers) == 1 and row not in UNTRAINED for row, answers in sides)
 
 
 def _chosen_row(found: Predictions, path: str | Path, row: str | None, option: str) -> str:
@@ -219,28 +222,11 @@ def _count(shares: Floats) -> float:
     return float(shares.sum() / len(shares))
 
 
-def _compare_rights(first: Sequence[Answers], second: Sequence[Answers], *, paired: bool) -> Comparison:
-    """The accuracies, compared over trainings and images. Two files of as many seeds are not paired for that."""
-    ones, others = distinct(_rights(first)), distinct(_rights(second))
-    if paired or len(ones) != len(others) or len(ones) == 1:
-        return compare_over_seeds(ones, others)
-    found = unpaired_difference(ones, others)
-    verdict: Verdict = "no difference shown"
-    if found.p_value < SIGNIFICANT:
-        better = found.mean > 0
-        enough = found.seeds >= MIN_SEEDS
-        verdict = ("helps" if better else "hurts") if enough else ("better" if better else "worse")
-    return Comparison(
-        difference=found.mean,
-        ci95=found.ci95,
-        p_value=found.p_value,
-        verdict=verdict,
-        design=CROSSED,
-        seeds=found.seeds,
-        variance=found.variance,
-        detectable=detectable(found),
-        one_point=ForOnePoint(images_for(found), seeds_for(found)),
-    )
+def _compare_rights(first: Sequence[Answers], second: Sequence[Answers], *, paired: bool, fixed: bool) -> Comparison:
+    """The accuracies, compared over trainings and images; no cause is claimed where a single training is `fixed`."""
+    found = compare_over_seeds(_rights(first), _rights(second), paired=paired)
+    caps: dict[Verdict, Verdict] = {"helps": "better", "hurts": "worse"}
+    return replace(found, verdict=caps.get(found.verdict, found.verdict)) if fixed else found
 
 
 def _compared_metrics(

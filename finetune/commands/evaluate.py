@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,13 @@ def evaluate(
 
 
 def _note_opening(fingerprint: str, checkpoint: str, sha256: str) -> TestSetUse | None:
-    """Notes in the ledger beside the runs, if there are any here, that these test images were opened. OutputError."""
+    """Notes in the ledger beside the runs, where there is one to write to, that these test images were opened."""
     if not RUNS.is_dir():
         return None
     run = digest_of([fingerprint, sha256])
-    return record_opening(RUNS, fingerprint, command="evaluate", name=checkpoint, run=run, choice=sha256)
+    with suppress(OutputError):  # it is not worth losing a result for
+        return record_opening(RUNS, fingerprint, command="evaluate", name=checkpoint, run=run, choice=sha256)
+    return None
 
 
 def evaluate_classifier(

@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from finetune.errors import SettingError
 from finetune.report.crossed import (
     Estimate,
     Variance,
@@ -18,7 +17,7 @@ from finetune.report.crossed import (
     seeds_for,
     unpaired_difference,
 )
-from finetune.report.metrics import Answers, answers_difference, find_metric
+from finetune.report.metrics import METRICS, PLAIN, Answers, answers_difference, find_metric
 from finetune.report.rows import MIN_SEEDS, row_of
 from finetune.report.statistics import (
     Booleans,
@@ -116,16 +115,18 @@ def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
     )
 
 
-def compare_over_seeds(first_right: Booleans, second_right: Booleans, *, shots_vary: bool = False) -> Comparison:
+def compare_over_seeds(
+    first_right: Booleans, second_right: Booleans, *, paired: bool | None = None, shots_vary: bool = False
+) -> Comparison:
     """Whether the second procedure does better than the first; both of shape (seeds, images).
 
-    With as many seeds in both, row k of both is of the same seed. One of them may have a single row: weights that were
-    not trained. Trainings and images are crossed (`crossed`), and the verdict follows from the p-value, which agrees
-    with the interval. With one row in both it is `compare`.
+    paired: row k of both is of the same seed; by default where there are as many of both. One of them may have a single
+    row: weights that were not trained. Trainings and images are crossed (`crossed`), and the verdict follows from the
+    p-value, which agrees with the interval. With one row in both it is `compare`.
     """
     if len(first_right) == len(second_right) == 1:
         return compare(first_right[0], second_right[0])
-    paired = len(first_right) == len(second_right)
+    paired = len(first_right) == len(second_right) if paired is None else paired
     estimate = (crossed_difference if paired else unpaired_difference)(first_right, second_right)
     return Comparison(
         difference=estimate.mean,
@@ -137,37 +138,42 @@ def compare_over_seeds(first_right: Booleans, second_right: Booleans, *, shots_v
         shots_vary=shots_vary,
         variance=estimate.variance,
         uncertainty=_shares(estimate),
-        detectable=detectable(estimate),
+        detectable=found if (found := detectable(estimate)) <= 1 else None,
         one_point=ForOnePoint(images_for(estimate), seeds_for(estimate)),
     )
 
 
 def compare_answers(
     first: Sequence[Answers], second: Sequence[Answers], metric: str = ACCURACY, *, shots_vary: bool = False
-) -> Comparison:
+) -> Comparison | None:
     """Whether the second procedure does better than the first by a metric, from the answers of each seed's training.
 
-    All are answers to the same images in the same order; with as many seeds in both they are paired.
+    All are answers to the same images in the same order; with as many seeds in both they are paired. None where the
+    metric is not defined.
     """
     if metric == ACCURACY:
-        tables = [distinct(np.stack([answers.right for answers in side])) for side in (first, second)]
+        tables = [np.stack([answers.right for answers in side]) for side in (first, second)]
         return compare_over_seeds(tables[0], tables[1], shots_vary=shots_vary)
     found, seeds = answers_difference(metric, first, second), len(second)
     if found.difference is None or found.ci95 is None or found.p_value is None:
-        raise SettingError(f"--metric {metric}: it is not defined for these test images; choose another metric")
-    better = found.difference if find_metric(metric).higher_is_better else -found.difference
+        return None
     half = (found.ci95[1] - found.ci95[0]) / 2
     return Comparison(
         difference=found.difference,
         ci95=found.ci95,
         p_value=found.p_value,
-        verdict=_verdict(better, found.p_value, seeds=seeds),
+        verdict=_verdict(_sign(metric) * found.difference, found.p_value, seeds=seeds),
         design=IMAGES if seeds == 1 else CROSSED,
         seeds=seeds,
         shots_vary=shots_vary,
         detectable=POWER_REACH * half,
         metric=metric,
     )
+
+
+def _sign(metric: str) -> int:
+    """1 where more of a metric is better, -1 where less is."""
+    return 1 if find_metric(metric).higher_is_better else -1
 
 
 def distinct(table: Booleans) -> Booleans:
@@ -208,9 +214,11 @@ def comparison_from(values: Any) -> Comparison | None:
         found = TypeAdapter(Comparison).validate_python(values)
     except ValidationError:
         return None
+    if found.metric not in METRICS:  # of a later version
+        return None
     if found.verdict == "no difference shown":
         return found
-    return replace(found, verdict=_verdict(found.difference, found.p_value, seeds=found.seeds))
+    return replace(found, verdict=_verdict(_sign(found.metric) * found.difference, found.p_value, seeds=found.seeds))
 
 
 def sentence(comparison: Comparison, of: str, against: str) -> str:
@@ -222,22 +230,23 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     of, against = row_of(of).title, row_of(against).title
     over = "test images" if comparison.design == IMAGES else f"{comparison.seeds} seeds and the test images"
     spread = f"95 % interval {{}} to {{}} over {over}, {p_text(comparison.p_value)}"
-    metric = find_metric(comparison.metric)
-    sign = 1 if metric.higher_is_better else -1  # from here on more is better
+    metric, sign = comparison.metric, _sign(comparison.metric)  # from here on more is better
     lower, upper = sorted(sign * end for end in comparison.ci95)
-    points = "points" if comparison.metric == ACCURACY else f"points of {metric.title}"
+    points = _unit(metric)
     if comparison.verdict == "no difference shown":
-        between = f"{_signed(sign * comparison.difference)} {points}, {spread.format(_signed(lower), _signed(upper))}"
+        ends_shown = spread.format(_signed(metric, lower), _signed(metric, upper))
+        between = f"{_signed(metric, sign * comparison.difference)} {points}, {ends_shown}"
         if floor:
             return f"{of} is not shown to beat {against} ({between}): it may have learnt nothing"
         return (
-            f"no difference shown between {of} and {against} ({between}): {_remaining_range(of, lower, upper)}"
+            f"no difference shown between {of} and {against} ({between}): {_remaining_range(metric, of, lower, upper)}"
             f"{_power_text(comparison)}{_source_text(comparison)}"
         )
     better = comparison.verdict in ("helps", "better")
     size = abs(comparison.difference)
     ends = (lower, upper) if better else (-upper, -lower)
-    gap = f"by {_points(size)} {points} ({spread.format(_points(ends[0]), _points(ends[1]))})"
+    shown_ends = (_points(metric, ends[0]), _points(metric, ends[1]))
+    gap = f"by {_points(metric, size)} {points} ({spread.format(*shown_ends)})"
     conclusion = _conclusion(comparison, cause, of, better=better)
     if ends[0] <= 0:
         conclusion += ", narrowly: the interval still has 0 in it"
@@ -255,23 +264,26 @@ def _conclusion(comparison: Comparison, cause: str | None, of: str, *, better: b
     return f"{found} {did}; whether {cause} {'helps' if better else 'hurts'} takes {MIN_SEEDS} seeds or more: --seeds 5"
 
 
-def _remaining_range(of: str, lower: float, upper: float) -> str:
+def _remaining_range(metric: str, of: str, lower: float, upper: float) -> str:
     """What the interval leaves possible when no difference was shown: no proof that the two are equal."""
     if lower > 0 or upper < 0:
         nearer, farther = sorted((abs(lower), abs(upper)))
         way = "better" if lower > 0 else "worse"
         return (
-            f"too close to call, as the interval has {of} {_points(nearer)} to {_points(farther)} points {way} "
+            f"too close to call, as the interval has {of} {_points(metric, nearer)} to {_points(metric, farther)} "
+            f"{_unit(metric)} {way} "
             f"but the test is not below p = {SIGNIFICANT}"
         )
-    return f"{of} may still be anything from {_points(-lower)} points worse to {_points(upper)} points better"
+    worse, better, unit = _points(metric, -lower), _points(metric, upper), _unit(metric)
+    return f"{of} may still be anything from {worse} {unit} worse to {better} {unit} better"
 
 
 def _power_text(comparison: Comparison) -> str:
     """What the test would have shown, and what one point would take."""
     if comparison.detectable is None:
-        return "; so few test images show no difference at all"
-    found = f"; a true difference of {_points(comparison.detectable)} points would have been shown 4 times in 5"
+        return f"; so few {'test images' if comparison.design == IMAGES else 'seeds'} show no difference at all"
+    shown = f"{_points(comparison.metric, comparison.detectable)} {_unit(comparison.metric)}"
+    found = f"; a true difference of {shown} would have been shown 4 times in 5"
     needed = comparison.one_point
     ways = [] if needed is None or needed.images is None else [f"{needed.images:,} test images"]
     ways += [] if needed is None or needed.seeds is None else [f"{needed.seeds:,} seeds"]
@@ -288,12 +300,19 @@ def _source_text(comparison: Comparison) -> str:
     return f" (of the uncertainty {100 * shares.training:.0f} % is {training}, {100 * images:.0f} % the test images)"
 
 
-def _points(fraction: float) -> str:
-    return f"{round(100 * fraction, 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
+def _unit(metric: str) -> str:
+    """What a difference of a metric is counted in."""
+    return "points" if metric == ACCURACY else f"{'' if metric in PLAIN else 'points of '}{find_metric(metric).title}"
 
 
-def _signed(fraction: float) -> str:
-    return f"{round(100 * fraction, 2) + 0.0:+.2f}"
+def _points(metric: str, value: float, sign: str = "") -> str:
+    """Percentage points, as in '1.80'; of log loss and AUROC the number itself."""
+    shown, digits = (value, 4) if metric in PLAIN else (100 * value, 2)
+    return f"{round(shown, digits) + 0.0:{sign}.{digits}f}"  # + 0.0 turns -0.0 into 0.0
+
+
+def _signed(metric: str, value: float) -> str:
+    return _points(metric, value, "+")
 
 
 def p_text(p_value: float) -> str:

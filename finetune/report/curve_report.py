@@ -15,7 +15,7 @@ from rich.text import Text
 
 from finetune.report.comparison import Comparison, Score
 from finetune.report.learning_curve import Forecast, LabelWorth
-from finetune.report.report import Result, SourceSummary, TargetSummary, TestSetUse, result_values
+from finetune.report.report import Result, SourceSummary, TargetSummary, TestSetUse, report_text, result_values
 from finetune.report.rows import row_of
 from finetune.report.tables import test_set_lines
 
@@ -89,7 +89,7 @@ class CurveReport:
 
     def to_json(self) -> str:
         """The text of `NAME.curve.json`."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return report_text(self.to_dict())
 
     def to_csv(self) -> str:
         """The text of `NAME.curve.csv`: a line for each number of labels, row and seed, and one for their mean."""

@@ -25,13 +25,16 @@ DRAWS = 2_000
 MIN_POINTS = 3  # numbers of labels from which on a curve is extrapolated
 STEPS = 64  # of the interpolation between two numbers of labels
 MAX_EXPONENT, EXPONENTS = 3.0, 60  # of the power law, and how many of them are tried
+EQUAL = 1e-9  # accuracies that differ by less are the same, and so are relative numbers of labels
 
 
 @dataclass(frozen=True)
 class LabelWorth:
     """How many times as many labels the other curve needs for the same accuracy; None lies outside what was measured.
 
-    measured: the least and the most that could be told, by the fewest and the most labels measured.
+    Where the other curve has this accuracy over a range of labels that holds as many as here, times is 1, and the
+    interval spans the range. measured: the least and the most that could be told, by the fewest and the most labels
+    measured.
     """
 
     times: float | None
@@ -86,9 +89,10 @@ def isotonic(curves: Floats) -> Floats:
     return found
 
 
-def labels_needed(labels: Floats, curves: Floats, accuracies: Floats) -> Floats:
+def labels_needed(labels: Floats, curves: Floats, accuracies: Floats) -> tuple[Floats, Floats]:
     """How many labels each curve needs for an accuracy: 0 below what was measured, infinity above it.
 
+    Returns the fewest and the most with which it has this accuracy; they differ where it stays the same for a while.
     labels: K, ascending. curves: (draws, K). accuracies: (draws,). Between the measured numbers a curve is a monotone
     cubic over log(labels).
     """
@@ -101,17 +105,22 @@ def labels_needed(labels: Floats, curves: Floats, accuracies: Floats) -> Floats:
         heights = np.maximum.accumulate(PchipInterpolator(logs, rising, axis=1)(places), axis=1)
     else:
         places, heights = logs, rising
-    above = (heights < accuracies[:, None]).sum(axis=1)  # the first place that is high enough
+    numbers = np.exp(places)
+    numbers[::STEPS] = labels  # free of rounding
+    above = (heights < accuracies[:, None] - EQUAL).sum(axis=1)  # the first place that is high enough
+    beyond = (heights <= accuracies[:, None] + EQUAL).sum(axis=1)  # the first place that is higher
     draws, last = np.arange(len(heights)), len(places) - 1
     right = np.minimum(above, last)
     left = np.maximum(right - 1, 0)
     low, high = heights[draws, left], heights[draws, right]
     share = np.divide(accuracies - low, high - low, out=np.ones_like(low), where=high > low)
     needed: Floats = np.exp(places[left] + np.clip(share, 0, 1) * (places[right] - places[left]))
-    needed[(above == 0) & (accuracies < heights[:, 0])] = 0.0
-    needed[(above == 0) & (accuracies == heights[:, 0])] = labels[0]
+    needed = np.where(share >= 1, numbers[right], needed)
+    needed[above == 0] = labels[0]
+    needed[beyond == 0] = 0.0
     needed[above > last] = np.inf
-    return needed
+    most: Floats = np.where(beyond > above, np.maximum(numbers[beyond - 1], needed), needed)
+    return needed, most
 
 
 def _cut(accuracies: Floats, margin: float = 0.0) -> Floats:
@@ -127,15 +136,20 @@ def label_worth(labels: Floats, curve: Floats, other: Floats, draws: tuple[Float
     """
     found = []
     for place, here in enumerate(labels):
-        times = float(labels_needed(labels, other[None], curve[None, place])[0] / here)
-        each = labels_needed(labels, draws[1], draws[0][:, place]) / here
-        lower, upper = np.quantile(each, (0.025, 0.975), method="inverted_cdf").tolist()
+        times, longest = (float(own[0] / here) for own in labels_needed(labels, other[None], curve[None, place]))
+        if times <= 1 + EQUAL and longest >= 1 - EQUAL:
+            times = 1.0
+        each = (own / here for own in labels_needed(labels, draws[1], draws[0][:, place]))
+        lower, upper = (
+            float(np.quantile(own, share, method="inverted_cdf"))
+            for own, share in zip(each, (0.025, 0.975), strict=True)
+        )
         fewest, most = float(labels[0] / here), float(labels[-1] / here)
         found.append(
             LabelWorth(
                 times=times if 0 < times < np.inf else None,
                 lower=min(lower, most) if lower > 0 else None,
-                upper=max(upper, fewest) if upper < np.inf else None,
+                upper=min(max(upper, fewest), most) if upper < np.inf else None,
                 reached=times < np.inf,
                 measured=(fewest, most),
             )
@@ -147,15 +161,23 @@ def forecast(labels: Floats, means: Floats, draws: Floats, at: Sequence[float], 
     """The curve with as many labels a class as `at` says; none where fewer than MIN_POINTS numbers were measured.
 
     labels: images a class, K, ascending. means: accuracies, K. draws: resampled means, (draws, K). images: test images.
+    Lines are fitted to accuracies that stay half a test image away from 0 and 1. A forecast that comes so near is moved
+    to what was measured, and its interval reaches that.
     """
     if len(labels) < MIN_POINTS or not len(at):
         return []
     places, margin = np.asarray(at, dtype=np.float64), 0.5 / images
-    means, draws = _cut(means, margin), _cut(draws, margin)
-    centre = FORMS[FORM](labels, means[None], places)[0]
-    every = np.concatenate([form(labels, draws, places) for form in FORMS.values()])
-    every = _missing(every, places, labels, means, margin)
+    inner, resampled = _cut(means, margin), _cut(draws, margin)
+    centre = FORMS[FORM](labels, inner[None], places)[0]
+    every = np.concatenate([form(labels, resampled, places) for form in FORMS.values()])
+    every = _missing(every, places, labels, inner, margin)
     lower, upper = np.quantile(every, (0.025, 0.975), axis=0)
+    low, high = margin + EQUAL, 1 - margin - EQUAL
+    ends = np.quantile(np.vstack([draws, means]), (0.025, 0.975), axis=0)
+    lower = np.where(lower <= low, np.minimum(lower, ends[0].min()), lower)
+    upper = np.where(upper >= high, np.maximum(upper, ends[1].max()), upper)
+    centre = np.where(centre <= low, np.minimum(centre, means[-1]), centre)
+    centre = np.where(centre >= high, np.maximum(centre, means[-1]), centre)
     return [
         Forecast(float(place), float(middle), (float(min(low, middle)), float(max(high, middle))))
         for place, middle, low, high in zip(places, centre, lower, upper, strict=True)

@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Interval = tuple[float, float]
 Needs = Literal["predictions", "confidence", "probabilities"]
 
+PLAIN = ("auroc", "log_loss")  # shown as numbers, not in percent
 BINS = 10  # of equal width, for the calibration error
 SUM_TOLERANCE = 1e-3  # of the probabilities of an image, which are to sum to 1; half precision rounds so
 POSITIVE = 1  # of two classes, the one that sensitivity is about
@@ -614,8 +615,10 @@ def _over_images(name: str, moved: Floats, added: Sequence[float]) -> MetricDiff
     from scipy.special import stdtr
 
     difference, row = float(moved.mean()), np.append(moved, added)
-    freedom, centre = max(len(row) - 1, 1), float(row.mean())
-    error = float(row.std(ddof=1)) / math.sqrt(len(row)) if len(row) > 1 else math.inf
+    if len(row) < 2:
+        return MetricDifference(name, difference, None, None)
+    freedom, centre = len(row) - 1, float(row.mean())
+    error = float(row.std(ddof=1)) / math.sqrt(len(row))
     if error <= 1e-15:
         return _no_spread(name, difference)
     reach = _t_quantile(freedom) * error

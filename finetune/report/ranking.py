@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.report.comparison import SIGNIFICANT, Comparison, p_text
-from finetune.report.report import SeedScore, TargetSummary, TestSetUse
+from finetune.report.report import SeedScore, TargetSummary, TestSetUse, report_text
 from finetune.report.statistics import holm, kendall
 from finetune.report.tables import percent, test_set_lines
 from finetune.text import amount, first_line, listed
@@ -121,7 +121,7 @@ class RankReport:
 
     def to_json(self) -> str:
         """The text of `NAME.rank.json`."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return report_text(self.to_dict())
 
 
 def adjusted(pairs: Mapping[tuple[str, str], Comparison]) -> dict[tuple[str, str], float]:
@@ -146,10 +146,10 @@ def agreement(fine_tuned: Sequence[Candidate]) -> dict[str, float | None]:
     return found
 
 
-def conclude(fine_tuned: Sequence[Candidate], target: str, *, seeds: int, left_out: int = 0) -> str:
+def conclude(fine_tuned: Sequence[Candidate], target: str, *, seeds: Sequence[int], left_out: int = 0) -> str:
     """What to start from, in one sentence; the fine-tuned candidates come best first.
 
-    left_out: sources that were not fine-tuned. With one seed it speaks of single trainings.
+    seeds: with a single one it speaks of single trainings. left_out: sources that were not fine-tuned.
     """
     best, *others = fine_tuned
     assert best.accuracy is not None
@@ -158,7 +158,7 @@ def conclude(fine_tuned: Sequence[Candidate], target: str, *, seeds: int, left_o
         return f"{who}: {score} on {target} after fine-tuning; nothing else was fine-tuned, so nothing is compared"
     among = f" of the {len(fine_tuned)} fine-tuned" if left_out else ""
     start = f"best on {target}{among}: {who}, {score} after fine-tuning"
-    luck = "; with one seed that is about these trainings alone" if seeds == 1 else ""
+    luck = "; with one seed that is about these trainings alone" if len(seeds) == 1 else ""
     tied = [candidate for candidate in others if candidate.tied]
     if not tied:
         second = others[0].against_best
@@ -170,12 +170,20 @@ def conclude(fine_tuned: Sequence[Candidate], target: str, *, seeds: int, left_o
         harm = ": starting from the others hurts or brings nothing" if best.random else ""
         return f"{start}, shown to be better than {rest}{harm}{luck}"
     sentence = f"{start}, but {listed(candidate.name for candidate in tied)} cannot be told from it"
-    more = f"; more seeds may tell: --seeds {2 * seeds} --resume{luck}"
+    more = f"; more seeds may tell: --seeds {_twice(seeds)} --resume{luck}"
     if best.random or any(candidate.random for candidate in tied):
         return f"{sentence}: as random weights are among these, no source is shown to help{more}"
     smallest = min([best, *tied], key=lambda candidate: candidate.parameters or 0)
     same = smallest.parameters == best.parameters
     return f"{sentence}{more}" if same else f"{sentence}; of these {smallest.name} is the smallest{more}"
+
+
+def _twice(seeds: Sequence[int]) -> str:
+    """What --seeds takes for these seeds and as many more: as in '6' after 0, 1 and 2, or '3,7,0,1' after 3 and 7."""
+    if list(seeds) == list(range(len(seeds))):
+        return str(2 * len(seeds))
+    others = [seed for seed in range(2 * len(seeds)) if seed not in seeds]
+    return ",".join(map(str, [*seeds, *others[: len(seeds)]]))
 
 
 def rank_parts(report: RankReport) -> list[RenderableType]:

@@ -172,7 +172,13 @@ class Report:
 
     def to_json(self) -> str:
         """The text of `NAME.report.json`."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return report_text(self.to_dict())
+
+
+def report_text(values: dict[str, Any]) -> str:
+    """The text of a report's file; bytes of a path that are no UTF-8 are written as \\udc.."""
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_report(path: Path) -> Report:

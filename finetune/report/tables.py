@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.report.comparison import IMAGES, SIGNIFICANT, Score, is_told, sentence
-from finetune.report.metrics import METRICS, MetricValue
+from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import row_of
 
@@ -69,7 +69,8 @@ def _uneven_lines(report: Report) -> list[str]:
     """Offers balanced accuracy where the test images of the classes are uneven in number."""
     compared = {comparison.metric for comparison in report.comparisons.values() if comparison is not None}
     counted = next((result.per_class for result in report.results.values() if result and result.per_class), None)
-    images = {name: score["total"] for name, score in (counted or {}).items() if score["total"]}
+    seeds = max(1, len(report.seeds))  # over which counts are summed
+    images = {name: score["total"] // seeds for name, score in (counted or {}).items() if score["total"]}
     if not images or max(images.values()) < UNEVEN * min(images.values()) or compared - {"accuracy"}:
         return []
     most, least = max(images, key=images.__getitem__), min(images, key=images.__getitem__)
@@ -85,9 +86,9 @@ def test_set_lines(use: TestSetUse | None) -> list[str]:
         return []
     tried = use.other_choices + 1
     return [
-        f"these test images have been opened {use.opened_before} times before, {use.other_choices} times with other "
-        f"choices: the best of {tried} has p below 0.05 by chance in up to {100 * (1 - 0.95**tried):.0f} % of cases; "
-        f"choose by validation images, or count only p below {0.05 / tried:.2g}"
+        f"these test images have been opened {use.opened_before} times before, and {use.other_choices} other choices "
+        f"were tried on them: the best of {tried} has p below 0.05 by chance in up to {100 * (1 - 0.95**tried):.0f} % "
+        f"of cases; choose by validation images, or count only p below {0.05 / tried:.2g}"
     ]
 
 
@@ -201,7 +202,7 @@ def metric_text(name: str, value: float | None, *, signed: bool = False) -> str:
     if value is None:
         return "not defined"
     sign = "+" if signed else ""
-    if name in ("auroc", "log_loss"):
+    if name in PLAIN:
         return f"{round(value, 4) + 0.0:{sign}.4f}"
     return f"{round(100 * value, 2) + 0.0:{sign}.2f}" + ("" if signed else " %")
 
@@ -243,6 +244,8 @@ def comparison_parts(found: Mapping[str, Any], titles: Sequence[str]) -> list[Re
         p_value = "" if metric["p_value"] is None else _p_value_text(metric["p_value"])
         table.add_row(title, *sides, _difference_text(name, metric), p_value)
     parts.append(table)
+    if found["note"] is not None:
+        parts.append(Text(found["note"]))
     if found["positive"] is not None:
         parts.append(Text(f"sensitivity is about class {found['positive']}"))
     return parts

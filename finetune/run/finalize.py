@@ -16,13 +16,14 @@ from torch import Tensor
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
 from finetune.data.openers import is_image_path, short_name
+from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.report.comparison import ACCURACY, Comparison, Score, compare_answers
 from finetune.report.console import Console
-from finetune.report.metrics import Answers, measure_all
+from finetune.report.metrics import Answers, find_metric, measure_all
 from finetune.report.predictions import Column, ColumnKey, Predictions, image_names, predictions_csv
 from finetune.report.report import (
     PhaseSummary,
@@ -36,10 +37,11 @@ from finetune.report.rows import Row, row_of
 from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
 from finetune.run.ledger import digest_of, record_opening
-from finetune.run.output_paths import OutputPaths, move_aside
+from finetune.run.output_paths import OutputPaths, move_aside, move_files_aside, same_results
 from finetune.run.setup import RunSetup
 from finetune.sources.save import make_metadata
 from finetune.system import versions
+from finetune.text import listed
 from finetune.train.device import Runtime, environment
 
 
@@ -132,6 +134,18 @@ def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
         for name, result in results.items()
         if not row_of(name).floor
     }
+
+
+def check_metric(metric: str, test: ImageSet) -> None:
+    """SettingError unless the metric can be had of these test images; before anything is trained."""
+    found, present = find_metric(metric), [name for name, count in test.counts().items() if count]
+    if found.binary and len(test.class_names) != 2:
+        raise SettingError(f"--metric {metric}: it is for two classes, and {test.origin} has {len(test.class_names)}")
+    if (found.binary or metric == "auroc") and len(present) < 2:
+        raise SettingError(
+            f"--metric {metric}: expected test images of at least two classes, found only {listed(present)} in "
+            f"{test.origin}; choose another metric"
+        )
 
 
 def open_test_set(run_folder: Path, command: str, fingerprint: Mapping[str, Any]) -> TestSetUse:
@@ -230,7 +244,8 @@ def save_run(
     if digest == outputs.digest():
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
         with prepared_files(contents):
-            pass
+            if not same_results(outputs.report, report.to_dict()):
+                move_files_aside(list(contents), outputs.checkpoint.stem, console)
     else:
         with prepared_files({outputs.checkpoint: content, **contents}):
             move_aside(outputs, console)

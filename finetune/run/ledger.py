@@ -34,7 +34,7 @@ def record_opening(folder: Path, fingerprint: str, *, command: str, name: str, r
     if own is None:
         entry = {"test": fingerprint, "command": command, "name": name, "run": run, "choice": choice}
         make_folder(folder)
-        line = json.dumps({**entry, "at": time.strftime("%Y-%m-%d %H:%M:%S")}, ensure_ascii=False)
+        line = json.dumps({**entry, "at": time.strftime("%Y-%m-%d %H:%M:%S")})
         append_line(folder / LEDGER, f"{line}\n".encode())
     earlier = entries[:own]
     others = {entry["choice"] for entry in earlier if entry["command"] == command} - {choice}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,9 +15,12 @@ from finetune.errors import OutputError, SettingError
 from finetune.io.atomic import append_line, link_aside, raises_output_error, write_atomic
 from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
+from finetune.report.report import read_report_values
 from finetune.run.lock import LOCK_NAME
+from finetune.text import json_diff
 
 SUFFIX = ".safetensors"
+TIMES = ("seconds", "images_per_second")  # keys of reports that differ from run to run
 RUNS = Path("runs")  # the folder of all run folders, in the current one
 SNAPSHOTS, LOG = "snapshots", "log.txt"  # in a run folder
 
@@ -104,6 +107,19 @@ def check_study_outputs(out: str | Path | None, name: str, kind: str, endings: S
     return paths
 
 
+def same_results(path: Path, values: Mapping[str, Any]) -> bool:
+    """Whether the report that is there says the same as these JSON values, all times aside."""
+    found = read_report_values(path)
+    return found is not None and not json_diff(_without_times(found), _without_times(values))
+
+
+def _without_times(values: object) -> object:
+    """JSON values without TIMES, at any depth."""
+    if isinstance(values, Mapping):
+        return {key: _without_times(value) for key, value in values.items() if key not in TIMES}
+    return [_without_times(value) for value in values] if isinstance(values, list) else values
+
+
 def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> OutputPaths:
     """The paths of a run, which can all be written; OutputError if not. Changes no existing file.
 
@@ -140,12 +156,21 @@ def clear_run_folder(folder: Path, console: Console) -> bool:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
         names = (f"{folder.name}.was-{stamp}{_number(n)}" for n in count(1))
         aside = next(path for path in map(folder.with_name, names) if not path.exists())
-        unfinished = any((folder / SNAPSHOTS).glob("[0-9]*"))
+        hint = _left_hint(folder)
         folder.rename(aside)
         folder.mkdir()
-    hint = "; it was not finished: --resume would have gone on with it" if unfinished else ""
     console.note(f"{folder} was there already: moved to {aside}{hint}")
     return True
+
+
+def _left_hint(folder: Path) -> str:
+    """What a run folder that is moved aside holds that its command with --resume goes on with; "" where nothing."""
+    if trials := list((folder / "trials").glob("*")):
+        finished = sum((trial / "result").is_dir() for trial in trials)
+        count = f"{finished:,} finished trial{'' if finished == 1 else 's'}"
+        return f"; it is a study with {count}, which its own command with --resume would have gone on with"
+    unfinished = any((folder / SNAPSHOTS).glob("[0-9]*"))
+    return "; it was not finished: --resume would have gone on with it" if unfinished else ""
 
 
 def rewrite_metrics(outputs: OutputPaths, rows: Sequence[dict[str, Any]]) -> None:

@@ -7,8 +7,10 @@ import re
 import time
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from finetune.errors import SettingError, TrainingError
@@ -18,6 +20,7 @@ from finetune.text import first_line
 _ADDRESS = re.compile(r"dask://([^/\s]+:[0-9]{1,5})/?")
 CONNECT_SECONDS = 15.0
 POLL_SECONDS = 0.05
+MAX_TRIES = 4  # of a trial that the cluster loses without a word, and to fetch a result
 
 
 def cluster_address(engine: str) -> str:
@@ -35,20 +38,34 @@ def run_on_cluster(tasks: Sequence[TrialTask], engine: str, resume_command: str)
     """
     study, address = uuid.uuid4().hex, cluster_address(engine)
     with _connected(engine, address) as client:
-        pending = {
-            client.submit(run_on_worker, task, study, key=f"{task.trial.name}-{study}", pure=False): task
-            for task in tasks
-        }
+        tries: Counter[str] = Counter()
+
+        def submit(task: TrialTask) -> Any:
+            key = f"{task.trial.name}-{study}-{tries[task.trial.name]}"
+            return client.submit(run_on_worker, task, study, key=key, pure=False)
+
+        pending = {submit(task): task for task in tasks}
         try:
             while pending:
                 if client.status != "running":
                     raise _GivenUp
                 for future in [future for future in pending if future.done()]:
+                    task = pending[future]
                     outcome = _outcome(future, address)
+                    if isinstance(outcome, _Lost):
+                        tries[task.trial.name] += 1
+                        if client.status != "running":
+                            raise _GivenUp
+                        if tries[task.trial.name] < MAX_TRIES:
+                            if not outcome.is_there:
+                                del pending[future]
+                                pending[submit(task)] = task
+                            continue
+                        outcome = FailedTrial(f"{outcome.why}, {MAX_TRIES} times in all", 1)
                     if isinstance(outcome, Refusal):
                         raise SettingError(f"--engine {engine}: {outcome.message}\nfinished trials are kept")
-                    if outcome is not None:
-                        yield pending.pop(future).trial.name, outcome
+                    del pending[future]
+                    yield task.trial.name, outcome
                 time.sleep(POLL_SECONDS)
         except _GivenUp:
             raise TrainingError(
@@ -60,11 +77,16 @@ def run_on_cluster(tasks: Sequence[TrialTask], engine: str, resume_command: str)
                 client.cancel(list(pending))
 
 
-def _outcome(future: Any, address: str) -> Outcome | Refusal | None:
-    """What a finished future holds; None where its worker was lost before it was fetched, and it is made again.
+@dataclass(frozen=True)
+class _Lost:
+    """A trial without a result, and why; `is_there` is a result that could not be fetched this time."""
 
-    TrainingError where the cluster gave it up.
-    """
+    why: str
+    is_there: bool = False
+
+
+def _outcome(future: Any, address: str) -> Outcome | Refusal | _Lost:
+    """What a future that is done holds, or why it holds nothing."""
     import asyncio
     from concurrent.futures import CancelledError
 
@@ -72,10 +94,8 @@ def _outcome(future: Any, address: str) -> Outcome | Refusal | None:
 
     try:
         found: Outcome | Refusal | None = future.result(timeout=CONNECT_SECONDS)
-    except (TimeoutError, OSError):
-        return None
     except (CancelledError, asyncio.CancelledError):
-        raise _GivenUp from None
+        return _Lost("the cluster cancelled it")
     except KilledWorker as error:
         return FailedTrial(
             f"it was tried on {error.allowed_failures + 1} workers, and each of them ended; memory may have run out "
@@ -87,13 +107,18 @@ def _outcome(future: Any, address: str) -> Outcome | Refusal | None:
             f"a worker cannot load this finetune ({first_line(error)}); install the same version there, and start it "
             f"again: dask worker {address} --nthreads 1 --nworkers 2"
         )
-    if found is None:
-        raise _GivenUp
-    return found
+    except Exception as error:
+        if future.status == "error":  # it is the trial's own
+            text = f"{type(error).__name__}: {first_line(error)}"
+            return FailedTrial(f"a worker could not run it ({text}); its log says more", 1)
+        if isinstance(error, OSError):  # TimeoutError is one; a lost worker's trials are pending again soon
+            return _Lost(f"its result could not be fetched ({first_line(error)})", is_there=True)
+        raise
+    return found if found is not None else _Lost("its worker was told to give it up")
 
 
 class _GivenUp(Exception):
-    """A trial that the cluster no longer knows, since its scheduler ended or was restarted."""
+    """The scheduler is lost."""
 
 
 @contextmanager

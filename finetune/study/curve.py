@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,31 +12,28 @@ import numpy as np
 from finetune.commands.adapt import DEFAULT_RECIPE
 from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
-from finetune.io.safe_open import read_regular
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import compare_over_seeds, distinct
 from finetune.report.console import Console
 from finetune.report.curve_report import CurveForecast, CurvePoint, CurveReport, curve_parts, no_difference_from
 from finetune.report.learning_curve import FORM, MIN_POINTS, Floats, forecast, label_worth, resampled_means
 from finetune.report.plots import Curve, curve_pictures
-from finetune.report.report import MAX_REPORT_BYTES, Result, TargetSummary
+from finetune.report.report import Result, TargetSummary
 from finetune.report.rows import row_of
 from finetune.run.finalize import open_test_set, public_recipe
 from finetune.run.options import RunCall, RunOptions, start_run
-from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside
+from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds, rights
-from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, row_trials
+from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
 from finetune.study.trial import Trial, TrialResult, TrialRunner
-from finetune.text import json_diff
 
 SHOTS = "5,10,20,50,100,all"
 ALL = "all"
 AFTER, SCRATCH = ROWS = ("after", "scratch")
 ENDINGS = ("csv", "png", "svg")  # of what is written beside NAME.curve.json
 FARTHER = (2, 4)  # times the most labels measured: where the curves are foretold
-TIMES = ("seconds",)  # keys of a report that differ from run to run
 
 
 def curve(
@@ -60,6 +56,7 @@ def curve(
     .svg); no weights are kept. The rest, and errors, are as for `finetune.adapt`.
     """
     with start_run(options) as call:
+        refuse_seed(call)
         chosen, wanted = parse_seeds(seeds), parse_shots(shots)
         checked = open_study_recipe(source, recipe, ({"model.name": model}, {"data.name": target}), call)
         checked = checked.model_copy(update={"compare": ()})
@@ -186,7 +183,7 @@ def _report(
         recipe=public_recipe(recipe),
         seeds=list(seeds),
         device=str(setup.runtime.device),
-        environment=dict(sorted(first.environment.items())),  # the order would tell whether it was read back
+        environment=first.environment,
         seconds=sum(result.facts.seconds for result in results.values()),
         source=first.source,
         target=TargetSummary(
@@ -230,23 +227,13 @@ def save_curve(report: CurveReport, paths: StudyPaths, console: Console) -> None
         **{paths.beside(ending): picture for ending, picture in pictures.items()},
     }
     with prepared_files(contents):
-        if _same_results(paths, report):
+        if same_results(paths.report, report.to_dict()):
             console.note(f"{paths.report}: the same results as the run before")
         else:
             move_files_aside(list(contents), paths.stem, console)
     for part in curve_parts(report):
         console.show(part)
     console.say(f"wrote {paths.report}, and beside it {', '.join(paths.beside(e).name for e in ENDINGS)}")
-
-
-def _same_results(paths: StudyPaths, report: CurveReport) -> bool:
-    """Whether the report that is there says the same, times aside."""
-    try:
-        found = json.loads(read_regular(paths.report, MAX_REPORT_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return False
-    own, aside = report.to_dict(), dict.fromkeys(TIMES)
-    return isinstance(found, dict) and not json_diff(found | aside, own | aside)
 
 
 def _drawn(report: CurveReport, row: str) -> Curve:

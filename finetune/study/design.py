@@ -13,6 +13,7 @@ from finetune.report.rows import MIN_SEEDS
 from finetune.run.options import RunCall
 from finetune.run.setup import RecipeLike, expect_kind, find_source, open_recipe
 from finetune.study.trial import Trial
+from finetune.text import first_line
 
 MAX_SEEDS = 1_000
 TRAINED_ROWS = ("after", "scratch")  # each is a trial of its own; the others come together
@@ -22,20 +23,28 @@ def parse_seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
     """The seeds of a study: 5 or "5" for 0 to 4, or the seeds themselves as in "0,1,2,7". SettingError."""
     if isinstance(given, str):
         parts = [part.strip() for part in given.split(",")]
-        if not all(part.isascii() and part.isdigit() for part in parts):
-            raise SettingError(f"--seeds {given}: expected a count such as 5, or seeds such as 0,1,2,7")
+        if not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
+            raise SettingError(f"--seeds {first_line(given)}: expected a count such as 5, or seeds such as 0,1,2,7")
         numbers = [int(part) for part in parts]
         given = numbers[0] if len(numbers) == 1 else numbers
     if isinstance(given, int):
         if not 1 <= given <= MAX_SEEDS:
             raise SettingError(f"--seeds {given}: expected a count from 1 to {MAX_SEEDS:,}, or seeds such as 0,1,2,7")
         return tuple(range(given))
-    seeds = tuple(given)
+    if not isinstance(given, Sequence) or any(type(seed) is not int for seed in given):
+        raise SettingError(f"seeds: expected a count or whole numbers, found {first_line(given)}")
+    seeds: tuple[int, ...] = tuple(int(seed) for seed in given)
     if not 1 <= len(seeds) <= MAX_SEEDS or any(not 0 <= seed < 2**63 for seed in seeds):
         raise SettingError(f"--seeds: expected 1 to {MAX_SEEDS:,} seeds, each from 0 to 2^63 - 1")
     if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
         raise SettingError(f"--seeds: {', '.join(map(str, twice))} is given twice, which is the same training twice")
     return seeds
+
+
+def refuse_seed(call: RunCall) -> None:
+    """SettingError for the recipe's seed, in place of which a study has seeds of its own."""
+    if given := [each for each in call.settings if each.partition("=")[0].strip() == "seed"]:
+        raise SettingError(f"{given[-1]}: a study's seeds are those of --seeds, for example --seeds 3,7")
 
 
 def few_seeds_note(seeds: Sequence[int]) -> str | None:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 
 from finetune.commands.adapt import DEFAULT_RECIPE
-from finetune.errors import DataError, DownloadError, FinetuneError, Interrupted, SettingError
+from finetune.errors import FinetuneError, SettingError
 from finetune.io.atomic import prepared_files, write_atomic
 from finetune.io.safe_open import read_regular
 from finetune.models.registry import build_model
@@ -42,62 +39,20 @@ from finetune.report.tables import percent
 from finetune.run.finalize import public_recipe
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.options import RunCall, RunOptions, start_run
-from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside
+from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, open_recipe
-from finetune.sources.resolve import RANDOM as RANDOM_MODEL
 from finetune.study.analysis import result_over_seeds, rights
-from finetune.study.design import few_seeds_note, parse_seeds, refuse_torchrun, row_trials
+from finetune.study.contenders import Contender, RankDesign, name_contenders, open_contenders
+from finetune.study.design import few_seeds_note, parse_seeds, refuse_seed, refuse_torchrun
 from finetune.study.runner import StudyFolder, TrialOptions, run_trials
 from finetune.study.task import FailedTrial, Outcome
 from finetune.study.trial import Trial, TrialResult, TrialRunner
-from finetune.text import first_line, json_diff, listed
+from finetune.text import first_line, listed
 from finetune.train.device import seeded
 from finetune.train.inference import outputs as network_outputs
 from finetune.train.transfer_scores import sample_to_score, transfer_scores
 
-RANDOM = "random"
 SCORES = "scores.json"  # in the study's folder
-MAX_LABEL = 60  # characters of a source's name in the names of its trials
-TIMES = ("seconds",)  # keys of the report that differ from run to run
-
-
-@dataclass(frozen=True)
-class RankDesign:
-    """What is ranked, and how."""
-
-    sources: tuple[str, ...]
-    recipe: AdaptRecipe
-    seeds: tuple[int, ...]
-    same_shots: bool
-    top: int
-
-    @property
-    def shots_vary(self) -> bool:
-        return self.recipe.data.shots is not None and not self.same_shots
-
-    def as_json(self) -> dict[str, Any]:
-        """What --resume requires to be the same; more seeds and a larger `top` go on with what there is."""
-        recipe = {key: value for key, value in public_recipe(self.recipe).items() if key != "seed"}
-        return {"study": "rank", "sources": list(self.sources), "recipe": recipe, "same_shots": self.same_shots}
-
-
-@dataclass
-class Contender:
-    """A source in the ranking, as far as it has come; `error` says why it goes no further."""
-
-    source: str
-    name: str
-    label: str
-    trials: list[Trial] = field(default_factory=list)
-    model: str | None = None
-    parameters: int | None = None
-    bytes: int | None = None
-    scores: CheapScores | None = None
-    error: FinetuneError | None = None
-
-    @property
-    def random(self) -> bool:
-        return self.source == RANDOM or self.source.startswith(RANDOM_MODEL)
 
 
 def rank(
@@ -123,10 +78,13 @@ def rank(
     """
     with start_run(options) as call:
         refuse_torchrun(call)
+        refuse_seed(call)
         overrides = call.overrides({}, {"data.name": target, "data.shots": shots})
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, overrides), recipe)
         if top < 1:
             raise SettingError(f"--top {top}: expected at least 1, the number of sources to fine-tune")
+        if same_shots and checked.data.shots is None:
+            raise SettingError("--same-shots: goes with --shots; without it all seeds learn from all images there are")
         names = tuple(map(str, sources))
         design = RankDesign(names, checked.model_copy(update={"compare": ()}), parse_seeds(seeds), same_shots, top)
         return _rank(design, TrialOptions(jobs, engine), call)
@@ -147,129 +105,19 @@ def _rank(design: RankDesign, options: TrialOptions, call: RunCall) -> RankRepor
         console.note(f"to be fine-tuned: {listed(contender.name for contender in chosen)}")
         test = setup.data.describe()["test"]
         assert isinstance(test, dict)
-        values = design.as_json()
         use = record_opening(
             paths.run_folder.parent,
             test["fingerprint"],
             command="rank",
             name=paths.stem,
-            run=digest_of([values, design.seeds]),
-            choice=digest_of(values),
+            run=digest_of([design.as_json(), design.seeds]),
+            choice=digest_of(design.choice()),
         )
         outcomes = run_trials([trial for own in chosen for trial in own.trials], folder, options, runner)
         report = _report(contenders, chosen, outcomes, design, runner, notes)
         report = replace(report, test_set=use)
         save_ranking(report, paths, call)
     return report
-
-
-def name_contenders(sources: Sequence[str]) -> list[Contender]:
-    """The sources by short names. SettingError for fewer than two, and for one that is given twice."""
-    if len(sources) < 2:
-        raise SettingError(f"rank: {len(sources)} source, expected at least two to choose from")
-    places = [source if _is_name(source) else os.path.realpath(source) for source in sources]
-    for first, second in combinations(range(len(sources)), 2):
-        if places[first] == places[second]:
-            raise SettingError(f"rank: {sources[second]} is given twice")
-    short = [source if _is_name(source) else Path(source).stem for source in sources]
-    names = [own if short.count(own) == 1 else source for own, source in zip(short, sources, strict=True)]
-    found: list[Contender] = []
-    for number, (source, name) in enumerate(zip(sources, names, strict=True), 1):
-        label = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:MAX_LABEL].strip(".-")
-        taken = any(other.label == label for other in found)
-        found.append(Contender(source, name, f"{label}-{number}" if taken or not label else label))
-    return found
-
-
-def _is_name(source: str) -> bool:
-    return source == RANDOM or source.startswith((RANDOM_MODEL, "timm:", "hub:"))
-
-
-def open_contenders(
-    contenders: Sequence[Contender], design: RankDesign, runner: TrialRunner, call: RunCall
-) -> list[Contender]:
-    """Opens all sources; returns those that could be. SettingError where these are fewer than two.
-
-    DataError and DownloadError of the target, which is the same for all of them, end it at once.
-    """
-    if design.recipe.data.name is None:
-        raise SettingError("rank: no target: name a data set or a folder of pictures with --target")
-    opened: list[Contender] = []
-    for contender in sorted(contenders, key=lambda own: own.source == RANDOM):  # which needs another one's network
-        try:
-            _open(contender, opened, design, runner)
-            opened.append(contender)
-        except (DataError, DownloadError, Interrupted):
-            raise
-        except FinetuneError as error:
-            contender.error = error
-            call.console.warn(f"{contender.name}: {first_line(error)}; the others go on")
-    _refuse_same(opened, runner)
-    if len(opened) < 2:
-        lost = [contender for contender in contenders if contender.error is not None]
-        reasons = "".join(f"\n  {contender.source}: {contender.error}" for contender in lost)
-        found = SettingError(f"rank: expected at least two sources that can be used, found {len(opened)}{reasons}")
-        codes = [contender.error.exit_code for contender in lost if contender.error is not None]
-        found.exit_code = min(codes, default=2)
-        raise found
-    return [contender for contender in contenders if contender.error is None]
-
-
-def _open(contender: Contender, opened: Sequence[Contender], design: RankDesign, runner: TrialRunner) -> None:
-    """Opens one source on the target, as its trials will, and measures its size."""
-    source, recipe = contender.source, design.recipe
-    if source == RANDOM:
-        others = [own for own in opened if not own.random]
-        if not others:
-            raise SettingError("no other source whose network could get random weights; random:MODEL names one")
-        source = others[0].source
-    row = "scratch" if contender.random else "after"
-    shots, same_shots = recipe.data.shots, design.same_shots
-    trials = row_trials(
-        source,
-        recipe,
-        (row,),
-        design.seeds,
-        shots=shots,
-        same_shots=same_shots,
-        answers_only=True,
-        label=contender.label,
-    )
-    chooser = opened[0].trials[0].source if opened else None
-    contender.trials = [replace(trial, chooser=chooser) for trial in trials]
-    setup = runner.setup(contender.trials[0])
-    if opened:
-        _check_same_pictures(setup, runner.setup(opened[0].trials[0]), contender.name)
-    network = setup.classifier.network
-    head = network.head.weight, network.head.bias
-    body = [t for name, t in network.state_dict().items() if name not in network.head_tensors()]
-    own_head = (network.head.in_features + 1) * len(setup.data.class_names)
-    trained = (t.numel() for t in network.parameters() if not any(t is own for own in head))
-    contender.model = setup.model
-    contender.parameters = sum(trained) + own_head
-    contender.bytes = sum(t.numel() * t.element_size() for t in body) + 4 * own_head
-
-
-def _check_same_pictures(setup: AdaptSetup, first: AdaptSetup, name: str) -> None:
-    """DataError unless two sources learn from, and are tested on, the same pictures, however each decodes them."""
-    same = setup.data.class_names == first.data.class_names
-    for part in ("train", "validation", "test"):
-        own, other = getattr(setup.data, part), getattr(first.data, part)
-        same = same and own.files == other.files and torch.equal(own.labels, other.labels)
-    if not same:
-        raise DataError(f"{first.data.name}: {name} does not see the same pictures as the other sources")
-
-
-def _refuse_same(opened: Sequence[Contender], runner: TrialRunner) -> None:
-    """SettingError for two sources of the same weights under two names."""
-    seen: dict[object, str] = {}
-    for contender in opened:
-        setup = runner.setup(contender.trials[0])
-        network = (setup.model, json.dumps(dict(setup.arguments), sort_keys=True), setup.spec)
-        key: object = network if contender.random else setup.source.sha256
-        if key in seen:
-            raise SettingError(f"rank: {seen[key]} and {contender.source} are the same weights under two names")
-        seen[key] = contender.source
 
 
 def score_contenders(
@@ -383,7 +231,7 @@ def _report(
         tied=[own.name for own in fine_tuned if own.tied],
         comparisons=pairs,
         kendall=agreement(fine_tuned),
-        conclusion=conclude(fine_tuned, data.name, seeds=len(design.seeds), left_out=len(waiting)),
+        conclusion=conclude(fine_tuned, data.name, seeds=design.seeds, left_out=len(waiting)),
         seconds={
             "scores": sum(own.scores.seconds for own in contenders if own.scores is not None),
             "fine_tuning": sum(own.seconds or 0.0 for own in fine_tuned),
@@ -466,21 +314,10 @@ def _compare(
 def save_ranking(report: RankReport, paths: StudyPaths, call: RunCall) -> None:
     """Writes the report and shows it. An older one that says something else is moved aside."""
     with prepared_files({paths.report: report.to_json().encode()}):
-        if _same_results(paths.report, report):
+        if same_results(paths.report, report.to_dict()):
             call.console.note(f"{paths.report}: the same results as the run before")
         else:
             move_files_aside([paths.report], paths.stem, call.console)
     for part in rank_parts(report):
         call.console.show(part)
     call.console.say(f"wrote {paths.report}")
-
-
-def _same_results(path: Path, report: RankReport) -> bool:
-    """Whether the report that is there says the same, times aside."""
-    try:
-        found = json.loads(read_regular(path, MAX_REPORT_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and not json_diff(
-        found | dict.fromkeys(TIMES), report.to_dict() | dict.fromkeys(TIMES)
-    )

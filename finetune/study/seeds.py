@@ -22,6 +22,7 @@ from finetune.report.rows import ADAPT_ROWS, wanted_rows
 from finetune.run.finalize import (
     RowAnswers,
     build_report,
+    check_metric,
     checkpoint_results,
     compare_rows,
     open_test_set,
@@ -33,7 +34,7 @@ from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds
-from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, row_trials
+from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
 from finetune.study.trial import TrialResult, TrialRunner
 from finetune.train.inference import outputs as network_outputs
@@ -67,12 +68,17 @@ def adapt_seeds(
     """
     with start_run(options) as call:
         chosen = parse_seeds(seeds)
+        refuse_seed(call)
         find_metric(metric)
         if keep not in (FIRST, AVERAGE):
             raise SettingError(f"--keep {keep}: expected {FIRST} or {AVERAGE}")
         overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots})
         checked = open_study_recipe(source, recipe, overrides, call)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
+        if same_shots and checked.data.shots is None:
+            raise SettingError(
+                "--same-shots: without --shots all seeds learn from the same images anyway; leave it out"
+            )
         if keep == AVERAGE and checked.data.shots is not None and not same_shots:
             raise SettingError(
                 "--keep average: with --shots each seed learns from other images, among them the validation images of "
@@ -98,6 +104,7 @@ def _adapt_seeds(
     shots = recipe.data.shots
     trials = row_trials(source, recipe, rows, seeds, shots=shots, same_shots=same_shots, keep_all=keep == AVERAGE)
     setup = runner.setup(trials[0])
+    check_metric(metric, setup.data.test)
     for note in [*setup.data.notes, *([few] if (few := few_seeds_note(seeds)) else [])]:
         console.note(note)
     if keep == AVERAGE and not len(setup.data.validation):

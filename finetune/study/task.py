@@ -186,10 +186,12 @@ def run_on_worker(task: TrialTask, study: str) -> Outcome | Refusal | None:
     runner = _PROCESS.runner_of((study,), _call(task, root))
     runner.call = replace(runner.call, console=CancelConsole(is_cancelled))
     try:
-        with tempfile.TemporaryDirectory(dir=worker.local_directory) as folder:
+        with tempfile.TemporaryDirectory(dir=worker.local_directory, ignore_cleanup_errors=True) as folder:
             return _run(task, runner, Path(folder))
     except (KeyboardInterrupt, Interrupted):
         return None
+    except OSError as error:
+        return FailedTrial(f"{socket.gethostname()}: {worker.local_directory}: {error.strerror or error}", 1)
 
 
 def _call(task: TrialTask, root: Path) -> RunCall:

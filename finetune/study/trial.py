@@ -23,6 +23,7 @@ from finetune.run.data import RunData, choose_run_data, same_choice
 from finetune.run.finalize import RowAnswers
 from finetune.run.options import RunCall
 from finetune.run.output_paths import OutputPaths
+from finetune.run.phases import check_adapters
 from finetune.run.setup import AdaptSetup, expect_kind, find_source, open_adapt, open_recipe
 from finetune.run.snapshot import Snapshot, SnapshotStore
 from finetune.sources.resolve import SourceRef
@@ -71,14 +72,12 @@ class Trial:
 class TrialFacts(BaseModel):
     """What a trial leaves behind beside tensors, as JSON values.
 
-    fingerprint: all that its bytes depend on. data: as `RunData.describe` has it, and `notes`. methods: by row.
-    seconds: of training and answering.
+    fingerprint: all that its bytes depend on. methods: by row. seconds: of training and answering.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     fingerprint: dict[str, Any]
-    data: dict[str, Any]
     source: SourceSummary
     methods: dict[str, str | None]
     seconds: float
@@ -90,7 +89,7 @@ class TrialFacts(BaseModel):
     def as_read(self) -> TrialFacts:
         """The same with keys in the order in which they are read back, so that reports are the same either way."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return TrialFacts.model_validate_json(text)
+        return TrialFacts.model_validate(json.loads(text))  # not as JSON: a path may hold bytes that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,6 @@ class TrialRunner:
             trained = adaptation.trained.get("after")
             facts = TrialFacts(
                 fingerprint=self.fingerprint(trial),
-                data={**setup.data.describe(), "notes": list(setup.data.notes)},
                 source=source_summary(setup.source),
                 methods={row: found.method for row, found in answers.items()},
                 seconds=adaptation.run_folder.seconds(),
@@ -188,12 +186,9 @@ class TrialRunner:
         return found if found is not None and not json_diff(found.facts.fingerprint, self.fingerprint(trial)) else None
 
     def portable(self, trial: Trial) -> Trial:
-        """The same trial for another machine: the source's path absolute, the Hub's revision a commit."""
-        self._open(trial)
-        located = self.sources[trial.source]
-        if located.hub is not None or located.path is None:
-            return replace(trial, source=located.text)
-        return replace(trial, source=str(located.path.absolute()))
+        """The same trial for another machine: paths of sources absolute, the Hub's revisions commits."""
+        chooser = None if trial.chooser is None else self._portable_source(trial.chooser)
+        return replace(trial, source=self._portable_source(trial.source), chooser=chooser)
 
     def _open(self, trial: Trial) -> tuple[AdaptRecipe, AdaptSetup, SharedWork]:
         """Recipe, source and images, and what earlier trials computed of these."""
@@ -213,16 +208,24 @@ class TrialRunner:
             shared.cache = make_context(recipe, setup, self.call.console).cache
         return recipe, setup, shared
 
-    def _open_all(self, source: str, recipe: Mapping[str, Any]) -> tuple[AdaptRecipe, str, AdaptSetup]:
-        """The checked recipe; and, under a key of their own, source and all images there are to learn from."""
+    def _portable_source(self, source: str) -> str:
+        located = self._locate(source)
+        return located.text if located.hub is not None or located.path is None else str(located.path.absolute())
+
+    def _locate(self, source: str) -> SourceRef:
         if source not in self.sources:
             self.sources[source] = find_source(source, self.call)
-        located = self.sources[source]
+        return self.sources[source]
+
+    def _open_all(self, source: str, recipe: Mapping[str, Any]) -> tuple[AdaptRecipe, str, AdaptSetup]:
+        """The checked recipe; and, under a key of their own, source and all images there are to learn from."""
+        located = self._locate(source)
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, (), located.architecture), recipe)
         everything = checked.model_copy(update={"seed": 0, "data": checked.data.model_copy(update={"shots": None})})
         key = f"{source} {dump_recipe(everything)}"
         if key not in self.opened:
             self.opened[key] = open_adapt(located, everything, self.call)
+            check_adapters(self.opened[key].classifier.network, everything.phases)
         return checked, key, self.opened[key]
 
     def _choose_data(self, trial: Trial, recipe: AdaptRecipe, base: AdaptSetup) -> RunData:

@@ -170,6 +170,7 @@ class ActivationCache:
     ) -> None:
         self.parts, self.normalize, self.runtime = dict(parts), normalize, runtime
         self.room, self.folder, self.warn = dict(room), folder, warn
+        self._given_room = dict(room)
         self.kept: dict[ActivationKey, CachedActivations] = {}
         self._samples: dict[bool, dict[int, Tensor]] = {}
 
@@ -203,6 +204,7 @@ class ActivationCache:
             if key not in self.kept or self.kept[key].prefix_hash != hashes[key.cut]
         }
         self._drop(missing)
+        self._free_test(sum(self.size(network, key) for key, place in missing.items() if place == MEMORY))
         placed: Placement = {}
         try:
             opened = all(self._open(network, key, place, placed) for key, place in missing.items())
@@ -220,8 +222,7 @@ class ActivationCache:
 
     def keep_in_memory(self, network: StagedNetwork, key: ActivationKey) -> None:
         """Keeps activations, if memory has room for them; else they are computed whenever they are asked for."""
-        used = sum(kept.size for kept in self.kept.values() if isinstance(kept.rows, Tensor))
-        if key.cut and used + self.size(network, key) <= self.room[MEMORY]:
+        if key.cut and self._memory_used() + self.size(network, key) <= self.room[MEMORY]:
             self.keep(network, {key: MEMORY})
 
     def outputs(self, network: StagedNetwork, part: str, stop: int | None = None) -> Tensor:
@@ -240,9 +241,14 @@ class ActivationCache:
         return lambda: batched_apply(run, network, rows, size, self.runtime.group)
 
     def change_parts(self, parts: Mapping[str, CachePart]) -> None:
-        """Goes on with these parts; activations of images that are not among them are freed."""
+        """Goes on with these parts, for another training, which finds all the room there was at first.
+
+        Only activations of the same images, as they are, are kept: views are augmented by the training's own seed.
+        """
         same = {part for part, old in self.parts.items() if part in parts and parts[part].images is old.images}
-        self.release([key for key in self.kept if key.part in same])
+        if self.room != self._given_room:  # a training has run out of it, and one that is alone begins with all of it
+            self.room, same = dict(self._given_room), set()
+        self.release([key for key in self.kept if key.part in same and key.views is None])
         self.parts, self._samples = dict(parts), {}
 
     def release(self, but: Collection[ActivationKey] = ()) -> None:
@@ -344,6 +350,14 @@ class ActivationCache:
 
     def _batch_size(self, part: str) -> int:
         return eval_batch_size(self.normalize.pixels(self.parts[part].images), self.runtime.device)
+
+    def _memory_used(self) -> int:
+        return sum(kept.size for kept in self.kept.values() if isinstance(kept.rows, Tensor))
+
+    def _free_test(self, needed: int) -> None:
+        """Frees what an earlier training left of test images, where memory has no room for `needed` bytes beside it."""
+        if needed and self._memory_used() + needed > self.room[MEMORY]:
+            self._drop([key for key in self.kept if key.part == TEST])
 
     def _drop(self, keys: Collection[ActivationKey]) -> None:
         _close({key: self.kept.pop(key).rows for key in keys if key in self.kept})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -75,10 +77,10 @@ def test_one_training_against_one_names_its_size_and_no_cause() -> None:
 
 
 def table(seeds: int, *counts: int, turned: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The same answers in all seeds, but for `turned` images that each seed after the first gets wrong in its turn."""
+    """The same answers in all seeds, but for `turned` images more that each seed after the first gets wrong."""
     first, second = (np.tile(right, (seeds, 1)) for right in rights(*counts))
     for seed in range(seeds):
-        second[seed, seed * turned : (seed + 1) * turned] = False
+        second[seed, : seed * turned] = False
     return first, second
 
 
@@ -95,7 +97,10 @@ def test_the_cause_is_named_from_three_seeds_on(seeds: int, verdict: str) -> Non
 
 def test_training_widens_what_test_images_alone_would_show() -> None:
     calm, wild = (compare_over_seeds(*table(5, 900, 40, 20, 40, turned=turned)) for turned in (0, 8))
-    assert wild.uncertainty.training >= 0 and wild.ci95[1] - wild.ci95[0] > calm.ci95[1] - calm.ci95[0]
+    assert (
+        calm.uncertainty.training == 0 < 0.2 < wild.uncertainty.training
+        and wild.ci95[1] - wild.ci95[0] > calm.ci95[1] - calm.ci95[0]
+    )
     assert sum(vars(wild.uncertainty).values()) == pytest.approx(1)
 
 
@@ -182,3 +187,29 @@ def test_p_is_never_rounded_onto_the_border(p_value: float, said: str) -> None:
 @pytest.mark.parametrize(("p_value", "said"), [(0.05, "p = 0.0500)"), (0.05001, "p = 0.0500)"), (1.0, "p = 1.0000)")])
 def test_p_of_the_border_and_above(p_value: float, said: str) -> None:
     assert said in sentence(Comparison(0.0, (-0.1, 0.1), p_value, "no difference shown"), "after", "scratch")
+
+
+def test_less_is_better_where_it_is_and_is_said_in_its_own_unit() -> None:
+    labels, rng = np.zeros(200, dtype=np.int64), np.random.default_rng(0)
+    sides = []
+    for low in (0.5, 0.8):
+        chances = rng.uniform(low, 1, 200)
+        sides.append(Answers.of(labels, np.stack([chances, 1 - chances], axis=1)))
+    found = compare_answers(sides[:1] * 3, sides[1:] * 3, "log_loss")
+    assert found.difference < 0 and found.verdict == "helps"
+    assert " log loss (95 % interval 0." in sentence(found, "after", "scratch")
+    again = comparison_from(asdict(found))
+    assert again == found, "also from a report"
+    assert comparison_from({**asdict(found), "metric": "of a later version"}) is None
+
+
+def test_seeds_that_all_answer_alike_are_still_as_many_seeds() -> None:
+    first, second = (answers(right) for right in rights(9000, 500, 190, 310))
+    found = compare_answers([first] * 5, [second] * 5)
+    assert (found.seeds, found.verdict) == (5, "helps")
+
+
+def test_two_seeds_that_part_widely_can_show_nothing() -> None:
+    first, second = table(2, 500, 200, 200, 100, turned=300)
+    found = compare_over_seeds(first, second)
+    assert found.detectable is None and "so few seeds show no difference" in sentence(found, "after", "scratch")

@@ -147,6 +147,20 @@ def test_one_number_of_labels_and_one_seed_are_enough_to_run():
     assert all(one.times is None or one.times > 1 for one in worths(after, scratch))
 
 
+@pytest.mark.parametrize("accuracy", [1.0, 0.9])
+def test_where_nothing_is_gained_any_longer_the_worth_is_one_and_its_interval_says_how_little_is_known(accuracy):
+    table = np.arange(50)[None].repeat(5, 0) < 50 * accuracy
+    known = worths([table] * 3, [table] * 3, LABELS[:3])
+    assert [one.times for one in known] == [1, 1, 1]
+    if accuracy == 1:  # where other images would be answered alike
+        assert [(one.lower, one.upper) for one in known] == [(1, 4), (0.5, 2), (0.25, 1)]
+    flat, rising = np.array([0.9, 0.9, 0.95]), np.array([0.7, 0.9, 0.9])
+    draws = np.tile(rising, (9, 1)), np.tile(flat, (9, 1))
+    below, inside, above = label_worth(LABELS[:3], rising, flat, draws)
+    assert below.times is None and (inside.times, inside.lower, inside.upper) == (1, 0.5, 1)
+    assert above.times == 0.25, "with 20 a class, as 5 do"
+
+
 # What more labels would bring
 
 
@@ -186,6 +200,11 @@ def test_a_forecast_holds_the_truth_and_is_wider_farther_out():
     assert far.accuracy > near.accuracy
     wrong = [table[:, :] | True for table in tables]
     assert forecast(LABELS, np.ones(6), resampled_means(wrong), (400.0,), 1_000)[0].accuracy > 0.999
+    full = np.ones((5, 50), dtype=bool)
+    (told,) = forecast(LABELS, np.ones(6), resampled_means([full] * 6), (400.0,), 50)
+    assert told.accuracy == 1 and told.ci95 == (pytest.approx(0.99), 1.0), "of 50 images all were right"
+    (told,) = forecast(LABELS, np.zeros(6), resampled_means([~full] * 6), (400.0,), 50)
+    assert told.accuracy == 0 and told.ci95 == (0.0, pytest.approx(0.01))
     assert forecast(LABELS[:2], means[:2], resampled_means(tables[:2]), (400.0,), 1_000) == []
 
 
@@ -324,6 +343,12 @@ def test_files_are_the_same_bytes_and_older_ones_are_kept(known, tmp_path, monke
     assert b"dc:date" not in first["v1.2.curve.svg"]
 
 
+def test_a_path_that_is_no_utf8_does_not_lose_the_report(known):
+    source = replace(known.source, path="b\udcff ü.safetensors")
+    text = replace(known, source=source).to_json().encode().decode()
+    assert json.loads(text)["source"]["path"] == source.path and "b\\udcff ü" in text
+
+
 def digest_of(text):
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -399,6 +424,9 @@ def test_what_is_wrong_is_one_message(folder, pretrained):
     words = ("curve", "--from", pretrained, "--recipe", "small.yaml", "--quiet")
     assert refused(*words, "--shots", "5,0").startswith("--shots 5,0: expected numbers of labelled images a class")
     assert refused(*words, "--shots", "1", "--seeds", "none").startswith("--seeds none")
+    assert refused(*words, "--shots", "1", "--set", "seed=7").startswith("seed=7: a study's seeds are those of --seeds")
+    with pytest.raises(SettingError, match="--seeds"):
+        toolkit.curve(pretrained, "digits", "small.yaml", seed=0)
     assert refused(*words, "--shots", "1", "--out", "a.json").startswith(
         "--out a.json: expected a file name that ends in"
     )

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from album import scenes
+from safetensors.torch import save_file
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
-from tiny import ROOT, adapt_recipe, finetune, phase, refused, worked
+from tiny import ROOT, adapt_recipe, files_under, finetune, phase, refused, worked
 
 from finetune.checkpoint.format import write_checkpoint
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model, find_model
+from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import compare_over_seeds
-from finetune.report.ranking import AgainstBest, Candidate, CheapScores, adjusted, agreement, conclude
+from finetune.report.console import Console
+from finetune.report.ranking import AgainstBest, Candidate, CheapScores, RankReport, adjusted, agreement, conclude
+from finetune.report.report import TargetSummary, TestSetUse
 from finetune.report.statistics import holm, kendall
+from finetune.report.tables import test_set_lines as opened_lines
+from finetune.run.output_paths import StudyPaths
+from finetune.run.setup import expect_kind, open_recipe
 from finetune.sources.save import make_metadata
-from finetune.study.rank import Contender, choose, name_contenders
+from finetune.study.contenders import Contender, RankDesign, name_contenders
+from finetune.study.rank import choose, save_ranking
 from finetune.train.linear_probe import PENALTIES, _fit, stratified_folds
 from finetune.train.transfer_scores import _fit_folds, knn_accuracy, log_evidence, probe_accuracy
 
@@ -119,19 +130,67 @@ def candidate(name: str, accuracy: float, p: float | None = None, *, size: int =
 
 
 def test_the_conclusion_says_who_cannot_be_told_from_the_best():
-    def said(*found: Candidate, seeds: int = 3, left_out: int = 0) -> str:
+    def said(*found: Candidate, seeds: Sequence[int] = (0, 1, 2), left_out: int = 0) -> str:
         return conclude(found, "d", seeds=seeds, left_out=left_out)
 
     best, far, near = candidate("a", 0.9), candidate("b", 0.8, 0.01), candidate("c", 0.89, 0.4, size=5)
     assert "shown to be better than b, by 10.00 points (adjusted p = 0.0100)" in said(best, far)
     assert "each of the others; b, the next, is 10.00 points" in said(best, far, candidate("z", 0.1, 0.01))
     assert "but c cannot be told from it; of these c is the smallest; more seeds may" in said(best, near, far)
+    assert said(best, near).endswith("more seeds may tell: --seeds 6 --resume")
+    assert said(best, near, seeds=(3, 1)).endswith("more seeds may tell: --seeds 3,1,0,2 --resume")
     random = candidate("random", 0.89, 0.4, random=True)
     assert "no source is shown to help" in said(best, random)
     assert "hurts or brings nothing" in said(candidate("random", 0.9, random=True), far)
     assert "nothing is compared" in said(best)
-    assert said(best, far, seeds=1, left_out=2).startswith("best on d of the 2 fine-tuned: a")
-    assert said(best, far, seeds=1).endswith("about these trainings alone")
+    assert said(best, far, seeds=[0], left_out=2).startswith("best on d of the 2 fine-tuned: a")
+    assert said(best, far, seeds=[0]).endswith("about these trainings alone")
+
+
+def ranking(source: str = "a", seconds: float = 1.0) -> RankReport:
+    scores = CheapScores(None, None, 0.5, seconds)
+    return RankReport(
+        target=TargetSummary("d", ["x", "y"], 2, 0, 2),
+        recipe={},
+        seeds=[0],
+        shots_vary=False,
+        top=1,
+        candidates=[replace(candidate(source, 0.9), scores=scores, seconds=seconds)],
+        best="a",
+        tied=["a"],
+        comparisons=0,
+        kendall={},
+        conclusion="",
+        seconds={"scores": seconds, "fine_tuning": seconds},
+        device="cpu",
+        environment={},
+    )
+
+
+def test_a_report_that_differs_in_seconds_alone_stays(tmp_path):
+    paths, call = StudyPaths(tmp_path / "d.rank.json", "rank"), mock.Mock(console=Console(quiet=True, results=False))
+    for seconds in (1.0, 2.0):
+        save_ranking(ranking(seconds=seconds), paths, call)
+    assert files_under(tmp_path) == {"d.rank.json"}
+    save_ranking(ranking("b"), paths, call)
+    assert len(files_under(tmp_path)) == 2
+
+
+def test_a_path_that_is_no_utf8_does_not_lose_the_report():
+    found = ranking("b\udcff.safetensors")
+    assert json.loads(found.to_json().encode()) == found.to_dict()
+
+
+def test_more_shots_and_another_order_are_no_other_choice():
+    def choice(sources: tuple[str, ...], shots: int | None, **more: object) -> object:
+        recipe = expect_kind(AdaptRecipe, open_recipe({**yaml.safe_load(RECIPE), **more}, [f"data.shots={shots}"]), {})
+        return RankDesign(sources, recipe, (0,), shots == 5, 2).choice()
+
+    known = choice(("a", "b"), 5)
+    assert known == choice(("b", "a"), 10) != choice(("a", "c"), 5)
+    assert known != choice(("a", "b"), 5, head="random")
+    (line,) = opened_lines(TestSetUse("", 7, [], 3))
+    assert "opened 7 times before, and 3 other choices were tried on them: the best of 4" in line
 
 
 def test_cheap_scores_that_order_as_the_results_agree():
@@ -262,5 +321,11 @@ def test_what_cannot_be_ranked_is_refused(here):
     assert done.code == 2 and "expected at least two sources that can be used, found 1" in done.err
     assert "random:MODEL names one" in finetune("rank", "random", "random:cnn", *OPTIONS).err
     assert "unknown model 'cm'" in finetune("rank", MNIST, "random:cm", *OPTIONS).err
+    assert "--same-shots: goes with --shots" in refused("rank", MNIST, "random", *OPTIONS[:4], "--same-shots")
+    assert "seed=7: a study's seeds" in refused("rank", MNIST, "random", *OPTIONS, "--set", "seed=7")
+    save_file({"weight": torch.zeros(1)}, "bare.safetensors")
+    done = finetune("rank", MNIST, "bare.safetensors", *OPTIONS)
+    assert done.code == 2 and "--set model.name=NAME" in done.err and "--model" not in done.err
+    Path("bare.safetensors").unlink()
     assert "no target" in refused("rank", MNIST, "random", "--recipe", "few.yaml")
     assert not Path("studies").exists() and not Path("runs").exists()

@@ -12,18 +12,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny import ROOT, Impatient, adapt_recipe, phase, refused, report_of, worked
 
 from finetune.errors import Interrupted, SettingError
 from finetune.report.console import Console
+from finetune.report.report import SourceSummary
+from finetune.run.finalize import RowAnswers
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.study.cluster import cluster_address
 from finetune.study.seeds import adapt_seeds
-from finetune.study.trial import TrialRunner
+from finetune.study.task import FailedTrial
+from finetune.study.trial import TrialFacts, TrialResult, TrialRunner
 
 RECIPE = adapt_recipe(phase("all", "steps: 6", 10))
 LONG = adapt_recipe(phase("all", "steps: 400", 10))
@@ -118,6 +124,67 @@ def test_a_trial_of_other_data_is_not_taken_for_finished(folder, pretrained):
     sha = sha256("study.safetensors")
     done = worked(*typed(pretrained, "study.safetensors", "--seeds", 1, "--resume"))
     assert "1 of 2 trials have finished already" in done.err and sha256("study.safetensors") == sha
+
+
+VIEWS = phase("head", "epochs: 3", 10, more="views: 2")
+
+
+def test_a_study_that_is_moved_aside_is_named(tmp_path):
+    from finetune.run.output_paths import clear_run_folder
+
+    (tmp_path / "study" / "trials" / "after-seed-0" / "result").mkdir(parents=True)
+    (tmp_path / "study" / "trials" / "after-seed-1").mkdir()
+    console = Quiet()
+    assert clear_run_folder(tmp_path / "study", console)
+    [said] = console.notes
+    assert "it is a study with 1 finished trial, which its own command with --resume would have gone on with" in said
+
+
+def test_a_path_that_is_not_utf8_is_kept(tmp_path):
+    path = os.fsdecode(b"\xff.safetensors")
+    source = SourceSummary(path=path, sha256="0", model="cnn", dataset=None, accuracy=None)
+    options = {"methods": {}, "seconds": 0.0, "environment": {}, "phases": [], "transplant": None, "retention": None}
+    facts = TrialFacts(fingerprint={"source": path}, source=source, **options).as_read()
+    TrialResult(facts, {}).store(tmp_path)
+    found = TrialResult.load(tmp_path)
+    assert found is not None and found.facts == facts and found.facts.source.path == path
+
+
+SHARED = {  # recipes whose trainings find something of each other's in their cache
+    "views": adapt_recipe(VIEWS, "{augment: digits, validation: 0}", more="head: random\n"),
+    "plain": adapt_recipe(phase("head", "epochs: 2", 10) + phase("[fc1, head]", "epochs: 2", 10)),
+}
+
+
+@pytest.mark.parametrize("recipe", SHARED)
+def test_a_trial_does_not_depend_on_those_before_it(folder, pretrained, recipe):
+    from finetune.report.rows import wanted_rows
+    from finetune.run.options import start_run
+    from finetune.study.design import open_study_recipe, row_trials
+
+    Path("adapt.yaml").write_text(SHARED[recipe])
+    with start_run({}) as call:
+        given = open_study_recipe(pretrained, "adapt.yaml", ({}, {"data.name": "kmnist"}), call)
+        rows = wanted_rows(given.compare)
+        trials = row_trials(str(pretrained), given, rows, [0, 1], shots=5, same_shots=True, keep_all=True)
+        together = TrialRunner(call)
+        for trial in trials:
+            found = together.run(trial, folder / "together" / trial.name)
+            alone = TrialRunner(call).run(trial, folder / "alone" / trial.name)
+            for name in ("answers", "weights"):
+                assert_equal(getattr(found, name), getattr(alone, name))
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    """Tensors of the same bytes, in mappings and answers of the same keys."""
+    if isinstance(found, torch.Tensor):
+        assert torch.equal(found, expected)
+    elif isinstance(found, RowAnswers):
+        assert_equal([found.predicted, found.probabilities], [expected.predicted, expected.probabilities])
+    else:
+        mappings = isinstance(found, dict)
+        for own, other in zip(*((x.values() if mappings else x) for x in (found, expected)), strict=True):
+            assert_equal(own, other)
 
 
 def test_the_innermost_block_handles_a_request():
@@ -294,10 +361,76 @@ def test_a_source_on_its_way_has_its_whole_path(folder, pretrained, monkeypatch)
     with start_run({}) as call:
         recipe = open_study_recipe(pretrained.name, folder / "adapt.yaml", ({}, {"data.name": "kmnist"}), call)
         trial = row_trials(pretrained.name, recipe, ["after"], [0], shots=None)[0]
+        trial = replace(trial, chooser=pretrained.name)
         runner = TrialRunner(call)
         sent = runner.portable(trial)
-        assert sent.source == str(pretrained) and sent.name == trial.name
+        assert sent.source == sent.chooser == str(pretrained) and sent.name == trial.name
         assert runner.fingerprint(sent) == runner.fingerprint(trial)
+
+
+class Scripted:
+    """A client of a cluster on which the submissions of a trial end as `ends` say, one after the other."""
+
+    status = "running"
+
+    def __init__(self, *ends: Any) -> None:
+        self.ends, self.keys = list(ends), []
+
+    def submit(self, _run: Any, _task: Any, _study: str, *, key: str, pure: bool) -> Any:
+        self.keys.append(key)
+        return ScriptedFuture(self.ends.pop(0))
+
+    def cancel(self, futures: list[Any]) -> None:
+        assert not futures
+
+
+class ScriptedFuture:
+    def __init__(self, end: Any) -> None:
+        self.end, self.status = end, "error" if isinstance(end, Exception) else "finished"
+
+    def done(self) -> bool:
+        return True
+
+    def result(self, timeout: float) -> Any:
+        if isinstance(self.end, list):  # of a worker that does not answer
+            raise self.end.pop(0) if len(self.end) > 1 else self.end[0]
+        if isinstance(self.end, BaseException):
+            raise self.end
+        return self.end
+
+
+@pytest.mark.slow
+def test_a_trial_on_a_cluster_comes_to_an_end(monkeypatch):
+    pytest.importorskip("distributed")
+    from concurrent.futures import CancelledError
+
+    from finetune.study import cluster
+
+    def run(*ends: Any) -> tuple[str, int]:
+        client = Scripted(*ends)
+        monkeypatch.setattr(cluster, "_connected", lambda *_: contextlib.nullcontext(client))
+        task = SimpleNamespace(trial=SimpleNamespace(name="after"))
+        [(name, outcome)] = cluster.run_on_cluster([task], "dask://a:1", "finetune --resume")
+        assert name == "after" and isinstance(outcome, FailedTrial) and len(set(client.keys)) == len(client.keys)
+        return outcome.message, len(client.keys)
+
+    done = FailedTrial("done", 1)
+    assert run(done) == ("done", 1)
+    assert "PermissionError: no" in run(PermissionError("no"))[0]
+    assert "ValueError: odd" in run(ValueError("odd"))[0]
+    assert run(CancelledError(), None, done) == ("done", 3)
+    assert run(*[CancelledError()] * 4) == ("the cluster cancelled it, 4 times in all", 4)
+    assert "could not be fetched (lost), 4 times" in run([OSError("lost")])[0]
+
+
+def test_a_worker_without_room_fails_the_trial(monkeypatch):
+    from finetune.study import task as module
+
+    state = SimpleNamespace(nthreads=1, tasks={})
+    worker = SimpleNamespace(state=state, local_directory="/proc/none", get_current_task=lambda: "key")
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(get_worker=lambda: worker))
+    found = module.run_on_worker(SimpleNamespace(data_root=Path(), device="cpu", resume=None), "study")
+    assert isinstance(found, FailedTrial) and "/proc/none: No such file or directory" in found.message
 
 
 PORT = 18_000 + os.getpid() % 2_000

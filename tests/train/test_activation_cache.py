@@ -13,7 +13,7 @@ from finetune.data.normalize import Normalizer
 from finetune.models.registry import build_model
 from finetune.text import amount
 from finetune.train import activation_cache
-from finetune.train.activation_cache import FILE, MEMORY, TRAIN, ActivationKey, prefix_hashes
+from finetune.train.activation_cache import FILE, MEMORY, TEST, TRAIN, ActivationKey, CachePart, prefix_hashes
 from finetune.train.device import Runtime, seeded
 from finetune.train.inference import outputs
 from finetune.train.loop import PhaseConfig, Training
@@ -282,6 +282,44 @@ def test_room_is_given_back(tmp_path):
         kept.keep_in_memory(network(), ActivationKey(TRAIN, 3))
         assert set(kept.kept) == {ActivationKey(TRAIN, 3)}
     assert not kept.kept and not list(tmp_path.iterdir())
+
+
+# --- another training goes on with it ---------------------------------------------------------------------------------
+
+
+def parts_of(pixels, test):
+    return {TRAIN: CachePart(pixels, training=True), TEST: CachePart(test)}
+
+
+def test_another_training_finds_what_does_not_depend_on_it(cache):
+    fresh, made = network(), Batches(pictures(), LABELS, batch_size=10, seed=0, normalize=GREY, views=2)
+    views, plain = ActivationKey(TRAIN, 2, 2), ActivationKey(TRAIN, 2)
+    assert cache.keep(fresh, {views: MEMORY}, made.input_fn) and cache.keep(fresh, {plain: MEMORY})
+    cache.change_parts(cache.parts)
+    assert set(cache.kept) == {plain}, "views are augmented by a seed"
+    cache.change_parts(parts_of(pictures(), pictures()))
+    assert not cache.kept, "other images"
+
+
+def test_test_images_give_way_to_those_that_another_training_learns_from(tmp_path):
+    train, test, fresh = pictures(), pictures(), network()
+    small, large, judged = ActivationKey(TRAIN, 3), ActivationKey(TRAIN, 2), ActivationKey(TEST, 2)
+    with opened_cache(train, GREY, FLOAT32, tmp_path, room=(320_000, 0), test=test) as kept:  # 301 kB and 12 kB
+        kept.keep_in_memory(fresh, judged)
+        kept.change_parts(parts_of(train, test))
+        assert kept.keep(fresh, {small: MEMORY}) and set(kept.kept) == {judged, small}
+        kept.change_parts(parts_of(train, test))
+        kept.release([judged])
+        assert kept.keep(fresh, {large: MEMORY}) and set(kept.kept) == {large}
+
+
+def test_another_training_begins_with_all_the_room(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with opened_cache(pictures(), GREY, FLOAT32, tmp_path / "file", warn=lambda _: None) as kept:
+        assert kept.keep(network(), {ActivationKey(TRAIN, 3): MEMORY})
+        assert not kept.keep(network(), {ActivationKey(TRAIN, 2): FILE}) and kept.room[FILE] == 0
+        kept.change_parts(kept.parts)
+        assert kept.room == {MEMORY: 10**9, FILE: 10**9} and not kept.kept
 
 
 @pytest.mark.parametrize(
