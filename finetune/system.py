@@ -19,12 +19,16 @@ def configure_process() -> None:
     # Threads that go on spinning while they wait take most of the speed on a machine with other work.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # glibc gives memory back to the system between two steps and then fetches the same pages again.
     if not any(name.startswith("MALLOC_") for name in os.environ) and "GLIBC_TUNABLES" not in os.environ:
-        with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-            keep = ctypes.CDLL(None).mallopt
-            keep(TRIM_THRESHOLD, 2**30)
-            keep(MMAP_THRESHOLD, 2**25)
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Keeps memory in the process between two steps; glibc else gives it back and then fetches the same pages again."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        keep = ctypes.CDLL(None).mallopt
+        keep(TRIM_THRESHOLD, 2**30)
+        keep(MMAP_THRESHOLD, 2**25)
 
 
 _jobs = 1

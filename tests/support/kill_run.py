@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from finetune.checkpoint.format import read_checkpoint, write_checkpoint  # noqa: E402
 from finetune.run.snapshot import STATE, SnapshotStore  # noqa: E402
+from finetune.study.runner import DESIGN  # noqa: E402
 
 NAME = "result"
 CHECKPOINT, REPORT = f"{NAME}.safetensors", f"{NAME}.report.json"
@@ -80,7 +81,7 @@ def undisturbed(words: list[str], folder: Path) -> Whole:
     began, opening = time.monotonic(), None
     process = start(words, folder)
     while process.poll() is None:
-        if opening is None and (folder / "runs" / NAME / "recipe.yaml").exists():
+        if opening is None and any((folder / "runs" / NAME / name).exists() for name in ("recipe.yaml", DESIGN)):
             opening = time.monotonic() - began
         time.sleep(0.005)
     seconds = time.monotonic() - began
