@@ -73,7 +73,9 @@ SYNCED = {
     "a file over an older one": "write fsync replace fsync",
     "two files over older ones": "write fsync write fsync replace fsync",
     "a snapshot over two older ones": "write fsync write fsync write fsync fsync rename fsync rename",
-    "checkpoint and report over older ones": "write fsync write fsync link fsync link fsync replace fsync",
+    "checkpoint and report over older ones": (
+        "write fsync write fsync write fsync link fsync link fsync link fsync replace fsync"
+    ),
 }
 
 
