@@ -6,7 +6,7 @@ from contest import Contestant, Race
 from environments import OURS
 from judging import Claim, Round, each, ratio
 
-ADAPT = "finetune.commands.adapt"
+ADAPT, ROWS = "finetune.commands.adapt", "finetune.commands.baselines"
 RESNET = (
     "adapt",
     "--from",
@@ -18,7 +18,7 @@ RESNET = (
 )
 WATCHED = (
     *("--preload", "timm", "--watch", f"work={ADAPT}:adapt", "--watch", "data=finetune.run.setup:open_run_data"),
-    *("--watch", f"look={ADAPT}:extract_source_features", "--watch", f"train={ADAPT}:run_phases"),
+    *("--watch", f"look={ROWS}:extract_source_features", "--watch", f"train={ROWS}:run_phases"),
 )
 
 

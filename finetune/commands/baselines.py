@@ -106,7 +106,7 @@ class Adaptation:
         """Features of the images to learn from, and class means, as far as the recipe asks for them."""
         if self.shared.train is None:
             completed = completed_phases(self.run_folder, TRAINED)
-            self.shared.train = _extract_source_features(self.source.network, self.caches, completed, self.recipe)
+            self.shared.train = extract_source_features(self.source.network, self.caches, completed, self.recipe)
         return self.shared.train
 
     def source_test_features(self) -> Tensor:
@@ -133,7 +133,7 @@ class SharedWork:
     cache: ActivationCache | None = None
 
 
-def _extract_source_features(
+def extract_source_features(
     network: StagedNetwork, caches: CacheManager, completed: int, recipe: AdaptRecipe
 ) -> SourceFeatures:
     """One pass of the untouched source over the images to learn from: for class means and probe, and for the phases.

@@ -37,7 +37,7 @@ from finetune.report.rows import Row, row_of
 from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
 from finetune.run.ledger import digest_of, record_opening
-from finetune.run.output_paths import OutputPaths, move_aside, move_files_aside, same_results
+from finetune.run.output_paths import OutputPaths, is_kept_aside, move_aside, move_files_aside, same_results
 from finetune.run.setup import RunSetup
 from finetune.sources.save import make_metadata
 from finetune.system import versions
@@ -244,7 +244,7 @@ def save_run(
     if digest == outputs.digest():
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
         with prepared_files(contents):
-            if not same_results(outputs.report, report.to_dict()):
+            if not same_results(outputs.report, report.to_dict()) and not is_kept_aside(outputs.report):
                 move_files_aside(list(contents), outputs.checkpoint.stem, console)
     else:
         with prepared_files({outputs.checkpoint: content, **contents}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import tempfile
 import time
@@ -212,6 +213,14 @@ def move_files_aside(paths: Sequence[Path], stem: str, console: Console) -> None
         if not aside.exists():
             link_aside(old, aside)
         console.note(f"{old} was there already: moved to {aside.name}")
+
+
+def is_kept_aside(report: Path) -> bool:
+    """Whether a report's content has a second name already, as after an attempt that was cut short. OutputError."""
+    name = report.name.removesuffix(".report.json")
+    with raises_output_error(report):
+        there = report.parent.glob(f"{glob.escape(name)}.was-*.report.json")
+        return not report.is_file() or sha256_of(report) in map(sha256_of, there)
 
 
 def move_file_aside(path: Path, content: bytes, console: Console) -> None:

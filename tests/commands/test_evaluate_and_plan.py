@@ -30,6 +30,7 @@ def test_evaluate_repeats_the_result_in_the_file(folder: Path, pretrained: Path)
     assert list(found) == [
         *("checkpoint", "data", "classes", "left_out", "not_offered"),
         *("correct", "total", "accuracy", "ci95", "per_class", "confusion", "metrics", "claimed_accuracy"),
+        "test_set",
     ]
     assert {key: found[key] for key in test} == test
     assert found["claimed_accuracy"] == test["accuracy"] and found["classes"] == list("0123456789")
