@@ -45,5 +45,5 @@ def test_a_recipe_opens_with_what_to_expect_and_how_that_was_measured(path):
     opening = " ".join(
         line[1:].strip() for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))]
     )
-    command = re.search(r"`(python benchmarks/seeds\.py [^`]+)`", opening)
+    command = re.search(r"`((?:python benchmarks/seeds\.py|finetune adapt) [^`]+)`", opening)
     assert "Not measured" in opening or (command and path.name in command[1] and re.search(r"\d\d\.\d\d %", opening))

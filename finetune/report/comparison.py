@@ -287,7 +287,9 @@ def _power_text(comparison: Comparison) -> str:
     needed = comparison.one_point
     ways = [] if needed is None or needed.images is None else [f"{needed.images:,} test images"]
     ways += [] if needed is None or needed.seeds is None else [f"{needed.seeds:,} seeds"]
-    return f"{found}, and one of 1 point with {' or '.join(ways)}" if ways else found
+    if ways:
+        return f"{found}, and one of 1 point with {' or '.join(ways)}"
+    return f"{found}; one of 1 point takes more of both, seeds and test images" if needed is not None else found
 
 
 def _source_text(comparison: Comparison) -> str:

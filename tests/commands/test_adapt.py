@@ -616,6 +616,7 @@ def test_scratch_is_a_pretraining_of_its_own(folder: Path, pretrained: Path) -> 
     assert alone["results"]["test"]["correct"] == report["results"]["scratch"]["correct"]
 
 
+@pytest.mark.slow
 def test_scratch_settings_of_the_recipe_are_used(folder: Path, full: Path, pretrained: Path) -> None:
     fair = FULL + "scratch: {optimizer: {name: adamw, lr: 1e-3}, schedule: {name: cosine}}\n"
     report = adapted(pretrained, recipe=fair)

@@ -439,6 +439,7 @@ def test_a_disk_that_gets_full_loses_nothing(pets, cache, room):
     assert prints(found) == prints(opened(pets)[0])
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_do_no_harm(pets, cache):
     code = (
         "import os; from finetune.data.image_folder_dataset import *; import finetune.data.image_folder_dataset\n"

@@ -180,6 +180,7 @@ def test_a_size_in_the_file_that_its_model_does_not_take(folder: Path, orchard: 
     assert metadata_of(NEW)["input"]["size"] == 48
 
 
+@pytest.mark.slow
 def test_timms_own_conversions_fit_a_bare_file_too(folder: Path, orchard: Path) -> None:
     """The cure that a refused size names: position embeddings are resampled, and channels adapted, as timm does."""
     state = {name: t for name, t in stock("test_vit").items() if not name.startswith("head.")}

@@ -392,6 +392,7 @@ def test_a_curve_writes_four_files_and_says_what_it_found(whole):
     assert not any("weights" in name for name in files_under(work / "runs")), "no weights are kept"
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_in_the_same_bytes(whole, data, pretrained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = {"shots": [1, 3], "seeds": 2, "data_root": data}

@@ -286,6 +286,7 @@ def test_a_ranking_with_a_broken_source(here):
     assert [own["per_seed"] for own in more.json["candidates"]] == [own["per_seed"] for own in report["candidates"][:2]]
 
 
+@pytest.mark.slow
 def test_sources_of_other_sizes_and_channels_see_the_same_pictures(here, monkeypatch):
     from finetune.study.trial import TrialRunner
 

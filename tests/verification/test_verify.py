@@ -627,6 +627,7 @@ def test_a_first_convolution_that_was_made_grey(folder: Path, backbone: Path) ->
     assert "conv1.0.weight was never to change" in failed("new.safetensors")["frozen"]
 
 
+@pytest.mark.slow
 def test_a_bare_file_of_weights_as_the_parent(folder: Path, backbone: Path, orchard: Path) -> None:
     save_file(load_file(backbone), "bare.safetensors")
     for target in (orchard, "kmnist"):
