@@ -24,7 +24,7 @@ ROOMS = {
     "distributed": {"text", "errors"},
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
     "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
-    "sources": {"hub", "models", "checkpoint", "io", "system", "text", "errors"},
+    "sources": {"hub", "models", "report", "checkpoint", "io", "system", "text", "errors"},
     "run": {
         *("sources", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
         *("system", "paths", "text", "errors"),

@@ -11,6 +11,7 @@ from finetune.commands.evaluate import EvaluatedSet, Evaluation, evaluate_classi
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
 from finetune.report.report import read_report_values, result_values
+from finetune.report.rows import OWN_ROWS
 from finetune.report.tables import percent
 from finetune.sources.resolve import locate
 from finetune.train.device import Runtime, choose_runtime, environment
@@ -128,7 +129,7 @@ def _check_accuracy(subject: CheckpointUnderTest, found: Evaluation, same: bool,
     if not same:
         return Check.skipped("accuracy", f"{here} on these images, of which the checkpoint says nothing")
     results = subject.metadata.results
-    claimed = next((results[name] for name in ("after", "test") if isinstance(results.get(name), Mapping)), None)
+    claimed = next((results[name] for name in OWN_ROWS if isinstance(results.get(name), Mapping)), None)
     if claimed is None:
         return Check.skipped("accuracy", f"{here}; no result is recorded")
     there = f"{claimed.get('correct')} of {claimed.get('total')}"

@@ -28,6 +28,7 @@ from finetune.hub.timm_config import make_config
 from finetune.recipe.load import check_recipe, dump_recipe
 from finetune.report.comparison import comparison_from, is_told, sentence
 from finetune.report.report import read_report_values
+from finetune.report.rows import OWN_ROWS
 from finetune.report.tables import percent
 
 
@@ -92,7 +93,7 @@ def headline(metadata: Metadata) -> str:
     text = f"{metadata.model}, {len(metadata.classes)} classes"
     if isinstance(metadata.data.get("name"), str):
         text += f" of {data_title(metadata.data['name'])}"
-    for key in ("after", "test"):
+    for key in OWN_ROWS:
         if is_result(metadata.results.get(key)):
             return f"{text}, accuracy {percent(metadata.results[key]['accuracy'])}"
     return text

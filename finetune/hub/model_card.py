@@ -13,7 +13,7 @@ from finetune.checkpoint.format import Metadata
 from finetune.errors import HubRefusal, SettingError
 from finetune.hub.repo_id import CARD, CONFIG, PREFIX, RECIPE, REPORT, WEIGHTS
 from finetune.models.spec import TIMM
-from finetune.report.rows import row_of
+from finetune.report.rows import OWN_ROWS, row_of
 from finetune.text import name_hint
 
 LICENCES = (
@@ -126,7 +126,7 @@ def _eval_results(facts: CardFacts) -> list[Any]:
     """The result of these weights themselves: `after` of an adapt, `test` of a pretrain."""
     from huggingface_hub import EvalResult
 
-    results = [facts.metadata.results.get(key) for key in ("after", "test")]
+    results = [facts.metadata.results.get(key) for key in OWN_ROWS]
     accuracies = [r["accuracy"] for r in results if isinstance(r, Mapping) and isinstance(r.get("accuracy"), float)]
     kind = facts.data.name if facts.data.is_public else "imagefolder"
     return [

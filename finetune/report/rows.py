@@ -51,6 +51,9 @@ PRETRAIN_ROWS: dict[str, Row] = {"majority": MAJORITY, "test": Row("test", "trai
 
 STUDY_ROWS: dict[str, Row] = {"average": Row("average", "the seeds' weights averaged", detailed=True)}
 
+OWN_ROWS = ("average", "after", "test")
+"""The rows that are about a checkpoint's own weights; the first that its metadata has is its accuracy."""
+
 
 def row_of(key: str) -> Row:
     """The row of a report's key; one that is not known here (of a later version) is called by its key."""

@@ -21,6 +21,7 @@ from finetune.hub.download import HubFile, fetch
 from finetune.hub.errors import LogFn, log_nothing
 from finetune.hub.repo_id import is_hub_source
 from finetune.models.registry import check_size, find_model, is_model
+from finetune.report.rows import OWN_ROWS
 from finetune.sources.third_party import (
     LoadedWeights,
     as_input_spec,
@@ -71,7 +72,7 @@ class Source:
     @property
     def accuracy(self) -> float | None:
         """The test accuracy in its metadata, a fraction."""
-        for name in ("average", "after", "test"):
+        for name in OWN_ROWS:
             result = self.metadata.results.get(name) if self.metadata is not None else None
             if isinstance(result, dict) and isinstance(result.get("accuracy"), float):
                 return float(result["accuracy"])

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import adapt_recipe, files_under, phase, refused, report_of, worked
 
+import finetune as toolkit
 from finetune.errors import SettingError
 from finetune.study.design import few_seeds_note, parse_seeds
 from finetune.study.runner import TrialOptions
@@ -98,6 +99,8 @@ def test_the_average_is_kept_where_it_is_no_worse_on_the_validation_images(folde
     own = load_file(next(first.rglob("state.safetensors")))
     same = all(torch.equal(own[f"weights/{n}"], t) for n, t in load_file("average.safetensors").items())
     assert same != kept
+    found = toolkit.verify("average.safetensors", "kmnist")
+    assert found.holds and "as recorded" in next(one.message for one in found.checks if one.check == "accuracy")
 
 
 def test_an_average_is_the_mean_of_what_differs():
