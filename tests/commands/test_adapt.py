@@ -376,6 +376,7 @@ def test_before_is_what_evaluating_the_source_says(folder: Path, pretrained: Pat
     assert report["results"]["before"]["total"] == 20, "only the target's classes are asked for, and offered"
 
 
+@pytest.mark.slow
 def test_one_half_of_the_classes_to_the_other(folder: Path) -> None:
     """The plan's first exercise: digits 0 to 4, then 5 to 9."""
     write(pretrain_recipe(phase("all", "epochs: 5", 10), "{name: mnist, classes: [0, 1, 2, 3, 4]}"), "low.yaml")
@@ -607,6 +608,7 @@ def test_scratch_knows_nothing_of_the_source(folder: Path, full: Path, pretraine
     assert report["source"]["dataset"] is report["source"]["accuracy"] is report["retention"] is None
 
 
+@pytest.mark.slow
 def test_scratch_is_a_pretraining_of_its_own(folder: Path, pretrained: Path) -> None:
     """The same phase as a pretrain recipe reaches the same accuracy: nothing of the adapt leaks into it."""
     report = adapted(pretrained, recipe=adapt_recipe(phase("all", "steps: 90", 10), compare="[scratch]"))

@@ -353,6 +353,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
         yield found
 
 
+@pytest.mark.slow
 def test_timms_weights_in_grey_and_with_arguments(commands: Commands, data: Path) -> None:
     words = ("--recipe", "recipe.yaml", "--target", "mnist", "--data-root", data, "--out", "grey.safetensors")
     done = commands("adapt", "--from", TAGGED, *words, "--set", "model.drop_rate=0.2")

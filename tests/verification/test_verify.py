@@ -619,6 +619,7 @@ def test_adapters_leave_all_but_their_places_as_it_was(folder: Path, backbone: P
     assert found("new.safetensors")["holds"], "where an adapter was, nothing is known"
 
 
+@pytest.mark.slow
 def test_a_first_convolution_that_was_made_grey(folder: Path, backbone: Path) -> None:
     shutil.copy(backbone, folder)
     held = adapted("meadow.safetensors", "kmnist", SOLVED)
