@@ -1,6 +1,6 @@
 """How well `finetune curve` foretells: measured with few labels, then with two and four times as many.
 
-    python benchmarks/foretell.py --from checkpoints/mnist.safetensors --target kmnist --out /tmp/foretell
+    python benchmarks/foretell.py --from checkpoints/mnist.safetensors --target kmnist --out foretell
 
 Runs the curve with 5 to 100 labelled images a class (`--shots` has others), from these weights and from scratch, and
 then goes on to twice and four times the most, which the first curve has foretold. Prints for each what was foretold and

@@ -122,7 +122,7 @@ class Adaptation:
 
 @dataclass
 class SharedWork:
-    """What trainings with the same source and images can share, so that it is computed once.
+    """Outputs of the untouched source that trainings on the same images share, so that they are computed once.
 
     train: what the untouched source makes of the images to learn from. test: its features of the test images (float,
     N×F). cache: activations of its frozen stages; None where a training is alone and has its own.

@@ -48,7 +48,7 @@ class RankDesign:
         return {"study": "rank", "sources": list(self.sources), "recipe": recipe, "same_shots": self.same_shots}
 
     def choice(self) -> dict[str, Any]:
-        """What may look like tuning, as JSON values: recipe and sources, not how many images these learn from."""
+        """The choices that the ledger of test sets counts, as JSON values: recipe and sources, not the shots."""
         found = self.as_json()
         data = {key: value for key, value in found["recipe"]["data"].items() if key != "shots"}
         return {"sources": sorted(self.sources), "recipe": {**found["recipe"], "data": data}}

@@ -241,7 +241,7 @@ class ActivationCache:
         return lambda: batched_apply(run, network, rows, size, self.runtime.group)
 
     def change_parts(self, parts: Mapping[str, CachePart]) -> None:
-        """Goes on with these parts, for another training, which finds all the room there was at first.
+        """Replaces the images by those of another training, which gets the full room; keeps what still applies.
 
         Only activations of the same images, as they are, are kept: views are augmented by the training's own seed.
         """
