@@ -93,6 +93,7 @@ class ImageSet:
     fingerprints are; == asks only whether they are one object.
 
     Sets too large for memory have `MemmapImages` instead of a tensor. files: the name of each image's record, if any.
+    groups: the name of each image's group, "" for an image that stands alone (see `group_indices`); () where all do.
     """
 
     images: Images
@@ -100,6 +101,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     origin: str
     files: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -111,6 +113,8 @@ class ImageSet:
             self._refuse(f"expected one label an image, found {len(images):,} images and {len(labels):,} labels")
         if self.files and len(self.files) != len(labels):
             self._refuse(f"expected one file name an image, found {len(self.files):,} for {len(images):,} images")
+        if self.groups and len(self.groups) != len(labels):
+            self._refuse(f"expected one group an image, found {len(self.groups):,} for {len(images):,} images")
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             self._refuse(f"expected class names, each once, found {', '.join(self.class_names) or 'none'}")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
@@ -135,7 +139,9 @@ class ImageSet:
             found = f"{int(chosen.min())} to {int(chosen.max())}"
             self._refuse(f"expected indices from 0 to {len(self) - 1}, found {found}")
         files = tuple(self.files[i] for i in chosen.tolist()) if self.files else ()
-        return replace(self, images=take(self.images, chosen), labels=self.labels[chosen], files=files)
+        groups = tuple(self.groups[i] for i in chosen.tolist()) if self.groups else ()
+        images = take(self.images, chosen)
+        return replace(self, images=images, labels=self.labels[chosen], files=files, groups=groups)
 
     def with_classes(self, names: Sequence[str], *, empty: bool = False) -> ImageSet:
         """Keeps only the images of these classes, in their present order, with labels in the order of `names`.
@@ -158,8 +164,16 @@ class ImageSet:
         tally = torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return dict(zip(self.class_names, tally, strict=True))
 
+    def group_indices(self) -> npt.NDArray[np.int64] | None:
+        """The number of each image's group (int64, N), from 0 in the order of first images; None without groups."""
+        if not any(self.groups):
+            return None
+        number: dict[str | int, int] = {}
+        names = (name or index for index, name in enumerate(self.groups))
+        return np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
+
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; origin and files have no part."""
+        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; origin, files and groups have no part."""
         head = json.dumps({"shape": list(self.images.shape), "class_names": self.class_names}, sort_keys=True)
         digest = hashlib.sha256(head.encode() + b"\n")
         for pixels in chunks(self.images):

@@ -165,5 +165,8 @@ def _image_sets(manifest: Manifest, pixels: npt.NDArray[np.uint8], rows: npt.NDA
         images: Images = MemmapImages(pixels, rows[own]) if memmap else torch.from_numpy(np.asarray(pixels)[rows[own]])
         labels = torch.tensor([label_of[manifest.records[i].label] for i in own], dtype=torch.int64)
         names = tuple(manifest.records[i].name for i in own)
-        found.append(ImageSet(images, labels, manifest.class_names, f"{origin} {split}", names))
+        groups = tuple(manifest.records[i].group for i in own)
+        found.append(
+            ImageSet(images, labels, manifest.class_names, f"{origin} {split}", names, groups if any(groups) else ())
+        )
     return found

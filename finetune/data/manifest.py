@@ -6,7 +6,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,12 +35,14 @@ MAX_SHOWN = 20  # files named in one message or note
 class ImageRecord(ABC):
     """One labelled image of a data set, wherever its bytes are. A source of images defines how to `open` it.
 
-    `name` tells it from the others in messages and reports: its path relative to the folder, CSV or archive.
+    `name` tells it from the others in messages and reports: its path relative to the folder, CSV or archive. Images of
+    the same `group`, such as those of one patient or one camera track, are never in two splits; "" is a group alone.
     """
 
     name: str
     label: str
     split: SplitName
+    group: str = field(default="", kw_only=True)
 
     @abstractmethod
     def open(self) -> bytes:

@@ -243,6 +243,18 @@ class DataSettings(Settings):
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Pictures of a folder or CSV that cannot be read: fail lists them and stops, skip lists them and goes on without
     them."""
+    group: Text | None = Field(default=None, examples=[r"(\d+)_\d+"])
+    """Pictures that belong together, such as those of one patient or one camera track, and are never in two parts: a
+    regular expression whose parentheses find the group's name in a picture's path below the data set's folder, or
+    `folder` for the folder that a picture lies in. A CSV may have a column `group` instead. Left out: each picture
+    stands alone."""
+    columns: dict[Literal["path", "label", "split", "group"], Text] | None = Field(
+        default=None, examples=[{"path": "image_id", "label": "category"}]
+    )
+    """What a CSV calls its columns, where these are not the usual names."""
+    decode: Literal["scaled", "exact"] | None = Field(default=None, examples=["exact"])
+    """How finely JPEG pictures are decoded: scaled, to no fewer than twice the pixels that are used, or exact, all of
+    them. Left out: scaled."""
     augment: Augmentation | None = Field(default=None, examples=[{"shift": 2}])
     """Random changes made to training images: their fields, or the name of a preset. Left out: none."""
 
