@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from finetune.sources.resolve import load
     from finetune.sources.save import save
     from finetune.study.curve import curve
+    from finetune.study.folds import adapt_folds
     from finetune.study.rank import rank
     from finetune.study.seeds import adapt_seeds
 
@@ -41,6 +42,7 @@ __all__ = [
     "RankReport",
     "Report",
     "adapt",
+    "adapt_folds",
     "adapt_seeds",
     "compare",
     "curve",
@@ -61,6 +63,7 @@ _HOMES = {
     "RankReport": "finetune.report.ranking",
     "Report": "finetune.report.report",
     "adapt": "finetune.commands.adapt",
+    "adapt_folds": "finetune.study.folds",
     "adapt_seeds": "finetune.study.seeds",
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",

@@ -47,7 +47,8 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     if as_json:
         print_json(found.to_dict())
         return
-    parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, found.left_out, found.not_offered)
+    shared = (found.left_out, found.not_offered, found.learnt)
+    parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, *shared)
     for part in [*parts, *test_set_lines(found.test_set)]:
         console.show(part)
 

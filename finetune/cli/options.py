@@ -67,6 +67,12 @@ OPTIONS = {
     "seeds": click.option(
         "--seeds", metavar="N|A,B,...", help="Trains once for each seed: a count, or the seeds; 5 is a good number."
     ),
+    "folds": click.option(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="Cross-validates: tests each picture once, by a training on the other folds; then trains on all of them.",
+    ),
     "same-shots": click.option(
         "--same-shots", is_flag=True, help="All seeds learn from the labelled images that the first one chooses."
     ),
@@ -118,9 +124,14 @@ def run_options(
 
 
 def refuse_without_seeds(study: Mapping[str, Any]) -> None:
-    """SettingError for options of a study without --seeds."""
-    if given := [f"--{key.replace('_', '-')}" for key, value in study.items() if value]:
-        raise SettingError(f"{', '.join(given)}: goes with --seeds, for example --seeds 5")
+    """SettingError for options of a study without --seeds or, where they go with it, --folds."""
+    folds = study["folds"] is not None
+    own = {key: value for key, value in study.items() if key not in ("folds", *(("jobs", "engine") if folds else ()))}
+    if given := [f"--{key.replace('_', '-')}" for key, value in own.items() if value]:
+        where = "--seeds, not with --folds" if folds else "--seeds, for example --seeds 5"
+        if not folds and {"jobs", "engine"} & {key for key, value in own.items() if value}:
+            where += ", or --folds"
+        raise SettingError(f"{', '.join(given)}: goes with {where}")
 
 
 def check_target(name: str | None) -> None:

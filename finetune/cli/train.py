@@ -41,7 +41,7 @@ def pretrain(recipe: Path, **given: Any) -> None:
 @with_options("model", "target", "shots")
 @with_options("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "json", "quiet")
 @click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
-@with_options("metric", "seeds", "same-shots", "jobs", "engine")
+@with_options("metric", "seeds", "folds", "same-shots", "jobs", "engine")
 @click.option(
     "--keep",
     type=click.Choice(["first", "average"]),
@@ -52,19 +52,28 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
     """Fine-tunes a checkpoint on a target and tells what that brought; writes a checkpoint and its report."""
     check_target(target)
     own = {key: given.pop(key) for key in ("model", "shots", "metric")} | {"compare": not no_compare}
-    study = {key: given.pop(key) for key in ("seeds", "same_shots", "jobs", "engine", "keep")}
+    study = {key: given.pop(key) for key in ("seeds", "folds", "same_shots", "jobs", "engine", "keep")}
     options = run_options(**given)
     if study["seeds"] is None:
+        refuse_without_seeds(study)
+    elif study.pop("folds") is not None:
+        raise SettingError(
+            "--folds and --seeds: expected one of them; --folds trains each fold with a seed of its own already"
+        )
+    chosen = {key: value for key, value in study.items() if value is not None and value is not False}
+    if study.get("folds") is not None:
+        from finetune.study.folds import adapt_folds
+
+        report = adapt_folds(source, target, recipe, **chosen, **own, **options)
+    elif study["seeds"] is None:
         from finetune.commands import adapt as command
 
-        refuse_without_seeds(study)
         report = command.adapt(source, target, recipe, **own, **options)
     else:
         from finetune.study.seeds import adapt_seeds
 
         if given["seed"] is not None:
             raise SettingError("--seed and --seeds: expected one of them; --seeds 0,1,2 names several")
-        chosen = {key: value for key, value in study.items() if value is not None}
         report = adapt_seeds(source, target, recipe, **chosen, **own, **options)
     print_report(report, given["as_json"], options)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.checkpoint.format import Metadata
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import DataError, OutputError, SettingError
 from finetune.io.atomic import prepared_files
@@ -16,6 +17,7 @@ from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
 from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
 from finetune.report.report import Result, TestSetUse, result_values
+from finetune.report.tables import percent
 from finetune.run.data import open_test
 from finetune.run.finalize import RowAnswers, row_predictions, score
 from finetune.run.ledger import digest_of, record_opening
@@ -33,7 +35,8 @@ class Evaluation:
     `left_out` counts the test images of classes that the checkpoint does not know; `not_offered` are the checkpoint's
     classes that the data set does not have, which count as no answer. `claimed` is the accuracy that the checkpoint
     records for the very same images, if any. `test_set` says how often these images were opened before, where there is
-    a folder of runs to remember it.
+    a folder of runs to remember it. `learnt` says that it is no fair test, where the checkpoint has learnt from all
+    images of a cross-validation.
     """
 
     checkpoint: str
@@ -44,6 +47,7 @@ class Evaluation:
     result: Result
     claimed: float | None
     test_set: TestSetUse | None = None
+    learnt: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
@@ -51,6 +55,7 @@ class Evaluation:
         own = {name: getattr(self, name) for name in names}
         found = {**own, **result_values(self.result), "claimed_accuracy": self.claimed}
         found["test_set"] = None if self.test_set is None else asdict(self.test_set)
+        found |= {} if self.learnt is None else {"learnt": self.learnt}
         values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
         return values
 
@@ -102,7 +107,23 @@ def evaluate(
         content = row_predictions(found.test, {(PREDICTION, None): found.answers})
         write_predictions(Path(predictions), content, console)
     use = _note_opening(found.test.fingerprint(), str(checkpoint), source.sha256)
-    return replace(found.evaluation, claimed=source.accuracy if same else None, test_set=use)
+    learnt = learnt_note(source.metadata, found) if source.metadata is not None else None
+    return replace(found.evaluation, claimed=source.accuracy if same else None, test_set=use, learnt=learnt)
+
+
+def learnt_note(metadata: Metadata, found: EvaluatedSet) -> str | None:
+    """Why these images are no fair test of a checkpoint that has learnt from all images of a cross-validation."""
+    data, own = metadata.data, metadata.data.get("own_test")
+    if data.get("folds") is None:
+        return None
+    after, settings = metadata.results.get("after"), metadata.recipe.get("data")
+    accuracy = after.get("accuracy") if isinstance(after, dict) else None
+    instead = f"; cross-validated accuracy: {percent(accuracy)}" if isinstance(accuracy, float) else ""
+    if isinstance(own, dict) and own.get("fingerprint") == found.test.fingerprint():
+        shots = isinstance(settings, dict) and settings.get("shots") is not None
+        which = "some of these images may be among those it has" if shots else "these images are among those it has"
+        return f"no fair test: {which} learnt from{instead}"
+    return f"it has learnt from images of {data.get('name')}: no fair test where some of these are among them{instead}"
 
 
 def _note_opening(fingerprint: str, checkpoint: str, sha256: str) -> TestSetUse | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.evaluate import EvaluatedSet, Evaluation, evaluate_classifier
+from finetune.commands.evaluate import EvaluatedSet, Evaluation, evaluate_classifier, learnt_note
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
 from finetune.report.report import read_report_values, result_values
@@ -93,7 +93,8 @@ def verify(
         root = resolve_data_root(data_root)
         found = evaluate_classifier(subject.classifier, str(checkpoint), data, root, runtime, console)
         evaluation, same = found.evaluation, _same_images(subject, found)
-        checks.append(_check_images(subject, evaluation, same))
+        learnt = learnt_note(subject.metadata, found)
+        checks.append(_check_images(subject, evaluation, same) if learnt is None else Check.skipped("images", learnt))
         checks.append(_check_accuracy(subject, evaluation, same, _machine_differences(subject, report or {}, runtime)))
     return Verification(str(checkpoint), subject.checkpoint.sha256, checks, evaluation)
 
@@ -126,6 +127,10 @@ def _check_accuracy(subject: CheckpointUnderTest, found: Evaluation, same: bool,
     """Whether the counts are those recorded: exactly, or nearly where the machine differs from the recorded one."""
     correct, total = found.result.correct, found.result.total
     here = f"{correct:,} of {total:,} right ({percent(found.result.accuracy)})"
+    if "folds" in subject.metadata.data:
+        return Check.skipped(
+            "accuracy", f"{here} of images that it may have learnt from; the recorded one is of others"
+        )
     if not same:
         return Check.skipped("accuracy", f"{here} on these images, of which the checkpoint says nothing")
     results = subject.metadata.results

@@ -75,6 +75,14 @@ def take(images: Images, index: Tensor) -> Images:
     return images.take(index) if isinstance(images, MemmapImages) else images[index]
 
 
+def concatenate(parts: Sequence[Images]) -> Images:
+    """All images one after the other; memory-mapped ones of one file stay there."""
+    mapped = [part for part in parts if isinstance(part, MemmapImages)]
+    if len(mapped) == len(parts) and all(part.pixels is mapped[0].pixels for part in mapped):
+        return MemmapImages(mapped[0].pixels, np.concatenate([part.rows for part in mapped]), mapped[0].device)
+    return torch.cat([part[:] for part in parts])
+
+
 def chunks(images: Images) -> Iterator[npt.NDArray[np.uint8]]:
     """Yields all images in order as contiguous arrays of about CHUNK bytes; at least one array."""
     size = max(1, images.shape[1:].numel())
@@ -181,6 +189,15 @@ class ImageSet:
         raise DataError(f"{self.origin}: {fault}")
 
 
+def join(sets: Sequence[ImageSet], origin: str) -> ImageSet:
+    """The images of several sets, at least one, which name the same classes, one after the other."""
+    images = concatenate([own.images for own in sets])
+    files = tuple(file for own in sets for file in own.files)
+    known = any(own.groups for own in sets)
+    groups = tuple(group for own in sets for group in own.groups or ("",) * len(own)) if known else ()
+    return ImageSet(images, torch.cat([own.labels for own in sets]), sets[0].class_names, origin, files, groups)
+
+
 def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64] | None:
     """The number of each image's group (int64, N), each "" counting as one of its own; None where all are ""."""
     if not any(groups):
@@ -194,13 +211,15 @@ def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64] | None:
 class DataSplits:
     """The splits of a data set, which name the same classes. validation None: to be held out of train.
 
-    notes: what people should know about their images, a line each.
+    notes: what people should know about their images, a line each; split_notes are those of them that are about this
+    division into splits.
     """
 
     train: ImageSet
     test: ImageSet
     validation: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    split_notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.train.class_names != self.test.class_names:

@@ -99,17 +99,17 @@ def _make_splits(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -
     manifest = replace(manifest, records=tuple(manifest.records[i] for i in good))
     _refuse_untrained_classes(manifest)
     rows = decoded.rows[good]
-    hashes = decoded.cache.hashes[rows]
+    hashes, own = decoded.cache.hashes[rows], list[str]()
     if not any(record.split == "test" for record in manifest.records):
         manifest = _hold_out_test(manifest, [decoded.digests[i] for i in good], hashes)
-        notes.append(
+        own.append(
             f"{manifest.name}: no test part of its own, so {sum(manifest.counts('test').values()):,} of "
             f"{len(manifest.records):,} pictures are kept for the test, chosen by "
             + ("their groups" if any(record.group for record in manifest.records) else "their content")
         )
-    notes += _test_images_in_train(manifest, hashes) + _small_classes(manifest)
+    own += _test_images_in_train(manifest, hashes) + _small_classes(manifest)
     train, validation, test = _image_sets(manifest, decoded.cache.pixels, rows)
-    return DataSplits(train, test, validation if len(validation) else None, tuple(notes))
+    return DataSplits(train, test, validation if len(validation) else None, (*notes, *own), tuple(own))
 
 
 def _hold_out_test(manifest: Manifest, digests: Sequence[str], hashes: Hashes) -> Manifest:

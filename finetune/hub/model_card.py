@@ -134,7 +134,7 @@ def _eval_results(facts: CardFacts) -> list[Any]:
             task_type="image-classification",
             dataset_type=_DATASETS.get(kind, kind),
             dataset_name=facts.data.title,
-            dataset_split="test",
+            dataset_split="test" if facts.metadata.data.get("folds") is None else "cross-validation",
             metric_type="accuracy",
             metric_value=accuracy,
             metric_name="Accuracy",
@@ -220,6 +220,12 @@ def _results(facts: CardFacts) -> str:
         f"\nOn {total:,} test images of {plain_text(facts.data.title)} that training never saw; Wilson intervals, "
         "which cover the choice of test images and not the randomness of training."
     )
+    if (folds := facts.metadata.data.get("folds")) is not None:
+        about = (
+            f"\nCross-validated: each of {total:,} images of {plain_text(facts.data.title)} was tested once, by a "
+            f"training on the others of {plain_text(str(folds))} folds; the weights here then learnt from all of them. "
+            "Intervals are over folds, corrected for the images that their trainings share (Nadeau and Bengio)."
+        )
     verdicts = [f"- {plain_text(sentence)}" for sentence in facts.verdicts]
     return "\n".join([*lines, about, *([""] if verdicts else []), *verdicts])
 

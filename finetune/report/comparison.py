@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from finetune.report.cross_validation import difference_over_folds
 from finetune.report.crossed import (
     Estimate,
     Variance,
@@ -21,6 +22,7 @@ from finetune.report.metrics import METRICS, PLAIN, Answers, answers_difference,
 from finetune.report.rows import MIN_SEEDS, row_of
 from finetune.report.statistics import (
     Booleans,
+    Integers,
     mcnemar_detectable,
     mcnemar_images,
     paired_difference,
@@ -28,13 +30,14 @@ from finetune.report.statistics import (
 )
 
 Verdict = Literal["helps", "better", "no difference shown", "worse", "hurts"]
-Design = Literal["images", "seeds x images"]
+Design = Literal["images", "seeds x images", "folds"]
 SIGNIFICANT = 0.05
 """A difference is called shown when the p-value is below this."""
 ACCURACY = "accuracy"
 POWER_REACH = 1.43  # what is shown 4 times in 5, in half-widths of a 95 % interval: (1.96 + 0.84) / 1.96
 IMAGES: Design = "images"
 CROSSED: Design = "seeds x images"
+FOLDS: Design = "folds"
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,16 @@ class Comparison:
     difference: float
     """Accuracy of the second minus accuracy of the first; over seeds, of their means."""
     ci95: tuple[float, float]
-    """Design `images`: Newcombe's over other test images. `seeds x images`: over other trainings too."""
+    """Design `images`: Newcombe's over other test images. `seeds x images`: over other trainings too. `folds`: over
+    folds, each another training and other test images, and no narrower than over images (`cross_validation`)."""
     p_value: float
-    """Two-sided; it decides the verdict. `images`: mid-p of McNemar's test. `seeds x images`: dual to the interval."""
+    """Two-sided; it decides the verdict. `images`: mid-p of McNemar's test. Else dual to the interval."""
     verdict: Verdict
     exact_p_value: float | None = None
     """Exact conditional McNemar test, where one training was compared with one."""
     design: Design = IMAGES
     seeds: int = 1
+    """Trainings of each procedure; of design `folds` the number of folds."""
     shots_vary: bool = False
     """Each seed learnt from labelled images of its own choice, so that `variance.training` holds that too."""
     variance: Variance | None = None
@@ -171,6 +176,31 @@ def compare_answers(
     )
 
 
+def compare_folds(
+    first: Answers, second: Answers, folds: Integers, metric: str = ACCURACY, *, shots_vary: bool = False
+) -> Comparison | None:
+    """Whether the second procedure does better than the first by a metric, cross-validated.
+
+    first, second: answers to the same images, each by the training of its fold. folds: each image's, int, N. None where
+    the metric is not defined in every fold.
+    """
+    found, trainings = difference_over_folds(metric, first, second, folds), len(np.unique(folds))
+    if found.difference is None or found.ci95 is None or found.p_value is None:
+        return None
+    power = POWER_REACH * (found.ci95[1] - found.ci95[0]) / 2
+    return Comparison(
+        difference=found.difference,
+        ci95=found.ci95,
+        p_value=found.p_value,
+        verdict=_verdict(_sign(metric) * found.difference, found.p_value, seeds=trainings),
+        design=FOLDS,
+        seeds=trainings,
+        shots_vary=shots_vary,
+        detectable=power if power <= 1 or metric in PLAIN else None,
+        metric=metric,
+    )
+
+
 def _sign(metric: str) -> int:
     """1 where more of a metric is better, -1 where less is."""
     return 1 if find_metric(metric).higher_is_better else -1
@@ -228,7 +258,9 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     """
     cause, floor = row_of(against).cause, row_of(against).floor
     of, against = row_of(of).title, row_of(against).title
-    over = "test images" if comparison.design == IMAGES else f"{comparison.seeds} seeds and the test images"
+    over = {IMAGES: "test images", FOLDS: f"{comparison.seeds} folds"}.get(
+        comparison.design, f"{comparison.seeds} seeds and the test images"
+    )
     spread = f"95 % interval {{}} to {{}} over {over}, {p_text(comparison.p_value)}"
     metric, sign = comparison.metric, _sign(comparison.metric)  # from here on more is better
     lower, upper = sorted(sign * end for end in comparison.ci95)
@@ -261,7 +293,9 @@ def _conclusion(comparison: Comparison, cause: str | None, of: str, *, better: b
     if not cause:
         return f"{of} did {did}"
     found = "this training did" if comparison.seeds == 1 else f"these {comparison.seeds} trainings did"
-    return f"{found} {did}; whether {cause} {'helps' if better else 'hurts'} takes {MIN_SEEDS} seeds or more: --seeds 5"
+    more = "folds" if comparison.design == FOLDS else "seeds"
+    effect = "helps" if better else "hurts"
+    return f"{found} {did}; whether {cause} {effect} takes {MIN_SEEDS} {more} or more: --{more} 5"
 
 
 def _remaining_range(metric: str, of: str, lower: float, upper: float) -> str:
@@ -281,7 +315,8 @@ def _remaining_range(metric: str, of: str, lower: float, upper: float) -> str:
 def _power_text(comparison: Comparison) -> str:
     """What the test would have shown, and what one point would take."""
     if comparison.detectable is None:
-        return f"; so few {'test images' if comparison.design == IMAGES else 'seeds'} show no difference at all"
+        few = {IMAGES: "test images", FOLDS: "folds"}.get(comparison.design, "seeds")
+        return f"; so few {few} show no difference at all"
     shown = f"{_points(comparison.metric, comparison.detectable)} {_unit(comparison.metric)}"
     found = f"; a true difference of {shown} would have been shown 4 times in 5"
     needed = comparison.one_point

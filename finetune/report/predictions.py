@@ -2,7 +2,8 @@
 
 One line an image: `image`, `label`, and for each row of the verdict `ROW`, the class that it named, and `ROW
 probability`, of that class; with several seeds `ROW seed S` and `ROW seed S probability`. A file of
-`image,label,prediction` or `image,label,prediction,probability` is one of a row called `prediction`.
+`image,label,prediction` or `image,label,prediction,probability` is one of a row called `prediction`. Of a
+cross-validation `fold` numbers from 1 the fold in which each image was tested.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from finetune.text import amount, listed
 SUFFIX = ".csv"
 PREDICTION = "prediction"  # the row of a file that has only one
 PROBABILITY = "probability"
+FOLD = "fold"
 MAX_BYTES = 500_000_000  # of a file: a million images, ten seeds of two rows
 MAX_SHOWN = 80  # characters of one cell in a message
 _SEED = re.compile(r"(.+) seed (0|[1-9][0-9]{0,18})", re.DOTALL)
 _EXPECTED = "expected a first line of image,label and a column for each row, such as image,label,prediction,probability"
+
+_NO_ROWS = ("image", "label", FOLD)  # columns that are no predictions
 
 ColumnKey = tuple[str, int | None]
 """The row of the verdict and the seed, which is None where there is only one training."""
@@ -48,22 +52,26 @@ class Predictions:
     """The answers to N test images, checked when made.
 
     images: each one's name, as relative to its data set, or else its index; no two alike. labels: class indices, int64,
-    N. class_names: of labels and predictions. columns: by row and seed. ValueError where any of this does not hold.
+    N. class_names: of labels and predictions. columns: by row and seed. folds: of a cross-validation, int64, N, from 1.
+    ValueError where any of this does not hold.
     """
 
     images: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     columns: Mapping[ColumnKey, Column]
+    folds: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.images)
         if len(set(self.images)) < count or len(set(self.class_names)) < len(self.class_names):
             raise ValueError("expected images and classes, each once")
         self._check_indices("labels", self.labels)
+        if self.folds is not None and (self.folds.shape != (count,) or (count and self.folds.min() < 1)):
+            raise ValueError(f"folds: expected {count} numbers from 1")
         for (row, seed), column in self.columns.items():
             name = column_name(row, seed)
-            if not row or row in ("image", "label", PROBABILITY) or row.endswith(f" {PROBABILITY}"):
+            if not row or row in (*_NO_ROWS, PROBABILITY) or row.endswith(f" {PROBABILITY}"):
                 raise ValueError(f"a row of predictions cannot be called {row!r}")
             self._check_indices(name, column.predicted)
             chances = column.probability
@@ -111,6 +119,9 @@ def predictions_csv(predictions: Predictions) -> bytes:
     """The bytes of `NAME.predictions.csv`: the same for the same predictions, probabilities with six digits."""
     head, names = ["image", "label"], predictions.class_names
     values: list[Iterator[str]] = [iter(predictions.images), (names[i] for i in predictions.labels)]
+    if predictions.folds is not None:
+        head.append(FOLD)
+        values.append(map(str, predictions.folds.tolist()))
     for key, column in predictions.columns.items():
         head.append(column_name(*key))
         values.append(_names(names, column.predicted))
@@ -169,6 +180,7 @@ class _Table:
         line, head = next(rows, (1, []))
         keys, chances = self._columns(line, head)
         image_at, label_at = head.index("image"), head.index("label")
+        fold_at, folds = head.index(FOLD) if FOLD in head else None, list[int]()
         images: dict[str, int] = {}  # with their lines
         labels: list[int] = []
         predicted: dict[ColumnKey, list[int]] = {key: [] for key in keys}
@@ -183,6 +195,8 @@ class _Table:
                     f"image {_shown(row[image_at])} is in line {images[row[image_at]]} too; expected each image once",
                 )
             labels.append(self._class(line, "label", row[label_at]))
+            if fold_at is not None:
+                folds.append(self._fold(line, row[fold_at]))
             for key, at in keys.items():
                 predicted[key].append(self._class(line, head[at], row[at]))
             for key, at in chances.items():
@@ -195,7 +209,8 @@ class _Table:
             key: Column(order[values], np.array(probabilities[key]) if key in chances else None)
             for key, values in predicted.items()
         }
-        return Predictions(tuple(images), order[labels], tuple(names), columns)
+        numbers = np.array(folds, np.int64) if fold_at is not None else None
+        return Predictions(tuple(images), order[labels], tuple(names), columns, numbers)
 
     def _rows(self, text: str) -> Iterator[tuple[int, list[str]]]:
         """Yields each row that is not an empty line with the number of its first line."""
@@ -222,7 +237,7 @@ class _Table:
         suffix = f" {PROBABILITY}"
         keys, chances = {}, {}
         for at, name in enumerate(head):
-            if name in ("image", "label"):
+            if name in _NO_ROWS:
                 continue
             if name == PROBABILITY or name.endswith(suffix):
                 of = PREDICTION if name == PROBABILITY else name.removesuffix(suffix)
@@ -249,6 +264,12 @@ class _Table:
         if not name:
             raise self.fail(line, f"column {_shown(column)}: expected the name of a class, found nothing")
         return self.classes.setdefault(name, len(self.classes))
+
+    def _fold(self, line: int, text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+            found = _shown(text) or "nothing"
+            raise self.fail(line, f"column {FOLD}: expected the number of a fold, from 1 on, found {found}")
+        return int(text)
 
     def _probability(self, line: int, column: str, text: str) -> float:
         try:

@@ -26,17 +26,30 @@ class SeedScore:
 
 
 @dataclass(frozen=True)
+class FoldScore:
+    """One fold's share of a cross-validated result: its training's seed, and its answers to the fold's images."""
+
+    fold: int
+    seed: int
+    correct: int
+    total: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Result(Score):
     """A score and, where it applies, how it was got (`method`), each class's score, and the confusion matrix.
 
     `confusion[i][j]` counts the images of true class i that were taken for class j. Over several seeds `accuracy` is
-    the mean and all counts are sums; `per_seed` has each training's own. `metrics` are those of `metrics.METRICS`.
+    the mean and all counts are sums; `per_seed` has each training's own. Of a cross-validation every image counts once,
+    and `per_fold` has each training's own. `metrics` are those of `metrics.METRICS`.
     """
 
     method: str | None = None
     per_class: dict[str, dict[str, Any]] | None = None
     confusion: list[list[int]] | None = None
     per_seed: list[SeedScore] | None = None
+    per_fold: list[FoldScore] | None = None
     metrics: dict[str, MetricValue] | None = None
 
 
@@ -140,7 +153,8 @@ class TestSetUse:
 class Report:
     """The report of a run. A pretrain has `results["test"]`; an adapt has a result for each of `rows.ADAPT_ROWS`.
 
-    A result that was not asked for is None; so are `source`, `transplant` and `retention` where there are none.
+    A result that was not asked for is None; so are `source`, `transplant` and `retention` where there are none. folds:
+    of a cross-validation, where all images are test images, and the weights that are kept have learnt from all.
     """
 
     kind: str
@@ -158,10 +172,13 @@ class Report:
     retention: Retention | None = None
     seeds: list[int] = field(default_factory=list)
     test_set: TestSetUse | None = None
+    folds: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         found = asdict(self)
+        if self.folds is None:
+            del found["folds"]
         if self.source is not None:
             found["source"] = {k: v for k, v in found["source"].items() if not (k in ("path", "id") and v is None)}
         found["results"] = {

@@ -34,12 +34,16 @@ def with_interval(score: Score) -> str:
 def report_tables(report: Report) -> list[RenderableType]:
     """The tables and lines at the end of a run: results, comparisons, retention."""
     target, several = report.target, len(report.seeds) > 1
-    title = f"{target.name}: {len(target.classes)} classes; {_counts(target.train, target.validation, target.test)}"
+    counts = _counts(target.train, target.validation, target.test)
+    if report.folds is not None:
+        counts = f"{target.test:,} images in {report.folds} folds, each tested once"
+    title = f"{target.name}: {len(target.classes)} classes; {counts}"
     if several:
         title += f"; {len(report.seeds)} seeds"
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")
-    counted = "range over seeds" if several else "right / total"
+    counted = "right / total" if not several else "range over seeds"
+    counted = "range over folds" if report.folds is not None else counted
     metric = next((c.metric for c in report.comparisons.values() if c is not None and c.metric != "accuracy"), None)
     chosen = [] if metric is None else [f"{METRICS[metric].title} (95 % interval)"]
     for column in (counted, "accuracy (95 % interval)", *chosen):
@@ -61,8 +65,24 @@ def report_tables(report: Report) -> list[RenderableType]:
         found.append(
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
-    found += [Text(line) for line in [*_uneven_lines(report), *test_set_lines(report.test_set)]]
+    found += [Text(line) for line in [*_fold_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]]
     return found
+
+
+def _fold_lines(report: Report) -> list[str]:
+    """What a cross-validation measured, and what it says of the weights that are written."""
+    after = report.results.get("after")
+    if report.folds is None or after is None:
+        return []
+    learnt = report.target.train + report.target.validation
+    few = "" if report.recipe["data"].get("shots") is None else " in as many shots as there"
+    return [
+        "intervals are over folds, widened since their trainings share images (Nadeau and Bengio), and no narrower "
+        "than over images",
+        f"the checkpoint is one more training, on {learnt:,} images of all folds: expect {percent(after.accuracy)} of "
+        f"it on new images, as measured with {report.folds - 1} of {report.folds} folds to learn from{few}; no image "
+        "is left to test it on",
+    ]
 
 
 def _uneven_lines(report: Report) -> list[str]:
@@ -100,8 +120,8 @@ def _metric_with_interval(name: str, found: MetricValue | None) -> str:
 
 
 def _counted(result: Result) -> str:
-    """As in '1,864 / 2,000', or, over seeds, '92.10 to 93.20 %'."""
-    each = [own.accuracy for own in result.per_seed or []]
+    """As in '1,864 / 2,000', or, over seeds or folds, '92.10 to 93.20 %'."""
+    each = [own.accuracy for own in result.per_fold or result.per_seed or []]
     if len(each) < 2:
         return f"{result.correct:,} / {result.total:,}"
     low, high = (round(100 * end, 2) for end in (min(each), max(each)))
@@ -176,11 +196,17 @@ def evaluation_parts(
     claimed: float | None,
     left_out: int = 0,
     not_offered: Sequence[str] = (),
+    learnt: str | None = None,
 ) -> list[RenderableType]:
-    """What `finetune evaluate` shows; the last two say what the checkpoint and the data set do not share."""
+    """What `finetune evaluate` shows.
+
+    left_out, not_offered: what the checkpoint and the data set do not share. learnt: why it is no fair test.
+    """
     parts: list[RenderableType] = [
         Text(f"{data}: {result.correct:,} of {result.total:,} right, {with_interval(result)}")
     ]
+    if learnt is not None:
+        parts.append(Text(learnt))
     if left_out:
         parts.append(Text(f"{left_out:,} test images of classes that the checkpoint does not know are left out"))
     if not_offered:

@@ -93,15 +93,21 @@ def metric_answers(images: ImageSet, answers: RowAnswers) -> Answers:
     return Answers(images.labels.numpy(), predicted, len(images.class_names), confidence, probabilities)
 
 
-def row_predictions(images: ImageSet, answers: Mapping[ColumnKey, RowAnswers]) -> bytes:
-    """The content of a file of predictions: of each row, and of each seed where there are several."""
+def row_predictions(
+    images: ImageSet, answers: Mapping[ColumnKey, RowAnswers], folds: npt.NDArray[np.int64] | None = None
+) -> bytes:
+    """The content of a file of predictions: of each row, and of each seed where there are several.
+
+    folds: of a cross-validation, the fold in which each image was tested, from 0.
+    """
     columns = {}
     for key, found in answers.items():
         given = metric_answers(images, found)
         assert given.confidence is not None
         columns[key] = Column(found.predicted.numpy(), np.clip(given.confidence, 0, 1).astype(np.float64))
     names = image_names(images.files, len(images))
-    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns))
+    numbers = None if folds is None else folds + 1
+    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns, numbers))
 
 
 def compare_rows(

@@ -155,7 +155,7 @@ def _outcome_text(trial: Trial, outcome: Outcome, runner: TrialRunner) -> str:
         f"{row.replace('_', ' ')} {percent(float((found.predicted == labels).double().mean()))}"
         for row, found in outcome.answers.items()
     )
-    return f"{', '.join(rows)}, {outcome.facts.seconds:.1f} s"
+    return f"{', '.join(rows) or 'trained'}, {outcome.facts.seconds:.1f} s"
 
 
 def _tasks(trials: Sequence[Trial], folder: StudyFolder, runner: TrialRunner) -> list[TrialTask]:

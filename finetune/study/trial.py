@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finetune.commands.adapt import adapt_fingerprint, open_adaptation, source_summary
 from finetune.commands.baselines import SharedWork, answer_rows, retention, train_rows
+from finetune.data.folds import Fold, FoldedImages
 from finetune.distributed.process_group import SINGLE_PROCESS
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
@@ -39,7 +40,7 @@ class Trial:
     rows: the rows of the verdict that it makes: one that is trained, or several that are not. recipe: the resolved
     recipe of an adapt, with target, shots and seed. shots_seed: chooses the labelled images. source_label: tells apart
     the sources of one study. keeps_weights: the fine-tuned weights are kept too. measures_retention: what was forgotten
-    of the source's task is measured.
+    of the source's task is measured. fold: of a cross-validation; None keeps to the data set's own parts.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Trial:
     keeps_weights: bool = False
     measures_retention: bool = False
     chooser: str | None = None
+    fold: Fold | None = None
 
     @property
     def seed(self) -> int:
@@ -66,7 +68,8 @@ class Trial:
         """The name of its folder, as in after-shots-10-seed-0."""
         label = [self.source_label] if self.source_label else []
         shots = [] if self.shots is None else [f"shots-{self.shots}"]
-        return "-".join([*label, "+".join(self.rows), *shots, f"seed-{self.seed}"])
+        fold = [] if self.fold is None else [self.fold.name]
+        return "-".join([*label, "+".join(self.rows), *shots, *fold, f"seed-{self.seed}"])
 
 
 class TrialFacts(BaseModel):
@@ -137,11 +140,24 @@ class TrialRunner:
         self.call = replace(call, group=SINGLE_PROCESS, settings=(), console=quiet)
         self.sources: dict[str, SourceRef] = {}
         self.opened: dict[str, AdaptSetup] = {}  # with all images there are to learn from
+        self.folded: dict[str, FoldedImages] = {}
         self.newest: tuple[str, AdaptSetup, SharedWork] | None = None
 
     def setup(self, trial: Trial) -> AdaptSetup:
         """The source and the images of a trial."""
         return self._open(trial)[1]
+
+    def folds(self, trial: Trial) -> FoldedImages:
+        """All images of a cross-validation, and the fold of each. DataError where they cannot be divided."""
+        assert trial.fold is not None
+        _, key, base = self._open_all(trial.source, trial.recipe)
+        if (found := f"{key} {trial.fold.of}") not in self.folded:
+            assert base.data.splits is not None
+            self.folded[found] = folded = FoldedImages.of(base.data.splits, trial.fold.of)
+            whole = folded.splits(Fold(None, trial.fold.of))  # in place of the parts, whose pixels need not stay
+            data = replace(base.data, train=whole.train, validation=whole.test, test=whole.test, splits=whole)
+            self.opened[key] = replace(base, data=data)
+        return self.folded[found]
 
     def run(self, trial: Trial, folder: Path) -> TrialResult:
         """Trains in `folder`, from the snapshot that an earlier attempt left there, if any. FinetuneError."""
@@ -151,7 +167,7 @@ class TrialRunner:
             recipe, setup, OutputPaths(folder / "trial.safetensors", folder), call, shared
         ) as adaptation:
             train_rows(adaptation, trial.rows)
-            answers = answer_rows(adaptation, trial.rows)
+            answers = answer_rows(adaptation, trial.rows) if len(setup.data.test) else {}
             trained = adaptation.trained.get("after")
             facts = TrialFacts(
                 fingerprint=self.fingerprint(trial),
@@ -193,15 +209,13 @@ class TrialRunner:
     def _open(self, trial: Trial) -> tuple[AdaptRecipe, AdaptSetup, SharedWork]:
         """Recipe, source and images, and what earlier trials computed of these."""
         recipe, key, base = self._open_all(trial.source, trial.recipe)
-        chosen = f"{key} {recipe.data.shots} {trial.shots_seed} {trial.chooser}"
+        chosen = f"{key} {recipe.data.shots} {trial.shots_seed} {trial.chooser} {trial.fold}"
         if self.newest is None or self.newest[0] != chosen:
-            setup = replace(base, data=self._choose_data(trial, recipe, base))
-            same_source = self.newest is not None and self.newest[1].source is setup.source
-            shared = (
-                SharedWork(test=self.newest[2].test, cache=self.newest[2].cache)
-                if same_source and self.newest is not None
-                else SharedWork()
-            )
+            setup, shared = replace(base, data=self._choose_data(trial, recipe, base)), SharedWork()
+            if self.newest is not None and self.newest[1].source is setup.source:
+                _, before, earlier = self.newest
+                shared.test = earlier.test if before.data.test is setup.data.test else None
+                shared.cache = earlier.cache
             self.newest = chosen, setup, shared
         _, setup, shared = self.newest
         if shared.cache is None:
@@ -230,6 +244,8 @@ class TrialRunner:
 
     def _choose_data(self, trial: Trial, recipe: AdaptRecipe, base: AdaptSetup) -> RunData:
         """The images that a trial learns from."""
+        if trial.fold is not None:
+            return choose_run_data(base.data.name, self.folds(trial).splits(trial.fold), recipe.data, trial.shots_seed)
         assert base.data.splits is not None
         if trial.chooser in (None, trial.source) or not base.data.splits.train.files:
             return choose_run_data(base.data.name, base.data.splits, recipe.data, trial.shots_seed)

@@ -12,6 +12,7 @@ from finetune.checkpoint.format import Checkpoint, Metadata, read_checkpoint
 from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.models.classifier import Classifier
+from finetune.report.cross_validation import accuracy_over_folds
 from finetune.report.rows import row_of
 from finetune.report.statistics import wilson
 from finetune.run.setup import Recipe, open_recipe
@@ -178,11 +179,25 @@ def _result_faults(value: Any, images: Any) -> Iterator[str]:
     if images is not None and total != images:
         yield f"is of {total} images, and {images} test images are recorded"
     accuracy, interval, expected = value.get("accuracy"), value.get("ci95"), wilson(correct, total)
+    if "per_fold" in value:
+        counts = _fold_counts(value["per_fold"])
+        if sum(right for right, _ in counts) != correct or sum(images for _, images in counts) != total:
+            yield f"the folds do not add up to {correct} of {total}"
+            return
+        expected = accuracy_over_folds(counts, expected)
     if accuracy != correct / total:
         yield f"the accuracy says {accuracy}, and {correct} of {total} is {correct / total}"
     ends = interval if isinstance(interval, list) and all(type(end) is float for end in interval) else []
     if len(ends) != 2 or any(abs(a - b) > 1e-9 for a, b in zip(ends, expected, strict=True)):
         yield f"the interval says {interval}, and {correct} of {total} has {list(expected)}"
+
+
+def _fold_counts(values: Any) -> list[tuple[int, int]]:
+    """(right, all) images of each fold of a cross-validation; none where any of them cannot be."""
+    each = [as_mapping(value) for value in values] if isinstance(values, list) else []
+    counts = [(own.get("correct"), own.get("total")) for own in each]
+    found = [(a, b) for a, b in counts if type(a) is int and type(b) is int and 0 <= a <= b and 0 < b < MAX_IMAGES]
+    return found if len(found) == len(counts) >= 2 else []
 
 
 def _check_recipe(subject: CheckpointUnderTest) -> Check:

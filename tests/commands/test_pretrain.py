@@ -390,6 +390,7 @@ def test_the_exported_names() -> None:
         "RankReport",
         "Report",
         "adapt",
+        "adapt_folds",
         "adapt_seeds",
         "compare",
         "curve",

@@ -1,0 +1,202 @@
+"""`finetune adapt --folds`: cross-validation, in which every image is tested once, and the verdict over its folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+
+from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
+from finetune.data.folds import Fold, FoldedImages
+from finetune.errors import SettingError
+from finetune.recipe.schema import AdaptRecipe
+from finetune.report.comparison import ACCURACY, Comparison, compare_folds
+from finetune.report.cross_validation import accuracy_over_folds, measure_over_folds
+from finetune.report.metrics import find_metric
+from finetune.report.report import FoldScore, Report, Result
+from finetune.report.rows import ADAPT_ROWS, MIN_SEEDS, wanted_rows
+from finetune.run.finalize import (
+    RowAnswers,
+    build_report,
+    check_metric,
+    checkpoint_results,
+    metric_answers,
+    open_test_set,
+    row_predictions,
+    save_run,
+    score,
+)
+from finetune.run.options import RunCall, RunOptions, start_run
+from finetune.run.output_paths import check_outputs
+from finetune.run.setup import AdaptSetup, RecipeLike
+from finetune.study.design import open_study_recipe, row_trials
+from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
+from finetune.study.seeds import classifier_with
+from finetune.study.trial import Trial, TrialResult, TrialRunner
+
+MAX_FOLDS = 1_000
+
+
+def adapt_folds(
+    source: str | Path,
+    target: str | None = None,
+    recipe: RecipeLike = DEFAULT_RECIPE,
+    *,
+    folds: int = 5,
+    jobs: int = 1,
+    engine: str | None = None,
+    metric: str = ACCURACY,
+    model: str | None = None,
+    shots: int | None = None,
+    compare: bool = True,
+    **options: Unpack[RunOptions],
+) -> Report:
+    """Fine-tunes `source` on `target` once for each fold, tests each image once, and once more on all images.
+
+    All images of the target are divided into `folds` parts, its own test part with the others. The last training's
+    weights are written: they have learnt from all images, and what the folds say is what to expect of them. jobs:
+    trainings at once. engine: dask://HOST:PORT of a cluster that trains. metric: what the comparisons are about, by its
+    name in `metrics.METRICS`. The rest, and errors, are as for `finetune.adapt`.
+    """
+    with start_run(options) as call:
+        if type(folds) is not int or not 2 <= folds <= MAX_FOLDS:
+            raise SettingError(f"--folds {folds}: expected a number of folds from 2 to {MAX_FOLDS:,}; 5 is a good one")
+        find_metric(metric)
+        overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots})
+        checked = open_study_recipe(source, recipe, overrides, call)
+        checked = checked if compare else checked.model_copy(update={"compare": ()})
+        return _adapt_folds(str(source), checked, folds, metric, TrialOptions(jobs, engine), call)
+
+
+def fold_trials(source: str, recipe: AdaptRecipe, rows: Sequence[str], folds: int) -> list[Trial]:
+    """The trials of these rows in each fold, each with a seed of its own; and last that which learns from all images.
+
+    With one seed for all folds, their spread would leave out the luck of it.
+    """
+    shots, found = recipe.data.shots, []
+    for number in range(folds):
+        own = row_trials(source, recipe, rows, (recipe.seed + number,), shots=shots, answers_only=True)
+        found += [replace(trial, fold=Fold(number, folds)) for trial in own]
+    last = row_trials(source, recipe, ("after",), (recipe.seed,), shots=shots)
+    return [*found, *(replace(trial, fold=Fold(None, folds)) for trial in last)]
+
+
+def _adapt_folds(
+    source: str, recipe: AdaptRecipe, folds: int, metric: str, options: TrialOptions, call: RunCall
+) -> Report:
+    rows, runner, console = wanted_rows(recipe.compare), TrialRunner(call), call.console
+    trials = fold_trials(source, recipe, rows, folds)
+    last, folded = trials[-1], runner.folds(trials[-1])
+    check_metric(metric, folded.images)
+    for note in _notes(trials, runner):
+        console.note(note)
+    setup = runner.setup(last)
+    outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
+    fields = metadata_fields(recipe, setup)
+    fields["data"] = {**fields["data"], **_description(folded, folds)}
+    fingerprint = {key: value for key, value in runner.fingerprint(last).items() if key != "rows"}
+    fingerprint["data"] = fields["data"]
+    design = {"study": "adapt --folds", "folds": folds, "compare": list(recipe.compare), **fingerprint}
+    with StudyFolder(outputs.run_folder, design, call) as folder:
+        use = open_test_set(outputs.run_folder, "adapt", fingerprint)
+        results = completed(run_trials(trials, folder, options, runner))
+        setup = runner.setup(last)
+        answers = {row: _joined(trials, results, row, folded) for row in rows}
+        report = replace(_report(recipe, setup, folded, trials, results, answers, metric), test_set=use)
+        fields["results"] = checkpoint_results(report.results)
+        predictions = row_predictions(
+            folded.images, {(row, None): found for row, found in answers.items()}, folded.numbers
+        )
+        save_run(classifier_with(setup, results[last.name].weights), fields, report, predictions, outputs, console)
+    return report
+
+
+def _notes(trials: Sequence[Trial], runner: TrialRunner) -> list[str]:
+    """What a person should know of images and folds, each once; finds what is wrong with any before all training."""
+    found: dict[str, None] = {}
+    for trial in {trial.fold: trial for trial in trials}.values():
+        found |= dict.fromkeys(runner.setup(trial).data.notes)
+    folds = len({trial.fold for trial in trials}) - 1
+    if folds < MIN_SEEDS:
+        found[
+            f"{folds} folds say next to nothing of how much results differ between trainings, so that no verdict says "
+            f"`helps` or `hurts`; at least {MIN_SEEDS}, better 5: --folds 5"
+        ] = None
+    return list(found)
+
+
+def _description(folded: FoldedImages, folds: int) -> dict[str, Any]:
+    """What a checkpoint says of its test images: all are, each in its fold, and all have been learnt from since."""
+    test = {"images": len(folded.images), "fingerprint": folded.images.fingerprint()}
+    return {"test": test, "folds": folds, "own_test": folded.own_test}
+
+
+def _joined(trials: Sequence[Trial], results: Mapping[str, TrialResult], row: str, folded: FoldedImages) -> RowAnswers:
+    """A row's answers to all images, each by the training that had it as a test image."""
+    predicted = torch.empty(len(folded.images), dtype=torch.int64)
+    probabilities = torch.empty(len(folded.images), len(folded.images.class_names))
+    numbers, method = torch.from_numpy(folded.numbers), None
+    for trial in trials:
+        found = results[trial.name].answers.get(row)
+        if found is not None and trial.fold is not None:
+            own = numbers == trial.fold.number
+            predicted[own], probabilities[own], method = found.predicted, found.probabilities, found.method
+    return RowAnswers(predicted, probabilities, method)
+
+
+def _report(
+    recipe: AdaptRecipe,
+    setup: AdaptSetup,
+    folded: FoldedImages,
+    trials: Sequence[Trial],
+    results: Mapping[str, TrialResult],
+    answers: Mapping[str, RowAnswers],
+    metric: str,
+) -> Report:
+    facts, seconds = results[trials[-1].name].facts, sum(result.facts.seconds for result in results.values())
+    seeds = {trial.fold.number: trial.seed for trial in trials if trial.fold is not None}
+    every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
+    every |= {row: result_over_folds(folded, found, row, seeds) for row, found in answers.items()}
+    report = build_report(recipe, setup, seconds, facts.phases, every)
+    return replace(
+        report,
+        target=replace(report.target, test=len(folded.images)),
+        environment=facts.environment,
+        source=facts.source,
+        transplant=facts.transplant,
+        comparisons=_comparisons(folded, answers, metric, shots_vary=recipe.data.shots is not None),
+        retention=facts.retention,
+        folds=len(seeds) - 1,
+    )
+
+
+def result_over_folds(folded: FoldedImages, answers: RowAnswers, row: str, seeds: Mapping[int | None, int]) -> Result:
+    """A row's result from its answers to all images; `seeds` has each fold's."""
+    result, given = score(folded.images, answers, row=row), metric_answers(folded.images, answers)
+    per_fold = []
+    for number in range(int(folded.numbers.max()) + 1):
+        right = given.right[folded.numbers == number]
+        correct = int(right.sum())
+        per_fold.append(FoldScore(number + 1, seeds[number], correct, len(right), correct / len(right)))
+    return replace(
+        result,
+        ci95=accuracy_over_folds([(own.correct, own.total) for own in per_fold], result.ci95),
+        per_fold=per_fold,
+        metrics=measure_over_folds(given, folded.numbers, result.metrics or {}),
+    )
+
+
+def _comparisons(
+    folded: FoldedImages, answers: Mapping[str, RowAnswers], metric: str, *, shots_vary: bool
+) -> dict[str, Comparison | None]:
+    given = {row: metric_answers(folded.images, found) for row, found in answers.items()}
+    return {
+        f"after_vs_{name}": compare_folds(given[name], given["after"], folded.numbers, metric, shots_vary=shots_vary)
+        if name in given
+        else None
+        for name, row in ADAPT_ROWS.items()
+        if row.compared
+    }
