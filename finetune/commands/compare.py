@@ -12,12 +12,13 @@ import numpy as np
 
 from finetune.errors import DataError, SettingError
 from finetune.io.sanitize import printable
-from finetune.report.comparison import Comparison, Verdict, compare_over_seeds, sentence
+from finetune.report.comparison import Comparison, Verdict, compare_folds, compare_over_seeds, sentence
+from finetune.report.cross_validation import accuracy_over_folds, difference_over_folds
 from finetune.report.crossed import Floats, crossed_mean
 from finetune.report.metrics import METRICS, POSITIVE, Answers, answers_difference, applicable_metrics, find_metric
 from finetune.report.predictions import Predictions, read_predictions
 from finetune.report.rows import ADAPT_ROWS, row_of
-from finetune.report.statistics import Booleans, wilson
+from finetune.report.statistics import Booleans, Integers, wilson
 from finetune.text import listed, name_hint
 
 DEFAULT_ROW = "after"
@@ -54,7 +55,8 @@ class RowComparison:
 
     paired: the trainings of a seed belong together. only_first, only_second: images that only one of the two named
     rightly, a mean over pairs of trainings. comparison: of accuracies. metric: the one asked about. positive: of two
-    classes, the one that sensitivity is about: the second by name. note: what the verdict does not cover.
+    classes, the one that sensitivity is about: the second by name. note: what the verdict does not cover. folds: of a
+    cross-validation in which both were tested; None else.
     """
 
     first: ComparedRow
@@ -68,6 +70,7 @@ class RowComparison:
     metrics: dict[str, ComparedMetric]
     positive: str | None
     note: str | None = None
+    folds: int | None = None
 
     @property
     def sentence(self) -> str:
@@ -99,8 +102,9 @@ def compare(
     that the files are enough for: they have the probability of the predicted class alone.
 
     Of several seeds all count: trainings and images are crossed. Seeds pair up within one file; two files are two
-    experiments. The order of images is free. DataError where a file is wrong or the two are not of the same images and
-    labels; SettingError where rows or metric are not to be had.
+    experiments. Rows that were cross-validated in the same folds are compared over these. The order of images is free.
+    DataError where a file is wrong or the two are not of the same images and labels; SettingError where rows or metric
+    are not to be had.
     """
     find_metric(metric)
     if second is None and against is None:
@@ -121,22 +125,40 @@ def compare(
     order = np.array([places[image] for image in one.images])
     names = tuple(sorted({*one.class_names, *other.class_names}))
     firsts, seconds = _answers(one, against, names, None), _answers(other, row, names, order)
+    folds = _same_folds(one, other, order) if len(firsts) == len(seconds) == 1 else None
     paired = same and one.seeds(against) == other.seeds(row)
     fixed = _single_training([(against, firsts), (row, seconds)])
     return RowComparison(
-        _compared_row(str(first), against, one, firsts),
-        _compared_row(str(second), row, other, seconds),
+        _compared_row(str(first), against, one, firsts, folds),
+        _compared_row(str(second), row, other, seconds, folds),
         len(one.images),
         paired,
         *_only_one_right(firsts, seconds, paired=paired),
-        comparison := _compare_rights(firsts, seconds, paired=paired, fixed=fixed),
+        comparison := _compare_rights(firsts, seconds, folds, paired=paired, fixed=fixed),
         metric,
-        _compared_metrics(firsts, seconds, comparison, metric, paired=paired),
+        _compared_metrics(firsts, seconds, comparison, metric, folds, paired=paired),
         names[POSITIVE] if len(names) == 2 else None,
-        f"the luck of the one training of {'AB'[len(firsts) > 1]} is not covered; more seeds of it would"
-        if fixed
-        else None,
+        _uncovered(one, other, firsts, folds, fixed=fixed),
+        None if folds is None else len(np.unique(folds)),
     )
+
+
+def _same_folds(one: Predictions, other: Predictions, order: Any) -> Integers | None:
+    """The fold of each image, in the order of `one`; None unless both were cross-validated, in the same folds."""
+    if one.folds is None or other.folds is None or not np.array_equal(one.folds, other.folds[order]):
+        return None
+    return one.folds if len(np.unique(one.folds)) > 1 else None
+
+
+def _uncovered(
+    one: Predictions, other: Predictions, firsts: Sequence[Answers], folds: Integers | None, *, fixed: bool
+) -> str | None:
+    """What the verdict does not cover."""
+    if fixed:
+        return f"the luck of the one training of {'AB'[len(firsts) > 1]} is not covered; more seeds of it would"
+    if folds is None and (one.folds is not None or other.folds is not None):
+        return "not cross-validated in the same folds: this is over images, and the luck of trainings is not covered"
+    return None
 
 
 def _single_training(sides: Sequence[tuple[str, Sequence[Answers]]]) -> bool:
@@ -199,10 +221,15 @@ def _answers(found: Predictions, row: str, names: Sequence[str], order: Any) -> 
     return answers
 
 
-def _compared_row(file: str, row: str, found: Predictions, answers: Sequence[Answers]) -> ComparedRow:
+def _compared_row(
+    file: str, row: str, found: Predictions, answers: Sequence[Answers], folds: Integers | None
+) -> ComparedRow:
     rights = _rights(answers)
     seeds = [seed for seed in found.seeds(row) if seed is not None]
     interval = wilson(int(rights.sum()), rights.size) if len(rights) == 1 else crossed_mean(rights).ci95
+    if folds is not None:
+        own = [rights[0][folds == fold] for fold in np.unique(folds)]
+        interval = accuracy_over_folds([(int(right.sum()), len(right)) for right in own], interval)
     return ComparedRow(file, row, seeds, float(rights.mean()), interval)
 
 
@@ -222,15 +249,27 @@ def _count(shares: Floats) -> float:
     return float(shares.sum() / len(shares))
 
 
-def _compare_rights(first: Sequence[Answers], second: Sequence[Answers], *, paired: bool, fixed: bool) -> Comparison:
+def _compare_rights(
+    first: Sequence[Answers], second: Sequence[Answers], folds: Integers | None, *, paired: bool, fixed: bool
+) -> Comparison:
     """The accuracies, compared over trainings and images; no cause is claimed where a single training is `fixed`."""
+    if folds is not None:
+        over_folds = compare_folds(first[0], second[0], folds)
+        assert over_folds is not None, "every fold has an accuracy"
+        return over_folds
     found = compare_over_seeds(_rights(first), _rights(second), paired=paired)
     caps: dict[Verdict, Verdict] = {"helps": "better", "hurts": "worse"}
     return replace(found, verdict=caps.get(found.verdict, found.verdict)) if fixed else found
 
 
 def _compared_metrics(
-    first: Sequence[Answers], second: Sequence[Answers], accuracy: Comparison, asked: str, *, paired: bool
+    first: Sequence[Answers],
+    second: Sequence[Answers],
+    accuracy: Comparison,
+    asked: str,
+    folds: Integers | None,
+    *,
+    paired: bool,
 ) -> dict[str, ComparedMetric]:
     """Every metric that both sides are enough for, in the order of METRICS. SettingError where `asked` is not one."""
     common = [
@@ -241,7 +280,10 @@ def _compared_metrics(
     metrics = {}
     for name in common:
         metric = METRICS[name]
-        found = answers_difference(name, first, second, paired=paired or len(first) == len(second) == 1)
+        if folds is not None:
+            found = difference_over_folds(name, first[0], second[0], folds)
+        else:
+            found = answers_difference(name, first, second, paired=paired or len(first) == len(second) == 1)
         interval, p_value = found.ci95, found.p_value
         if name == "accuracy":
             interval, p_value = accuracy.ci95, accuracy.p_value

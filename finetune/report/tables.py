@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.report.comparison import IMAGES, SIGNIFICANT, Score, is_told, sentence
+from finetune.report.comparison import CROSSED, SIGNIFICANT, Score, is_told, sentence
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import row_of
@@ -75,13 +75,14 @@ def _fold_lines(report: Report) -> list[str]:
     if report.folds is None or after is None:
         return []
     learnt = report.target.train + report.target.validation
-    few = "" if report.recipe["data"].get("shots") is None else " in as many shots as there"
+    share = f"{report.folds - 1} of {report.folds} folds"
+    shots = report.recipe["data"].get("shots") is not None
+    where, left = (f"as few images of {share}", "") if shots else (share, "; no image is left to test it on")
     return [
         "intervals are over folds, widened since their trainings share images (Nadeau and Bengio), and no narrower "
         "than over images",
         f"the checkpoint is one more training, on {learnt:,} images of all folds: expect {percent(after.accuracy)} of "
-        f"it on new images, as measured with {report.folds - 1} of {report.folds} folds to learn from{few}; no image "
-        "is left to test it on",
+        f"it on new images, as measured with trainings on {where}{left}",
     ]
 
 
@@ -253,7 +254,7 @@ def comparison_parts(found: Mapping[str, Any], titles: Sequence[str]) -> list[Re
         parts.append(
             Text(f"{letter}: {title}: {percent(side['accuracy'])} ({100 * low:.2f} to {100 * high:.2f}) right")
         )
-    kind = "images" if found["comparison"]["design"] == IMAGES else "images, a mean over trainings"
+    kind = "images, a mean over trainings" if found["comparison"]["design"] == CROSSED else "images"
     counts = ", ".join(
         f"only {x} is right on {found[key]:,g}" for x, key in (("A", "only_first"), ("B", "only_second"))
     )
