@@ -10,7 +10,7 @@ The classifier is a ridge regression of the classes on pixels averaged to 14×14
 half. A difference is that of two such trainings with other halves, which are worth the same, so that every difference
 claimed is a false one; and that of one with a half against one with a quarter of the pixels.
 
-Prints one table in Markdown: shares of repetitions in percent, and half-widths in points. `naive` is the t interval with
+Prints one table in Markdown: shares of repetitions in percent, half-widths in points. `naive` is the t interval with
 S²/K, `Wilson` that of all answers together as of one training.
 """
 

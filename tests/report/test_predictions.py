@@ -136,3 +136,15 @@ def test_names_and_top_classes() -> None:
     assert image_names((), 2) == image_names(("a", "a"), 2) == ("0", "1")
     found = top_class(np.array([[0.1, 0.9], [0.5, 0.5]], dtype=np.float32))
     assert list(found.predicted) == [1, 0] and found.probability == pytest.approx([0.9, 0.5])
+
+
+def test_the_folds_of_a_cross_validation_are_read_and_checked(tmp_path: Path) -> None:
+    text = "image,label,fold,after\na,x,2,x\nb,y,1,x\n"
+    found = read_predictions(written(tmp_path / "p.csv", text))
+    assert found.rows == ("after",) and found.folds is not None and found.folds.tolist() == [2, 1]
+    assert predictions_csv(found).decode() == text
+    for wrong in ("0", "-1", "one", "", "1.5"):
+        with pytest.raises(DataError, match=r"p\.csv:2: column fold: expected the number of a fold"):
+            read_predictions(written(tmp_path / "p.csv", text.replace("x,2,", f"x,{wrong},")))
+    with pytest.raises(ValueError, match="folds: expected 2 numbers from 1"):
+        Predictions(("a", "b"), np.array([0, 1]), ("x", "y"), {}, np.array([0, 1]))
