@@ -16,6 +16,7 @@ from torch import nn
 from finetune.models.cnn import ArticleCNN
 from finetune.report import statistics as metrics
 from finetune.report.comparison import compare, sentence
+from finetune.report.cross_validation import FoldSpread
 from finetune.report.crossed import crossed_difference
 from finetune.train.optim import WeightAverage, make_schedule, stage_groups
 
@@ -342,6 +343,13 @@ def test_the_pages_statistics_are_the_projects() -> None:
 def test_the_pages_interval_over_seeds_is_the_projects(seeds: int, images: int) -> None:
     first, second = normal(seeds, images) < 0.5, normal(seeds, images, seed=1) < 0.9
     assert page.crossed(first, second) == pytest.approx(crossed_difference(first, second).ci95, abs=1e-12)
+
+
+def test_the_pages_interval_over_folds_is_the_projects() -> None:
+    results = [0.9, 0.95, 0.925, 0.85]
+    spread = FoldSpread.of(results, [40] * 4)
+    expected = (spread.mean - spread.half_width, spread.mean + spread.half_width)
+    assert page.over_folds(results) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_perfect_score_on_ten_images_is_as_the_page_says() -> None:
