@@ -12,6 +12,7 @@ from finetune.checkpoint.format import Metadata
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import DataError, OutputError, SettingError
 from finetune.io.atomic import prepared_files
+from finetune.io.sanitize import printable
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
@@ -123,7 +124,8 @@ def learnt_note(metadata: Metadata, found: EvaluatedSet) -> str | None:
         shots = isinstance(settings, dict) and settings.get("shots") is not None
         which = "some of these images may be among those it has" if shots else "these images are among those it has"
         return f"no fair test: {which} learnt from{instead}"
-    return f"it has learnt from images of {data.get('name')}: no fair test where some of these are among them{instead}"
+    name = printable(str(data.get("name")))
+    return f"it has learnt from images of {name}: no fair test where some of these are among them{instead}"
 
 
 def _note_opening(fingerprint: str, checkpoint: str, sha256: str) -> TestSetUse | None:

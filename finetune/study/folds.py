@@ -99,7 +99,7 @@ def _adapt_folds(
     fields["data"] = {**fields["data"], **_description(folded, folds)}
     fingerprint = {key: value for key, value in runner.fingerprint(last).items() if key != "rows"}
     fingerprint["data"] = fields["data"]
-    design = {"study": "adapt --folds", "folds": folds, "compare": list(recipe.compare), **fingerprint}
+    design = {"study": "adapt --folds", "folds": folds, **fingerprint}
     with StudyFolder(outputs.run_folder, design, call) as folder:
         use = open_test_set(outputs.run_folder, "adapt", fingerprint)
         results = completed(run_trials(trials, folder, options, runner))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from album import scenes
 from tiny import Impatient, adapt_recipe, files_under, phase, refused, report_of, worked
 
 import finetune as toolkit
+from finetune.checkpoint.format import encode, read_checkpoint
 from finetune.errors import Interrupted, SettingError
+from finetune.hub.model_card import CardFacts, DataFacts, check_card_here, model_card
 from finetune.report.statistics import wilson
 
 ROWS = adapt_recipe(phase("all", "steps: 6", 10), compare="[linear_probe, scratch]")
@@ -123,6 +126,25 @@ def test_the_checkpoint_has_learnt_from_all_and_says_so(three, data):
     assert verified.holds and (states["results"], states["report"]) == ("ok", "ok")
     assert (states["images"], states["accuracy"]) == ("not checked", "not checked")
     assert "learnt" not in toolkit.evaluate(three / OUT, "kmnist", data_root=data).result.metrics
+
+
+def test_the_model_card_says_how_it_was_tested(three):
+    metadata = read_checkpoint(three / OUT).metadata
+    card = model_card(CardFacts("ada/folds", metadata, DataFacts("kmnist", "KMNIST"), None, "mit"))
+    check_card_here(card)
+    assert "each of 400 images of KMNIST was tested once" in card and "never saw" not in card
+    assert "split: cross-validation" in card
+
+
+def test_a_result_whose_folds_do_not_add_up_is_found(three, tmp_path):
+    read = read_checkpoint(three / OUT)
+    for change in ({"correct": 1}, {"total": 0}, {"correct": "many"}):
+        results = json.loads(json.dumps(read.metadata.results))
+        results["after"]["per_fold"][0] |= change
+        changed = read.metadata.model_copy(update={"results": results})
+        (tmp_path / "changed.safetensors").write_bytes(encode(read.tensors, changed))
+        found = {check.check: check for check in toolkit.verify(tmp_path / "changed.safetensors").checks}
+        assert found["results"].state == "failed" and "the folds do not add up" in found["results"].message
 
 
 def test_the_folder_has_one_folder_a_trial_and_nothing_left_over(three):
