@@ -224,7 +224,7 @@ def _results(facts: CardFacts) -> str:
         about = (
             f"\nCross-validated: each of {total:,} images of {plain_text(facts.data.title)} was tested once, by a "
             f"training on the others of {plain_text(str(folds))} folds; these weights are of one more, on images of "
-            "all folds. Intervals are over folds, corrected for the images that their trainings share (Nadeau and Bengio)."
+            "all folds. Intervals are over folds, corrected for images that their trainings share (Nadeau and Bengio)."
         )
     verdicts = [f"- {plain_text(sentence)}" for sentence in facts.verdicts]
     return "\n".join([*lines, about, *([""] if verdicts else []), *verdicts])
