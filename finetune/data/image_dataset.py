@@ -173,7 +173,7 @@ class ImageSet:
         return np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; origin, files and groups have no part."""
+        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; not origin, files or groups."""
         head = json.dumps({"shape": list(self.images.shape), "class_names": self.class_names}, sort_keys=True)
         digest = hashlib.sha256(head.encode() + b"\n")
         for pixels in chunks(self.images):
@@ -189,13 +189,15 @@ class ImageSet:
 class DataSplits:
     """The splits of a data set, which name the same classes. validation None: to be held out of train.
 
-    notes: what people should know about their images, a line each.
+    notes: what people should know about their images, a line each. held_out: whether the test images were taken from
+    train's, as the data set has no test split.
     """
 
     train: ImageSet
     test: ImageSet
     validation: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         if self.train.class_names != self.test.class_names:

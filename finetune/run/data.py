@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from finetune.data.image_folder_dataset import open_image_folder
 from finetune.data.openers import is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
+from finetune.data.table_columns import ColumnNames, Role
 from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import DataSettings
@@ -128,16 +130,32 @@ def same_choice(chosen: RunData, found: DataSplits) -> RunData:
 
 
 def open_test(
-    name: str, root: Path, spec: InputSpec, console: Console, *, on_bad_image: str = "fail"
-) -> tuple[str, ImageSet]:
-    """A data set's short name and its test images, of all its classes."""
-    data = DataSettings.model_validate({"name": name, "on_bad_image": on_bad_image})
-    short, found = _open_parts(data, name, root, spec, console, spec.channels)
-    return short, found.test
+    name: str,
+    root: Path,
+    spec: InputSpec,
+    console: Console,
+    *,
+    on_bad_image: str = "fail",
+    columns: Mapping[Role, str] | None = None,
+) -> tuple[str, DataSplits]:
+    """A data set's short name and its splits, of all its classes, for its test images to be measured.
+
+    columns: what a table's columns may be called besides the usual names. Where a person's own images have no test
+    split, `train` has all of them, and `test` those that a training would hold out.
+    """
+    data = DataSettings.model_validate({"name": name, "on_bad_image": on_bad_image, "columns": columns})
+    return _open_parts(data, name, root, spec, console, spec.channels, to_train=False)
 
 
 def _open_parts(
-    data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
+    data: DataSettings,
+    name: str,
+    root: Path,
+    spec: InputSpec,
+    console: Console,
+    channels: int | None,
+    *,
+    to_train: bool = True,
 ) -> tuple[str, DataSplits]:
     """The short name and the splits of a registered data set or of a person's own images, with the classes asked for.
 
@@ -152,7 +170,13 @@ def _open_parts(
         return name, DataSplits(train, test)
     with console.task("decoding") as progress:
         found = open_image_folder(
-            name, spec.crop_spec(channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
+            name,
+            spec.crop_spec(channels),
+            classes=data.classes,
+            columns=ColumnNames(data.columns or {}, required=to_train),
+            on_bad_image=data.on_bad_image,
+            progress=progress,
+            to_train=to_train,
         )
     for note in found.notes:
         console.note(note)
