@@ -194,13 +194,15 @@ def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64] | None:
 class DataSplits:
     """The splits of a data set, which name the same classes. validation None: to be held out of train.
 
-    notes: what people should know about their images, a line each.
+    notes: what people should know about their images, a line each. held_out: whether the test images were taken from
+    train's, as the data set has no test split.
     """
 
     train: ImageSet
     test: ImageSet
     validation: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         if self.train.class_names != self.test.class_names:

@@ -121,8 +121,9 @@ def choose_test(
     key among them. So an image stays where it is when others come; one that turns out equal to one to learn from is
     learnt from. Returns N values.
 
-    A class of two sets or more has a test image and one to learn from: the lowest key is tested, or the highest is not.
-    So an image that a class had alone to learn from, and no other, may become a test image once the class has more.
+    A class of two sets or more has an image to learn from, as its highest key is not tested, and a test image, as its
+    lowest is tested, unless that set has images of another class too. So an image that a class had alone to learn from,
+    and no other, may become a test image once the class has more.
     """
     keys = _set_keys(keys, sets)
     chosen = keys < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
@@ -132,15 +133,9 @@ def choose_test(
         chosen &= keys != keys[labels == label].max()
     left = np.bincount(labels[~chosen], minlength=len(count))
     for label in np.flatnonzero((left == count) & (count > 0)).tolist():
-        if chosen[labels == label].any():
-            continue  # since an image of another class brought its group along
-        for key in np.unique(keys[labels == label]).tolist():
-            moved = keys == np.uint64(key)
-            lost = np.bincount(labels[moved], minlength=len(count))
-            if (left[lost > 0] > lost[lost > 0]).all():
-                chosen |= moved
-                left -= lost
-                break
+        lowest = keys == keys[labels == label].min()
+        if set(labels[lowest].tolist()) == {label} and np.count_nonzero(lowest) < count[label]:
+            chosen |= lowest
     return chosen
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from finetune.recipe.rules import rule_problems
+from finetune.recipe.yaml_loader import WrittenInt
 from finetune.report.rows import ADAPT_ROWS
 
 
@@ -205,7 +206,7 @@ Augmentation = Annotated[
 
 def _class_name(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        return value.written if isinstance(value, WrittenInt) else str(value)
     if not isinstance(value, str):
         raise _expected("a class name (text or a whole number)")
     return value
@@ -259,7 +260,8 @@ class DataSettings(Settings):
     """A registered data set (`finetune datasets` lists them), a folder of pictures, or a CSV file of
     path,label[,split]. In an adapt recipe it may be left out: --target gives it."""
     classes: ClassNames | None = Field(default=None, examples=[[0, 1]])
-    """Use only the images of these classes, in this order. Left out: all classes."""
+    """Use only the images of these classes, in this order; numbers are names as they are written, 001 too. Left out:
+    all classes."""
     validation: Validation = Field(default=0, examples=[0.1])
     """Training images put aside for validation: a whole number of images, or a fraction of them. Not used where a
     folder or CSV brings validation images of its own."""
@@ -274,7 +276,7 @@ class DataSettings(Settings):
     `folder` for the folder that a picture lies in. A CSV may have a column `group` instead. Left out: each picture
     stands alone."""
     columns: ColumnNames | None = Field(default=None, examples=[{"path": "image_id", "label": "category"}])
-    """What a CSV calls its columns, where these are not the usual names."""
+    """What a table calls its columns, where these are not the usual names such as image_id or category."""
     decode: Literal["scaled", "exact"] | None = Field(default=None, examples=["exact"])
     """How finely JPEG pictures are decoded: scaled, to no fewer than twice the pixels that are used, or exact, all of
     them. Left out: scaled."""

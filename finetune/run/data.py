@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.image_folder_dataset import open_image_folder
 from finetune.data.openers import is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
+from finetune.data.table_columns import ROLES, ColumnNames, Role
 from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import DataSettings
@@ -128,16 +131,32 @@ def same_choice(chosen: RunData, found: DataSplits) -> RunData:
 
 
 def open_test(
-    name: str, root: Path, spec: InputSpec, console: Console, *, on_bad_image: str = "fail"
-) -> tuple[str, ImageSet]:
-    """A data set's short name and its test images, of all its classes."""
-    data = DataSettings.model_validate({"name": name, "on_bad_image": on_bad_image})
-    short, found = _open_parts(data, name, root, spec, console, spec.channels)
-    return short, found.test
+    name: str,
+    root: Path,
+    spec: InputSpec,
+    console: Console,
+    *,
+    on_bad_image: str = "fail",
+    like: Mapping[str, Any] | None = None,
+) -> tuple[str, DataSplits]:
+    """A data set's short name and its splits, of all its classes, for its test images to be measured.
+
+    like: data settings that say how a person's own images are read; of columns the usual names will do too. Where they
+    have no test split, `train` has all of them, and `test` those that a training would hold out.
+    """
+    data = DataSettings.model_validate({**(like or {}), "name": name, "on_bad_image": on_bad_image})
+    return _open_parts(data, name, root, spec, console, spec.channels, to_train=False)
 
 
 def _open_parts(
-    data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
+    data: DataSettings,
+    name: str,
+    root: Path,
+    spec: InputSpec,
+    console: Console,
+    channels: int | None,
+    *,
+    to_train: bool = True,
 ) -> tuple[str, DataSplits]:
     """The short name and the splits of a registered data set or of a person's own images, with the classes asked for.
 
@@ -157,10 +176,17 @@ def _open_parts(
             name,
             spec.crop_spec(channels),
             classes=data.classes,
+            columns=ColumnNames(_column_names(data), required=to_train),
             group=data.group,
             on_bad_image=data.on_bad_image,
             progress=progress,
+            to_train=to_train,
         )
     for note in found.notes:
         console.note(note)
     return short_name(name), found
+
+
+def _column_names(data: DataSettings) -> dict[Role, str]:
+    named: dict[Role, str | None] = {role: getattr(data.columns, role, None) for role in ROLES}
+    return {role: name for role, name in named.items() if name is not None}
