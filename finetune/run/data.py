@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.image_io import EXACT, CropSpec, Decoding
 from finetune.data.openers import is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
@@ -38,6 +39,11 @@ class RunData:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.train.class_names
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the images' files became pixels."""
+        return self.splits.decoding if self.splits is not None else EXACT
 
     @property
     def channels(self) -> int:
@@ -75,8 +81,9 @@ def open_run_data(
 ) -> RunData:
     """Opens the data set, takes classes and shots, and holds out validation images from what is left to learn from.
 
-    Validation images are part of the shots, not added to them. A person's own images are resized and cropped for
-    `spec`; with `any_channels` they stay as grey or colourful as they are. DataError, SettingError.
+    Validation images are part of the shots, not added to them. A person's own images are decoded as `data` says, and
+    resized and cropped for `spec`; with `any_channels` they stay as grey or colourful as they are. DataError,
+    SettingError.
     """
     if data.name is None:
         raise SettingError(
@@ -84,7 +91,9 @@ def open_run_data(
             "file of path,label[,split]"
         )
     console = console or Console(quiet=True, results=False)
-    name, found = _open_parts(data, data.name, root, spec, console, None if any_channels else spec.channels)
+    crop_spec = spec.crop_spec(None if any_channels else spec.channels)
+    crop_spec = replace(crop_spec, decode=data.decode or "scaled", bits=None)  # whatever the source was trained with
+    name, found = _open_parts(data, data.name, root, crop_spec, console)
     chosen = choose_run_data(name, found, data, seed)
     for note in chosen.notes[len(found.notes) :]:
         console.note(note)
@@ -145,23 +154,13 @@ def open_test(
     have no test split, `train` has all of them, and `test` those that a training would hold out.
     """
     data = DataSettings.model_validate({**(like or {}), "name": name, "on_bad_image": on_bad_image})
-    return _open_parts(data, name, root, spec, console, spec.channels, to_train=False)
+    return _open_parts(data, name, root, spec.crop_spec(spec.channels), console, to_train=False)
 
 
 def _open_parts(
-    data: DataSettings,
-    name: str,
-    root: Path,
-    spec: InputSpec,
-    console: Console,
-    channels: int | None,
-    *,
-    to_train: bool = True,
+    data: DataSettings, name: str, root: Path, crop_spec: CropSpec, console: Console, *, to_train: bool = True
 ) -> tuple[str, DataSplits]:
-    """The short name and the splits of a registered data set or of a person's own images, with the classes asked for.
-
-    `channels` None: images stay as grey or colourful as they are.
-    """
+    """The short name and splits of a registered data set or of a person's own images, with the classes asked for."""
     if not is_image_path(name):
         name = find_dataset(name).name
         if data.group is not None:
@@ -174,7 +173,7 @@ def _open_parts(
     with console.task("decoding") as progress:
         found = open_image_folder(
             name,
-            spec.crop_spec(channels),
+            crop_spec,
             classes=data.classes,
             columns=ColumnNames(_column_names(data), required=to_train),
             group=data.group,
