@@ -180,10 +180,10 @@ def answer_rows(adaptation: Adaptation, rows: Sequence[str]) -> dict[str, RowAns
     return {name: RowAnswers.of(*ROW_MAKERS[name].predict(adaptation)) for name in rows}
 
 
-def predict_majority(adaptation: Adaptation) -> tuple[Tensor, None]:
+def predict_majority(adaptation: Adaptation) -> tuple[Tensor, str | None]:
     """The commonest class of the training images for every image."""
     data = adaptation.setup.data
-    return majority_logits(data.train, len(data.test)), None
+    return majority_logits(data.train, len(data.test))
 
 
 def predict_before(adaptation: Adaptation) -> tuple[Tensor, str]:

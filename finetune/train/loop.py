@@ -243,9 +243,7 @@ class Training:
             if "more than 1 value per channel" not in str(error):
                 raise
             count, size = len(self.batches.labels), self.batches.batch_size
-            cure = (
-                f"batch_size is {size}: make it 2 or more" if count > 1 else "there is no more to learn from: add some"
-            )
+            cure = f"batch_size is {size}: make it 2 or more" if count > 1 else "there is one to learn from: add more"
             raise SettingError(
                 f"phase {self.phase.name}: this network's batch normalisation sees one value of each channel of an "
                 f"image here, so that a step needs two images or more; {cure}, or hold the statistics (norms: hold_all)"

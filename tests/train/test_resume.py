@@ -14,7 +14,7 @@ from finetune.errors import NonFiniteError
 from finetune.train import meter
 from finetune.train.device import Runtime, seeded
 from finetune.train.loop import Training, TrainState
-from finetune.train.meter import Row
+from finetune.train.meter import Row, ValidationScore
 from finetune.train.nan_guard import DeviceNanGuard
 
 FLOAT32 = Runtime(torch.device("cpu"), "float32")
