@@ -76,8 +76,8 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
     """Splits `data` into (rest, held out), each in its original order.
 
     amount: a number of images (int), or a fraction of them (float, 0 ≤ amount < 1). It is spread over the classes in
-    proportion to their images, by largest remainder; within a class the images of smallest hash are held out. 0 gives
-    back `data` itself and a set of no images.
+    proportion to their images, by largest remainder; within a class the images of smallest hash are held out. A
+    fraction asks for no class's last image. 0 gives back `data` itself and a set of no images.
 
     Equal images and groups stay together, on the side of the lowest label among them. A class whose images are repeated
     may thus hold out a few more or fewer than its share, and the total may fall short where no whole set of equals
@@ -98,6 +98,8 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
         keys = _set_keys(np.where(_in_group(data), name_hashes(data.groups, salt), hashes), sets)
         sizes, fill = np.bincount(_home(sets, labels)[sets], minlength=len(data.class_names)), _fill_nearest
     shares = _in_proportion(sizes, wanted)
+    if isinstance(amount, float):
+        shares = np.minimum(shares, np.maximum(sizes - 1, 0))
     out = _choose_sets(keys, labels, lambda label, sizes: fill(sizes, int(shares[label])))
     emptied = np.bincount(labels[~out], minlength=len(shares)) < np.minimum(
         np.bincount(labels, minlength=len(shares)), 1

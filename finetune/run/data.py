@@ -17,8 +17,10 @@ from finetune.data.split import hold_out, take_shots
 from finetune.data.table_columns import ROLES, ColumnNames, Role
 from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
-from finetune.recipe.schema import DataSettings
+from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
+
+UNEVEN = 5  # times as many images to learn from of one class as of another, from which on a note is due
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,31 @@ def choose_run_data(name: str, found: DataSplits, data: DataSettings, seed: int)
         return RunData(name, train, found.validation, found.test, notes, found)
     train, validation = hold_out(train, data.validation)
     if data.validation and not len(validation):
-        raise DataError(
-            f"{train.origin}: data.validation is {data.validation}, which is no image of {len(train)}; "
-            "ask for more, or for none with --set data.validation=0"
-        )
+        notes = (*notes, f"data.validation is {data.validation}, which is no image of {len(train):,}: none is held out")
     return RunData(name, train, validation, found.test, notes, found)
+
+
+def advise(data: RunData, recipe: PretrainRecipe | AdaptRecipe) -> RunData:
+    """Adds a note where classes are uneven and nothing is done about it.
+
+    DataError where a phase keeps its best weights and no images are held out to choose them by.
+    """
+    chooses = [phase.name for phase in recipe.phases if phase.keep == "best"]
+    if chooses and not len(data.validation):
+        raise DataError(
+            f"{data.train.origin}: phase {chooses[0]} keeps the weights that are best on validation images, and "
+            f"data.validation, {recipe.data.validation}, is no image of {len(data.train):,}; hold out more, for "
+            "example --set data.validation=0.5, or set keep: last"
+        )
+    counts = data.train.counts()
+    most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    if recipe.balance is not None or counts[most] < UNEVEN * counts[least]:
+        return data
+    note = (
+        f"the classes are uneven: {counts[most]:,} images to learn from of {most}, {counts[least]:,} of {least}; where "
+        "rare classes matter as much as common ones, try --set balance=logit_adjustment"
+    )
+    return replace(data, notes=(*data.notes, note))
 
 
 def same_choice(chosen: RunData, found: DataSplits) -> RunData:

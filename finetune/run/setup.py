@@ -16,7 +16,7 @@ from finetune.models.spec import TIMM, InputSpec
 from finetune.recipe.check_names import KnownNames
 from finetune.recipe.load import check_recipe, find_recipe, read_recipe, resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
-from finetune.run.data import RunData, open_run_data
+from finetune.run.data import RunData, advise, open_run_data
 from finetune.run.input_spec import (
     channels_follow_images,
     input_for_stored_size,
@@ -108,7 +108,11 @@ def _choose_runtime(recipe: Recipe, call: RunCall) -> Runtime:
 
 
 def _open_data(recipe: Recipe, spec: InputSpec, call: RunCall, *, any_channels: bool) -> RunData:
-    return open_run_data(recipe.data, call.data_root, recipe.seed, spec, call.console, any_channels=any_channels)
+    data = open_run_data(recipe.data, call.data_root, recipe.seed, spec, call.console, any_channels=any_channels)
+    advised = advise(data, recipe)
+    for note in advised.notes[len(data.notes) :]:
+        call.console.note(note)
+    return advised
 
 
 def _fit_to_data(spec: InputSpec, recipe: Recipe, data: RunData) -> InputSpec:
