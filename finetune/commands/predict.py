@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.data.file_kinds import describe_kinds, is_system_name
 from finetune.data.image_io import IMAGE_SUFFIXES
 from finetune.errors import DataError, SettingError
+from finetune.io.safe_open import is_folder
 from finetune.models.classifier import Classifier
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import choose_runtime
@@ -70,19 +72,22 @@ def _files(images: Sequence[str | Path]) -> Iterator[str]:
     for image in images:
         if str(image) == STANDARD_INPUT:
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-        elif (folder := Path(image)).is_dir():
+        elif is_folder(folder := Path(image)):
             inside = sorted(path for path in folder.rglob("*") if _is_picture(path, folder))
             if not inside:
+                files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+                others = describe_kinds(str(path) for path in files if not any(map(is_system_name, path.parts)))
+                found = f", but {others}" if others else ""
                 endings = ", ".join(sorted(IMAGE_SUFFIXES))
-                raise DataError(f"{image}: no picture in this folder; known endings are {endings}")
+                raise DataError(f"{image}: no picture in this folder{found}; known endings are {endings}")
             yield from map(str, inside)
         else:
             yield str(image)
 
 
 def _is_picture(path: Path, folder: Path) -> bool:
-    """Whether it is one by its name, and not hidden, such as what macOS puts beside the files of a zip."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+    """Whether it is one by its name, and not hidden, such as what systems put beside people's files."""
+    hidden = any(map(is_system_name, path.relative_to(folder).parts))
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 

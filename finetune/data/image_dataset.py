@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.data.image_io import EXACT, Decoding
 from finetune.data.manifest import check_class_choice
 from finetune.errors import DataError
 
@@ -166,14 +167,10 @@ class ImageSet:
 
     def group_indices(self) -> npt.NDArray[np.int64] | None:
         """The number of each image's group (int64, N), from 0 in the order of first images; None without groups."""
-        if not any(self.groups):
-            return None
-        number: dict[str | int, int] = {}
-        names = (name or index for index, name in enumerate(self.groups))
-        return np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
+        return group_indices(self.groups)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; origin, files and groups have no part."""
+        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; nothing else has a part in it."""
         head = json.dumps({"shape": list(self.images.shape), "class_names": self.class_names}, sort_keys=True)
         digest = hashlib.sha256(head.encode() + b"\n")
         for pixels in chunks(self.images):
@@ -185,17 +182,29 @@ class ImageSet:
         raise DataError(f"{self.origin}: {fault}")
 
 
+def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64] | None:
+    """The number of each image's group (int64, N), each "" counting as one of its own; None where all are ""."""
+    if not any(groups):
+        return None
+    number: dict[str | int, int] = {}
+    names = (name or index for index, name in enumerate(groups))
+    return np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class DataSplits:
     """The splits of a data set, which name the same classes. validation None: to be held out of train.
 
-    notes: what people should know about their images, a line each.
+    notes: what people should know about their images, a line each. held_out: whether the test images were taken from
+    train's, as the data set has no test split. decoding: how files became pixels, where they did.
     """
 
     train: ImageSet
     test: ImageSet
     validation: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    held_out: bool = False
+    decoding: Decoding = EXACT
 
     def __post_init__(self) -> None:
         if self.train.class_names != self.test.class_names:
