@@ -109,9 +109,14 @@ class Manifest:
                 f"{self.name}: data.group is {pattern!r}, but {printable(known.name)} is of group "
                 f"{printable(known.group)!r} already; leave data.group out"
             )
-        groups = [_find_group(pattern, _path_in_class(record)) for record in self.records]
+        paths = [path_in_class(record.name, record.label) for record in self.records]
+        groups = [_find_group(pattern, path) for path in paths]
         found = Counter(group for group in groups if group)
-        example = f"such as {printable(_path_in_class(self.records[0]))!r}" if self.records else "as there are none"
+        example = (
+            f"such as {printable(path_in_class(self.records[0].name, self.records[0].label))!r}"
+            if self.records
+            else "as there are none"
+        )
         what = "the folder" if pattern == FOLDER else f"the pattern {pattern!r}"
         if not found:
             raise DataError(f"{self.name}: data.group: {what} matches none of the {len(groups):,} paths, {example}")
@@ -167,11 +172,11 @@ class Manifest:
             )
 
 
-def _path_in_class(record: ImageRecord) -> str:
-    """The image's path from the folder of its class on, or all of it where no folder is called like its class."""
-    parts = record.name.split("/")
+def path_in_class(name: str, label: str) -> str:
+    """An image's path from the folder of its class on, or all of it where no folder is called like its class."""
+    parts = name.split("/")
     classes = [class_name(part) for part in parts[:-1]]
-    return "/".join(parts[classes.index(record.label) :]) if record.label in classes else record.name
+    return "/".join(parts[classes.index(label) :]) if label in classes else name
 
 
 def _find_group(pattern: str, path: str) -> str:

@@ -24,6 +24,7 @@ SIDE = 32  # of a thumbnail, in pixels, at most
 NOISE = 15.0  # grey values of 255 by which twins may differ, as a standard deviation
 EVIDENCE = 0.95  # of that of typical twins, from which on a pair is named
 NEIGHBOURS = 5  # candidates of each picture
+NEAR = 0.45  # cosine of two descriptors, below which two pictures are no candidates: twins have 0.6 to 1
 REACH = 8  # a shift of up to 1/8 of the side is undone
 WIDTH = 96  # numbers of a descriptor
 DIRECTIONS = 256  # of the covariance that are kept; the others count together
@@ -31,6 +32,7 @@ TYPICAL_COUNT = 20  # pictures of a class that count as much as all others for i
 FAR = 45.0  # grey values; pictures further apart than that are not looked at more closely
 LEAST = 25.0  # nats of evidence that typical twins must give, which plain pictures do not
 FITTED = 5_000  # pictures that the set's covariance is estimated from, at most
+READ = 8 << 20  # pixels of full size held at once
 BLOCK = 2_000  # pictures or pairs worked on at once
 
 
@@ -45,13 +47,16 @@ class TwinPairs:
         return len(self.pairs)
 
 
-def thumbnails(images: Images) -> Tensor:
-    """Grey thumbnails of images (uint8, N×C×H×W): float32, N×S×S, values of 0 to 255, S at most SIDE."""
+def thumbnails(images: Images, indices: Integers | None = None) -> Tensor:
+    """Grey thumbnails of the images (uint8, N×C×H×W) at these indices, or of all: float32, N×S×S, values of 0 to 255.
+
+    S is at most SIDE. Images that lie on disk are read a few at a time.
+    """
     side = min(SIDE, *images.shape[-2:])
-    step = max(1, (64 << 20) // max(1, images.shape[1:].numel()))
+    chosen = torch.arange(len(images)) if indices is None else torch.from_numpy(indices)
     made = [torch.empty(0, side, side)]
-    for start in range(0, len(images), step):
-        grey = images[start : start + step].cpu().float().mean(1, keepdim=True)
+    for part in torch.split(chosen, max(1, READ // max(1, images.shape[1:].numel()))):
+        grey = images[part].cpu().float().mean(1, keepdim=True)
         if grey.shape[-2:] != (side, side):
             size = (side, side)
             grey = torch.nn.functional.interpolate(grey, size=size, mode="bilinear", antialias=True)
@@ -76,7 +81,7 @@ def descriptors(thumbs: Tensor) -> Tensor:
     They are the logarithms of the amplitudes of the Fourier transform, the same for (x, y) and (-x, y), whitened over
     the set.
     """
-    amplitudes = torch.cat([_amplitudes(part) for part in thumbs.split(BLOCK)]) if len(thumbs) else thumbs.flatten(1)
+    amplitudes = torch.cat([_amplitudes(part) for part in torch.split(thumbs, BLOCK)]) if len(thumbs) else thumbs.flatten(1)
     sample = amplitudes[:: max(1, len(thumbs) // FITTED)]
     mean = sample.mean(0)
     values, vectors = torch.linalg.eigh((sample - mean).T @ (sample - mean) / max(1, len(sample)))
@@ -113,9 +118,10 @@ def nearest(vectors: Tensor, queries: Integers, pool: Integers, count: int = NEI
     count = min(count + 1, len(pool))  # a picture may be its own nearest
     for start in range(0, len(queries) if count else 0, BLOCK):
         own = torch.from_numpy(queries[start : start + BLOCK])
-        near = (vectors[own] @ others.T).topk(count, sorted=False).indices
-        pairs = torch.stack([own[:, None].expand_as(near), places[near]], -1).reshape(-1, 2)
-        found.append(pairs[pairs[:, 0] != pairs[:, 1]].sort(1).values.numpy())
+        near = (vectors[own] @ others.T).topk(count, sorted=False)
+        pairs = torch.stack([own[:, None].expand_as(near.indices), places[near.indices]], -1)
+        pairs = pairs[(near.values > NEAR) & (pairs[..., 0] != pairs[..., 1])]
+        found.append(pairs.sort(1).values.numpy())
     return np.unique(np.concatenate(found), axis=0)
 
 
@@ -264,10 +270,15 @@ def _best_fit(one: Tensor, other: Tensor, power: Tensor) -> tuple[Tensor, Tensor
     return best >= len(places) ** 2, shift // len(places) - reach, shift % len(places) - reach
 
 
-def find_twins(images_thumbs: Tensor, labels: Tensor, queries: Integers, pool: Integers) -> TwinPairs:
-    """Near twins of each query in the pool, among thumbnails (N×S×S) with labels (int64, N)."""
-    pairs = nearest(descriptors(images_thumbs), queries, pool)
-    evidence = judge(images_thumbs, labels, pairs, fit_model(images_thumbs, labels))
+def find_twins(
+    thumbs: Tensor, labels: Tensor, vectors: Tensor, queries: Integers, pool: Integers, model: TwinModel
+) -> TwinPairs:
+    """Near twins of each query in the pool (indices), the surest first, among thumbnails (N×S×S) and descriptors (N×D).
+
+    labels: int64, N; of each pair only that of the smaller index is used.
+    """
+    pairs = nearest(vectors, queries, pool)
+    evidence = judge(thumbs, labels, pairs, model)
     named = evidence >= EVIDENCE
     order = np.argsort(-evidence[named], kind="stable")
     return TwinPairs(pairs[named][order], evidence[named][order])

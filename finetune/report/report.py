@@ -26,6 +26,15 @@ class SeedScore:
 
 
 @dataclass(frozen=True)
+class WithoutTwins:
+    """A score on the test images without a twin among those to learn from; None where there are none of these."""
+
+    images: int
+    accuracy: float | None
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Result(Score):
     """A score and, where it applies, how it was got (`method`), each class's score, and the confusion matrix.
 
@@ -38,6 +47,7 @@ class Result(Score):
     confusion: list[list[int]] | None = None
     per_seed: list[SeedScore] | None = None
     metrics: dict[str, MetricValue] | None = None
+    without_twins: WithoutTwins | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +216,6 @@ def read_report_values(path: Path) -> dict[str, Any] | None:
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
-    left_out = ("per_class", "confusion", "per_seed", "metrics") if brief else ()
+    left_out = ("per_class", "confusion", "per_seed", "metrics", "without_twins") if brief else ()
     found = json.loads(json.dumps(asdict(result), allow_nan=False))  # JSON has lists and no tuples
     return {k: v for k, v in found.items() if v is not None and k not in left_out}

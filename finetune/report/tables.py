@@ -56,6 +56,7 @@ def report_tables(report: Report) -> list[RenderableType]:
             table.add_row(row.title, _counted(result), with_interval(result), *shown, how)
     found: list[RenderableType] = [table]
     found += [Text(line) for line in _verdict_lines(report)]
+    found += [Text(line) for line in _without_twins_lines(report)]
     if report.retention is not None:
         kept, whose = report.retention, ", the first seed" if several else ""
         found.append(
@@ -98,6 +99,22 @@ def _uneven_classes(report: Report) -> tuple[str, int, str, int] | None:
         return None
     most, least = max(images, key=images.__getitem__), min(images, key=images.__getitem__)
     return most, images[most], least, images[least]
+
+
+def _without_twins_lines(report: Report) -> list[str]:
+    """Each row's accuracy on the test images that have no twin among those to learn from."""
+    apart = {row_of(name).title: own.without_twins for name, own in report.results.items() if own and own.without_twins}
+    if not apart:
+        return []
+    images = next(iter(apart.values())).images
+    if not images:
+        return ["every test image looked at has a twin among those to learn from: only a split by group can tell more"]
+    said = ", ".join(
+        f"{title} {percent(own.accuracy)} ({100 * own.ci95[0]:.2f} to {100 * own.ci95[1]:.2f})"
+        for title, own in apart.items()
+        if own.accuracy is not None and own.ci95 is not None
+    )
+    return [f"without twins, on {images:,} test images: {said}"]
 
 
 def _uneven_lines(report: Report) -> list[str]:

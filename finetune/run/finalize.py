@@ -61,6 +61,10 @@ class RowAnswers:
         """From logits (float, N×C)."""
         return cls(logits.argmax(1).cpu(), logits.double().softmax(1).float().cpu(), method)
 
+    def subset(self, indices: npt.NDArray[np.int64]) -> RowAnswers:
+        """The answers to the images at these indices."""
+        return RowAnswers(self.predicted[indices], self.probabilities[indices], self.method)
+
 
 def majority_logits(train: ImageSet, count: int) -> tuple[Tensor, str | None]:
     """Always naming the commonest class of the training images: log shares of the classes (count×C), and that class.
