@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.commands.adapt import adapt
+    from finetune.commands.check import check
     from finetune.commands.compare import compare
     from finetune.commands.evaluate import evaluate
     from finetune.commands.pretrain import pretrain
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from finetune.commands.push import push
     from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
+    from finetune.report.check_report import CheckReport
     from finetune.report.curve_report import CurveReport
     from finetune.report.ranking import RankReport
     from finetune.report.report import Report
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckReport",
     "Classifier",
     "CurveReport",
     "Prediction",
@@ -42,6 +45,7 @@ __all__ = [
     "Report",
     "adapt",
     "adapt_seeds",
+    "check",
     "compare",
     "curve",
     "evaluate",
@@ -55,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckReport": "finetune.report.check_report",
     "Classifier": "finetune.models.classifier",
     "CurveReport": "finetune.report.curve_report",
     "Prediction": "finetune.models.classifier",
@@ -62,6 +67,7 @@ _HOMES = {
     "Report": "finetune.report.report",
     "adapt": "finetune.commands.adapt",
     "adapt_seeds": "finetune.study.seeds",
+    "check": "finetune.commands.check",
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",

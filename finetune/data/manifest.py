@@ -110,7 +110,7 @@ class Manifest:
                 f"{printable(known.group)!r} already; leave data.group out"
             )
         paths = [path_in_class(record.name, record.label) for record in self.records]
-        groups = [_find_group(pattern, path) for path in paths]
+        groups = [find_group(pattern, path) for path in paths]
         found = Counter(group for group in groups if group)
         example = (
             f"such as {printable(path_in_class(self.records[0].name, self.records[0].label))!r}"
@@ -179,7 +179,7 @@ def path_in_class(name: str, label: str) -> str:
     return "/".join(parts[classes.index(label) :]) if label in classes else name
 
 
-def _find_group(pattern: str, path: str) -> str:
+def find_group(pattern: str, path: str) -> str:
     """What the pattern's parentheses find, or all of the match without any; "" where nothing matches."""
     if pattern == FOLDER:
         return path.rpartition("/")[0]

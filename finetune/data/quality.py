@@ -13,12 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from finetune.data.image_dataset import Images, ImageSet, chunks
-from finetune.data.manifest import path_in_class
+from finetune.data.image_dataset import Images, ImageSet
+from finetune.data.manifest import find_group, path_in_class
 from finetune.data.split import image_hashes
 
 Integers = npt.NDArray[np.int64]
-Booleans = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 # Regular expressions for `data.group`, the most common first: a burst's or a slice's number at the end, what stands
@@ -30,7 +29,7 @@ ALIKE = 0.75  # share of these that must be more like one of their group than li
 GROUPED = 0.5  # share of pictures that must have others in their group
 PLAIN = 2.0  # standard deviation of grey values, below which a picture shows nothing
 ODD = 6.0  # deviations from the median distance to the nearest picture, from which on one is odd
-MARGIN = 0.4  # of a class's usual probability, by which it must be above that of the label
+MARGIN = 0.5  # of a class's usual probability, by which it must be above that of the label
 UNEVEN, FEW = 5, 5
 
 
@@ -49,9 +48,10 @@ class Grouping:
     def sentence(self, name: str) -> str:
         """What a person should do about it, of the data set `name`."""
         return (
-            f"{name}: file names show {self.groups:,} groups of pictures ({', '.join(self.examples)}, ...), and a picture "
-            f"is more like one of its group than another of its class in {100 * self.alike:.0f} % of cases (by chance "
-            f"50 %): split by group, with --set {shlex.quote(f'data.group={self.pattern}')}, or the accuracy flatters"
+            f"{name}: file names show {self.groups:,} groups of pictures, such as {', '.join(self.examples)}, and a "
+            f"picture is more like one of its group than another of its class in {100 * self.alike:.0f} % of cases (by "
+            f"chance 50 %): keep groups together with --set {shlex.quote(f'data.group={self.pattern}')}, or accuracy "
+            "flatters"
         )
 
 
@@ -62,14 +62,13 @@ def likely_grouping(
 
     names: of the files, N. labels: int64, N. vectors: N×D, of length 1 (`twins.descriptors`), near for like pictures.
     """
-    paths = [path_in_class(name, class_names[label]) for name, label in zip(names, labels.tolist(), strict=True)]
     best: Grouping | None = None
     for pattern in PATTERNS:
-        groups = [_group_of(pattern, path) for path in paths]
+        groups = group_names(pattern, names, labels, class_names)
         counts = Counter(group for group in groups if group)
         several = {group for group, count in counts.items() if count > 1}
         pictures = sum(counts[group] for group in several)
-        if pictures < GROUPED * len(paths):
+        if pictures < GROUPED * len(names):
             continue
         compared, alike = _likeness(groups, several, labels, vectors)
         if compared < MIN_COMPARED or alike < ALIKE or (best is not None and alike < best.alike + 0.05):
@@ -80,11 +79,10 @@ def likely_grouping(
     return best
 
 
-def _group_of(pattern: str, path: str) -> str:
-    if pattern == "folder":
-        return path.rpartition("/")[0]
-    found = re.search(pattern, path)
-    return found[1] if found else ""
+def group_names(pattern: str, names: Sequence[str], labels: Integers, class_names: Sequence[str]) -> list[str]:
+    """The group of each picture by one of PATTERNS, "" for none, as `data.group` finds it."""
+    paths = [path_in_class(name, class_names[label]) for name, label in zip(names, labels.tolist(), strict=True)]
+    return [find_group(pattern, path) for path in paths]
 
 
 def _likeness(groups: Sequence[str], several: set[str], labels: Integers, vectors: Tensor) -> tuple[int, float]:
@@ -110,11 +108,12 @@ def _likeness(groups: Sequence[str], several: set[str], labels: Integers, vector
     return len(triples), float(((one * mate).sum(1) > (one * stranger_of).sum(1)).double().mean())
 
 
-def equal_pixels(images: Images) -> list[Integers]:
-    """The indices of pictures with equal pixels, for each picture that is there more than once."""
-    if not len(images):
-        return []
-    hashes = image_hashes(images, "twins")
+def equal_pixels(parts: Sequence[Images]) -> list[Integers]:
+    """The indices of pictures with equal pixels, for each picture that is there more than once.
+
+    Indices count through the parts, one after the other.
+    """
+    hashes = np.concatenate([image_hashes(part, "twins") for part in parts])
     order = np.argsort(hashes, kind="stable")
     starts = np.flatnonzero(np.diff(hashes[order])) + 1
     return [np.sort(part) for part in np.split(order, starts) if len(part) > 1]
@@ -147,10 +146,9 @@ def likeliest_other(labels: Integers, probabilities: Floats) -> Integers:
     return found
 
 
-def plain_pictures(images: Images) -> Integers:
-    """Pictures that show nothing: all pixels nearly alike, worst first."""
-    found = [pixels.reshape(len(pixels), -1).std(axis=1) for pixels in chunks(images)]
-    deviation = np.concatenate(found) if len(images) else np.empty(0)
+def plain_pictures(thumbs: Tensor) -> Integers:
+    """Pictures that show nothing: all pixels of their thumbnails (N×S×S) are nearly alike. The plainest first."""
+    deviation = thumbs.flatten(1).std(1, correction=0).numpy()
     plain = np.flatnonzero(deviation < PLAIN)
     worst: Integers = plain[np.argsort(deviation[plain], kind="stable")]
     return worst

@@ -66,8 +66,8 @@ def thumbnails(images: Images, indices: Integers | None = None) -> Tensor:
 
 def standardize(thumbs: Tensor) -> Tensor:
     """Thumbnails (N×S×S) without their mean, of length 1: what a change of brightness or contrast leaves alone."""
-    centred = thumbs - thumbs.mean((1, 2), keepdim=True)
-    return centred / lengths(thumbs)[:, None, None]
+    found: Tensor = (thumbs - thumbs.mean((1, 2), keepdim=True)) / lengths(thumbs)[:, None, None]
+    return found
 
 
 def lengths(thumbs: Tensor) -> Tensor:
@@ -81,7 +81,9 @@ def descriptors(thumbs: Tensor) -> Tensor:
     They are the logarithms of the amplitudes of the Fourier transform, the same for (x, y) and (-x, y), whitened over
     the set.
     """
-    amplitudes = torch.cat([_amplitudes(part) for part in torch.split(thumbs, BLOCK)]) if len(thumbs) else thumbs.flatten(1)
+    amplitudes = (
+        torch.cat([_amplitudes(part) for part in torch.split(thumbs, BLOCK)]) if len(thumbs) else thumbs.flatten(1)
+    )
     sample = amplitudes[:: max(1, len(thumbs) // FITTED)]
     mean = sample.mean(0)
     values, vectors = torch.linalg.eigh((sample - mean).T @ (sample - mean) / max(1, len(sample)))
@@ -95,7 +97,8 @@ def _amplitudes(thumbs: Tensor) -> Tensor:
     spectrum = torch.fft.rfft2(_taper(standardize(thumbs))).abs()
     both = spectrum + torch.roll(spectrum.flip(1), 1, 1)  # the amplitude at (-ky, kx) is that of the mirror image
     half = thumbs.shape[-1] // 2 + 1
-    return (both[:, :half].flatten(1) + 1e-2).log()
+    logs: Tensor = (both[:, :half].flatten(1) + 1e-2).log()
+    return logs
 
 
 def _taper(thumbs: Tensor) -> Tensor:
