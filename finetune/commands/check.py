@@ -268,7 +268,7 @@ def _label_findings(
             )
         )
         return found, shares
-    named = label_issues(truth, probabilities)
+    method, named = label_issues(truth, probabilities)
     likelier = likeliest_other(truth, probabilities)
     shown = [
         pictures.picture(
@@ -279,19 +279,22 @@ def _label_findings(
         for place in named.tolist()
     ]
     if shown:
-        says = f"{len(shown):,} of {len(chosen):,} labels, by a probe on {best} that did not learn from them"
+        says = f"{len(shown):,} of {len(chosen):,} labels, by a probe on {best} that did not learn from them ({method})"
         found.append(Finding("labels", says, len(shown), shown))
     return found, shares
 
 
-def label_issues(labels: Integers, probabilities: Floats) -> Integers:
-    """Pictures whose label is contradicted, worst first: by cleanlab where it is installed, else by our own margin."""
+def label_issues(labels: Integers, probabilities: Floats) -> tuple[str, Integers]:
+    """By what labels are judged, cleanlab where it is installed, else our own margin; and those contradicted, in order.
+
+    labels: int64, N. probabilities: out of fold, N×C. The worst picture comes first.
+    """
     try:
         from cleanlab.filter import find_label_issues
     except ImportError:
-        return contradicted(labels, probabilities)
+        return "own margin", contradicted(labels, probabilities)
     found = find_label_issues(labels, probabilities, return_indices_ranked_by="normalized_margin")
-    return np.asarray(found, dtype=np.int64)
+    return "cleanlab", np.asarray(found, dtype=np.int64)
 
 
 def _twin_findings(pictures: Pictures, equal: Sequence[Integers], twins: TwinPairs) -> list[Finding]:

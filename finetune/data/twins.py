@@ -31,9 +31,11 @@ DIRECTIONS = 256  # of the covariance that are kept; the others count together
 TYPICAL_COUNT = 20  # pictures of a class that count as much as all others for its variance
 FAR = 45.0  # grey values; pictures further apart than that are not looked at more closely
 LEAST = 25.0  # nats of evidence that typical twins must give, which plain pictures do not
-FITTED = 5_000  # pictures that the set's covariance is estimated from, at most
+FITTED = 3_000  # pictures that the set's covariance is estimated from, at most
 READ = 8 << 20  # pixels of full size held at once
+CHANGED = 500  # pictures that are changed to see what that does to descriptors
 BLOCK = 2_000  # pictures or pairs worked on at once
+CELLS = 50_000_000  # cosines held at once
 
 
 @dataclass(frozen=True)
@@ -72,33 +74,35 @@ def standardize(thumbs: Tensor) -> Tensor:
 
 def lengths(thumbs: Tensor) -> Tensor:
     """The Euclidean length of each thumbnail (N×S×S) without its mean, at least 1."""
-    return (thumbs - thumbs.mean((1, 2), keepdim=True)).flatten(1).norm(dim=1).clamp_min(1)
+    found: Tensor = (thumbs - thumbs.mean((1, 2), keepdim=True)).flatten(1).norm(dim=1).clamp_min(1)
+    return found
 
 
 def descriptors(thumbs: Tensor) -> Tensor:
     """Vectors of length 1 (float32, N×D) that shifts and mirror images change little; near ones may be twins.
 
-    They are the logarithms of the amplitudes of the Fourier transform, the same for (x, y) and (-x, y), whitened over
-    the set.
+    They are the logarithms of the amplitudes of the Fourier transform, the same for (x, y) and (-x, y), along the
+    principal axes of the set, each weighted by how far it tells pictures apart above what noise and a shift do to some
+    of the set's own pictures.
     """
-    amplitudes = (
-        torch.cat([_amplitudes(part) for part in torch.split(thumbs, BLOCK)]) if len(thumbs) else thumbs.flatten(1)
-    )
+    floor = thumbs.shape[-1] * NOISE / float(lengths(thumbs).median())  # what noise alone would give
+    amplitudes = torch.cat([_log_amplitudes(part, floor) for part in torch.split(thumbs, BLOCK)])
     sample = amplitudes[:: max(1, len(thumbs) // FITTED)]
     mean = sample.mean(0)
-    values, vectors = torch.linalg.eigh((sample - mean).T @ (sample - mean) / max(1, len(sample)))
-    values, vectors = values[-WIDTH:], vectors[:, -WIDTH:]
-    kept = values > 1e-6 * values[-1].clamp_min(1e-12)
-    found = (amplitudes - mean) @ (vectors[:, kept] / (values[kept] + values.mean() / 10).sqrt())
+    values, vectors = torch.linalg.eigh((sample - mean).T @ (sample - mean) / len(sample))
+    values, vectors = values[-WIDTH:].clamp_min(0), vectors[:, -WIDTH:]
+    some = slice(0, len(thumbs), max(1, len(thumbs) // CHANGED))
+    noise = NOISE / 2**0.5 * torch.randn(thumbs[some].shape, generator=torch.Generator().manual_seed(0))
+    changed = torch.roll(thumbs[some] + noise, (1, 1), (1, 2))
+    moved = ((_log_amplitudes(changed, floor) - amplitudes[some]) @ vectors).square().mean(0)
+    found = (amplitudes - mean) @ (vectors * values.sqrt() / (values + moved).clamp_min(1e-9))
     return torch.nn.functional.normalize(found)
 
 
-def _amplitudes(thumbs: Tensor) -> Tensor:
+def _log_amplitudes(thumbs: Tensor, floor: float) -> Tensor:
     spectrum = torch.fft.rfft2(_taper(standardize(thumbs))).abs()
     both = spectrum + torch.roll(spectrum.flip(1), 1, 1)  # the amplitude at (-ky, kx) is that of the mirror image
-    half = thumbs.shape[-1] // 2 + 1
-    logs: Tensor = (both[:, :half].flatten(1) + 1e-2).log()
-    return logs
+    return (both[:, : thumbs.shape[-1] // 2 + 1].flatten(1) + floor).log()
 
 
 def _taper(thumbs: Tensor) -> Tensor:
@@ -114,13 +118,12 @@ def _taper(thumbs: Tensor) -> Tensor:
 def nearest(vectors: Tensor, queries: Integers, pool: Integers, count: int = NEIGHBOURS) -> Integers:
     """Pairs (int64, P×2, the smaller index first, each once) of each query and its nearest vectors of the pool.
 
-    vectors: float, N×D, of length 1. queries, pool: indices. Blockwise: needs memory for BLOCK × the pool.
+    vectors: float, N×D, of length 1. queries, pool: indices. Blockwise: CELLS cosines at once.
     """
     found = [np.empty((0, 2), dtype=np.int64)]
     others, places = vectors[torch.from_numpy(pool)], torch.from_numpy(pool)
     count = min(count + 1, len(pool))  # a picture may be its own nearest
-    for start in range(0, len(queries) if count else 0, BLOCK):
-        own = torch.from_numpy(queries[start : start + BLOCK])
+    for own in torch.split(torch.from_numpy(queries), max(1, CELLS // max(1, len(pool)))) if count else ():
         near = (vectors[own] @ others.T).topk(count, sorted=False)
         pairs = torch.stack([own[:, None].expand_as(near.indices), places[near.indices]], -1)
         pairs = pairs[(near.values > NEAR) & (pairs[..., 0] != pairs[..., 1])]
@@ -207,7 +210,7 @@ def judge(thumbs: Tensor, labels: Tensor, pairs: Integers, model: TwinModel) -> 
 
 def _evidence(one: Tensor, other: Tensor, noise: Tensor, labels: Tensor, model: TwinModel) -> Tensor:
     """What `judge` gives, of pictures laid over each other (P×S×S, NaN where one is missing) and their noise (P)."""
-    values, rest = model.values[labels], one[0].numel() - model.vectors.shape[1]
+    values, rest = model.values[labels], one.shape[1:].numel() - model.vectors.shape[1]
     times = torch.ones(values.shape[1])
     times[-1] = rest
     noise = noise[:, None]
