@@ -19,9 +19,9 @@ of trainings spreads 1.41 times as widely: the hardest case for paired seeds.
 One set of 10 seeds × 10,000 images × 3 arms is drawn per replicate, and smaller cells are parts of it. Cells of one
 table are therefore not independent of each other; the replicates within a cell are.
 
-With `--groups` the images come in groups of 12, of which COMMON, the share of every term of an image that its whole group
-has, makes them alike: 160 groups, fewer, and 160 of uneven size (log-normal, from 1 to about 60). Beside each interval
-and test by groups is the one that takes the images for single ones.
+With `--groups` the images come in groups of 12. COMMON is the share of every term of an image that its whole group has:
+the more, the more a group is right or wrong as a whole. There are 160 groups, or fewer, or 160 of uneven size
+(log-normal, from 1 to about 60). Beside each interval and test by groups is the one that takes images for single ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPREADS = (0.0, 0.5, 1.0, 2.5)  # percentage points
 SEEDS = (3, 5, 10)
 SHARED, OF_ARM = 0.6, 0.15  # variance of what makes an image hard for both arms, and for one of them
 GROUP_SIZE = 12
-DESIGNS = ((160, 0.0), (160, 0.8), (40, 0.0), (20, 0.0), (10, 0.0))  # groups, and the deviation of their sizes' logarithm
+DESIGNS = ((160, 0.0), (160, 0.8), (40, 0.0), (20, 0.0), (10, 0.0))  # groups; deviation of the log of their sizes
 COMMON = (0.3, 0.6, 0.9)
 GROUP_SEEDS, GROUP_SPREAD = 5, 0.5
 NORMAL = NormalDist()

@@ -22,8 +22,8 @@ Where images come in groups (of one patient, of one camera track) the groups are
 (seeds, groups). An accuracy is then a ratio, of right images to images, and each group's entry what it adds to that
 ratio: m + (sum of the group - m · its images) / (images a group), with m the training's mean, which is the mean of the
 entries (Cochran, Sampling Techniques, 3rd edition 1977, section 6.3). For groups of one size that is the group's own
-mean. Approximate are the ratio's variance, to first order, and that groups of uneven size count as equally variable. The
-two that are added are groups, of the size that a group with wrong images, or with right ones, typically has.
+mean. Approximate are the ratio's variance, to first order, and that groups of uneven size count as equally variable.
+The two that are added are groups then, as different as a group with wrong images, or with right ones, typically is.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ much, with Student's quantile, and a test turns groups around instead of images.
 share one, everything is as for single images.
 
 Sources: the variance by group totals, K.-Y. Liang and S. L. Zeger, Longitudinal data analysis using generalized linear
-models, Biometrika 73 (1986) 13-22; counts divided by the design effect, J. N. K. Rao and A. J. Scott, A simple method for
-the analysis of clustered binary data, Biometrics 48 (1992) 577-585; the effective number in an interval for shares, E. L.
-Korn and B. I. Graubard, Confidence intervals for proportions with small expected number of positive counts estimated
-from survey data, Survey Methodology 24 (1998) 193-201.
+models, Biometrika 73 (1986) 13-22; counts divided by the design effect, J. N. K. Rao and A. J. Scott, A simple method
+for the analysis of clustered binary data, Biometrics 48 (1992) 577-585; the effective number of images, E. L. Korn and
+B. I. Graubard, Confidence intervals for proportions with small expected number of positive counts estimated from survey
+data, Survey Methodology 24 (1998) 193-201.
 """
 
 from __future__ import annotations
@@ -160,8 +160,9 @@ def paired_difference(
     matched-pairs data: mid-p and asymptotic are better than exact conditional, BMC Medical Research Methodology 13
     (2013) 91; the interval, R. G. Newcombe, Improved confidence intervals for the difference between binomial
     proportions based on paired data, Statistics in Medicine 17 (1998) 2635-2650, method 10; groups turned around, P. I.
-    Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005); its normal form is N. A. Obuchowski's, On the
-    comparison of correlated proportions for clustered data, Statistics in Medicine 17 (1998) 1495-1507.
+    Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005), which for many groups is the test of N. A.
+    Obuchowski, On the comparison of correlated proportions for clustered data, Statistics in Medicine 17 (1998)
+    1495-1507.
     Raises ValueError for arrays that are empty, not boolean, not one-dimensional or not of one length.
     """
     first, second = np.asarray(first_right), np.asarray(second_right)
