@@ -166,14 +166,10 @@ class ImageSet:
 
     def group_indices(self) -> npt.NDArray[np.int64] | None:
         """The number of each image's group (int64, N), from 0 in the order of first images; None without groups."""
-        if not any(self.groups):
-            return None
-        number: dict[str | int, int] = {}
-        names = (name or index for index, name in enumerate(self.groups))
-        return np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
+        return group_indices(self.groups)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; origin, files and groups have no part."""
+        """SHA-256 (hex) over shape, pixels, labels and class names, in their order; nothing else has a part in it."""
         head = json.dumps({"shape": list(self.images.shape), "class_names": self.class_names}, sort_keys=True)
         digest = hashlib.sha256(head.encode() + b"\n")
         for pixels in chunks(self.images):
@@ -183,6 +179,15 @@ class ImageSet:
 
     def _refuse(self, fault: str) -> NoReturn:
         raise DataError(f"{self.origin}: {fault}")
+
+
+def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64] | None:
+    """The number of each image's group (int64, N), each "" counting as one of its own; None where all are ""."""
+    if not any(groups):
+        return None
+    number: dict[str | int, int] = {}
+    names = (name or index for index, name in enumerate(groups))
+    return np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 
 from finetune.data.decode_cache import DecodedImages, Progress, decode_images
-from finetune.data.image_dataset import DataSplits, Images, ImageSet, MemmapImages
+from finetune.data.image_dataset import DataSplits, Images, ImageSet, MemmapImages, group_indices
 from finetune.data.image_io import CropSpec
 from finetune.data.manifest import MAX_SHOWN, ImageRecord, Manifest, SplitName, and_more, list_some
 from finetune.data.openers import read_manifest
-from finetune.data.split import choose_test
+from finetune.data.split import choose_test, inseparable, name_hashes
 from finetune.errors import DataError
 from finetune.io.sanitize import printable
 from finetune.paths import CACHE_VARIABLE, cache_folder
@@ -39,20 +39,23 @@ def open_image_folder(
     spec: CropSpec,
     *,
     classes: Sequence[str] | None = None,
+    group: str | None = None,
     on_bad_image: Literal["fail", "skip"] = "fail",
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> DataSplits:
     """The images of a folder, a CSV, or any other source that `openers.OPENERS` knows, cropped to squares by `spec`.
 
-    classes: only these, in this order. cache: the folder for decoded images, by default `cache_folder()`. progress:
-    called with (done, all) while images are decoded; not at all where none has to be.
+    classes: only these, in this order. group: which belong together, as `data.group` of a recipe. cache: the folder for
+    decoded images, by default `cache_folder()`. progress: called with (done, all) while images are decoded; not at all
+    where none has to be.
 
-    Without a test split, TEST_FRACTION of each class become one, chosen by content: the same at every opening.
+    Without a test split, about TEST_FRACTION of the images become one, each chosen by its content or its group: the
+    same at every opening, and when others are added.
     Raises DataError for what does not exist, a class without an image to learn from, and for bad images, all in one
     message; with on_bad_image "skip" these are left out instead, and noted.
     """
-    manifest = read_manifest(name).with_classes(classes)
+    manifest = read_manifest(name).with_groups(group).with_classes(classes)
     _refuse_untrained_classes(manifest)
     decoded = decode_images(manifest.records, spec, cache_folder(cache), progress)
     bad = sorted([*manifest.bad, *((manifest.records[i].name, reason) for i, reason in decoded.bad)])
@@ -101,7 +104,8 @@ def _make_splits(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -
         manifest = _hold_out_test(manifest, [decoded.digests[i] for i in good], hashes)
         notes.append(
             f"{manifest.name}: no test part of its own, so {sum(manifest.counts('test').values()):,} of "
-            f"{len(manifest.records):,} pictures are kept for the test, chosen by their content"
+            f"{len(manifest.records):,} pictures are kept for the test, chosen by "
+            + ("their groups" if any(record.group for record in manifest.records) else "their content")
         )
     notes += _test_images_in_train(manifest, hashes) + _small_classes(manifest)
     train, validation, test = _image_sets(manifest, decoded.cache.pixels, rows)
@@ -109,25 +113,27 @@ def _make_splits(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -
 
 
 def _hold_out_test(manifest: Manifest, digests: Sequence[str], hashes: Hashes) -> Manifest:
-    """Makes TEST_FRACTION of the training images of each class the test split.
+    """Makes about TEST_FRACTION of the training images the test split, by each one's content or its group.
 
     Chosen by the digests of the encoded images, not by the stored pixels, so that it is the same for every input size.
     Images of equal pixels stay together. DataError where no class has two images that differ.
     """
     label_of = {name: label for label, name in enumerate(manifest.class_names)}
     train = np.flatnonzero([record.split == "train" for record in manifest.records])
+    records = [manifest.records[i] for i in train.tolist()]
     own_keys = np.array([int(digests[i][:16], 16) for i in train.tolist()], dtype=np.uint64)
-    _, group = np.unique(hashes[train], return_inverse=True)
-    group_keys = np.full(int(group.max()) + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(group_keys, group, own_keys)
-    labels = np.array([label_of[manifest.records[i].label] for i in train], dtype=np.int64)
-    held = set(train[choose_test(group_keys[group], labels, TEST_FRACTION)].tolist())
+    grouped = np.array([bool(record.group) for record in records])
+    keys = np.where(grouped, name_hashes((record.group for record in records), "test"), own_keys)
+    labels = np.array([label_of[record.label] for record in records], dtype=np.int64)
+    sets = inseparable(hashes[train], group_indices([record.group for record in records]))
+    held = set(train[choose_test(keys, sets, labels, TEST_FRACTION)].tolist())
     if not held:
+        different = "groups" if grouped.any() else "pictures that differ"
         raise DataError(
-            f"{manifest.name}: no class has two pictures that differ, so none can be kept for the test; add pictures"
+            f"{manifest.name}: no class has two {different}, so none can be kept for the test; add pictures"
         )
-    records = [replace(record, split="test") if i in held else record for i, record in enumerate(manifest.records)]
-    return replace(manifest, records=tuple(records))
+    chosen = [replace(record, split="test") if i in held else record for i, record in enumerate(manifest.records)]
+    return replace(manifest, records=tuple(chosen))
 
 
 def _test_images_in_train(manifest: Manifest, hashes: Hashes) -> list[str]:

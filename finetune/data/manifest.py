@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "test": "test",
 }
 
+FOLDER = "folder"  # the `data.group` of images that belong with the others in their folder
 MAX_CLASS_TEXT = 4_000  # characters; a longer text is no class name and not normalized
 MAX_SHOWN = 20  # files named in one message or note
 
@@ -101,10 +103,69 @@ class Manifest:
         kept = tuple(record for record in self.records if record.label in names)
         return replace(self, records=kept, class_names=tuple(names))
 
+    def with_groups(self, pattern: str | None) -> Manifest:
+        """Groups the images by what `pattern` finds in their paths: see `data.group` of recipes. None changes nothing.
+
+        A path begins with the folder of the image's class, if it has one. Images in whose path nothing is found stand
+        alone. DataError for a pattern that finds nothing, or only one group, or that groups which are known already.
+        """
+        if pattern is None:
+            return self
+        if known := next((record for record in self.records if record.group), None):
+            raise DataError(
+                f"{self.name}: data.group is {pattern!r}, but {printable(known.name)} is of group "
+                f"{printable(known.group)!r} already; leave data.group out"
+            )
+        groups = [_find_group(pattern, _path_in_class(record)) for record in self.records]
+        found = Counter(group for group in groups if group)
+        example = f"such as {printable(_path_in_class(self.records[0]))!r}" if self.records else "as there are none"
+        what = "the folder" if pattern == FOLDER else f"the pattern {pattern!r}"
+        if not found:
+            raise DataError(f"{self.name}: data.group: {what} matches none of the {len(groups):,} paths, {example}")
+        if len(found) == 1 and len(groups) > 1:
+            raise DataError(
+                f"{self.name}: data.group: {what} finds one group only, {next(iter(found))!r}, in paths {example}; "
+                "a group is never in two parts, so there would be nothing to test"
+            )
+        records = tuple(replace(record, group=group) for record, group in zip(self.records, groups, strict=True))
+        return replace(self, records=records, notes=(*self.notes, *_group_notes(self.name, records, found)))
+
     def counts(self, split: SplitName) -> dict[str, int]:
         """The number of images of each class in a split."""
         found = Counter(record.label for record in self.records if record.split == split)
         return {name: found[name] for name in self.class_names}
+
+
+def _path_in_class(record: ImageRecord) -> str:
+    """The image's path from the folder of its class on, or all of it where no folder is called like its class."""
+    parts = record.name.split("/")
+    classes = [class_name(part) for part in parts[:-1]]
+    return "/".join(parts[classes.index(record.label) :]) if record.label in classes else record.name
+
+
+def _find_group(pattern: str, path: str) -> str:
+    """What the pattern's parentheses find, or all of the match without any; "" where nothing matches."""
+    if pattern == FOLDER:
+        return path.rpartition("/")[0]
+    match = re.search(pattern, path)
+    return "" if match is None else "/".join(found for found in match.groups() if found) or match[0]
+
+
+def _group_notes(name: str, records: Sequence[ImageRecord], found: Mapping[str, int]) -> Iterator[str]:
+    """What people should know about how the images were grouped."""
+    mixed: dict[str, set[str]] = {}
+    for record in records:
+        mixed.setdefault(record.group, set()).add(record.label)
+    several = sum(len(labels) > 1 for group, labels in mixed.items() if group)
+    note = f"{name}: {len(found):,} groups of {min(found.values()):,} to {max(found.values()):,} pictures"
+    if several:
+        note += (
+            f"; {several:,} of them are in several classes (where they are not one thing, take the class's folder into "
+            r"the pattern, as in '(.+)_\d+')"
+        )
+    yield note
+    if alone := len(records) - sum(found.values()):
+        yield f"{name}: {alone:,} pictures are of no group and stand alone"
 
 
 def check_class_choice(origin: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -1,14 +1,14 @@
-"""Held-out splits and few-shot subsets chosen by a hash of each image's pixels, never by its position.
+"""Held-out splits and few-shot subsets chosen by a hash of each image or of its group, never by its position.
 
-Shuffling a data set, or adding to it, leaves an image in the split where it was, and equal images cannot be trained on
-and tested on.
+Shuffling a data set leaves an image in the split where it was; equal images, and those of one group, cannot be trained
+on and tested on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,37 @@ def array_hashes(images: npt.NDArray[np.uint8], salt: str) -> npt.NDArray[np.uin
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
+def name_hashes(names: Iterable[str], salt: str) -> npt.NDArray[np.uint64]:
+    """Hashes each text to 64 bits of BLAKE2b over the salt and the text; equal texts are hashed once."""
+    start, known = hashlib.blake2b(f"{len(salt)}:{salt}:".encode(), digest_size=8), dict[str, int]()
+    keys = []
+    for name in names:
+        if name not in known:
+            digest = start.copy()
+            digest.update(name.encode("utf-8", "surrogateescape"))
+            known[name] = int.from_bytes(digest.digest(), "little")
+        keys.append(known[name])
+    return np.array(keys, dtype=np.uint64)
+
+
+def inseparable(hashes: npt.NDArray[np.uint64], groups: Integers | None) -> Integers:
+    """The number, from 0, of the set of images (int64, N) that each image cannot be separated from.
+
+    Images are inseparable when their pixels are equal, by `hashes`, when they are of one group, or through a third.
+    """
+    _, equal = np.unique(hashes, return_inverse=True)
+    if groups is None or not len(hashes):
+        return equal.astype(np.int64)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    size = int(equal.max()) + 1 + int(groups.max()) + 1  # equal pixels and groups are the nodes, images the edges
+    edges = (np.ones(len(groups), dtype=np.int8), (equal, int(equal.max()) + 1 + groups))
+    _, component = connected_components(coo_array(edges, shape=(size, size)), directed=False)
+    _, found = np.unique(component[equal], return_inverse=True)
+    return found.astype(np.int64)
+
+
 def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -> tuple[ImageSet, ImageSet]:
     """Splits `data` into (rest, held out), each in its original order.
 
@@ -48,8 +79,9 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
     proportion to their images, by largest remainder; within a class the images of smallest hash are held out. 0 gives
     back `data` itself and a set of no images.
 
-    Equal images stay together, on the side of the lowest label among them. A class whose images are repeated may thus
-    hold out a few more or fewer than its share, and the total may fall short where no whole group of equals fits.
+    Equal images and groups stay together, on the side of the lowest label among them. A class whose images are repeated
+    may thus hold out a few more or fewer than its share, and the total may fall short where no whole set of equals
+    fits; of groups as many are held out as come nearest to the share.
 
     Raises DataError where the amount makes no sense or leaves a class that has images without one to train on.
     """
@@ -57,65 +89,121 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
     if wanted == 0:
         return data, data.subset([])
     labels: Integers = data.labels.cpu().numpy()
-    class_sizes = np.bincount(labels, minlength=len(data.class_names))
-    shares = _in_proportion(class_sizes, wanted)
-    out = _choose_groups(image_hashes(data.images, salt), labels, lambda label, sizes: _fill(sizes, int(shares[label])))
-    left = np.bincount(labels[~out], minlength=len(class_sizes))
-    if emptied := [data.class_names[c] for c in np.flatnonzero((left == 0) & (class_sizes > 0))]:
+    hashes, groups = image_hashes(data.images, salt), data.group_indices()
+    if groups is None:
+        sizes, fill = np.bincount(labels, minlength=len(data.class_names)), _fill
+        keys = hashes
+    else:
+        sets = inseparable(hashes, groups)
+        keys = _set_keys(np.where(_in_group(data), name_hashes(data.groups, salt), hashes), sets)
+        sizes, fill = np.bincount(_home(sets, labels)[sets], minlength=len(data.class_names)), _fill_nearest
+    shares = _in_proportion(sizes, wanted)
+    out = _choose_sets(keys, labels, lambda label, sizes: fill(sizes, int(shares[label])))
+    emptied = np.bincount(labels[~out], minlength=len(shares)) < np.minimum(
+        np.bincount(labels, minlength=len(shares)), 1
+    )
+    if emptied.any():
+        of = "groups" if groups is not None else "images"
         raise DataError(
             f"{data.origin}: holding out {amount} of {len(data):,} images leaves no image to train on for class "
-            f"{', '.join(emptied)}; hold out fewer, or leave the class out"
+            f"{', '.join(data.class_names[c] for c in np.flatnonzero(emptied))}; hold out fewer {of}, or leave the "
+            "class out"
         )
     return data.subset(np.flatnonzero(~out)), data.subset(np.flatnonzero(out))
 
 
-def choose_test(keys: npt.NDArray[np.uint64], labels: Integers, fraction: float) -> npt.NDArray[np.bool_]:
-    """Chooses the test images of a data set without a test split: of each class those of the smallest keys.
+def choose_test(
+    keys: npt.NDArray[np.uint64], sets: Integers, labels: Integers, fraction: float
+) -> npt.NDArray[np.bool_]:
+    """Chooses the test images of a data set without a test split: those whose key is in the lowest `fraction` of all.
 
-    keys: one number an image, a hash of what it is; equal keys stay on one side, that of the lowest label among them.
-    Each class gives `fraction` of its images, at least one where it has two different ones, and never all. What a class
-    gives depends on its own images alone. Returns N values.
+    keys: one number an image, a hash of what it is or of its group. sets: `inseparable` images, which have the highest
+    key among them. So an image stays where it is when others come; one that turns out equal to one to learn from is
+    learnt from. Returns N values.
+
+    A class of two sets or more has a test image and one to learn from: the lowest key is tested, or the highest is not.
+    So an image that a class had alone to learn from, and no other, may become a test image once the class has more.
     """
+    keys = _set_keys(keys, sets)
+    chosen = keys < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
+    count = np.bincount(labels)
+    left = np.bincount(labels[~chosen], minlength=len(count))
+    for label in np.flatnonzero((left == 0) & (count > 0)).tolist():
+        chosen &= keys != keys[labels == label].max()
+    left = np.bincount(labels[~chosen], minlength=len(count))
+    for label in np.flatnonzero((left == count) & (count > 0)).tolist():
+        if chosen[labels == label].any():
+            continue  # since an image of another class brought its group along
+        for key in np.unique(keys[labels == label]).tolist():
+            moved = keys == np.uint64(key)
+            lost = np.bincount(labels[moved], minlength=len(count))
+            if (left[lost > 0] > lost[lost > 0]).all():
+                chosen |= moved
+                left -= lost
+                break
+    return chosen
 
-    def choose(_: int, sizes: Integers) -> list[int]:
-        if len(sizes) < 2:
-            return []
-        chosen = _fill(sizes, max(1, round(fraction * int(sizes.sum()))))
-        return chosen[: len(sizes) - 1] or [int(np.argmin(sizes))]
 
-    return _choose_groups(keys, labels, choose)
+def _in_group(data: ImageSet) -> npt.NDArray[np.bool_]:
+    return np.array([bool(group) for group in data.groups], dtype=bool)
 
 
-def _choose_groups(
+def _set_keys(keys: npt.NDArray[np.uint64], sets: Integers) -> npt.NDArray[np.uint64]:
+    """Each image's key becomes the highest of its set (uint64, N)."""
+    highest = np.zeros(int(sets.max(initial=-1)) + 1, dtype=np.uint64)
+    np.maximum.at(highest, sets, keys)
+    return highest[sets]
+
+
+def _home(sets: Integers, labels: Integers) -> Integers:
+    """The lowest label of each set."""
+    home = np.full(int(sets.max(initial=-1)) + 1, np.iinfo(np.int64).max, dtype=np.int64)
+    np.minimum.at(home, sets, labels)
+    return home
+
+
+def _choose_sets(
     keys: npt.NDArray[np.uint64], labels: Integers, choose: Callable[[int, Integers], list[int]]
 ) -> npt.NDArray[np.bool_]:
-    """Chooses groups of images with equal keys, which belong to the lowest label among them. Returns N values.
+    """Chooses sets of images with equal keys, which belong to the lowest label among them. Returns N values.
 
-    choose: called with each label and the sizes of its groups in the order of their keys; returns indices of groups.
+    choose: called with each label and the sizes of its sets in the order of their keys; returns indices of sets.
     """
-    groups, group_of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-    home = np.full(len(groups), np.iinfo(np.int64).max, dtype=np.int64)
-    np.minimum.at(home, group_of, labels)
-    chosen = np.zeros(len(groups), dtype=bool)
+    _, set_of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    home = _home(set_of, labels)
+    chosen = np.zeros(len(sizes), dtype=bool)
     for label in np.unique(home).tolist():
         own = np.flatnonzero(home == label)
         chosen[own[choose(label, sizes[own])]] = True
-    return chosen[group_of]
+    return chosen[set_of]
 
 
 def take_shots(data: ImageSet, shots: int, *, seed: int) -> ImageSet:
     """Keeps `shots` images of every class, those of smallest hash salted with `seed`, in their original order.
 
-    With the same seed fewer shots are part of more. Of a class with fewer images all are kept. DataError where shots is
-    below 1.
+    With groups, no second image of a group is taken before each has given one. With the same seed fewer shots are part
+    of more. Of a class with fewer images all are kept. DataError where shots is below 1.
     """
     if shots < 1:
         raise DataError(f"{data.origin}: expected at least 1 shot a class, found {shots}")
+    salt = f"shots {seed}"
     labels: Integers = data.labels.cpu().numpy()
-    order = np.lexsort((image_hashes(data.images, f"shots {seed}"), labels))
-    starts = np.searchsorted(labels[order], labels[order])  # of each image's class
-    picked = order[np.arange(len(order)) - starts < shots]
-    return data.subset(np.sort(picked))
+    keys, groups = image_hashes(data.images, salt), data.group_indices()
+    order = np.lexsort((keys, labels))
+    if groups is not None:
+        within = np.lexsort((keys, groups, labels))
+        turn = np.empty(len(labels), dtype=np.int64)
+        turn[within] = _places(labels[within] * (int(groups.max()) + 1) + groups[within])
+        group_keys = np.where(_in_group(data), name_hashes(data.groups, salt), keys)
+        order = np.lexsort((group_keys, turn, labels))
+    return data.subset(np.sort(order[_places(labels[order]) < shots]))
+
+
+def _places(values: Integers) -> Integers:
+    """The place, from 0, of each value among its equals, which lie beside each other."""
+    starts = np.diff(values, prepend=-1) != 0
+    places: Integers = np.arange(len(values)) - np.flatnonzero(starts)[np.cumsum(starts) - 1]
+    return places
 
 
 def _number_of_images(data: ImageSet, amount: int | float) -> int:
@@ -146,6 +234,16 @@ def _fill(sizes: Integers, room: int) -> list[int]:
         if room == 0:
             break
         if size <= room:
+            taken.append(index)
+            room -= size
+    return taken
+
+
+def _fill_nearest(sizes: Integers, room: int) -> list[int]:
+    """Takes the indices of groups in order, each that brings their sum nearer to `room` images."""
+    taken = []
+    for index, size in enumerate(sizes.tolist()):
+        if abs(room - size) < abs(room):
             taken.append(index)
             room -= size
     return taken

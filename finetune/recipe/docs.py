@@ -62,6 +62,7 @@ _SECTIONS: dict[type[schema.Settings], str] = {
     schema.SourceModelSettings: "model of an adapt recipe",
     schema.InputSettings: "input",
     schema.DataSettings: "data",
+    schema.ColumnNames: "data.columns",
     schema.AugmentSettings: "data.augment",
     schema.Phase: "phases",
     schema.LastStages: "train: {last: N}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -227,6 +228,30 @@ Validation = Annotated[
 ]
 
 
+def _regular_expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise _expected(f"a regular expression, or `folder` ({error})") from None
+    return value
+
+
+GroupPattern = Annotated[Text, AfterValidator(_regular_expression)]
+
+
+class ColumnNames(Settings):
+    """What a CSV calls its columns; a column left out is looked for under the usual names."""
+
+    path: Text | None = Field(default=None, examples=["image_id"])
+    """Of the picture files, relative to the CSV's folder."""
+    label: Text | None = Field(default=None, examples=["category"])
+    """Of the classes."""
+    split: Text | None = Field(default=None, examples=["set"])
+    """Of the parts: train, validation or test."""
+    group: Text | None = Field(default=None, examples=["patient"])
+    """Of the groups that are never in two parts."""
+
+
 class DataSettings(Settings):
     """Which images, and how they are divided and changed."""
 
@@ -243,14 +268,12 @@ class DataSettings(Settings):
     on_bad_image: Literal["fail", "skip"] = "fail"
     """Pictures of a folder or CSV that cannot be read: fail lists them and stops, skip lists them and goes on without
     them."""
-    group: Text | None = Field(default=None, examples=[r"(\d+)_\d+"])
+    group: GroupPattern | None = Field(default=None, examples=[r"(\d+)_\d+"])
     """Pictures that belong together, such as those of one patient or one camera track, and are never in two parts: a
     regular expression whose parentheses find the group's name in a picture's path below the data set's folder, or
     `folder` for the folder that a picture lies in. A CSV may have a column `group` instead. Left out: each picture
     stands alone."""
-    columns: dict[Literal["path", "label", "split", "group"], Text] | None = Field(
-        default=None, examples=[{"path": "image_id", "label": "category"}]
-    )
+    columns: ColumnNames | None = Field(default=None, examples=[{"path": "image_id", "label": "category"}])
     """What a CSV calls its columns, where these are not the usual names."""
     decode: Literal["scaled", "exact"] | None = Field(default=None, examples=["exact"])
     """How finely JPEG pictures are decoded: scaled, to no fewer than twice the pixels that are used, or exact, all of

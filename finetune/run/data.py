@@ -145,6 +145,8 @@ def _open_parts(
     """
     if not is_image_path(name):
         name = find_dataset(name).name
+        if data.group is not None:
+            raise SettingError(f"data.group is {data.group!r}, but {name} has no file names; leave data.group out")
         splits = open_dataset(name, root)
         train, test = splits.train, splits.test
         if data.classes is not None:
@@ -152,7 +154,12 @@ def _open_parts(
         return name, DataSplits(train, test)
     with console.task("decoding") as progress:
         found = open_image_folder(
-            name, spec.crop_spec(channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
+            name,
+            spec.crop_spec(channels),
+            classes=data.classes,
+            group=data.group,
+            on_bad_image=data.on_bad_image,
+            progress=progress,
         )
     for note in found.notes:
         console.note(note)

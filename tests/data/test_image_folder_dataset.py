@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -171,13 +170,13 @@ def test_which_names_mean_photographs(tmp_path, monkeypatch, name, yes):
 # --- a test part of its own --------------------------------------------------------------------------------------
 
 
-def test_without_a_test_part_a_fifth_of_each_class_is_kept_for_it(tmp_path):
+def test_without_a_test_part_about_a_fifth_is_kept_for_it(tmp_path):
     root = album(tmp_path / "flat", a=20, b=10, c=2, d=1)
     found, _ = opened(root)
-    assert found.test.counts() == {"a": 4, "b": 2, "c": 1, "d": 0}
-    assert found.train.counts() == {"a": 16, "b": 8, "c": 1, "d": 1}
+    assert found.test.counts() == {"a": 3, "b": 1, "c": 1, "d": 0}, "of a class of two one is tested, of one none"
+    assert found.train.counts() == {"a": 17, "b": 9, "c": 1, "d": 1}
     assert not set(found.train.files) & set(found.test.files)
-    assert any("no test part of its own, so 7 of 33" in note for note in found.notes)
+    assert any("no test part of its own, so 5 of 33" in note for note in found.notes)
     chosen = set(found.test.files)
     smaller = CropSpec(3, 5, 1.0, "squash", "bilinear")
     assert set(opened(root, smaller)[0].test.files) == chosen, "the same for every size of input"
@@ -196,7 +195,9 @@ def test_equal_pictures_stay_on_one_side(tmp_path):
             Image.open(root / label / f"{index}.png").save(root / label / f"{index}.bmp")
     found, decoded = opened(root)
     assert decoded == 40, "equal files are decoded once"
-    assert not any("also in train" in note for note in found.notes) and found.test.counts() == {"a": 6, "b": 6}
+    assert not any("also in train" in note for note in found.notes)
+    counts = found.test.counts()
+    assert min(counts.values()) >= 3 and not any(count % 3 for count in counts.values())
 
 
 def test_a_set_without_two_different_pictures_of_a_class(tmp_path):
@@ -204,23 +205,107 @@ def test_a_set_without_two_different_pictures_of_a_class(tmp_path):
         opened(album(tmp_path, a=1, b=1))
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=1, max_size=60), st.floats(0.05, 0.9))
+RANDOM_SETS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=1, max_size=60)
+
+
+def held_out(pictures, fraction):
+    """Which of the pictures, each (its set of inseparable ones, label), are tested; a set's number is its key."""
+    sets, labels = np.array([number for number, _ in pictures]), np.array([label for _, label in pictures])
+    return choose_test((sets * 2**59).astype(np.uint64), sets, labels, fraction)
+
+
+@given(RANDOM_SETS, st.floats(0.05, 0.9))
 def test_the_part_for_the_test_is_fair(pictures, fraction):
-    keys = np.array([key for key, _ in pictures], dtype=np.uint64)
-    labels = np.array([label for _, label in pictures])
-    held = choose_test(keys, labels, fraction)
-    assert not set(keys[held].tolist()) & set(keys[~held].tolist())
-    home = {key: min(label for k, label in pictures if k == key) for key, _ in pictures}
-    for label in range(4):
-        own = np.array([home[key] == label for key, _ in pictures])
-        different = len(set(keys[own].tolist()))
-        if different > 1:
-            assert 0 < held[own].sum() < own.sum()
-            assert held[own].sum() <= max(round(fraction * own.sum()), min(Counter(keys[own].tolist()).values()))
-        else:
-            assert not held[own].any()
-    turned = choose_test(keys[::-1], labels[::-1], fraction)
-    assert np.array_equal(turned[::-1], held)
+    held, labels = held_out(pictures, fraction), np.array([label for _, label in pictures])
+    assert not {s for (s, _), h in zip(pictures, held, strict=True) if h} & {
+        s for (s, _), h in zip(pictures, held, strict=True) if not h
+    }
+    assert set(labels[~held].tolist()) == set(labels.tolist()), "no class is without an image to learn from"
+    alone = {s for s, label in pictures if len({la for s2, la in pictures if s2 == s}) == 1}
+    for label in set(labels.tolist()):
+        own = {s for s, la in pictures if la == label}
+        assert len(own) < 2 or not own <= alone or held[labels == label].any()
+    assert np.array_equal(held_out(pictures[::-1], fraction)[::-1], held)
+
+
+@given(RANDOM_SETS, RANDOM_SETS)
+def test_no_image_to_learn_from_becomes_a_test_image_when_others_come(pictures, more):
+    before, after = held_out(pictures, 0.2), held_out(pictures + more, 0.2)[: len(pictures)]
+    learnt = [
+        {s for (s, la), held in zip(pictures, before, strict=True) if la == label and not held} for label in range(4)
+    ]
+    for (number, label), was, now in zip(pictures, before, after, strict=True):
+        alone = any(number in learnt[la] and len(learnt[la]) == 1 for s, la in pictures if s == number)
+        assert was or alone or not now, (number, label)
+
+
+def test_a_grown_folder_keeps_every_picture_on_its_side(tmp_path):
+    grown = album(tmp_path, a=100, b=100)
+    small, everything = tmp_path / "small", opened(grown)[0]
+    for label in "ab":
+        (small / label).mkdir(parents=True)
+        for index in range(60, 80):
+            shutil.copy(grown / label / f"{index}.png", small / label / f"{index}.png")
+    few = opened(small)[0]
+    assert len(few.test) and set(few.test.files) <= set(everything.test.files)
+    assert set(few.train.files) <= set(everything.train.files)
+    assert 20 <= len(everything.test) <= 60, "about a fifth"
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def tracks(tmp_path):
+    root = album(tmp_path, a=48, b=48)
+    for label in "ab":
+        for index in range(48):
+            (root / label / f"{index}.png").rename(root / label / f"{index // 4:03d}_{index:02d}.png")
+    return root
+
+
+@pytest.mark.parametrize("pattern, count", [(r"(.+)_\d+", 24), (r"(\d+)_\d+", 12), (r"\d+_\d", 14)])
+def test_a_group_is_in_one_part(tmp_path, pattern, count):
+    found, _ = opened(tracks(tmp_path), group=pattern)
+    parts = [set(part.groups) for part in (found.train, found.test)]
+    assert len(parts[0] | parts[1]) == count and not parts[0] & parts[1] and all(parts)
+    assert any(f"{count} groups of" in note for note in found.notes)
+    assert any("in several classes" in note for note in found.notes) == (count != 24)
+
+
+def test_groups_stay_on_their_side_when_pictures_and_groups_are_added(tmp_path):
+    root = tracks(tmp_path / "tracks")
+    late = [path for path in root.glob("*/*.png") if path.name[:3] > "008" or path.name[5] in "13579"]
+    for path in late:
+        path.rename(path.with_suffix(".late"))
+    before = opened(root, group=r"(.+)_\d+")[0]
+    for path in late:
+        path.with_suffix(".late").rename(path)
+    after = opened(root, group=r"(.+)_\d+")[0]
+    assert set(before.train.groups) <= set(after.train.groups) and set(before.test.groups) <= set(after.test.groups)
+
+
+@pytest.mark.parametrize(
+    "pattern, told",
+    [
+        (r"camera (\d+)", r"the pattern 'camera \(\\\\d\+\)' matches none of the 96 paths, such as 'a/000_00.png'"),
+        (r"png", "finds one group only, 'png'"),
+    ],
+)
+def test_a_pattern_that_groups_nothing_or_everything(tmp_path, pattern, told):
+    with pytest.raises(DataError, match=told):
+        opened(tracks(tmp_path), group=pattern)
+
+
+def test_the_folder_of_a_picture_is_its_group(tmp_path):
+    root = album(tmp_path, a=12, b=12)
+    for path in sorted(root.glob("*/*.png")):
+        home = path.parent / f"track {int(path.stem) // 3}"
+        home.mkdir(exist_ok=True)
+        path.rename(home / path.name)
+    found = opened(root, group="folder")[0]
+    assert set(found.train.groups) | set(found.test.groups) == {f"{c}/track {i}" for c in "ab" for i in range(4)}
+    with pytest.raises(DataError, match="no class has two groups"):
+        opened(album(tmp_path / "flat", a=9, b=9), group="folder")
 
 
 # --- what needs care ---------------------------------------------------------------------------------------------

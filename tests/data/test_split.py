@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.image_dataset import ImageSet
-from finetune.data.split import hold_out, image_hashes, take_shots
+from finetune.data.split import hold_out, image_hashes, inseparable, take_shots
 from finetune.errors import DataError
 
 PINNED = ["82b7f6a959f33633", "420015a9d43dce54"]
@@ -171,3 +171,61 @@ def test_of_a_class_with_fewer_images_all_are_taken() -> None:
     assert content(fewer) < content(taken) < content(take_shots(data, 6, seed=0)), "fewer are part of more"
     with pytest.raises(DataError, match="at least 1"):
         take_shots(random_set([5]), 0, seed=0)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def grouped_set(labels_of_groups: list[int], size: int = 6) -> ImageSet:
+    """`size` images of each group, whose class is given."""
+    labels = torch.tensor([label for label in labels_of_groups for _ in range(size)])
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (len(labels), 1, 3, 3), np.uint8))
+    groups = tuple(f"track {i}" for i in range(len(labels_of_groups)) for _ in range(size))
+    return ImageSet(images, labels, ("a", "b"), "tracks", groups=groups)
+
+
+def test_validation_images_bring_their_whole_group():
+    data = grouped_set([0] * 20 + [1] * 10)
+    rest, held = hold_out(data, 0.2)
+    assert not set(rest.groups) & set(held.groups)
+    assert held.counts() == {"a": 24, "b": 12}, "the share of each class, as 6 divides it"
+    mixed = ImageSet(data.images, torch.arange(180) % 2, ("a", "b"), "both classes in each", groups=data.groups)
+    rest, held = hold_out(mixed, 0.2)
+    assert not set(rest.groups) & set(held.groups) and held.counts() == {"a": 18, "b": 18}
+    with pytest.raises(DataError, match="fewer groups"):
+        hold_out(grouped_set([0, 1]), 0.8)
+
+
+def test_shots_are_taken_over_groups():
+    data = grouped_set([0] * 8 + [1] * 4)
+    for shots, groups in ((3, (3, 3)), (8, (8, 4)), (12, (8, 4))):
+        taken = take_shots(data, shots, seed=1)
+        found = [Counter(g for g, label in zip(taken.groups, taken.labels, strict=True) if label == c) for c in (0, 1)]
+        assert tuple(map(len, found)) == groups and taken.counts() == {"a": shots, "b": shots}
+        assert all(max(count.values()) - min(count.values()) <= 1 for count in found), (
+            "none gives two before all gave one"
+        )
+        assert set(taken.files) <= set(take_shots(data, shots + 1, seed=1).files)
+    assert set(take_shots(data, 3, seed=1).groups) != set(take_shots(data, 3, seed=2).groups)
+
+
+def test_an_image_without_a_group_stands_alone_among_groups():
+    data = grouped_set([0] * 4 + [1] * 4)
+    alone = ImageSet(
+        data.images,
+        data.labels,
+        data.class_names,
+        "some",
+        groups=tuple("" if i < 12 else group for i, group in enumerate(data.groups)),
+    )
+    indices = alone.group_indices()
+    assert indices is not None and len(set(indices.tolist())) == 12 + 6
+    assert take_shots(alone, 12, seed=0).counts() == {"a": 12, "b": 12}
+    assert ImageSet(data.images, data.labels, data.class_names, "none").group_indices() is None
+
+
+def test_equal_images_of_two_groups_join_them():
+    hashes = np.array([1, 2, 2, 3, 4, 5], dtype=np.uint64)
+    groups = np.array([0, 0, 1, 1, 2, 3])
+    assert inseparable(hashes, groups).tolist() == [0, 0, 0, 0, 1, 2]
+    assert inseparable(hashes, None).tolist() == [0, 1, 1, 2, 3, 4]

@@ -55,6 +55,9 @@ DATA = {
     "validation": 0.1,
     "shots": 3,
     "on_bad_image": "skip",
+    "group": r"(\d+)_\d+",
+    "columns": {"path": "image_id", "label": "kind", "split": "part", "group": "patient"},
+    "decode": "exact",
     "augment": AUGMENT,
 }
 INPUT = {"size": 28, "mean": [0.5], "std": [0.25], "interpolation": "bicubic", "crop": 0.875, "resize": "squash"}
