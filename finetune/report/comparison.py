@@ -292,7 +292,9 @@ def groups_line(images: int, groups: int | None, effective: float | None = None)
 
 def _images_text(comparison: Comparison) -> str:
     """What the test images are as a sample: images, or groups of them."""
-    return "test images" if comparison.groups is None else f"{comparison.groups:,} groups of test images"
+    if comparison.groups is None:
+        return "test images"
+    return f"{comparison.groups:,} {'group' if comparison.groups == 1 else 'groups'} of test images"
 
 
 def _conclusion(comparison: Comparison, cause: str | None, of: str, *, better: bool) -> str:
@@ -323,9 +325,8 @@ def _remaining_range(metric: str, of: str, lower: float, upper: float) -> str:
 def _power_text(comparison: Comparison) -> str:
     """What the test would have shown, and what one point would take."""
     if comparison.detectable is None:
-        return (
-            f"; so few {_images_text(comparison) if comparison.design == IMAGES else 'seeds'} show no difference at all"
-        )
+        images = "test images" if comparison.groups is None else "groups of test images"
+        return f"; so few {images if comparison.design == IMAGES else 'seeds'} show no difference at all"
     shown = f"{_points(comparison.metric, comparison.detectable)} {_unit(comparison.metric)}"
     found = f"; a true difference of {shown} would have been shown 4 times in 5"
     needed = comparison.one_point

@@ -192,7 +192,8 @@ def added_shares(rights: Floats, groups: Integers | None = None) -> tuple[float,
     """The two images that are added to a table of rights (1) and wrongs (0), (seeds, images), or the two groups."""
     if group_numbers(groups) is None:
         return 1.0, 0.0
-    return typical_size(rights.mean(axis=0), groups), 1 - typical_size(1 - rights.mean(axis=0), groups)
+    of_right, of_wrong = (np.mean([typical_size(row, groups) ** 2 for row in rows]) for rows in (rights, 1 - rights))
+    return math.sqrt(of_right), 1 - math.sqrt(of_wrong)
 
 
 def by_group(table: Floats, groups: Integers) -> Floats:

@@ -76,7 +76,13 @@ class Answers:
                 raise ValueError(f"{name}: expected 0 to 1, got {given.min()} to {given.max()}")
 
     @classmethod
-    def of(cls, labels: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: Integers | None = None) -> Answers:
+    def of(
+        cls,
+        labels: npt.ArrayLike,
+        probabilities: npt.ArrayLike,
+        predicted: Integers | None = None,
+        groups: Integers | None = None,
+    ) -> Answers:
         """From labels (int, N) and the probabilities of all classes (float, N×C), each row of which sums to 1.
 
         predicted: what was answered (int, N), where rounding may have made two probabilities equal.
@@ -92,7 +98,7 @@ class Answers:
         if predicted is None:
             predicted = given.argmax(1) if given.size else np.zeros(0, np.int64)
         confidence = np.take_along_axis(given, predicted[:, None], 1)[:, 0] if given.size else None
-        return cls(true, predicted, given.shape[1], confidence, given)
+        return cls(true, predicted, given.shape[1], confidence, given, groups)
 
     @classmethod
     def of_predictions(

@@ -189,8 +189,8 @@ def json_values(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_absent(value: Any) -> Any:
     if isinstance(value, dict):
-        absent = (key for key in ONLY_WITH_GROUPS if key in value and value[key] is None)
-        return {key: _without_absent(own) for key, own in value.items() if key not in set(absent)}
+        kept = ((key, own) for key, own in value.items() if own is not None or key not in ONLY_WITH_GROUPS)
+        return {key: _without_absent(own) for key, own in kept}
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [_without_absent(own) for own in value]
     return value
