@@ -55,7 +55,7 @@ def open_image_folder(
     manifest = read_manifest(name).with_classes(classes)
     _refuse_untrained_classes(manifest)
     decoded = decode_images(manifest.records, spec, cache_folder(cache), progress)
-    bad = sorted([*manifest.bad, *((manifest.records[i].name, reason) for i, reason in decoded.bad)])
+    bad = sorted([*manifest.bad, *((manifest.records[i].where, reason) for i, reason in decoded.bad)])
     if bad and on_bad_image == "fail":
         raise DataError(_bad_images(manifest.name, bad))
     notes = list(manifest.notes)

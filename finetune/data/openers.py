@@ -1,4 +1,4 @@
-"""The kinds of image sources, and which one a name stands for: a folder or a CSV so far.
+"""The kinds of image sources, and which one a name stands for: a CSV, shards, or a folder.
 
 A new kind is one module that makes a `Manifest` with its own `ImageRecord`, and one row of OPENERS.
 """
@@ -13,6 +13,9 @@ from typing import NamedTuple
 from finetune.data.csv_manifest import read_csv
 from finetune.data.image_folder import list_folder
 from finetune.data.manifest import Manifest
+from finetune.data.parquet_shards import read_parquet
+from finetune.data.shards import PARQUET, TAR, shard_kind, shard_suffix
+from finetune.data.tar_shards import read_tar
 
 
 class Opener(NamedTuple):
@@ -25,6 +28,11 @@ class Opener(NamedTuple):
 
 def _is_csv(name: str) -> bool:
     return name.lower().endswith(".csv") and not _is_dir(name)
+
+
+def _is_shards(kind: str) -> Callable[[str], bool]:
+    """Whether a name stands for such a file, or for a folder of them."""
+    return lambda name: (shard_kind(Path(name)) if _is_dir(name) else shard_suffix(name)) == kind
 
 
 def _is_folder(name: str) -> bool:
@@ -41,6 +49,8 @@ def _is_dir(name: str) -> bool:
 # The first that accepts a name opens it. Folders are last, as they accept whatever looks like a path.
 OPENERS: dict[str, Opener] = {
     "csv": Opener(_is_csv, read_csv, ".csv"),
+    "parquet": Opener(_is_shards(PARQUET), read_parquet, PARQUET),
+    "tar": Opener(_is_shards(TAR), read_tar, TAR),
     "folder": Opener(_is_folder, list_folder),
 }
 
