@@ -26,7 +26,7 @@ ROOMS = {
     "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
     "sources": {"hub", "models", "report", "checkpoint", "io", "system", "text", "errors"},
     "run": {
-        *("sources", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
+        *("sources", "hub", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
         *("system", "paths", "text", "errors"),
     },
     "verification": {

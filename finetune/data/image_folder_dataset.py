@@ -42,17 +42,19 @@ def open_image_folder(
     on_bad_image: Literal["fail", "skip"] = "fail",
     cache: Path | None = None,
     progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> DataSplits:
     """The images of a folder, a CSV, or any other source that `openers.OPENERS` knows, cropped to squares by `spec`.
 
     classes: only these, in this order. cache: the folder for decoded images, by default `cache_folder()`. progress:
-    called with (done, all) while images are decoded; not at all where none has to be.
+    called with (done, all) while images are decoded; not at all where none has to be. folder: where the files of a data
+    set on the Hub were put.
 
     Without a test split, TEST_FRACTION of each class become one, chosen by content: the same at every opening.
     Raises DataError for what does not exist, a class without an image to learn from, and for bad images, all in one
     message; with on_bad_image "skip" these are left out instead, and noted.
     """
-    manifest = read_manifest(name).with_classes(classes)
+    manifest = read_manifest(name, folder).with_classes(classes)
     _refuse_untrained_classes(manifest)
     decoded = decode_images(manifest.records, spec, cache_folder(cache), progress)
     bad = sorted([*manifest.bad, *((manifest.records[i].where, reason) for i, reason in decoded.bad)])

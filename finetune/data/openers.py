@@ -6,16 +6,18 @@ A new kind is one module that makes a `Manifest` with its own `ImageRecord`, and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from finetune.data.csv_manifest import read_csv
 from finetune.data.image_folder import list_folder
-from finetune.data.manifest import Manifest
-from finetune.data.parquet_shards import read_parquet
+from finetune.data.manifest import ImageRecord, Manifest
+from finetune.data.parquet_shards import read_parquet, unlabelled_parquet
 from finetune.data.shards import PARQUET, TAR, shard_kind, shard_suffix
-from finetune.data.tar_shards import read_tar
+from finetune.data.tar_shards import read_tar, unlabelled_tar
+
+HUB_DATA = "hub-data:"  # before OWNER/NAME[@REVISION] of a data set on the Hub, whose files are fetched before
 
 
 class Opener(NamedTuple):
@@ -55,18 +57,40 @@ OPENERS: dict[str, Opener] = {
 }
 
 
+def is_hub_data(name: str) -> bool:
+    """Whether a name stands for a data set on the Hub: `hub-data:OWNER/NAME[@REVISION]`."""
+    return name.startswith(HUB_DATA)
+
+
 def is_image_path(name: str) -> bool:
-    """Whether a name stands for a person's own images rather than a registered data set."""
-    return any(opener.accepts(name) for opener in OPENERS.values())
+    """Whether a name stands for a person's own images, or the Hub's, rather than a registered data set."""
+    return is_hub_data(name) or any(opener.accepts(name) for opener in OPENERS.values())
 
 
-def read_manifest(name: str) -> Manifest:
-    """Lists the images that a name stands for, without opening them. DataError where there are none."""
+def read_manifest(name: str, folder: Path | None = None) -> Manifest:
+    """Lists the images that a name stands for, without opening them. DataError where there are none.
+
+    folder: where the Parquet files of a data set on the Hub were put.
+    """
+    if folder is not None:
+        return read_parquet(name, folder=folder)
     accepting = (opener for opener in OPENERS.values() if opener.accepts(name))
     return next(accepting, OPENERS["folder"]).read(name)
 
 
+def unlabelled_records(name: str, folder: Path | None = None) -> Sequence[ImageRecord] | None:
+    """All images of shards, which need no labels, to be classified; None where `name` is something else. DataError."""
+    if folder is not None or OPENERS["parquet"].accepts(name):
+        return unlabelled_parquet(name, folder)
+    return unlabelled_tar(name) if OPENERS["tar"].accepts(name) else None
+
+
 def short_name(name: str) -> str:
-    """What reports and file names call a source of images: the last part of its path, without `suffix`."""
+    """What reports and file names call a source of images: the last part of its path, without `suffix`.
+
+    NAME of a data set on the Hub.
+    """
+    if is_hub_data(name):
+        return name.removeprefix(HUB_DATA).partition("@")[0].rpartition("/")[2]
     path = Path(name).resolve()
     return path.stem if path.suffix.lower() in {opener.suffix for opener in OPENERS.values()} else path.name

@@ -149,13 +149,18 @@ def _refuse_missing(shards: Sequence[Shard], title: str) -> None:
             )
 
 
-def _refuse_versions(shards: Sequence[Shard], title: str) -> None:
-    """DataError where shards lie in several folders that are no splits, such as a Hub data set's configurations."""
+def shard_folders(names: Sequence[str]) -> list[str]:
+    """The folders of shards, without those parts of their paths that say a split; several are several versions."""
 
-    def version(name: str) -> str:
+    def folder(name: str) -> str:
         return "/".join(part for part in PurePosixPath(name).parts[:-1] if not set(_words(part)) & SPLIT_NAMES.keys())
 
-    versions = sorted({version(shard.name) for shard in shards})
+    return sorted({folder(name) for name in names})
+
+
+def _refuse_versions(shards: Sequence[Shard], title: str) -> None:
+    """DataError where shards lie in several folders that are no splits, such as a Hub data set's configurations."""
+    versions = shard_folders([shard.name for shard in shards])
     if len(versions) > 1:
         raise DataError(
             f"{title}: expected shards in one folder, or one for each part; found them in "

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.image_folder_dataset import open_image_folder
-from finetune.data.openers import is_image_path, short_name
+from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
 from finetune.errors import DataError, SettingError
+from finetune.hub.dataset import fetch_dataset
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import DataSettings
 from finetune.report.console import Console
@@ -22,7 +23,7 @@ class RunData:
     """The train, validation and test images of a run. `validation` may be empty; `test` is for the end only.
 
     `notes` are what a person should know of their own images: what was left out, is in two parts, or is scarce.
-    `splits` are the images that these were chosen from.
+    `splits` are the images that these were chosen from. `id` of a data set on the Hub has the commit.
     """
 
     name: str
@@ -31,6 +32,7 @@ class RunData:
     test: ImageSet
     notes: tuple[str, ...] = ()
     splits: DataSplits | None = None
+    id: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -54,6 +56,7 @@ class RunData:
     def _description(self) -> dict[str, object]:
         return {
             "name": self.name,
+            **({"id": self.id} if self.id is not None else {}),
             "classes": list(self.class_names),
             "train": {"images": len(self.train), "fingerprint": self.train.fingerprint()},
             "validation": {"images": len(self.validation), "fingerprint": self.validation.fingerprint()},
@@ -81,8 +84,8 @@ def open_run_data(
             "file of path,label[,split]"
         )
     console = console or Console(quiet=True, results=False)
-    name, found = _open_parts(data, data.name, root, spec, console, None if any_channels else spec.channels)
-    chosen = choose_run_data(name, found, data, seed)
+    name, found, id = _open_parts(data, data.name, root, spec, console, None if any_channels else spec.channels)
+    chosen = replace(choose_run_data(name, found, data, seed), id=id)
     for note in chosen.notes[len(found.notes) :]:
         console.note(note)
     return chosen
@@ -124,7 +127,7 @@ def same_choice(chosen: RunData, found: DataSplits) -> RunData:
 
     given = found.validation if found.validation is not None and len(found.validation) else found.train
     train, validation = same(chosen.train, found.train), same(chosen.validation, given)
-    return RunData(chosen.name, train, validation, found.test, chosen.notes, found)
+    return RunData(chosen.name, train, validation, found.test, chosen.notes, found, chosen.id)
 
 
 def open_test(
@@ -132,16 +135,17 @@ def open_test(
 ) -> tuple[str, ImageSet]:
     """A data set's short name and its test images, of all its classes."""
     data = DataSettings.model_validate({"name": name, "on_bad_image": on_bad_image})
-    short, found = _open_parts(data, name, root, spec, console, spec.channels)
+    short, found, _ = _open_parts(data, name, root, spec, console, spec.channels)
     return short, found.test
 
 
 def _open_parts(
     data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
-) -> tuple[str, DataSplits]:
+) -> tuple[str, DataSplits, str | None]:
     """The short name and the splits of a registered data set or of a person's own images, with the classes asked for.
 
-    `channels` None: images stay as grey or colourful as they are.
+    The third is the id, with its commit, of a data set on the Hub, which is fetched first. `channels` None: images stay
+    as grey or colourful as they are.
     """
     if not is_image_path(name):
         name = find_dataset(name).name
@@ -149,11 +153,17 @@ def _open_parts(
         train, test = splits.train, splits.test
         if data.classes is not None:
             train, test = train.with_classes(data.classes), test.with_classes(data.classes)
-        return name, DataSplits(train, test)
+        return name, DataSplits(train, test), None
+    fetched = fetch_dataset(name, note=console.note, bars=not console.quiet) if is_hub_data(name) else None
     with console.task("decoding") as progress:
         found = open_image_folder(
-            name, spec.crop_spec(channels), classes=data.classes, on_bad_image=data.on_bad_image, progress=progress
+            name,
+            spec.crop_spec(channels),
+            classes=data.classes,
+            on_bad_image=data.on_bad_image,
+            progress=progress,
+            folder=fetched.folder if fetched is not None else None,
         )
     for note in found.notes:
         console.note(note)
-    return short_name(name), found
+    return short_name(name), found, fetched.id if fetched is not None else None
