@@ -49,12 +49,14 @@ def open_image_folder(
     cache: Path | None = None,
     progress: Progress | None = None,
     to_train: bool = True,
+    folder: Path | None = None,
 ) -> DataSplits:
     """The images of a folder, a CSV, or any other source that `openers.OPENERS` knows, cropped to squares by `spec`.
 
     classes: only these, in this order. columns: what a table calls its columns. group: which images belong together, as
     `data.group` of a recipe. cache: the folder for decoded images, by default `cache_folder()`. progress: called with
-    (done, all) while images are decoded; not at all where none has to be.
+    (done, all) while images are decoded; not at all where none has to be. folder: where the files of a data set on the
+    Hub were put.
 
     Without a test split, about TEST_FRACTION of the images become one, each chosen by its content or its group: the
     same at every opening, and when others are added.
@@ -64,14 +66,14 @@ def open_image_folder(
     to_train False: for measuring only. Nothing need be there to learn from, and without a test split `train` has all
     images, those in `test` too; `test` may then be empty.
     """
-    manifest = read_manifest(name, columns).with_groups(group).with_classes(classes)
+    manifest = read_manifest(name, columns, folder).with_groups(group).with_classes(classes)
     manifest.check_groups()
     if to_train:
         manifest.check_trainable()
     elif not manifest.records:
         raise DataError("; ".join([f"{manifest.name}: no picture to measure", *manifest.unread.values()]))
     decoded = decode_images(manifest.records, spec, cache_folder(cache), progress)
-    bad = sorted([*manifest.bad, *((manifest.records[i].name, reason) for i, reason in decoded.bad)])
+    bad = sorted([*manifest.bad, *((manifest.records[i].where, reason) for i, reason in decoded.bad)])
     if bad and on_bad_image == "fail":
         raise DataError(_bad_images(manifest.name, bad))
     notes = list(manifest.notes)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
-from finetune.data.openers import is_image_path, short_name
+from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
@@ -176,7 +176,7 @@ def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
     """The resolved recipe for checkpoint and report, with a data folder's name in place of its path."""
     values: dict[str, Any] = resolve_recipe(recipe)
     name = values["data"].get("name")
-    if name is not None and is_image_path(name):
+    if name is not None and is_image_path(name) and not is_hub_data(name):
         values["data"] = {**values["data"], "name": short_name(name)}
     return values
 
