@@ -50,8 +50,8 @@ def measure(home: Path, seed: int) -> None:
         assert found is not None
         low, high = (100 * end for end in found.ci95)
         print(
-            f"round {seed}, {name}: claims {100 * found.accuracy:.1f} % ({low:.1f} to {high:.1f}) on {found.total} test "
-            f"pictures; unseen scenes {100 * truth.accuracy:.1f} %",
+            f"round {seed}, {name}: claims {100 * found.accuracy:.1f} % ({low:.1f} to {high:.1f}) of {found.total} "
+            f"test pictures; unseen scenes {100 * truth.accuracy:.1f} %",
             flush=True,
         )
 

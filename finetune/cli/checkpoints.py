@@ -24,6 +24,11 @@ from finetune.errors import ClaimError, DataError
     help="Pictures that cannot be read: list them and stop, or go on without them.",
 )
 @click.option(
+    "--group",
+    metavar="PATTERN",
+    help="Which pictures belong together, as data.group of recipes; left out: as in the checkpoint's training.",
+)
+@click.option(
     "--confusion", type=click.Path(path_type=Path), metavar="PNG", help="Draws the confusion matrix as a picture."
 )
 @click.option(

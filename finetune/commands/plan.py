@@ -258,7 +258,7 @@ def _estimate(caches: CacheManager, number: int, caching: PhaseCache, stages: tu
     seconds = 0.0
     for count in (1, min(steps, TRIAL_STEPS)):  # the first step warms up and is not counted
         began = time.perf_counter()
-        planned = phase_config(phase, stages, count, caching.start)
+        planned = phase_config(phase, stages, count, caching.start, context.loss_balance())
         still = replace(
             planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break

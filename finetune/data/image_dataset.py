@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.data.image_io import EXACT, Decoding
 from finetune.data.manifest import check_class_choice
 from finetune.errors import DataError
 
@@ -194,13 +195,16 @@ def group_indices(groups: Sequence[str]) -> npt.NDArray[np.int64] | None:
 class DataSplits:
     """The splits of a data set, which name the same classes. validation None: to be held out of train.
 
-    notes: what people should know about their images, a line each.
+    notes: what people should know about their images, a line each. held_out: whether the test images were taken from
+    train's, as the data set has no test split. decoding: how files became pixels, where they did.
     """
 
     train: ImageSet
     test: ImageSet
     validation: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    held_out: bool = False
+    decoding: Decoding = EXACT
 
     def __post_init__(self) -> None:
         if self.train.class_names != self.test.class_names:

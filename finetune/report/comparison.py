@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -36,6 +36,7 @@ Design = Literal["images", "seeds x images"]
 SIGNIFICANT = 0.05
 """A difference is called shown when the p-value is below this."""
 ACCURACY = "accuracy"
+NOTHING_LEARNT = ": it may have learnt nothing"
 POWER_REACH = 1.43  # what is shown 4 times in 5, in half-widths of a 95 % interval: (1.96 + 0.84) / 1.96
 IMAGES: Design = "images"
 CROSSED: Design = "seeds x images"
@@ -245,13 +246,34 @@ def comparison_from(values: Any) -> Comparison | None:
     return replace(found, verdict=_verdict(_sign(found.metric) * found.difference, found.p_value, seeds=found.seeds))
 
 
-def sentence(comparison: Comparison, of: str, against: str) -> str:
+def sentences(
+    comparisons: Mapping[str, Comparison | None], commonest: str | None = None, *, learnt: bool = False
+) -> list[str]:
+    """What a report's comparisons show, in words; their keys are such as after_vs_scratch.
+
+    A row that is not shown to beat a floor gets no praise for beating another. commonest: the class that the floor
+    always names. learnt: other numbers show that the row has learnt something all the same.
+    """
+    always = f"always answering {commonest!r}" if commonest is not None else "always naming the commonest class"
+    pairs = [(*key.partition("_vs_")[::2], found) for key, found in comparisons.items() if found is not None]
+    beaten = all(not row_of(against).floor or not is_told(found, against) for _, against, found in pairs)
+    said = []
+    for of, against, found in pairs:
+        if against and is_told(found, against):
+            unbeaten = always if row_of(against).floor or not beaten else None
+            text = sentence(found, of, against, unbeaten=unbeaten)
+            said.append(text.removesuffix(NOTHING_LEARNT) if learnt else text)
+    return said
+
+
+def sentence(comparison: Comparison, of: str, against: str, *, unbeaten: str | None = None) -> str:
     """One plain sentence in percentage points about row `of` (the second) against row `against` (the first).
 
-    Both are keys of a report's rows. It claims a cause only where there is one and enough seeds show it.
+    Both are keys of a report's rows. It claims a cause only where there is one and enough seeds show it. unbeaten: what
+    `of` is not shown to be better than, and anybody could do; then it is not praised for beating `against`.
     """
     cause, floor = row_of(against).cause, row_of(against).floor
-    of, against = row_of(of).title, row_of(against).title
+    of, against = row_of(of).title, unbeaten if floor and unbeaten is not None else row_of(against).title
     over = _images_text(comparison)
     over = over if comparison.design == IMAGES else f"{comparison.seeds} seeds and the {over}"
     spread = f"95 % interval {{}} to {{}} over {over}, {p_text(comparison.p_value)}"
@@ -262,7 +284,7 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
         ends_shown = spread.format(_signed(metric, lower), _signed(metric, upper))
         between = f"{_signed(metric, sign * comparison.difference)} {points}, {ends_shown}"
         if floor:
-            return f"{of} is not shown to beat {against} ({between}): it may have learnt nothing"
+            return f"{of} is not shown to be better than {against} ({between}){NOTHING_LEARNT}"
         return (
             f"no difference shown between {of} and {against} ({between}): {_remaining_range(metric, of, lower, upper)}"
             f"{_power_text(comparison)}{_source_text(comparison)}"
@@ -273,6 +295,8 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     shown_ends = (_points(metric, ends[0]), _points(metric, ends[1]))
     gap = f"by {_points(metric, size)} {points} ({spread.format(*shown_ends)})"
     conclusion = _conclusion(comparison, cause, of, better=better)
+    if better and unbeaten is not None and not floor:
+        conclusion = f"yet it is not shown to be better than {unbeaten}"
     if ends[0] <= 0:
         conclusion += ", narrowly: the interval still has 0 in it"
     return f"{of} {'beats' if better else 'falls behind'} {against} {gap}: {conclusion}{_source_text(comparison)}"

@@ -9,12 +9,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.report.comparison import IMAGES, SIGNIFICANT, Score, groups_line, is_told, sentence
+from finetune.report.comparison import ACCURACY, IMAGES, SIGNIFICANT, Score, groups_line, is_told, sentences
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
-from finetune.report.rows import row_of
+from finetune.report.rows import OWN_ROWS, row_of
 from finetune.report.statistics import wilson
 
+BALANCED = "balanced_accuracy"
 MAX_CONFUSED = 5
 UNEVEN = 2  # times as many test images of one class as of another
 TUNED_FROM = 2  # other choices tried on the same test images, from which on a sentence is due
@@ -41,7 +42,9 @@ def report_tables(report: Report) -> list[RenderableType]:
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")
     counted = "range over seeds" if several else "right / total"
-    metric = next((c.metric for c in report.comparisons.values() if c is not None and c.metric != "accuracy"), None)
+    metric = next((c.metric for c in report.comparisons.values() if c is not None and c.metric != ACCURACY), None)
+    if metric is None and _uneven_classes(report) is not None:
+        metric = BALANCED
     chosen = [] if metric is None else [f"{METRICS[metric].title} (95 % interval)"]
     for column in (counted, "accuracy (95 % interval)", *chosen):
         table.add_column(column, justify="right", overflow="fold")
@@ -53,10 +56,7 @@ def report_tables(report: Report) -> list[RenderableType]:
             shown = [] if metric is None else [_metric_with_interval(metric, (result.metrics or {}).get(metric))]
             table.add_row(row.title, _counted(result), with_interval(result), *shown, how)
     found: list[RenderableType] = [table]
-    for name, comparison in report.comparisons.items():
-        of, against = name.split("_vs_", 1)
-        if comparison is not None and is_told(comparison, against):
-            found.append(Text(sentence(comparison, of, against)))
+    found += [Text(line) for line in _verdict_lines(report)]
     if report.retention is not None:
         kept, whose = report.retention, ", the first seed" if several else ""
         found.append(
@@ -73,17 +73,50 @@ def _group_lines(report: Report) -> list[str]:
     return [] if line is None else [line]
 
 
-def _uneven_lines(report: Report) -> list[str]:
-    """Offers balanced accuracy where the test images of the classes are uneven in number."""
-    compared = {comparison.metric for comparison in report.comparisons.values() if comparison is not None}
+def _verdict_lines(report: Report) -> list[str]:
+    """What the comparisons show; and where accuracy shows nothing beyond the commonest class, what another metric does.
+
+    A classifier that tells rare classes apart may be right less often than one that never names them.
+    """
+    majority = report.results.get("majority")
+    own = next((report.results[key] for key in OWN_ROWS if report.results.get(key) is not None), None)
+    lines = sentences(report.comparisons, majority.method if majority is not None else None)
+    floor = next((c for key, c in report.comparisons.items() if key.endswith("_vs_majority")), None)
+    if floor is None or not is_told(floor, "majority") or floor.metric != ACCURACY or own is None or majority is None:
+        return lines
+    values = [(result.metrics or {}).get(BALANCED) for result in (own, majority)]
+    if values[0] is None or values[1] is None or values[0].ci95 is None or values[1].value is None:
+        return lines
+    if values[0].ci95[0] <= values[1].value:
+        return lines
+    shown = _metric_with_interval(BALANCED, values[0])
+    learnt = sentences(report.comparisons, majority.method, learnt=True)
+    return [
+        *learnt,
+        f"it has learnt something all the same: balanced accuracy {shown}, against {percent(values[1].value)}",
+    ]
+
+
+def _uneven_classes(report: Report) -> tuple[str, int, str, int] | None:
+    """The class with the most test images and that with the fewest, and how many; None where they are about even."""
     counted = next((result.per_class for result in report.results.values() if result and result.per_class), None)
     seeds = max(1, len(report.seeds))  # over which counts are summed
     images = {name: score["total"] // seeds for name, score in (counted or {}).items() if score["total"]}
-    if not images or max(images.values()) < UNEVEN * min(images.values()) or compared - {"accuracy"}:
-        return []
+    if not images or max(images.values()) < UNEVEN * min(images.values()):
+        return None
     most, least = max(images, key=images.__getitem__), min(images, key=images.__getitem__)
+    return most, images[most], least, images[least]
+
+
+def _uneven_lines(report: Report) -> list[str]:
+    """Offers balanced accuracy where the test images of the classes are uneven in number."""
+    compared = {comparison.metric for comparison in report.comparisons.values() if comparison is not None}
+    found = _uneven_classes(report)
+    if found is None or compared - {ACCURACY}:
+        return []
+    most, images, least, fewest = found
     return [
-        f"the classes are uneven: {images[most]:,} test images of {most}, {images[least]:,} of {least}; "
+        f"the classes are uneven: {images:,} test images of {most}, {fewest:,} of {least}; "
         "--metric balanced_accuracy counts every class alike"
     ]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
-from finetune.data.openers import is_image_path, short_name
+from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
@@ -49,7 +49,7 @@ from finetune.train.device import Runtime, environment
 class RowAnswers:
     """What a row answers to the test images: the class of each (int64, N), and probabilities (float32, N×C).
 
-    method: how the source answered, where that is not always the same.
+    method: how the source answered, where that is not always the same; of the commonest class, which one it is.
     """
 
     predicted: Tensor
@@ -62,10 +62,15 @@ class RowAnswers:
         return cls(logits.argmax(1).cpu(), logits.double().softmax(1).float().cpu(), method)
 
 
-def majority_logits(train: ImageSet, count: int) -> Tensor:
-    """RowAnswers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
-    shares = torch.tensor(list(train.counts().values())).double() / len(train)
-    return shares.log().expand(count, -1)
+def majority_logits(train: ImageSet, count: int) -> tuple[Tensor, str | None]:
+    """Always naming the commonest class of the training images: log shares of the classes (count×C), and that class.
+
+    None where several classes are as common.
+    """
+    counts = train.counts()
+    shares = torch.tensor(list(counts.values())).double() / len(train)
+    commonest = [name for name, images in counts.items() if images == max(counts.values())]
+    return shares.log().expand(count, -1), commonest[0] if len(commonest) == 1 else None
 
 
 def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
@@ -173,7 +178,7 @@ def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
     """The resolved recipe for checkpoint and report, with a data folder's name in place of its path."""
     values: dict[str, Any] = resolve_recipe(recipe)
     name = values["data"].get("name")
-    if name is not None and is_image_path(name):
+    if name is not None and is_image_path(name) and not is_hub_data(name):
         values["data"] = {**values["data"], "name": short_name(name)}
     return values
 

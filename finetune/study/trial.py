@@ -19,7 +19,7 @@ from finetune.recipe.schema import AdaptRecipe
 from finetune.report.console import Console
 from finetune.report.report import PhaseSummary, Retention, SourceSummary, Transplant
 from finetune.run.context import make_context
-from finetune.run.data import RunData, choose_run_data, same_choice
+from finetune.run.data import RunData, advise, choose_run_data, same_choice
 from finetune.run.finalize import RowAnswers
 from finetune.run.options import RunCall
 from finetune.run.output_paths import OutputPaths
@@ -195,7 +195,7 @@ class TrialRunner:
         recipe, key, base = self._open_all(trial.source, trial.recipe)
         chosen = f"{key} {recipe.data.shots} {trial.shots_seed} {trial.chooser}"
         if self.newest is None or self.newest[0] != chosen:
-            setup = replace(base, data=self._choose_data(trial, recipe, base))
+            setup = replace(base, data=advise(self._choose_data(trial, recipe, base), recipe))
             same_source = self.newest is not None and self.newest[1].source is setup.source
             shared = (
                 SharedWork(test=self.newest[2].test, cache=self.newest[2].cache)

@@ -39,7 +39,7 @@ def rows(listing):
 def refused(place, content):
     path = table(place, content)
     with pytest.raises(DataError) as caught:
-        read_csv(path)
+        read_csv(path).check_trainable()
     lines = str(caught.value).split("\n")
     assert all(line.startswith(str(path)) for line in lines)
     return [line.removeprefix(str(path)) for line in lines]
@@ -109,13 +109,13 @@ def test_very_many_problems_are_counted(place):
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("file,class\n" + ROWS, ":1: no column path, label; expected a first line of path,label"),
-        ("path;label\na;b\n", "found path;label"),
+        ("cell,kind\n" + ROWS, ":1: no column path, label; expected a first line of path,label"),
+        ("path;kind\na;b\n", ":1: no column label"),
         ("path,label,label\n", "the column label twice"),
         ("", "found nothing"),
-        ("path,label\n", ": no picture to learn from"),
+        ("path,label\n", ": no picture; expected rows"),
         ("path,label,split\na/1.png,cat,test\na/2.png,dog,val\n", ": no picture to learn from"),
-        ("path,label\na/1.png,cat\na/2.png,cat\n", ": one class only, 'cat'"),
+        ("path,label\na/1.png,cat\na/2.png,cat\n", ": found one class only, 'cat'"),
         (b"path,label\na/1.png,caf\xe9\n", ":2: expected UTF-8, found the byte 0xe9"),
         ("path,label\n".encode("utf-16"), ":1: expected UTF-8"),
         ("path,label\na\0b.png,cat\n", ":2: there is no file a\ufffdb.png"),
@@ -259,6 +259,7 @@ def test_any_bytes_are_a_table_or_a_data_error(place, content):
     path = table(place, content, "fuzz.csv")
     try:
         found = read_csv(path)
+        found.check_trainable()
     except DataError as error:
         assert str(error).startswith(str(path))
         assert printable_lines(str(error)) == str(error)

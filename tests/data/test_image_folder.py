@@ -82,8 +82,9 @@ def test_hidden_files_are_skipped_and_others_noted(tmp_path):
     (tmp_path / "README.md").write_text("x")
     found = list_folder(tmp_path)
     assert len(found.records) == 2 and found.class_names == ("a", "b")
-    assert len(found.notes) == 1
-    assert "2 files" in found.notes[0] and "README.md, a/notes.txt" in found.notes[0]
+    system, others = found.notes
+    assert "5 hidden or system files and folders left out: .DS_Store, ._0.png, .git, .thumbs, __MACOSX" in system
+    assert "1 .md file (README.md); 1 .txt file (a/notes.txt)" in others
 
 
 def test_what_lies_beside_train_is_noted(tmp_path):
@@ -120,7 +121,7 @@ def test_the_folder_itself_may_be_a_link(tmp_path):
 
 def refused(folder):
     with pytest.raises(DataError) as caught:
-        list_folder(folder)
+        list_folder(folder).check_trainable()
     assert str(caught.value).startswith(str(folder))
     return str(caught.value)
 

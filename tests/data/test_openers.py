@@ -10,8 +10,9 @@ from tiny import phase, pretrain_recipe, report_of, worked
 
 from finetune.data.image_folder_dataset import open_image_folder
 from finetune.data.image_io import CropSpec
-from finetune.data.manifest import SPLIT_NAMES, ImageRecord, Manifest, with_test_split
+from finetune.data.manifest import ImageRecord, Manifest, with_test_split
 from finetune.data.openers import OPENERS, Opener, is_image_path, short_name
+from finetune.data.split_names import SPLIT_NAMES
 from finetune.errors import DataError
 
 SPEC = CropSpec(channels=3, size=16, crop=1.0, resize="squash", interpolation="bilinear")

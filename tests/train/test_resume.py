@@ -14,7 +14,7 @@ from finetune.errors import NonFiniteError
 from finetune.train import meter
 from finetune.train.device import Runtime, seeded
 from finetune.train.loop import Training, TrainState
-from finetune.train.meter import Row
+from finetune.train.meter import Row, ValidationScore
 from finetune.train.nan_guard import DeviceNanGuard
 
 FLOAT32 = Runtime(torch.device("cpu"), "float32")
@@ -48,7 +48,7 @@ def training(network, given, *, augment=None, start=0, held=None):
 
 def judge(network):
     """Accuracies that depend on the weights alone, so that the best row is not always the last."""
-    return lambda: float(network.head.weight.detach().double().sum().sin())
+    return lambda: ValidationScore(float(network.head.weight.detach().double().sum().sin()))
 
 
 def through_a_file(state):
