@@ -530,7 +530,7 @@ def test_groups_of_pictures_reach_report_predictions_and_checks(folder: Path, ba
     result, comparison = report["results"]["after"], report["comparisons"]["after_vs_majority"]
     assert result["total"] == 80 and result["groups"] == comparison["groups"] == 10
     each = result["per_seed"]
-    assert all(10 <= own["effective_images"] <= 40 for own in each)
+    assert all(8 <= own["effective_images"] <= 40 for own in each)
     own = metadata_of(NEW)["results"]["after"]
     assert (own["groups"], own["effective_images"]) == (10, each[0]["effective_images"])
     assert tuple(own["ci95"]) == wilson_by_groups(own["correct"], 40, own["effective_images"], 10)
@@ -542,6 +542,6 @@ def test_groups_of_pictures_reach_report_predictions_and_checks(folder: Path, ba
     alone = report_of(NEW)
     alone["results"]["after"]["per_seed"][0]["effective_images"] += 1.0
     Path(NEW).with_suffix(".report.json").write_text(json.dumps(alone))
-    assert [check.check for check in toolkit.verify(NEW).failed] == ["report"]
+    assert toolkit.verify(NEW).failed == ["report"]
     shown = worked("adapt", "--from", backbone, "--target", album, *words, "--out", "one.safetensors").out
     assert "40 test images in 10 groups, worth about" in " ".join(shown.split())
