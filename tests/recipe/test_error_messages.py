@@ -52,7 +52,7 @@ def test_the_good_recipe_is_good():
         # keys
         ("optimizer:", "optimiser:", f"7: phases[0].optimiser: unknown key; did you mean 'optimizer'? Allowed keys are "
          f"{PHASE_KEYS}"),
-        ("seed: 0", "zzz: 0", "9: zzz: unknown key; allowed keys are kind, model, input, data, phases, precision, "
+        ("seed: 0", "zzz: 0", "9: zzz: unknown key; allowed keys are kind, model, input, data, balance, phases, precision, "
          "sharding, cache, seed, test_each_epoch"),
         ("name: cosine", "nam: cosine", "8: phases[0].schedule.nam: unknown key; did you mean 'name'? Allowed keys are "
          "name, warmup, shape, at, factor"),
