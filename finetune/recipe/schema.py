@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from finetune.batching import batches_per_epoch
+from finetune.batching import batches_per_epoch, images_in_steps
 from finetune.recipe.rules import rule_problems
 from finetune.recipe.yaml_loader import WrittenInt
 from finetune.report.rows import ADAPT_ROWS
@@ -518,8 +518,7 @@ class Phase(Settings):
         """
         if self.solver is not None:
             return images
-        epochs, rest = divmod(self.steps_for(images), batches_per_epoch(images, self.batch_size))
-        return epochs * images + rest * self.batch_size
+        return images_in_steps(self.steps_for(images), images, self.batch_size)
 
 
 def _name_phases(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
