@@ -90,7 +90,7 @@ def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
     if is_offline():
         return repo_from_cache(name)
     look = partial(api.repo_info, name.repo, repo_type=name.kind, revision=name.revision, files_metadata=True)
-    info = with_retry(f"look at {name}", look, note)
+    info: Any = with_retry(f"look at {name}", look, note)
     files = {file.rfilename: _listed_hash(file) for file in info.siblings or []}
     unknown = [file for file, known in files.items() if not known.is_known]
     if unknown and info.sha:
