@@ -169,7 +169,7 @@ def test_sparse_files_are_refused():
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(info, io.BytesIO(b"x"))
     Path("x.tar").write_bytes(file.getvalue())
-    with pytest.raises(DataError, match="found a file with holes, 0.png"):
+    with pytest.raises(DataError, match="found a file with holes, 0"):
         read_manifest("x.tar")
 
 
