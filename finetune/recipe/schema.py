@@ -23,7 +23,6 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from finetune.batching import batches_per_epoch, images_in_steps
 from finetune.recipe.rules import rule_problems
-from finetune.recipe.yaml_loader import WrittenInt
 from finetune.report.rows import ADAPT_ROWS
 
 
@@ -207,7 +206,7 @@ Augmentation = Annotated[
 
 def _class_name(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
-        return value.written if isinstance(value, WrittenInt) else str(value)
+        return str(value)
     if not isinstance(value, str):
         raise _expected("a class name (text or a whole number)")
     return value
