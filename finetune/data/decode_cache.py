@@ -57,7 +57,7 @@ class DecodedImages:
 
     rows: each record's row in `cache.pixels`, -1 for a bad one. digests: of the encoded images, "" where they could not
     be read. bad: (index of the record, reason). not_kept: why the cache could not be written, if so. facts: of each
-    record. spec: as they were cropped, its channels and bits known.
+    record. decoding: how files became pixels.
     """
 
     cache: CacheFile
@@ -66,7 +66,7 @@ class DecodedImages:
     bad: tuple[tuple[int, str], ...]
     not_kept: str | None
     facts: tuple[ImageFacts, ...]
-    spec: CropSpec
+    decoding: Decoding
 
 
 def decode_images(
@@ -99,7 +99,7 @@ def decode_images(
     rows = np.array([cache.row_of.get(digest, -1) for digest in digests], dtype=np.int64)
     bad = tuple((i, error or undecodable[digest]) for i, (digest, error, _) in enumerate(digested) if rows[i] < 0)
     of_records = tuple(facts.get(digest, ImageFacts()) for digest in digests)
-    return DecodedImages(cache, rows, digests, bad, not_kept, of_records, spec)
+    return DecodedImages(cache, rows, digests, bad, not_kept, of_records, Decoding(spec.decode, bits))
 
 
 def _find_or_decode(

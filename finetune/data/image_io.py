@@ -203,7 +203,7 @@ def open_image(content: bytes) -> Iterator[Image]:
             f"{', '.join(readable_formats())} does, or it is damaged there)"
         ) from None
     except Exception as error:  # the errors of Pillow's decoders have no common base
-        raise DataError(f"cannot be read as an image ({error})") from None
+        raise DataError(f"cannot be read as an image ({' '.join(str(error).split())})") from None
 
 
 @contextmanager
