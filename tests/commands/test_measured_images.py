@@ -56,6 +56,8 @@ def test_other_folders_are_measured_whole(flat: Path) -> None:
         found, said = measured(f"./{name}")
         assert (found["part"], found["total"], found["claimed_accuracy"]) == ("all", total, None)
         assert f"no test part, so all {total} pictures are measured" in said
+        assert found["classes"] == ["apple", "pear"], "also for pictures of one class there is a choice"
+        assert sum(map(sum, found["confusion"])) == total
 
 
 def test_a_test_part_alone_is_measured(flat: Path) -> None:
