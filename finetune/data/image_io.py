@@ -30,7 +30,7 @@ Pixels = TypeVar("Pixels", "npt.NDArray[np.uint8]", "Tensor")
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-        *(".avif", ".heic", ".heif"),
+        *(".avif", ".heic", ".heif", ".hif"),
     }
 )
 MAX_PIXELS = 64_000_000
