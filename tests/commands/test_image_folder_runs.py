@@ -543,5 +543,6 @@ def test_groups_of_pictures_reach_report_predictions_and_checks(folder: Path, ba
     alone["results"]["after"]["per_seed"][0]["effective_images"] += 1.0
     Path(NEW).with_suffix(".report.json").write_text(json.dumps(alone))
     assert toolkit.verify(NEW).failed == ["report"]
-    shown = worked("adapt", "--from", backbone, "--target", album, *words, "--out", "one.safetensors").out
+    typed = ("--recipe", "recipe.yaml", "--target", album, *words, "--out", "one.safetensors")
+    shown = worked("adapt", "--from", backbone, *typed).out
     assert "40 test images in 10 groups, worth about" in " ".join(shown.split())
