@@ -2,9 +2,10 @@
 
     python benchmarks/decode.py FOLDER --weights FILE [--model timm/mobilenetv2_035] [--data ROOT] [--timed 12]
 
-The pictures are the test photographs of ROOT/hymenoptera, blown up to 12 megapixels with a camera's grain over them,
-kept in FOLDER. A checkpoint is made from the weights by recipes/adapt-timm.yaml on the photographs as they are, unless
-FOLDER has one; then it is measured on both sets of test photographs, decoded either way.
+The pictures are the test photographs of ROOT/hymenoptera, blown up to 12 megapixels, with a camera's grain over them
+and, some of them, without; they are kept in FOLDER. A checkpoint is made from the weights, its head solved on the
+photographs as they are (the first phase of recipes/adapt-timm.yaml), unless FOLDER has one; then it is measured on both
+sets of test photographs, decoded either way.
 
 Seconds are of the processor, all threads together, for what is decoded by finetune (read, hashed, decoded, resized,
 kept) and by torchvision's ImageFolder with Resize and CenterCrop, in turn, the least of three rounds.
@@ -38,6 +39,7 @@ GRAIN = 5.0  # standard deviation, of 255
 QUALITY = 90
 ROUNDS = 3
 WAYS = ("exact", "scaled")
+RECIPE = {"kind": "adapt", "data": {"validation": 0}, "head": "auto", "phases": [{"train": "head", "solver": "lbfgs"}]}
 
 
 def blow_up(file: Path, to: Path, grain: np.ndarray) -> None:
@@ -52,13 +54,13 @@ def blow_up(file: Path, to: Path, grain: np.ndarray) -> None:
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(to, "JPEG", quality=QUALITY)
 
 
-def prepare(folder: Path, photographs: Path) -> Path:
-    """FOLDER/blown with the test photographs blown up, and one training photograph of each class as it is."""
-    done, new = folder / "blown", folder / "blown.new"
+def prepare(done: Path, photographs: Path, deviation: float, every: int) -> Path:
+    """DONE/val with every so-manieth test photograph blown up, DONE/train with one of each class as it is."""
+    new = done.with_suffix(".new")
     if not done.is_dir():
         shutil.rmtree(new, ignore_errors=True)
-        grain = (np.random.default_rng(0).normal(0, GRAIN, 4_000_037)).astype(np.int16)
-        for file in sorted((photographs / "val").glob("*/*.jpg")):
+        grain = (np.random.default_rng(0).normal(0, deviation, 4_000_037)).astype(np.int16)
+        for file in sorted((photographs / "val").glob("*/*.jpg"))[::every]:
             blow_up(file, new / "val" / file.parent.name / file.name, grain)
         for kind in sorted((photographs / "train").iterdir()):
             (new / "train" / kind.name).mkdir(parents=True)
@@ -74,12 +76,12 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def time_opening(blown: Path, spec: InputSpec, count: int) -> dict[str, float]:
-    """Milliseconds of the processor for each picture, by way."""
+def time_opening(name: str, blown: Path, spec: InputSpec, every: int) -> None:
+    """Prints the milliseconds of the processor for each picture, by way."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    records = [record for record in list_folder(blown).records if record.split == "test"][:: -(-153 // count)]
+    records = [record for record in list_folder(blown).records if record.split == "test"][::every]
     side, least = spec.working, dict.fromkeys((*WAYS, "torchvision"), float("inf"))
     change = transforms.Compose(
         [transforms.Resize(side, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224)]
@@ -95,10 +97,9 @@ def time_opening(blown: Path, spec: InputSpec, count: int) -> dict[str, float]:
         took = seconds_of(lambda: [images[index] for index in chosen])
         least["torchvision"] = min(least["torchvision"], took / len(chosen))
     size = sum(record.path.stat().st_size for record in records) / len(records) / 1e6
-    print(f"opening {len(records)} pictures of {size:.1f} MB, ms of the processor each:")
+    print(f"opening {len(records)} pictures {name} of {size:.1f} MB, ms of the processor each:")
     for way, each in least.items():
         print(f"  {way:12} {each * 1e3:6.1f}  {least['exact'] / each:.2f} times as fast as exact")
-    return least
 
 
 def main() -> None:
@@ -111,12 +112,14 @@ def main() -> None:
     given = parser.parse_args()
     photographs, checkpoint = given.data / "hymenoptera", given.folder / "hymenoptera.safetensors"
     given.folder.mkdir(parents=True, exist_ok=True)
-    recipe = Path(__file__).resolve().parents[1] / "recipes" / "adapt-timm.yaml"
     if not checkpoint.is_file():
-        own = {"model": given.model, "settings": ["model.pad_type=same"], "out": checkpoint, "compare": False}
-        finetune.adapt(given.weights, str(photographs), recipe, **own)
-    blown, classifier = prepare(given.folder, photographs), finetune.load(checkpoint)
-    time_opening(blown, classifier.input, given.timed)
+        own = {"model": given.model, "settings": ["model.pad_type=same"], "out": checkpoint}
+        finetune.adapt(given.weights, str(photographs), RECIPE, **own)
+    classifier, every = finetune.load(checkpoint), -(-153 // given.timed)
+    blown = prepare(given.folder / "blown", photographs, GRAIN, 1)
+    time_opening("with grain", blown, classifier.input, every)
+    smooth = prepare(given.folder / "smooth", photographs, 0.0, every)
+    time_opening("without grain", smooth, classifier.input, 1)
     for name, data in (("12 megapixels", blown), ("as they are", photographs)):
         for way in WAYS:
             classifier.input = replace(classifier.input, decode=way)

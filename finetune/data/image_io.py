@@ -254,9 +254,12 @@ def has_too_many_scans(content: bytes) -> bool:
     Counts the image itself only: not what a segment holds, such as a thumbnail, nor what follows its end.
     """
     position, scans = len(START_OF_IMAGE), 0
+    if not content.startswith(START_OF_IMAGE):
+        return False
     # A quick upper bound first: each segment has a byte 0xff, each scan its marker.
-    few = content.count(b"\xff") <= MAX_SEGMENTS and content.count(bytes((0xFF, _START_OF_SCAN))) <= MAX_SCANS
-    if few or not content.startswith(START_OF_IMAGE):
+    plain = np.frombuffer(content, np.uint8)
+    marks = np.flatnonzero(plain[:-1] == 0xFF)
+    if len(marks) <= MAX_SEGMENTS and np.count_nonzero(plain[marks + 1] == _START_OF_SCAN) <= MAX_SCANS:
         return False
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(content, position)
@@ -287,7 +290,8 @@ def crop_to_square(
     """
     from PIL import Image
 
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     side, method = resized_side(size, crop), Image.Resampling[interpolation.upper()]
     if resize == "squash":
         square = image if image.size == (side, side) else image.resize((side, side), method)
