@@ -92,6 +92,7 @@ class RowReader:
     column: str
     lock: Lock = field(default_factory=Lock)
     window: deque[_Batch] = field(default_factory=deque)
+    window_bytes: int = 0
     file: Any = None
     batches: Iterator[Any] = field(default_factory=lambda: iter(()))
     position: tuple[str, int, int] | None = None  # the file, row group and row that `batches` goes on with
@@ -109,8 +110,8 @@ class RowReader:
         return bytes(value)
 
     def _kept(self, shard: ParquetShard, row: int) -> _Batch | None:
-        batches: list[_Batch] = [batch for batch in self.window if batch.shard is shard]
-        return next((batch for batch in batches if batch.start <= row < batch.stop), None)
+        fitting = (b for b in reversed(self.window) if b.shard is shard and b.start <= row < b.stop)
+        return next(fitting, None)
 
     def _advance(self, shard: ParquetShard, row: int) -> _Batch:
         """Reads on to this row, from the start of its row group where the reader is elsewhere."""
@@ -147,10 +148,9 @@ class RowReader:
 
     def _keep(self, batch: _Batch) -> None:
         self.window.append(batch)
-        while len(self.window) > WINDOW_BATCHES or (
-            len(self.window) > 2 and sum(kept.values.nbytes for kept in self.window) > WINDOW_BYTES
-        ):
-            self.window.popleft()
+        self.window_bytes += batch.values.nbytes
+        while len(self.window) > WINDOW_BATCHES or (len(self.window) > 2 and self.window_bytes > WINDOW_BYTES):
+            self.window_bytes -= self.window.popleft().values.nbytes
 
     def close(self) -> None:
         """Closes the file; it is opened again when a row is asked for."""

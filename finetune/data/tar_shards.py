@@ -240,11 +240,12 @@ def _members(file: BinaryIO, name: str, where: str) -> Iterator[_Member]:
 def _check_end(file: BinaryIO, end: int, length: int, where: str) -> None:
     """DataError unless the archive ends with a block of zeros at `end`, and nothing but padding follows."""
     file.seek(end)
-    if file.read(BLOCK) != bytes(BLOCK):
+    rest = file.read(MAX_AFTER_END + 1)
+    if rest[:BLOCK] != bytes(BLOCK):
         raise DataError(
             f"{where}: damaged or cut short at byte {end:,}, where neither a file nor the end mark is; copy it again"
         )
-    if length - end > MAX_AFTER_END:
+    if len(rest) > MAX_AFTER_END or rest.strip(b"\0"):
         raise DataError(
             f"{where}: {length - end:,} bytes follow the archive's end; of archives that were joined only the first is "
             "read, so keep them apart"

@@ -192,8 +192,9 @@ def _open_parts(
     """
     if not is_image_path(name):
         name = find_dataset(name).name
-        if data.group is not None:
-            raise SettingError(f"data.group is {data.group!r}, but {name} has no file names; leave data.group out")
+        for key in ("group", "columns", "decode"):
+            if getattr(data, key) is not None:
+                raise SettingError(f"{name} is a registered data set, without picture files: leave data.{key} out")
         splits = open_dataset(name, root)
         train, test = splits.train, splits.test
         if data.classes is not None:
