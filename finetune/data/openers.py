@@ -56,7 +56,7 @@ OPENERS: dict[str, Opener] = {
     "csv": _table(".csv"),
     "tsv": _table(".tsv"),
     "txt": _table(".txt"),
-    "parquet": Opener(_is_shards(PARQUET), read_parquet, PARQUET),
+    "parquet": Opener(_is_shards(PARQUET), read_parquet, PARQUET, read_parquet),
     "tar": Opener(_is_shards(TAR), read_tar, TAR),
     "folder": Opener(_is_folder, list_folder),
 }
@@ -84,7 +84,7 @@ def read_manifest(name: str, columns: ColumnNames | None = None, folder: Path | 
     data set on the Hub were put.
     """
     if folder is not None:
-        return read_parquet(name, folder=folder)
+        return read_parquet(name, columns, folder)
     accepting = (opener for opener in OPENERS.values() if opener.accepts(name))
     opener = next(accepting, OPENERS["folder"])
     if columns is None or not columns.names:

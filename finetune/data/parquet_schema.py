@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.shards import check_class_list
+from finetune.data.table_columns import ColumnNames, Role
 from finetune.errors import DataError
 from finetune.io.sanitize import printable
 from finetune.io.strict_json import parse_json
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 MAX_FEATURES = 20_000_000  # bytes of JSON with the class names, in a schema's metadata
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "cls", "fine_label")
 MAX_SHOWN = 20  # columns named in one message
-Columns: TypeAlias = Mapping[str, str] | None
-"""What the columns of the image ("path"), label, split and group are called, where that is not found out."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,13 @@ class Layout:
         return [name for name in (self.label, self.group, self.split) if name is not None]
 
 
-def find_layout(schema: pa.Schema, where: str, columns: Columns, labelled: bool) -> Layout:
+def find_layout(schema: pa.Schema, where: str, columns: ColumnNames, labelled: bool) -> Layout:
     """The columns to use: those that `columns` names, else by their features, types and usual names. DataError."""
-    given, features = dict(columns or {}), _features(schema)
-    for name in given.values():
-        if name not in schema.names:
-            raise DataError(f"{where}: no column {name!r}{name_hint(name, schema.names, 'columns')}")
+    features, known = _features(schema), set(schema.names)
+    for role, name in columns.names.items() if columns.required else ():
+        if name not in known:
+            raise DataError(f"{where}: data.columns.{role}: no column {name!r}{name_hint(name, known, 'columns')}")
+    given = {role: name for role, name in columns.names.items() if name in known}
     name, count = next(iter(Counter(schema.names).most_common(1)), ("", 0))
     if count > 1:
         raise DataError(f"{where}: {count} columns are called {printable(name)}; give each its own name")
@@ -57,8 +57,9 @@ def find_layout(schema: pa.Schema, where: str, columns: Columns, labelled: bool)
         found = schema.field(label).type
         raise DataError(f"{where}: expected a label of whole numbers or texts in the column {label}, found {found}")
     others = {}
-    for key in ("group", "split"):
-        other = given.get(key) or (key if key in schema.names else None)
+    roles: tuple[Role, ...] = ("group", "split")
+    for key in roles:
+        other = given.get(key) or (key if key in known else None)
         usable = labelled and other is not None and (is_text(schema, other) or is_number(schema, other))
         others[key] = other if usable else None
     names = features.get(label or "", {}).get("names") if label is not None and is_number(schema, label) else None

@@ -23,7 +23,7 @@ from finetune.data.parquet_file import (
     rows_at_once,
     said,
 )
-from finetune.data.parquet_schema import Columns, find_layout, is_number, schema_difference
+from finetune.data.parquet_schema import find_layout, is_number, schema_difference
 from finetune.data.shards import (
     MAX_ROWS,
     PARQUET,
@@ -34,9 +34,10 @@ from finetune.data.shards import (
     label_class,
     make_manifest,
     read_class_list,
-    split_of,
+    shard_split,
 )
-from finetune.data.split_names import SPLIT_NAMES
+from finetune.data.split_names import MAIN_NAMES, split_of
+from finetune.data.table_columns import ColumnNames
 from finetune.errors import DataError
 from finetune.io.sanitize import printable
 from finetune.text import name_hint
@@ -76,14 +77,14 @@ class _Row(NamedTuple):
     inner: str
 
 
-def read_parquet(name: str, columns: Columns = None, folder: Path | None = None) -> Manifest:
+def read_parquet(name: str, columns: ColumnNames | None = None, folder: Path | None = None) -> Manifest:
     """Lists the images of a folder of Parquet shards, or of one, in the order of their files' names; opens none.
 
     Splits are those that the names of files or folders say, as in train-00000-of-00002.parquet, else those of a column
     `split`. Images in a column `group` of equal values are one group. folder: where the shards lie, if `name` is
     another name for them. DataError where a shard cannot be read or has another schema than the first.
     """
-    found = _ParquetSet(name, columns, folder, labelled=True)
+    found = _ParquetSet(name, columns or ColumnNames(), folder, labelled=True)
     rows = [row for index in range(len(found.shards)) for row in found.rows(index)]
     names = _names(rows)
     reader = RowReader(found.layout.image)
@@ -98,7 +99,7 @@ def read_parquet(name: str, columns: Columns = None, folder: Path | None = None)
 
 def unlabelled_parquet(name: str, folder: Path | None = None) -> list[ParquetRecord]:
     """All images of Parquet shards, with "" for labels and splits that do not matter, to be classified. DataError."""
-    found = _ParquetSet(name, None, folder, labelled=False)
+    found = _ParquetSet(name, ColumnNames(), folder, labelled=False)
     rows = [row for index in range(len(found.shards)) for row in found.rows(index)]
     reader = RowReader(found.layout.image)
     return [
@@ -114,14 +115,14 @@ def _names(rows: Sequence[_Row]) -> Sequence[str]:
 class _ParquetSet:
     """The files of a data set, which have one schema, and the columns used. `notes` are for people."""
 
-    def __init__(self, title: str, columns: Columns, folder: Path | None, *, labelled: bool) -> None:
+    def __init__(self, title: str, columns: ColumnNames, folder: Path | None, *, labelled: bool) -> None:
         import_pyarrow(title)
         self.title, place = title, folder or Path(title)
         self.files, self.notes = find_shards(place, PARQUET, title)
         with self._open(self.files[0]) as first:
             self.schema = first.schema_arrow
             self.layout = find_layout(self.schema, f"{title}: {self.files[0].name}", columns, labelled)
-        self.split_column = None if any(split_of(file.name, title) for file in self.files) else self.layout.split
+        self.split_column = None if any(shard_split(file.name, title) for file in self.files) else self.layout.split
         self.class_names = self.layout.class_names or read_class_list(place, title)
         self.shards = [self._describe(file) for file in self.files]
         if labelled and self.class_names is None and is_number(self.schema, self.layout.label):
@@ -192,13 +193,14 @@ class _ParquetSet:
                 raise DataError(f"{self.title}: {file.name} row {row}: {error}") from None
         split: str = file.split
         if self.split_column is not None:
-            given = str(cells[self.split_column]).strip().lower()
-            if given not in SPLIT_NAMES:
+            given = str(cells[self.split_column]).strip()
+            found = split_of(given)
+            if found is None:
                 raise DataError(
                     f"{self.title}: {file.name} row {row}: unknown split {printable(given[:40])!r}"
-                    f"{name_hint(given[:40], SPLIT_NAMES, 'splits')}"
+                    f"{name_hint(given[:40], MAIN_NAMES, 'splits')}"
                 )
-            split = SPLIT_NAMES[given]
+            split = found
         group = cells.get(layout.group) if layout.group else None
         inner = cells.get(layout.inner) if layout.inner else None
         return _Row(shard, row, split, label, "" if group is None else str(group), inner or "")

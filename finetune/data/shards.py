@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from finetune.data.image_io import IMAGE_SUFFIXES
 from finetune.data.manifest import ImageRecord, Manifest, class_name, list_some, with_test_split
-from finetune.data.split_names import SPLIT_NAMES, SplitName
+from finetune.data.split_names import SPLIT_NAMES, SplitName, is_evaluation
 from finetune.errors import DataError
 from finetune.io.safe_open import read_regular
 from finetune.io.sanitize import printable
@@ -82,8 +82,14 @@ def find_shards(place: Path, suffix: str, title: str) -> tuple[list[Shard], list
         raise DataError(f"{title}: there is no such file{name_hint(place.name, near, f'shards in {place.parent}')}")
     paths = sorted(_files(place, suffix, title)) if place.is_dir() else [place]
     root = place if place.is_dir() else place.parent
-    splits = {path: split_of(path.relative_to(root).as_posix(), title) for path in paths}
-    shards = [Shard(path, path.relative_to(root).as_posix(), split or "train") for path, split in splits.items()]
+    splits = {path: shard_split(path.relative_to(root).as_posix(), title) for path in paths}
+    # `eval` is the test split unless another is.
+    eval_too = any(split == "test" and not is_evaluation(str(path.relative_to(root))) for path, split in splits.items())
+    shards = []
+    for path, split in splits.items():
+        name = path.relative_to(root).as_posix()
+        validates = split == "test" and eval_too and is_evaluation(name)
+        shards.append(Shard(path, name, "validation" if validates else split or "train"))
     if not shards:
         raise DataError(f"{title}: expected files that end with {suffix}, found none")
     notes = []
@@ -112,7 +118,7 @@ def _files(folder: Path, suffix: str, title: str) -> Iterator[Path]:
                 yield parent / file
 
 
-def split_of(name: str, title: str) -> SplitName | None:
+def shard_split(name: str, title: str) -> SplitName | None:
     """The split that a shard's name says, as in train-00000-of-00002.parquet, or else its nearest folder's."""
     for part in reversed(PurePosixPath(name).parts):
         found = {SPLIT_NAMES[word] for word in _words(part) if word in SPLIT_NAMES}
@@ -225,12 +231,11 @@ def _is_plain(name: str) -> bool:
 def make_manifest(
     title: str, records: Sequence[ImageRecord], notes: Sequence[str], unlabelled: Sequence[str] = ()
 ) -> Manifest:
-    """The manifest of all records. unlabelled: pictures without a label, left out. DataError for under two classes."""
+    """The manifest of all records. unlabelled: pictures without a label, left out. DataError where all are."""
     said = list(notes)
     if unlabelled:
         said.append(f"{title}: {len(unlabelled):,} pictures without a label left out: {list_some(unlabelled)}")
     classes = tuple(sorted({record.label for record in records}))
-    if len(classes) < 2:
-        found = f"one class only, {classes[0]!r}" if classes else "no picture with a label"
-        raise DataError("; ".join([f"{title}: found {found}; a classifier needs at least two classes", *said]))
+    if not classes:
+        raise DataError("; ".join([f"{title}: found no picture with a label", *said]))
     return Manifest(title, with_test_split(records), classes, notes=tuple(said))

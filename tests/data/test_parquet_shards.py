@@ -14,7 +14,7 @@ from tiny import files_under, phase, pretrain_recipe, refused, report_of, worked
 from finetune.data.image_folder_dataset import open_image_folder
 from finetune.data.image_io import CropSpec
 from finetune.data.openers import is_image_path, read_manifest, short_name
-from finetune.data.parquet_shards import read_parquet
+from finetune.data.table_columns import ColumnNames
 from finetune.errors import DataError
 
 pa = pytest.importorskip("pyarrow")
@@ -82,6 +82,7 @@ def test_in_order_each_row_group_is_read_once(monkeypatch):
         (["train.parquet", "validation.parquet", "test.parquet"], ["test", "train", "validation"]),
         (["data/train-00000-of-00001.parquet", "data/val-00000-of-00001.parquet"], ["train", "test"]),
         (["default/train/0000.parquet", "default/test/0000.parquet"], ["test", "train"]),
+        (["train.parquet", "eval.parquet", "test.parquet"], ["validation", "test", "train"]),
         (["mnist-train-000.parquet", "mnist-test-000.parquet"], ["test", "train"]),
         (["a.parquet", "b.parquet"], ["train", "train"]),
     ],
@@ -107,8 +108,16 @@ def test_groups_splits_and_other_columns():
     )
     more = {"patient": list(range(8)), "other": ["Val"] * 8}
     put_parquet(Path("y.parquet"), rows, columns=("scan", "finding"), **more)
-    columns = {"group": "patient", "split": "other"}
-    assert [(r.group, r.split, r.label) for r in read_parquet("y.parquet", columns).records][7] == ("7", "test", "pear")
+    columns = ColumnNames({"group": "patient", "split": "other", "label": "finding"})
+    assert [(r.group, r.split, r.label) for r in read_manifest("y.parquet", columns).records][7] == (
+        "7",
+        "test",
+        "pear",
+    )
+    columns = {"label": "absent"}
+    with pytest.raises(DataError, match=r"data.columns.label: no column 'absent'"):
+        read_manifest("y.parquet", ColumnNames(columns))
+    assert len(read_manifest("y.parquet", ColumnNames(columns, required=False)).records) == 8
 
 
 def test_texts_are_class_names_and_plain_bytes_are_pictures():
@@ -213,8 +222,8 @@ def two_names_alike(path):
     put_parquet(path, pictures("x", 2), names=("apple", "apple"))
 
 
-def one_class(path):
-    put_parquet(path, [(content, 0, None) for content, _, _ in pictures("x", 4)])
+def no_label_at_all(path):
+    put_parquet(path, [(content, -1, None) for content, _, _ in pictures("x", 4)])
 
 
 def list_labels(path):
@@ -241,7 +250,7 @@ def half(path):
         (no_labels, "expected a column of labels, for example label; found image"),
         (two_labels, "found fine_label, coarse_label; name one with --set data.columns.label=fine_label"),
         (two_names_alike, "'apple' is the name of class 0 and of class 1"),
-        (one_class, "one class only, 'apple'"),
+        (no_label_at_all, "found no picture with a label; .*4 pictures without a label left out"),
         (list_labels, "expected a label of whole numbers or texts in the column label, found list<"),
         (bad_split, "row 1: unknown split 'trian'.*train"),
     ],

@@ -38,7 +38,9 @@ def test_tars_are_opened_as_a_data_set(label):
     expected = {name: content for part, n in (("a", 8), ("b", 8), ("c", 4)) for content, _, name in pictures(part, n)}
     assert {record.name: record.open() for record in found.records} == expected
     assert all(NAMES[i % 2] == record.label for i, record in enumerate(found.records))
-    assert {record.group for record in found.records} == ({"g0", "g1"} if label == "json" else {""})
+    assert {record.group for record in found.records} == (
+        {f"{part}{number}" for part in "abc" for number in (0, 1)} if label == "json" else {""}
+    )
     splits = open_image_folder("fruit", SPEC)
     assert len(splits.train) == 16 and len(splits.test) == 4
     assert files_under(Path("fruit")) == before, "nothing is unpacked"

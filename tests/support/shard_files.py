@@ -90,6 +90,6 @@ def samples(part: str, count: int, label: str = "cls") -> Iterable[Member]:
     for content, number, name in pictures(part, count):
         assert content is not None and name is not None
         stem = name.removesuffix(".png")
-        text = str(number) if label == "cls" else json.dumps({"label": NAMES[number], "group": f"g{number}"})
+        text = str(number) if label == "cls" else json.dumps({"label": NAMES[number], "group": f"{part}{number}"})
         yield f"{stem}.{label}", text.encode()
         yield f"{stem}.png", content
