@@ -1,6 +1,6 @@
 """What each `balance` of a recipe does to accuracy and balanced accuracy where classes are uneven, as Markdown.
 
-    FINETUNE_DATA_ROOT=data python benchmarks/balance.py [--seeds 0,1,2] [--ratio 100]
+    FINETUNE_DATA_ROOT=data python benchmarks/balance.py [--seeds 0,1,2] [--ratio 100] [--methods none,loss]
 
 kmnist's training images in a long tail: 600 of the first class, and of each next one fewer by the same factor, down to
 600 / RATIO. Measured on 150 others of each class of the training images, so that no test image has a say. Accuracy is
@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--ratio", default=100.0, type=float)
+    parser.add_argument("--methods", default=",".join(METHODS))
     given = parser.parse_args()
     images = open_dataset("kmnist", data_root(None)).train
     classes = images.class_names
@@ -76,7 +77,7 @@ def main() -> None:
         folder = Path(temporary) / "pictures"
         write_pictures(images, counts, folder)
         os.chdir(temporary)
-        for method in METHODS:
+        for method in given.methods.split(","):
             runs = [train(folder, method, seed, dict(zip(classes, counts, strict=True))) for seed in given.seeds]
             cells = [shown([run[row][which] for run in runs]) for row in ROWS for which in (0, 1)]
             print(f"| {method} | {' | '.join(cells)} |", flush=True)

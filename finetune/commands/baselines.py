@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.batching import batches_per_epoch
+from finetune.batching import steps_to_see
 from finetune.data.image_dataset import ImageSet
 from finetune.data.registry import is_present, open_dataset
 from finetune.distributed.process_group import SINGLE_PROCESS
@@ -261,15 +261,13 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     """
     last = recipe.phases[-1]
     seen = sum(phase.images_seen(images) for phase in recipe.phases)
-    epochs, rest = divmod(seen, images)
-    steps = max(1, epochs * batches_per_epoch(images, last.batch_size) + round(rest / last.batch_size))
     changed: dict[str, Any] = {
         "name": "scratch",
         "train": "all",
         "epochs": None,
         "min_steps": None,
         "max_steps": None,
-        "steps": steps,
+        "steps": steps_to_see(seen, images, last.batch_size),
         "layer_decay": 1.0,
         "augment": True,
         "solver": None,

@@ -262,11 +262,8 @@ def _label_findings(
             )
     if agreement < AGREES:
         hint = "" if best != "pixels" else "; --from SOURCE tells them better"
-        found.append(
-            Finding(
-                "notes", f"labels were not looked at: a probe on {best} names only {100 * agreement:.0f} %{hint}", 0
-            )
-        )
+        says = f"not looked for, as a probe on {best} names only {100 * agreement:.0f} % of the labels{hint}"
+        found.append(Finding("labels", says, 0))
         return found, shares
     method, named = label_issues(truth, probabilities)
     likelier = likeliest_other(truth, probabilities)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from finetune.report.comparison import Comparison, Verdict, compare_over_seeds, 
 from finetune.report.crossed import Floats, crossed_mean
 from finetune.report.metrics import METRICS, POSITIVE, Answers, answers_difference, applicable_metrics, find_metric
 from finetune.report.predictions import Predictions, read_predictions
+from finetune.report.report import json_values
 from finetune.report.rows import ADAPT_ROWS, row_of
-from finetune.report.statistics import Booleans, wilson
+from finetune.report.statistics import Booleans, Integers, accuracy_interval, group_count
 from finetune.text import listed, name_hint
 
 DEFAULT_ROW = "after"
@@ -54,7 +54,8 @@ class RowComparison:
 
     paired: the trainings of a seed belong together. only_first, only_second: images that only one of the two named
     rightly, a mean over pairs of trainings. comparison: of accuracies. metric: the one asked about. positive: of two
-    classes, the one that sensitivity is about: the second by name. note: what the verdict does not cover.
+    classes, the one that sensitivity is about: the second by name. note: what the verdict does not cover. groups: of
+    images, by which intervals and tests are; None where no two images share one.
     """
 
     first: ComparedRow
@@ -68,6 +69,7 @@ class RowComparison:
     metrics: dict[str, ComparedMetric]
     positive: str | None
     note: str | None = None
+    groups: int | None = None
 
     @property
     def sentence(self) -> str:
@@ -79,9 +81,7 @@ class RowComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON values, the verdict in words among them."""
-        found = asdict(self) | {"sentence": self.sentence}
-        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
-        return values
+        return json_values(asdict(self) | {"sentence": self.sentence})
 
 
 def compare(
@@ -99,8 +99,9 @@ def compare(
     that the files are enough for: they have the probability of the predicted class alone.
 
     Of several seeds all count: trainings and images are crossed. Seeds pair up within one file; two files are two
-    experiments. The order of images is free. DataError where a file is wrong or the two are not of the same images and
-    labels; SettingError where rows or metric are not to be had.
+    experiments. The order of images is free. Where a file has groups of images, intervals and tests are by groups, for
+    both. DataError where a file is wrong or the two are not of the same images, labels and groups; SettingError where
+    rows or metric are not to be had.
     """
     find_metric(metric)
     if second is None and against is None:
@@ -117,10 +118,12 @@ def compare(
         raise SettingError(f"compare: {first}: row {row} against itself; name another row with --against")
     if not same:
         _check_same_images(one, other, str(first), str(second))
+        _check_same_groups(one, other, str(first), str(second))
     places = {image: place for place, image in enumerate(other.images)}
     order = np.array([places[image] for image in one.images])
     names = tuple(sorted({*one.class_names, *other.class_names}))
-    firsts, seconds = _answers(one, against, names, None), _answers(other, row, names, order)
+    groups = _groups(one, other, order)
+    firsts, seconds = _answers(one, against, names, None, groups), _answers(other, row, names, order, groups)
     paired = same and one.seeds(against) == other.seeds(row)
     fixed = _single_training([(against, firsts), (row, seconds)])
     return RowComparison(
@@ -133,10 +136,27 @@ def compare(
         metric,
         _compared_metrics(firsts, seconds, comparison, metric, paired=paired),
         names[POSITIVE] if len(names) == 2 else None,
-        f"the luck of the one training of {'AB'[len(firsts) > 1]} is not covered; more seeds of it would"
-        if fixed
-        else None,
+        "; ".join(_notes(one, other, firsts, fixed=fixed)) or None,
+        group_count(groups),
     )
+
+
+def _groups(one: Predictions, other: Predictions, order: Any) -> Integers | None:
+    """Each image's group as a number, in the order of `one`: by the file that has groups; None where neither has."""
+    names = one.groups or tuple(other.groups[place] for place in order if other.groups)
+    if not names:
+        return None
+    number: dict[str | int, int] = {}
+    return np.array([number.setdefault(name or place, len(number)) for place, name in enumerate(names)], dtype=np.int64)
+
+
+def _notes(one: Predictions, other: Predictions, firsts: Sequence[Answers], *, fixed: bool) -> Iterator[str]:
+    """What the verdict does not cover, and where its groups are from."""
+    if fixed:
+        yield f"the luck of the one training of {'AB'[len(firsts) > 1]} is not covered; more seeds of it would"
+    if bool(one.groups) != bool(other.groups):
+        known = "A" if one.groups else "B"
+        yield f"only the file of {known} says which images belong together; its groups count for both"
 
 
 def _single_training(sides: Sequence[tuple[str, Sequence[Answers]]]) -> bool:
@@ -182,11 +202,26 @@ def _check_same_images(one: Predictions, other: Predictions, first: str, second:
         )
 
 
+def _check_same_groups(one: Predictions, other: Predictions, first: str, second: str) -> None:
+    """DataError where both have groups of images, and others."""
+    if not one.groups or not other.groups:
+        return
+    given = dict(zip(other.images, other.groups, strict=True))
+    groups = zip(one.images, one.groups, strict=True)
+    if differing := [
+        f"{image} ({own or 'none'}, {given[image] or 'none'})" for image, own in groups if given[image] != own
+    ]:
+        raise DataError(
+            f"{first} and {second} put {len(differing):,} of {len(one.images):,} images into other groups: "
+            f"{_some(differing)}; expected one grouping; leave the column group out of one file to count by the other's"
+        )
+
+
 def _some(names: Sequence[str]) -> str:
     return _named(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else "")
 
 
-def _answers(found: Predictions, row: str, names: Sequence[str], order: Any) -> list[Answers]:
+def _answers(found: Predictions, row: str, names: Sequence[str], order: Any, groups: Integers | None) -> list[Answers]:
     """What each training of a row said, its classes renumbered to those of `names` and its images put in order."""
     place = np.array([names.index(name) for name in found.class_names])
     chosen = slice(None) if order is None else order
@@ -195,14 +230,15 @@ def _answers(found: Predictions, row: str, names: Sequence[str], order: Any) -> 
         column = found.columns[row, seed]
         confidence = None if column.probability is None else column.probability[chosen]
         labels, predicted = place[found.labels[chosen]], place[column.predicted[chosen]]
-        answers.append(Answers.of_predictions(labels, predicted, len(names), confidence))
+        answers.append(Answers.of_predictions(labels, predicted, len(names), confidence, groups))
     return answers
 
 
 def _compared_row(file: str, row: str, found: Predictions, answers: Sequence[Answers]) -> ComparedRow:
     rights = _rights(answers)
     seeds = [seed for seed in found.seeds(row) if seed is not None]
-    interval = wilson(int(rights.sum()), rights.size) if len(rights) == 1 else crossed_mean(rights).ci95
+    groups = answers[0].groups
+    interval = accuracy_interval(rights[0], groups) if len(rights) == 1 else crossed_mean(rights, groups).ci95
     return ComparedRow(file, row, seeds, float(rights.mean()), interval)
 
 
@@ -224,7 +260,7 @@ def _count(shares: Floats) -> float:
 
 def _compare_rights(first: Sequence[Answers], second: Sequence[Answers], *, paired: bool, fixed: bool) -> Comparison:
     """The accuracies, compared over trainings and images; no cause is claimed where a single training is `fixed`."""
-    found = compare_over_seeds(_rights(first), _rights(second), paired=paired)
+    found = compare_over_seeds(_rights(first), _rights(second), first[0].groups, paired=paired)
     caps: dict[Verdict, Verdict] = {"helps": "better", "hurts": "worse"}
     return replace(found, verdict=caps.get(found.verdict, found.verdict)) if fixed else found
 

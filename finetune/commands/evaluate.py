@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import DataError, OutputError, SettingError
 from finetune.io.atomic import prepared_files
@@ -31,12 +33,12 @@ from finetune.train.inference import outputs
 class Evaluation:
     """A result on the classes that a checkpoint and a data set share.
 
-    `left_out` counts the test images of classes that the checkpoint does not know; `not_offered` are the checkpoint's
-    classes that the data set does not have, which count as no answer. `claimed` is the accuracy that the checkpoint
-    records for the very same images, if any. `part` says which images of the data set they are: its "test" split, those
-    "held_out" of what the checkpoint was trained on, "all" where there is no test split, or ones "trained_on", on which
-    an accuracy is no test. `test_set` says how often these images were opened before, where there is
-    a folder of runs to remember it.
+    Where they share one class alone, all classes of the checkpoint are a choice. `left_out` counts the test images of
+    classes that the checkpoint does not know; `not_offered` are the checkpoint's classes that the data set does not
+    have, which count as no answer. `claimed` is the accuracy that the checkpoint records for the very same images, if
+    any. `part` says which images of the data set they are: its "test" split, those "held_out" of what the checkpoint
+    was trained on, "all" where there is no test split, or ones "trained_on", on which an accuracy is no test.
+    `test_set` says how often these images were opened before, where there is a folder of runs to remember it.
     """
 
     checkpoint: str
@@ -154,7 +156,11 @@ def evaluate_classifier(
         )
     if said:
         console.note(said)
-    test = whole.with_classes(shared, empty=True)
+    test, own = whole.with_classes(shared, empty=True), shared
+    if len(shared) == 1:  # a choice among one class is always right
+        shared = list(classifier.class_names)
+        labels = torch.full_like(test.labels, shared.index(own[0]))
+        test = replace(test, labels=labels, class_names=classifier.class_names)
     runtime.place(classifier.network)
     normalize = classifier.input.normalizer(runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalize)
@@ -163,7 +169,7 @@ def evaluate_classifier(
     result = score(test, answers, row="test")
     not_offered = [name for name in classifier.class_names if name not in shared]
     evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None, part=part)
-    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in shared), answers)
+    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in own), answers)
 
 
 def check_predictions_path(path: Path) -> None:

@@ -31,6 +31,17 @@ def is_deep(image: Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
+def is_deep_colour(image: Image) -> bool:
+    """Whether an open PNG or TIFF has colours, or grey and transparency, of 16 bits, whose high byte Pillow reads."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))[0] if image.format == "TIFF" else 16
+    return bits == 16 and image.mode in ("RGB", "RGBA", "LA")
+
+
+def colour_white_at_least(image: Image) -> int:
+    """The largest value that an image of `is_deep_colour` may hold, from the high byte. Decodes it."""
+    return int(np.asarray(image.convert("RGB")).max()) << 8 | 255
+
+
 def says_its_white(image: Image) -> bool:
     """Whether an image that is open and not decoded is a PGM with a largest value of its own, which Pillow heeds."""
     tiles = getattr(image, "tile", None)

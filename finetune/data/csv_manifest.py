@@ -79,12 +79,12 @@ class _Table:
     def read(self, file: io.TextIOWrapper) -> None:
         """Reads every row. DataError at once where the first line or the file itself is no table's."""
         rows = self._rows(file)
-        _, head = next(rows, (1, []))
+        head_line, head = next(rows, (1, []))
         first = next(rows, None)
         try:
             columns = find_columns(head, None if first is None else first[1], self.names)
         except DataError as error:
-            raise DataError(f"{self.path}:1: {error}") from None
+            raise DataError(f"{self.path}:{head_line}: {error}") from None
         self.notes += [f"{self.path}: {note}" for note in columns.notes]
         for line, row in rows if first is None else itertools.chain([first], rows):
             if self.problem_count > MAX_COUNTED:
@@ -116,8 +116,8 @@ class _Table:
         """Yields each row that is not empty with the number of its first line."""
         lines, said, before = self._lines(file), None, 0
         head = next(lines, "")
-        while head and (not head.strip() or _SPREADSHEET.fullmatch(head.strip())):
-            said = _SPREADSHEET.fullmatch(head.strip()) or said
+        while head and (not head.strip() or _SPREADSHEET.fullmatch(head.rstrip("\r\n"))):
+            said = _SPREADSHEET.fullmatch(head.rstrip("\r\n")) or said
             self.row_length = 0
             head, before = next(lines, ""), before + 1
         delimiter = said[1] if said else find_delimiter(head, self.names)

@@ -24,7 +24,7 @@ import PIL
 
 from finetune.data.bit_depth import depth_of
 from finetune.data.image_facts import ImageFacts, find_facts, needs_look
-from finetune.data.image_io import QUIET_WARNINGS, CropSpec, Decoding, decode_image, is_grey
+from finetune.data.image_io import EXACT, QUIET_WARNINGS, START_OF_IMAGE, CropSpec, Decoding, decode_image, is_grey
 from finetune.data.loader import prefetch
 from finetune.data.manifest import ImageRecord
 from finetune.data.split import array_hashes
@@ -57,7 +57,7 @@ class DecodedImages:
 
     rows: each record's row in `cache.pixels`, -1 for a bad one. digests: of the encoded images, "" where they could not
     be read. bad: (index of the record, reason). not_kept: why the cache could not be written, if so. facts: of each
-    record. spec: as they were cropped, its channels and bits known.
+    record. decoding: how files became pixels.
     """
 
     cache: CacheFile
@@ -66,7 +66,7 @@ class DecodedImages:
     bad: tuple[tuple[int, str], ...]
     not_kept: str | None
     facts: tuple[ImageFacts, ...]
-    spec: CropSpec
+    decoding: Decoding
 
 
 def decode_images(
@@ -82,24 +82,21 @@ def decode_images(
     if _mean_size(records) < MIN_SIZE_FOR_THREADS:
         parallel_map = map
     with QUIET_WARNINGS:
-        digested: list[tuple[str, str, bool]] = list(parallel_map(_digest_record, records))
+        digested: list[_Digested] = list(parallel_map(_digest_record, records))
         by_digest: dict[str, ImageRecord] = {}  # the first record of each content
-        to_look_at: dict[str, ImageRecord] = {}
-        for record, (digest, error, look) in zip(records, digested, strict=True):
-            if not error:
-                by_digest.setdefault(digest, record)
-                if look:
-                    to_look_at.setdefault(digest, record)
-        facts = find_facts(to_look_at, folder, parallel_map)
-        whites = [found.white for found in facts.values() if found.white]
-        bits = spec.bits or (depth_of(max(whites)) if whites else Decoding.bits)
-        spec = replace(spec, channels=spec.channels or _count_channels(by_digest.values()), bits=bits)
+        for record, found in zip(records, digested, strict=True):
+            if not found.error:
+                by_digest.setdefault(found.digest, record)
+        look = {found.digest: by_digest[found.digest] for found in digested if found.look}
+        facts = find_facts(look, folder, parallel_map)
+        decoding = _decoding(spec, facts.values(), jpeg=any(found.jpeg for found in digested))
+        spec = replace(spec, channels=spec.channels or _count_channels(by_digest.values()), **vars(decoding))
         cache, undecodable, not_kept = _find_or_decode(by_digest, spec, folder, parallel_map, progress)
-    digests = tuple(digest for digest, _, _ in digested)
+    digests = tuple(found.digest for found in digested)
     rows = np.array([cache.row_of.get(digest, -1) for digest in digests], dtype=np.int64)
-    bad = tuple((i, error or undecodable[digest]) for i, (digest, error, _) in enumerate(digested) if rows[i] < 0)
+    bad = tuple((i, found.error or undecodable[found.digest]) for i, found in enumerate(digested) if rows[i] < 0)
     of_records = tuple(facts.get(digest, ImageFacts()) for digest in digests)
-    return DecodedImages(cache, rows, digests, bad, not_kept, of_records, spec)
+    return DecodedImages(cache, rows, digests, bad, not_kept, of_records, decoding)
 
 
 def _find_or_decode(
@@ -160,13 +157,29 @@ def _find_cached(
     return found
 
 
-def _digest_record(record: ImageRecord) -> tuple[str, str, bool]:
-    """(digest, "", whether to look at it) of an image's bytes, or ("", reason, False) where they cannot be read."""
+@dataclass(frozen=True)
+class _Digested:
+    """The digest of an image's bytes, whether it has facts to look for, and whether it is a JPEG; or an error."""
+
+    digest: str
+    error: str = ""
+    look: bool = False
+    jpeg: bool = False
+
+
+def _digest_record(record: ImageRecord) -> _Digested:
     try:
         content = record.open()
     except DataError as error:
-        return "", str(error), False
-    return _digest(content), "", needs_look(content)
+        return _Digested("", str(error))
+    return _Digested(_digest(content), "", needs_look(content), content.startswith(START_OF_IMAGE))
+
+
+def _decoding(spec: CropSpec, facts: Iterable[ImageFacts], *, jpeg: bool) -> Decoding:
+    """How to decode images of these facts: "scaled" only where there are JPEG files, which alone it concerns."""
+    white = max((found.white for found in facts), default=0)
+    bits = spec.bits or (depth_of(white) if white else EXACT.bits)
+    return Decoding(spec.decode if jpeg else EXACT.decode, bits)
 
 
 def _count_channels(records: Iterable[ImageRecord]) -> int:

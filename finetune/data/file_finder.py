@@ -41,12 +41,16 @@ class FileFinder:
             found = [file for folder in self._folders() for file in self._below(folder, parts)]
         if len(found) == 1:
             self.respelled += 1
-            self.example = self.example or f"{name} as {self.name_of(found[0])}"
+            self.example = self.example or self._respelling(name, found[0])
         return found
 
     def name_of(self, path: Path) -> str:
         """A file's path from the table's folder, or the whole of it where it lies elsewhere."""
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path)
+
+    def _respelling(self, name: str, path: Path) -> str:
+        written, there = (unicodedata.normalize("NFC", text) for text in (name, self.name_of(path)))
+        return f"{written} as {there}" if written != there else f"{written}, whose accents are of another Unicode form"
 
     def _below(self, folder: Path, parts: list[str]) -> list[Path]:
         """The files below `folder` that these folders and last name may mean; of folders alike the first."""

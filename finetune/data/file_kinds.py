@@ -15,8 +15,6 @@ _DEVELOP = "develop them to JPEG, PNG or TIFF"
 
 # By ending: what such a file is, and what to do with it.
 OTHER_KINDS: dict[str, tuple[str, str]] = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), ("HEIC", f"pip install pillow-heif, or {_CONVERT}")),
-    ".avif": ("AVIF", _CONVERT),
     ".jxl": ("JPEG XL", _CONVERT),
     **dict.fromkeys((".jp2", ".j2k", ".jpx"), ("JPEG 2000", _CONVERT)),
     **dict.fromkeys(

@@ -18,6 +18,7 @@ from finetune.io.sanitize import printable
 from finetune.text import name_hint
 
 LAYOUT = "expected {0}/CLASS/picture.jpg, or {0}/train/CLASS/picture.jpg and the same under val or test"
+_NUMBER = re.compile(r"[\d\W_]*\d[\d\W_]*")
 BROKEN_LINK = "a link that leads nowhere"
 
 
@@ -62,6 +63,7 @@ class _FolderScan:
         self.system: Counter[str] = Counter()  # names of what systems left behind
         self.below: dict[tuple[SplitName, str], tuple[str, ...]] = {}  # by split and class folder, the folders in it
         self.notes: list[str] = []
+        self.unlabelled: list[str] = []  # what to say of parts without class folders
         self.question: str | None = None
 
     def relative(self, path: Path) -> str:
@@ -124,7 +126,8 @@ class _FolderScan:
             self.notes.append(
                 f"{self.root}: not read, as they lie beside train: {names} (parts are called train, val, test)"
             )
-        if "train" not in seen:
+        self.notes += self.unlabelled
+        if "train" not in seen and self.spellings:
             found = ", ".join(sorted(folder.name for folder in splits))
             self.question = f"{self.root}: found {found} but no train; {LAYOUT.format(self.root)}"
 
@@ -150,7 +153,7 @@ class _FolderScan:
             tables = sorted(path.name for path in self.root.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
             table = f"; is {tables[0]} their table? Give {self.root / tables[0]}" if tables else ""
             self.question = f"{said}; put them into {found}/CLASS/, or name path,label in a CSV{table}"
-        self.notes.append(f"{said} and are not used; `finetune predict CHECKPOINT {folder}` answers them")
+        self.unlabelled.append(f"{said} and are not used; `finetune predict CHECKPOINT {folder}` answers them")
 
     def ask_about_parts(self, folders: Sequence[Path], splits: dict[Path, SplitName]) -> None:
         """Asks whether folders called like parts, beside others that are not, are parts or classes."""
@@ -226,7 +229,8 @@ class _FolderScan:
         """The manifest of all that was added. DataError without a class folder."""
         if not self.spellings:
             layout = LAYOUT.format(self.root)
-            raise DataError(self.question or f"{self.root}: found no class folder{self._found_instead()}; {layout}")
+            nothing = f"{self.root}: found no class folder{self._found_instead()}; {layout}"
+            raise DataError(self.question or next(iter(self.unlabelled), nothing))
         if self.question is None:
             self.question = self._nested_question()
         self._note_left_out()
@@ -257,28 +261,49 @@ class _FolderScan:
             self.notes.append(f"{self.root}: left out, as no pictures that are read: {describe_kinds(others)}")
 
     def _nested_question(self) -> str | None:
-        """Asks what is the class where folders repeat the names of their subfolders: SITE/cat, SITE/dog.
-
-        Numbered subfolders, such as the tracks of CLASS/00001, repeat their names in honest class folders: a note.
-        """
-        for split in ("train", "validation", "test"):
-            tops = {top: names for (part, top), names in self.below.items() if part == split}
-            nested = {top: names for top, names in tops.items() if names}
-            count = Counter(name for names in nested.values() for name in names)
-            shared = sorted(name for name, number in count.items() if 2 * number > len(nested))
-            if len(nested) < 2 or 2 * len(nested) <= len(tops) or len(shared) < 2 or 2 * len(shared) < len(count):
-                continue
-            above, names = list_some(sorted(nested)), list_some(shared)
-            said = f"{self.root}: {above} each hold folders called {names}"
-            if len({re.sub(r"[\d\W_]+", "#", name) for name in shared}) == 1 and all(map(_has_digit, shared)):
-                self.notes.append(f"{said}, which are read as parts of one class; data.group=folder keeps each whole")
-                return None
+        """Asks what is the class, or the data set, where the folders below class folders look like one or the other."""
+        tops = {top: names for (_, top), names in self.below.items()}
+        for top, names in sorted(tops.items()):
+            if "train" in (splits := find_splits(names)).values() and len(splits) > 1:
+                return (
+                    f"{self.root}: {printable(top)} holds parts, {list_some(sorted(splits))}: if it is a data set, "
+                    f"give {printable(self.root / top)}; if it is a class, put the parts above the classes, as in "
+                    f"train/{printable(top)}/"
+                )
+        if len(tops) == 1 and len(names := next(iter(tops.values()))) > 1:
+            (top,) = tops
             return (
-                f"{said}: which are the classes? If {above} are, say so with {_setting(sorted(tops))}; if {names} are, "
-                "and the folders above are parts, call these train, val and test; if they say where pictures are from, "
-                "name path,label,group in a CSV"
+                f"{self.root}: found one class only, {printable(top)!r}, which holds {list_some(names)}: if these are "
+                f"the classes, give {printable(self.root / top)}"
             )
+        splits_there = dict.fromkeys(split for split, _ in self.below)
+        for split in splits_there:
+            own = {top: names for (part, top), names in self.below.items() if part == split}
+            if question := self._repeated_names(own):
+                return question
         return None
+
+    def _repeated_names(self, tops: dict[str, tuple[str, ...]]) -> str | None:
+        """Asks which are the classes where folders repeat the names of their subfolders: SITE/cat, SITE/dog.
+
+        tops: the class folders of one split, each with the folders in it. Numbered subfolders, such as the tracks of
+        CLASS/00001, repeat their names in honest class folders: a note.
+        """
+        nested = {top: names for top, names in tops.items() if names}
+        count = Counter(name for names in nested.values() for name in names)
+        shared = sorted(name for name, number in count.items() if 2 * number > len(nested))
+        if len(nested) < 2 or 2 * len(nested) <= len(tops) or len(shared) < 2 or 2 * len(shared) < len(count):
+            return None
+        above, names = list_some(sorted(nested)), list_some(shared)
+        said = f"{self.root}: {above} each hold folders called {names}"
+        if len({_NUMBER.sub("#", name) for name in shared}) == 1 and _NUMBER.search(shared[0]):
+            self.notes.append(f"{said}, which are read as parts of one class; data.group=folder keeps each whole")
+            return None
+        return (
+            f"{said}: which are the classes? If {above} are, say so with {_setting(sorted(tops))}; if {names} are, and "
+            "the folders above are parts, call these train, val and test; if they say where pictures are from, name "
+            "path,label,group in a CSV"
+        )
 
     def _found_instead(self) -> str:
         if self.bad:
@@ -290,10 +315,6 @@ class _FolderScan:
 def _setting(classes: Sequence[str]) -> str:
     """The setting that names these classes, the first ten of them."""
     return f"--set data.classes=[{', '.join(map(printable, classes[:10]))}{', ...' * (len(classes) > 10)}]"
-
-
-def _has_digit(name: str) -> bool:
-    return any(character.isdigit() for character in name)
 
 
 def _not_found(root: Path) -> str:

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from finetune.data.bit_depth import depth_of
 from finetune.data.decode_cache import DecodedImages, Progress, decode_images
 from finetune.data.image_dataset import DataSplits, Images, ImageSet, MemmapImages, group_indices
-from finetune.data.image_io import CropSpec, Decoding
+from finetune.data.image_facts import notes_on_facts
+from finetune.data.image_io import CropSpec
 from finetune.data.manifest import MAX_SHOWN, ImageRecord, Manifest, and_more, list_some
 from finetune.data.openers import read_manifest
 from finetune.data.split import choose_test, inseparable, name_hashes
@@ -29,7 +29,6 @@ from finetune.system import CONTAINER, available_memory, local_processes
 Hashes = npt.NDArray[np.uint64]
 MEMORY_LIMIT = CONTAINER
 TEST_FRACTION = 0.2  # of each class, where a data set has no test split of its own
-OTHER_SCALE = 4  # bits between the largest values of two splits that no difference of exposure explains
 FEW = 5  # images to learn from; a class with fewer is mentioned
 
 
@@ -49,12 +48,14 @@ def open_image_folder(
     cache: Path | None = None,
     progress: Progress | None = None,
     to_train: bool = True,
+    folder: Path | None = None,
 ) -> DataSplits:
     """The images of a folder, a CSV, or any other source that `openers.OPENERS` knows, cropped to squares by `spec`.
 
     classes: only these, in this order. columns: what a table calls its columns. group: which images belong together, as
     `data.group` of a recipe. cache: the folder for decoded images, by default `cache_folder()`. progress: called with
-    (done, all) while images are decoded; not at all where none has to be.
+    (done, all) while images are decoded; not at all where none has to be. folder: where the files of a data set on the
+    Hub were put.
 
     Without a test split, about TEST_FRACTION of the images become one, each chosen by its content or its group: the
     same at every opening, and when others are added.
@@ -64,14 +65,14 @@ def open_image_folder(
     to_train False: for measuring only. Nothing need be there to learn from, and without a test split `train` has all
     images, those in `test` too; `test` may then be empty.
     """
-    manifest = read_manifest(name, columns).with_groups(group).with_classes(classes)
+    manifest = read_manifest(name, columns, folder).with_groups(group).with_classes(classes)
     manifest.check_groups()
     if to_train:
         manifest.check_trainable()
     elif not manifest.records:
         raise DataError("; ".join([f"{manifest.name}: no picture to measure", *manifest.unread.values()]))
     decoded = decode_images(manifest.records, spec, cache_folder(cache), progress)
-    bad = sorted([*manifest.bad, *((manifest.records[i].name, reason) for i, reason in decoded.bad)])
+    bad = sorted([*manifest.bad, *((manifest.records[i].where, reason) for i, reason in decoded.bad)])
     if bad and on_bad_image == "fail":
         raise DataError(_bad_images(manifest.name, bad))
     notes = list(manifest.notes)
@@ -83,46 +84,9 @@ def open_image_folder(
             f"decoded pictures cannot be kept in {decoded.not_kept}, so they are decoded each time; "
             f"name another folder in {CACHE_VARIABLE}"
         )
-    notes += _depth_notes(manifest, decoded, spec.bits) + _page_notes(manifest, decoded)
+    notes += notes_on_facts(manifest, decoded.facts, decoded.decoding.bits, given=spec.bits is not None)
     made = _make_splits(manifest, decoded, notes) if to_train else _make_measured(manifest, decoded, notes)
-    return replace(made, decoding=Decoding(decoded.spec.decode, decoded.spec.bits or Decoding.bits))
-
-
-def _depth_notes(manifest: Manifest, decoded: DecodedImages, given: int | None) -> list[str]:
-    """Notes on what is white in grey images of 16 bits; `given` bits, if the images were not asked.
-
-    DataError where two parts cannot be of one scale.
-    """
-    largest: dict[str, tuple[int, str]] = {}  # by split: the largest value, and the image that has it
-    for record, facts in zip(manifest.records, decoded.facts, strict=True):
-        if facts.white > largest.get(record.split, (0, ""))[0]:
-            largest[record.split] = facts.white, record.name
-    if not largest:
-        return []
-    bits = decoded.spec.bits or Decoding.bits
-    depths = {split: depth_of(value) for split, (value, _) in largest.items()}
-    told = "; ".join(
-        f"{split} up to {value:,} ({depths[split]} bits, {printable(name)})" for split, (value, name) in largest.items()
-    )
-    if max(depths.values()) - min(depths.values()) >= OTHER_SCALE and given is None:
-        raise DataError(
-            f"{manifest.name}: the values of 16-bit pictures are on different scales: {told}; bring the parts to one "
-            "scale, or mend the picture that is named"
-        )
-    by_whom = "for all of them" if given is None else "as these weights were trained"
-    notes = [f"{manifest.name}: 16-bit pictures hold {told}; white is {(1 << bits) - 1:,} ({bits} bits), {by_whom}"]
-    if given is not None and max(depths.values()) != given:
-        notes[0] += "; that is another scale than these pictures seem to have"
-    if alone := sorted({record.split for record in manifest.records} - largest.keys()):
-        notes.append(f"{manifest.name}: pictures of 16 bits are in {', '.join(largest)} and not in {', '.join(alone)}")
-    return notes
-
-
-def _page_notes(manifest: Manifest, decoded: DecodedImages) -> list[str]:
-    names = [record.name for record, facts in zip(manifest.records, decoded.facts, strict=True) if facts.pages]
-    have = "picture has" if len(names) == 1 else "pictures have"
-    note = f"{manifest.name}: {len(names):,} {have} several pages or frames, the first is used: {list_some(names)}"
-    return [note] if names else []
+    return replace(made, decoding=decoded.decoding)
 
 
 def _bad_images(name: str, bad: Sequence[tuple[str, str]]) -> str:

@@ -97,9 +97,9 @@ def _describe_brand(brand: bytes, content: bytes) -> str:
 
 
 def may_be_deep(content: bytes) -> bool:
-    """Whether these bytes may be a grey image of 16 bits whose white is not said: a PNG, a TIFF, a PGM."""
+    """Whether these bytes may be an image of 16 bits whose white is not said: a PNG, a TIFF, a PGM."""
     if content.startswith(b"\x89PNG"):
-        return content[24:26] == b"\x10\x00"  # bits and colour type of the header
+        return content[24:25] == b"\x10"  # bits, in the header
     return is_tiff(content) or content[:2] in (b"P5", b"P2")
 
 

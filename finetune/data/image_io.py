@@ -30,7 +30,7 @@ Pixels = TypeVar("Pixels", "npt.NDArray[np.uint8]", "Tensor")
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-        *(".avif", ".heic", ".heif"),
+        *(".avif", ".heic", ".heif", ".hif"),
     }
 )
 MAX_PIXELS = 64_000_000
@@ -43,7 +43,7 @@ MAX_SEGMENTS = 20_000  # a long video or depth map kept in an image has hundreds
 MAX_ASPECT_RATIO = 16
 _REDUCED_PAGE, _DNG_VERSION = 254, 50706  # tags of TIFF
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # ends the bytes of a scan, which may hold the other \xff.. pairs
-_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd8", 0xD9, 0xDA
+START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd8", 0xD9, 0xDA
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def open_image(content: bytes) -> Iterator[Image]:
             f"{', '.join(readable_formats())} does, or it is damaged there)"
         ) from None
     except Exception as error:  # the errors of Pillow's decoders have no common base
-        raise DataError(f"cannot be read as an image ({error})") from None
+        raise DataError(f"cannot be read as an image ({' '.join(str(error).split())})") from None
 
 
 @contextmanager
@@ -253,10 +253,13 @@ def has_too_many_scans(content: bytes) -> bool:
 
     Counts the image itself only: not what a segment holds, such as a thumbnail, nor what follows its end.
     """
-    position, scans = len(_START_OF_IMAGE), 0
+    position, scans = len(START_OF_IMAGE), 0
+    if not content.startswith(START_OF_IMAGE):
+        return False
     # A quick upper bound first: each segment has a byte 0xff, each scan its marker.
-    few = content.count(b"\xff") <= MAX_SEGMENTS and content.count(bytes((0xFF, _START_OF_SCAN))) <= MAX_SCANS
-    if few or not content.startswith(_START_OF_IMAGE):
+    plain = np.frombuffer(content, np.uint8)
+    marks = np.flatnonzero(plain[:-1] == 0xFF)
+    if len(marks) <= MAX_SEGMENTS and np.count_nonzero(plain[marks + 1] == _START_OF_SCAN) <= MAX_SCANS:
         return False
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(content, position)
@@ -287,7 +290,8 @@ def crop_to_square(
     """
     from PIL import Image
 
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     side, method = resized_side(size, crop), Image.Resampling[interpolation.upper()]
     if resize == "squash":
         square = image if image.size == (side, side) else image.resize((side, side), method)

@@ -35,6 +35,11 @@ class ImageRecord(ABC):
     split: SplitName
     group: str = field(default="", kw_only=True)
 
+    @property
+    def where(self) -> str:
+        """What a message calls the image so that a person finds it."""
+        return self.name
+
     @abstractmethod
     def open(self) -> bytes:
         """Reads the encoded image, at most `image_io.MAX_BYTES`. Called from several threads at once.

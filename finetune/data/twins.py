@@ -96,7 +96,8 @@ def descriptors(thumbs: Tensor) -> Tensor:
     changed = torch.roll(thumbs[some] + noise, (1, 1), (1, 2))
     moved = ((_log_amplitudes(changed, floor) - amplitudes[some]) @ vectors).square().mean(0)
     found = (amplitudes - mean) @ (vectors * values.sqrt() / (values + moved).clamp_min(1e-9))
-    return torch.nn.functional.normalize(found)
+    normed: Tensor = torch.nn.functional.normalize(found)
+    return normed
 
 
 def _log_amplitudes(thumbs: Tensor, floor: float) -> Tensor:

@@ -21,9 +21,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from finetune.batching import batches_per_epoch
+from finetune.batching import batches_per_epoch, images_in_steps
 from finetune.recipe.rules import rule_problems
-from finetune.recipe.yaml_loader import WrittenInt
 from finetune.report.rows import ADAPT_ROWS
 
 
@@ -207,7 +206,7 @@ Augmentation = Annotated[
 
 def _class_name(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
-        return value.written if isinstance(value, WrittenInt) else str(value)
+        return str(value)
     if not isinstance(value, str):
         raise _expected("a class name (text or a whole number)")
     return value
@@ -518,8 +517,7 @@ class Phase(Settings):
         """
         if self.solver is not None:
             return images
-        epochs, rest = divmod(self.steps_for(images), batches_per_epoch(images, self.batch_size))
-        return epochs * images + rest * self.batch_size
+        return images_in_steps(self.steps_for(images), images, self.batch_size)
 
 
 def _name_phases(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

@@ -39,7 +39,9 @@ _NON_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 class WrittenInt(int):
-    """A whole number that is written in another way than Python would, such as 001: a class may be called so."""
+    """A whole number that is written in another way than Python would, such as 001: as text it is that, the name of a
+    class.
+    """
 
     written: str
 
@@ -52,6 +54,9 @@ class WrittenInt(int):
         found = cls(number)
         found.written = text
         return found
+
+    def __str__(self) -> str:
+        return self.written
 
 
 def resolve_scalar(text: str) -> Scalar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class SeedScore:
     correct: int
     total: int
     accuracy: float
+    effective_images: float | None = None
+    """As in `Score`."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,30 @@ class Report:
         found["results"] = {
             name: None if result is None else result_values(result) for name, result in self.results.items()
         }
-        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
-        return values
+        return json_values(found)
 
     def to_json(self) -> str:
         """The text of `NAME.report.json`."""
         return report_text(self.to_dict())
+
+
+ONLY_WITH_GROUPS = ("groups", "effective_images")
+
+
+def json_values(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A report's values as JSON has them: lists and no tuples; no key on groups of images where there are none."""
+    values = _without_absent(json.loads(json.dumps(found, allow_nan=False)))
+    assert isinstance(values, dict)
+    return values
+
+
+def _without_absent(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = ((key, own) for key, own in value.items() if own is not None or key not in ONLY_WITH_GROUPS)
+        return {key: _without_absent(own) for key, own in kept}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_without_absent(own) for own in value]
+    return value
 
 
 def report_text(values: dict[str, Any]) -> str:
@@ -217,5 +238,5 @@ def read_report_values(path: Path) -> dict[str, Any] | None:
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
     left_out = ("per_class", "confusion", "per_seed", "metrics", "without_twins") if brief else ()
-    found = json.loads(json.dumps(asdict(result), allow_nan=False))  # JSON has lists and no tuples
+    found = json_values(asdict(result))
     return {k: v for k, v in found.items() if v is not None and k not in left_out}

@@ -9,10 +9,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.report.comparison import ACCURACY, IMAGES, SIGNIFICANT, Score, is_told, sentences
+from finetune.report.comparison import ACCURACY, IMAGES, SIGNIFICANT, Score, groups_line, is_told, sentences
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import OWN_ROWS, row_of
+from finetune.report.statistics import wilson
 
 BALANCED = "balanced_accuracy"
 MAX_CONFUSED = 5
@@ -62,8 +63,15 @@ def report_tables(report: Report) -> list[RenderableType]:
         found.append(
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
-    found += [Text(line) for line in [*_uneven_lines(report), *test_set_lines(report.test_set)]]
-    return found
+    lines = [*_group_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]
+    return [*found, *map(Text, lines)]
+
+
+def _group_lines(report: Report) -> list[str]:
+    """That the intervals are by groups of images, where they are; what the images are worth, of the last row."""
+    results = [result for result in report.results.values() if result is not None]
+    line = groups_line(report.target.test, results[-1].groups, results[-1].effective_images) if results else None
+    return [] if line is None else [line]
 
 
 def _verdict_lines(report: Report) -> list[str]:
@@ -143,8 +151,10 @@ def test_set_lines(use: TestSetUse | None) -> list[str]:
 
 
 def _metric_with_interval(name: str, found: MetricValue | None) -> str:
-    if found is None or found.value is None or found.ci95 is None:
+    if found is None or found.value is None:
         return "not defined"
+    if found.ci95 is None:
+        return metric_text(name, found.value)
     low, high = (metric_text(name, end).removesuffix(" %") for end in found.ci95)
     return f"{metric_text(name, found.value)} ({low} to {high})"
 
@@ -231,6 +241,9 @@ def evaluation_parts(
     parts: list[RenderableType] = [
         Text(f"{data}: {result.correct:,} of {result.total:,} right, {with_interval(result)}")
     ]
+    if (line := groups_line(result.total, result.groups, result.effective_images)) is not None:
+        low, high = (100 * end for end in wilson(result.correct, result.total))
+        parts.append(Text(f"{line}; as single images it would be {low:.2f} to {high:.2f}"))
     if left_out:
         parts.append(Text(f"{left_out:,} test images of classes that the checkpoint does not know are left out"))
     if not_offered:
@@ -277,7 +290,8 @@ def comparison_parts(found: Mapping[str, Any], titles: Sequence[str]) -> list[Re
         parts.append(
             Text(f"{letter}: {title}: {percent(side['accuracy'])} ({100 * low:.2f} to {100 * high:.2f}) right")
         )
-    kind = "images" if found["comparison"]["design"] == IMAGES else "images, a mean over trainings"
+    kind = "images" if found.get("groups") is None else f"images in {found['groups']:,} groups, by which intervals are"
+    kind += "" if found["comparison"]["design"] == IMAGES else ", a mean over trainings"
     counts = ", ".join(
         f"only {x} is right on {found[key]:,g}" for x, key in (("A", "only_first"), ("B", "only_second"))
     )
@@ -304,6 +318,8 @@ def comparison_parts(found: Mapping[str, Any], titles: Sequence[str]) -> list[Re
 def _difference_text(name: str, metric: Mapping[str, Any]) -> str:
     if metric["difference"] is None:
         return "not defined"
+    if metric["ci95"] is None:
+        return metric_text(name, metric["difference"], signed=True)
     value, low, high = (metric_text(name, x, signed=True) for x in (metric["difference"], *metric["ci95"]))
     return f"{value} ({low} to {high})"
 
@@ -315,8 +331,8 @@ def _p_value_text(p_value: float, equals: str = "") -> str:
 def _metric_line(name: str, metric: Mapping[str, Any]) -> str:
     """The difference of a metric in words."""
     title = METRICS[name].title
-    if metric["difference"] is None:
-        return f"{title}: not defined for these images"
+    if metric["difference"] is None or metric["p_value"] is None:
+        return f"{title}: not to be compared on these images"
     shown = f"{_difference_text(name, metric)}, p {_p_value_text(metric['p_value'], '= ')}"
     if metric["p_value"] >= SIGNIFICANT:
         return f"{title}: no difference shown between B and A: {shown}"
@@ -366,10 +382,10 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
-    return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"]))]
+    return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"], plan.get("groups")))]
 
 
-def _power_lines(images: int, power: Sequence[Mapping[str, Any]]) -> list[str]:
+def _power_lines(images: int, power: Sequence[Mapping[str, Any]], groups: int | None = None) -> list[str]:
     """What the test images can show, before anything is trained."""
     if not power:
         return []
@@ -381,9 +397,11 @@ def _power_lines(images: int, power: Sequence[Mapping[str, Any]]) -> list[str]:
     if not shown:
         return [f"{images:,} test images show no difference between two trainings, however large"]
     most = power[-1]
+    grouped = f"they are in {groups} groups, and show less the more a group is answered alike"
     return [
         f"what {images:,} test images show of one training against another, 4 times in 5: a difference of "
         f"{', '.join(shown)}; 1 point takes {power[0]['images_for_one_point']:,} to "
         f"{most['images_for_one_point']:,} test images",
         "training again moves results too: a verdict about the weights takes several seeds (adapt --seeds 5)",
+        *([] if groups is None else [grouped]),
     ]

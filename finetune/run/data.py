@@ -11,11 +11,12 @@ from typing import Any
 from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.image_folder_dataset import open_image_folder
 from finetune.data.image_io import EXACT, CropSpec, Decoding
-from finetune.data.openers import is_image_path, short_name
+from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
 from finetune.data.table_columns import ROLES, ColumnNames, Role
 from finetune.errors import DataError, SettingError
+from finetune.hub.dataset import fetch_dataset
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
@@ -28,7 +29,7 @@ class RunData:
     """The train, validation and test images of a run. `validation` may be empty; `test` is for the end only.
 
     `notes` are what a person should know of their own images: what was left out, is in two parts, or is scarce.
-    `splits` are the images that these were chosen from.
+    `splits` are the images that these were chosen from. `id` of a data set on the Hub has the commit.
     """
 
     name: str
@@ -37,6 +38,7 @@ class RunData:
     test: ImageSet
     notes: tuple[str, ...] = ()
     splits: DataSplits | None = None
+    id: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -65,6 +67,7 @@ class RunData:
     def _description(self) -> dict[str, object]:
         return {
             "name": self.name,
+            **({"id": self.id} if self.id is not None else {}),
             "classes": list(self.class_names),
             "train": {"images": len(self.train), "fingerprint": self.train.fingerprint()},
             "validation": {"images": len(self.validation), "fingerprint": self.validation.fingerprint()},
@@ -95,8 +98,8 @@ def open_run_data(
     console = console or Console(quiet=True, results=False)
     crop_spec = spec.crop_spec(None if any_channels else spec.channels)
     crop_spec = replace(crop_spec, decode=data.decode or "scaled", bits=None)  # whatever the source was trained with
-    name, found = _open_parts(data, data.name, root, crop_spec, console)
-    chosen = choose_run_data(name, found, data, seed)
+    name, found, id = _open_parts(data, data.name, root, crop_spec, console)
+    chosen = replace(choose_run_data(name, found, data, seed), id=id)
     for note in chosen.notes[len(found.notes) :]:
         console.note(note)
     return chosen
@@ -158,7 +161,7 @@ def same_choice(chosen: RunData, found: DataSplits) -> RunData:
 
     given = found.validation if found.validation is not None and len(found.validation) else found.train
     train, validation = same(chosen.train, found.train), same(chosen.validation, given)
-    return RunData(chosen.name, train, validation, found.test, chosen.notes, found)
+    return RunData(chosen.name, train, validation, found.test, chosen.notes, found, chosen.id)
 
 
 def open_test(
@@ -176,22 +179,28 @@ def open_test(
     have no test split, `train` has all of them, and `test` those that a training would hold out.
     """
     data = DataSettings.model_validate({**(like or {}), "name": name, "on_bad_image": on_bad_image})
-    return _open_parts(data, name, root, spec.crop_spec(spec.channels), console, to_train=False)
+    short, found, _ = _open_parts(data, name, root, spec.crop_spec(spec.channels), console, to_train=False)
+    return short, found
 
 
 def _open_parts(
     data: DataSettings, name: str, root: Path, crop_spec: CropSpec, console: Console, *, to_train: bool = True
-) -> tuple[str, DataSplits]:
-    """The short name and splits of a registered data set or of a person's own images, with the classes asked for."""
+) -> tuple[str, DataSplits, str | None]:
+    """The short name and splits of a registered data set or of a person's own images, with the classes asked for.
+
+    The third is the id, with its commit, of a data set on the Hub, which is fetched first.
+    """
     if not is_image_path(name):
         name = find_dataset(name).name
-        if data.group is not None:
-            raise SettingError(f"data.group is {data.group!r}, but {name} has no file names; leave data.group out")
+        for key in ("group", "columns", "decode"):
+            if getattr(data, key) is not None:
+                raise SettingError(f"{name} is a registered data set, without picture files: leave data.{key} out")
         splits = open_dataset(name, root)
         train, test = splits.train, splits.test
         if data.classes is not None:
             train, test = train.with_classes(data.classes), test.with_classes(data.classes)
-        return name, DataSplits(train, test)
+        return name, DataSplits(train, test), None
+    fetched = fetch_dataset(name, note=console.note, bars=not console.quiet) if is_hub_data(name) else None
     with console.task("decoding") as progress:
         found = open_image_folder(
             name,
@@ -202,10 +211,11 @@ def _open_parts(
             on_bad_image=data.on_bad_image,
             progress=progress,
             to_train=to_train,
+            folder=fetched.folder if fetched is not None else None,
         )
     for note in found.notes:
         console.note(note)
-    return short_name(name), found
+    return short_name(name), found, fetched.id if fetched is not None else None
 
 
 def _column_names(data: DataSettings) -> dict[Role, str]:

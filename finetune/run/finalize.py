@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
-from finetune.data.openers import is_image_path, short_name
+from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
@@ -85,7 +85,7 @@ def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
 
 def score(images: ImageSet, answers: RowAnswers, row: str) -> Result:
     """The result of a row's answers to labelled images."""
-    score: dict[str, Any] = asdict(Score.of(correct_mask(images, answers.predicted)))
+    score: dict[str, Any] = asdict(Score.of(correct_mask(images, answers.predicted), images.group_indices()))
     score |= {"method": answers.method, "metrics": measure_all(metric_answers(images, answers), images.class_names)}
     if not row_of(row).detailed:
         return Result(**score)
@@ -99,7 +99,8 @@ def metric_answers(images: ImageSet, answers: RowAnswers) -> Answers:
     """A row's answers to labelled images, as metrics take them."""
     probabilities, predicted = answers.probabilities.numpy(), answers.predicted.numpy()
     confidence = np.take_along_axis(probabilities, predicted[:, None], 1)[:, 0]
-    return Answers(images.labels.numpy(), predicted, len(images.class_names), confidence, probabilities)
+    classes, groups = len(images.class_names), images.group_indices()
+    return Answers(images.labels.numpy(), predicted, classes, confidence, probabilities, groups)
 
 
 def row_predictions(images: ImageSet, answers: Mapping[ColumnKey, RowAnswers]) -> bytes:
@@ -110,7 +111,8 @@ def row_predictions(images: ImageSet, answers: Mapping[ColumnKey, RowAnswers]) -
         assert given.confidence is not None
         columns[key] = Column(found.predicted.numpy(), np.clip(given.confidence, 0, 1).astype(np.float64))
     names = image_names(images.files, len(images))
-    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns))
+    groups = images.groups if any(images.groups) else ()
+    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns, groups))
 
 
 def compare_rows(
@@ -180,7 +182,7 @@ def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
     """The resolved recipe for checkpoint and report, with a data folder's name in place of its path."""
     values: dict[str, Any] = resolve_recipe(recipe)
     name = values["data"].get("name")
-    if name is not None and is_image_path(name):
+    if name is not None and is_image_path(name) and not is_hub_data(name):
         values["data"] = {**values["data"], "name": short_name(name)}
     return values
 

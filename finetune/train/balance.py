@@ -55,10 +55,17 @@ def balanced_cross_entropy(
     """Cross-entropy of `logits` (float, N×C), its mean or sum over the images.
 
     labels: classes (int64, N), or of mixed images the classes' shares (float, N×C). A mixed image weighs what its
-    classes weigh in these shares; smoothing the labels changes no weight.
+    classes weigh in these shares; smoothing the labels changes no weight. Where logits are adjusted, smoothing spreads
+    over the classes by their shares, which is evenly once the adjustment is left out; spread evenly before, it would
+    raise the plain logits of rare classes above those of the right one.
     """
     if balance is not None and balance.log_priors is not None:
-        logits = logits + balance.log_priors.to(logits)
+        log_priors = balance.log_priors.to(logits)
+        logits = logits + log_priors
+        if label_smoothing:
+            shares = labels if labels.dim() == 2 else F.one_hot(labels, logits.shape[1])
+            labels = (1 - label_smoothing) * shares.to(logits) + label_smoothing * log_priors.softmax(0)
+            label_smoothing = 0.0
     if balance is None or balance.weights is None:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
     weights = balance.weights.to(logits)

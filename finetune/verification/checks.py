@@ -13,7 +13,7 @@ from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.models.classifier import Classifier
 from finetune.report.rows import row_of
-from finetune.report.statistics import wilson
+from finetune.report.statistics import wilson, wilson_by_groups
 from finetune.run.setup import Recipe, open_recipe
 from finetune.sources.resolve import Architecture, SourceRef, classifier_from_checkpoint, read_source_metadata
 from finetune.text import listed
@@ -177,12 +177,25 @@ def _result_faults(value: Any, images: Any) -> Iterator[str]:
         return
     if images is not None and total != images:
         yield f"is of {total} images, and {images} test images are recorded"
-    accuracy, interval, expected = value.get("accuracy"), value.get("ci95"), wilson(correct, total)
+    accuracy, interval, expected = value.get("accuracy"), value.get("ci95"), _interval(value, correct, total)
+    if expected is None:
+        found = f"{value.get('groups')} and {value.get('effective_images')}"
+        yield f"expected groups and effective_images of {total} images, found {found}"
+        return
     if accuracy != correct / total:
         yield f"the accuracy says {accuracy}, and {correct} of {total} is {correct / total}"
     ends = interval if isinstance(interval, list) and all(type(end) is float for end in interval) else []
     if len(ends) != 2 or any(abs(a - b) > 1e-9 for a, b in zip(ends, expected, strict=True)):
         yield f"the interval says {interval}, and {correct} of {total} has {list(expected)}"
+
+
+def _interval(value: Mapping[str, Any], correct: int, total: int) -> tuple[float, float] | None:
+    """The interval of these counts: Wilson's, or by the groups that are recorded; None where they cannot be."""
+    groups, effective = value.get("groups"), value.get("effective_images")
+    if groups is None and effective is None:
+        return wilson(correct, total)
+    possible = type(groups) is int and isinstance(effective, float) and 0 < groups <= total and 0 < effective <= total
+    return wilson_by_groups(correct, total, effective, groups) if possible else None  # type: ignore[arg-type]
 
 
 def _check_recipe(subject: CheckpointUnderTest) -> Check:
@@ -247,7 +260,9 @@ def _first_seed(result: Any) -> Any:
     correct, total = first.get("correct"), first.get("total")
     if first is values or type(correct) is not int or type(total) is not int or not 0 <= correct <= total or not total:
         return result
-    own = {"correct": correct, "total": total, "accuracy": first.get("accuracy"), "ci95": list(wilson(correct, total))}
+    grouped = {"groups": values.get("groups"), "effective_images": first.get("effective_images")}
+    own = {"correct": correct, "total": total, "accuracy": first.get("accuracy"), **grouped}
+    own["ci95"] = list(_interval(own, correct, total) or ())
     return {**own, **({"method": values["method"]} if "method" in values else {})}
 
 

@@ -20,7 +20,7 @@ def scenes(root, tracks=12, frames=5, classes=3):
         (root / f"c{label}").mkdir(parents=True)
         for track in range(tracks):
             scene = rng.normal(120, 30, (32, 32))
-            scene[8:20, 8 : 11 + 4 * label] += 50
+            scene[8:20, 8 : 11 + 4 * label] += 12
             for frame in range(frames):
                 down, right = rng.integers(0, 4, 2)
                 seen = scene[down : down + 28, right : right + 28] + rng.normal(0, 6, (28, 28))

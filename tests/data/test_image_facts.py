@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -100,11 +102,31 @@ def test_what_was_found_is_kept_and_what_is_damaged_is_found_again(tmp_path, cac
     assert len(looked) == 24 and again.notes == first.notes and again.decoding == first.decoding
     kept = cache / image_facts.FILE
     content = json.loads(kept.read_text())
-    content["facts"][next(iter(content["facts"]))] = [60_000, False]
+    content["facts"][next(iter(content["facts"]))] = [60_000, False, 0]
     for damaged in (json.dumps(content), "{", "[]"):
         kept.write_text(damaged)
         looked.clear()
         assert open_image_folder(str(root), SPEC).notes == first.notes and len(looked) == 24
+
+
+def test_dark_colours_of_16_bits_are_told(tmp_path):
+    """PNG as any library but Pillow writes it: RGB of 16 bits."""
+    for scale, told in ((8, 1), (385, 0)):
+        root = tmp_path / str(scale)
+        for label, name in enumerate(("one", "two")):
+            (root / name).mkdir(parents=True)
+            for i in range(5):
+                values = np.stack([grey([label, i, band]) * scale for band in range(3)], -1).astype(">u2")
+                rows = b"".join(b"\0" + row.tobytes() for row in values)
+                parts = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
+                body = (
+                    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+                    for kind, data in (*parts, (b"IEND", b""))
+                )
+                (root / name / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(body))
+        found = open_image_folder(str(root), SPEC)
+        assert found.decoding == EXACT
+        assert sum("hold values of 12 bits only" in note for note in found.notes) == told
 
 
 def test_files_of_several_pages_are_counted(tmp_path):

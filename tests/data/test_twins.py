@@ -28,9 +28,15 @@ def noisy(image):
     return (image.float() + noise).clamp(0, 255).to(torch.uint8)
 
 
+def shifted(image, down, left):
+    """The image moved; what comes in at the edges repeats them."""
+    wide = torch.nn.functional.pad(image.float(), (0, left, down, 0), mode="replicate").to(torch.uint8)
+    return wide[..., : image.shape[-2], left:]
+
+
 CHANGES = {
     "mirrored": lambda image: image.flip(-1),
-    "shifted": lambda image: torch.roll(image, (2, -1), (-2, -1)),
+    "shifted": lambda image: shifted(image, 2, 1),
     "noisy": noisy,
     "darker": lambda image: (image.float() * 0.8 + 5).to(torch.uint8),
 }

@@ -64,6 +64,24 @@ def test_shares_of_one_class_are_that_class(method, smoothing):
     torch.testing.assert_close(*found)
 
 
+def test_smoothing_leaves_the_right_class_first_however_rare_the_others_are():
+    priors, smoothing = torch.tensor([0.9, 0.099, 0.001]), 0.2
+    given = torch.zeros(3, 3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([given], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        adjusted = LossBalance(log_priors=priors.log())
+        loss = balanced_cross_entropy(given, torch.arange(3), adjusted, label_smoothing=smoothing)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert given.argmax(1).tolist() == [0, 1, 2]
+    wrong = given.detach()[~torch.eye(3, dtype=torch.bool)].reshape(3, 2)
+    torch.testing.assert_close(wrong[:, 0], wrong[:, 1], atol=0.05, rtol=0)
+
+
 def test_a_mixed_image_weighs_what_its_classes_weigh():
     shares, given = torch.tensor([[0.25, 0.0, 0.75]]), logits()[:1]
     weights = balance("loss").weights.float()

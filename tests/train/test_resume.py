@@ -36,13 +36,14 @@ def every_step_is_seen(monkeypatch):
     monkeypatch.setattr(meter, "TICK", 0.0)
 
 
-def training(network, given, *, augment=None, start=0, held=None):
+def training(network, given, *, augment=None, start=0, held=None, balanced=False):
     pixels, labels = images()
     if start:
         kept = activations(network, pixels, NORMALISE, start, FLOAT32)
         batches = Batches(kept, labels, batch_size=16, seed=0)
     else:
-        batches = Batches(pixels, labels, batch_size=16, seed=0, normalize=NORMALISE, augment=augment, classes=3)
+        options = {"normalize": NORMALISE, "augment": augment, "classes": 3, "balanced": balanced}
+        batches = Batches(pixels, labels, batch_size=16, seed=0, **options)
     return Training(network, batches, given, FLOAT32, first_epoch=3, validate=held)
 
 
@@ -105,6 +106,7 @@ def test_with_augmentation_and_with_cached_features():
     wanted, _ = run_to_the_end(phase(steps=STEPS))
     for options, given in (
         (augmented, phase(steps=STEPS)),
+        ({**augmented, "balanced": True}, phase(steps=STEPS)),
         ({"start": 1}, phase(steps=STEPS, stages=("body", "head"), start=1)),
     ):
         whole, _ = run_to_the_end(given, **options)
