@@ -103,7 +103,8 @@ def descriptors(thumbs: Tensor) -> Tensor:
 def _log_amplitudes(thumbs: Tensor, floor: float) -> Tensor:
     spectrum = torch.fft.rfft2(_taper(standardize(thumbs))).abs()
     both = spectrum + torch.roll(spectrum.flip(1), 1, 1)  # the amplitude at (-ky, kx) is that of the mirror image
-    return (both[:, : thumbs.shape[-1] // 2 + 1].flatten(1) + floor).log()
+    found: Tensor = (both[:, : thumbs.shape[-1] // 2 + 1].flatten(1) + floor).log()
+    return found
 
 
 def _taper(thumbs: Tensor) -> Tensor:
