@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.commands.adapt import adapt
+    from finetune.commands.check import check
     from finetune.commands.compare import compare
     from finetune.commands.evaluate import evaluate
     from finetune.commands.pretrain import pretrain
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from finetune.commands.push import push
     from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
+    from finetune.report.check_report import CheckReport
     from finetune.report.curve_report import CurveReport
     from finetune.report.ranking import RankReport
     from finetune.report.report import Report
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckReport",
     "Classifier",
     "CurveReport",
     "Prediction",
@@ -44,6 +47,7 @@ __all__ = [
     "adapt",
     "adapt_folds",
     "adapt_seeds",
+    "check",
     "compare",
     "curve",
     "evaluate",
@@ -57,6 +61,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckReport": "finetune.report.check_report",
     "Classifier": "finetune.models.classifier",
     "CurveReport": "finetune.report.curve_report",
     "Prediction": "finetune.models.classifier",
@@ -65,6 +70,7 @@ _HOMES = {
     "adapt": "finetune.commands.adapt",
     "adapt_folds": "finetune.study.folds",
     "adapt_seeds": "finetune.study.seeds",
+    "check": "finetune.commands.check",
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",

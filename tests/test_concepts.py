@@ -361,3 +361,9 @@ def test_a_perfect_score_on_ten_images_is_as_the_page_says() -> None:
 def test_the_sentences_on_the_page_are_the_ones_on_the_screen(counts: tuple[int, ...]) -> None:
     first, second = np.repeat([True, False, True, False], counts), np.repeat([True, True, False, False], counts)
     assert f"```text\n{sentence(compare(first, second), 'after', 'scratch')}\n```" in PAGE
+
+
+def test_grouped_images_are_worth_as_many_as_in_the_report() -> None:
+    groups = np.repeat(np.arange(30), np.arange(1, 31))
+    right = normal(30)[groups] + normal(len(groups)) < 1.5
+    assert page.worth(right.astype(float), groups) == pytest.approx(metrics.effective_images(right, groups))

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from finetune.checkpoint.limits import MAX_INPUT_SIZE, MAX_VALUES, check_metadata_values
 from finetune.checkpoint.safetensors_io import Header, check_finite, read_header, read_tensors, safetensors_chunks
@@ -34,6 +43,7 @@ class InputMetadata(BaseModel):
     """How an image becomes the model's input: channels, side in pixels, and per channel mean and deviation of 0..1.
 
     `crop` and `resize` are those of the registry's InputSpec; files without them squash the whole picture.
+    `decode` and `bits` say how the files trained on became pixels; where they are left out, exactly and by 16 bits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
@@ -45,6 +55,14 @@ class InputMetadata(BaseModel):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
     crop: float = Field(default=1.0, ge=0.1, le=1)
     resize: Literal["squash", "shorter_side"] = "squash"
+    decode: Literal["exact", "scaled"] = "exact"
+    bits: Literal[8, 10, 12, 14, 16] = 16
+
+    @model_serializer(mode="wrap")
+    def _without_default_decoding(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        defaults = {key: InputMetadata.model_fields[key].default for key in ("decode", "bits")}
+        plain: dict[str, Any] = serialize(self)
+        return {key: value for key, value in plain.items() if key not in defaults or value != defaults[key]}
 
     @model_validator(mode="after")
     def _one_number_per_channel(self) -> InputMetadata:

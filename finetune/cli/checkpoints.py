@@ -1,4 +1,4 @@
-"""Commands that read checkpoints: evaluate, verify, predict, inspect."""
+"""Commands that read and train nothing: evaluate, check, verify, predict, inspect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from finetune.cli.options import make_console, print_json, print_lines, print_listing, with_options
+from finetune.cli.options import check_target, make_console, print_json, print_lines, print_listing, with_options
 from finetune.errors import ClaimError, DataError
 
 
@@ -22,6 +22,11 @@ from finetune.errors import ClaimError, DataError
     default="fail",
     show_default=True,
     help="Pictures that cannot be read: list them and stop, or go on without them.",
+)
+@click.option(
+    "--group",
+    metavar="PATTERN",
+    help="Which pictures belong together, as data.group of recipes; left out: as in the checkpoint's training.",
 )
 @click.option(
     "--confusion", type=click.Path(path_type=Path), metavar="PNG", help="Draws the confusion matrix as a picture."
@@ -50,6 +55,36 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     shared = (found.left_out, found.not_offered, found.learnt)
     parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, *shared)
     for part in [*parts, *test_set_lines(found.test_set)]:
+        console.show(part)
+
+
+@click.command()
+@click.option(
+    "--target",
+    required=True,
+    metavar="DATA",
+    help="What to check: a data set's name, a folder of pictures, or a CSV file.",
+)
+@click.option("--from", "source", metavar="SOURCE", help="Whose features tell labels, as in adapt [default: pixels].")
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Writes a table of the pictures without the suspects, to be used as --target; changes no picture.",
+)
+@with_options("model", "data-root", "device", "set", "json")
+def check(target: str, as_json: bool, **options: Any) -> None:
+    """Twins, doubtful labels, groups and odd pictures of a data set, before anything is trained on it."""
+    from finetune.commands import check as command
+    from finetune.report.check_report import check_parts
+
+    check_target(target)
+    console = make_console(results=not as_json)
+    found = command.check(target, console=console, **options)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    for part in check_parts(found.to_dict()):
         console.show(part)
 
 

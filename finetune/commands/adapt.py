@@ -17,6 +17,7 @@ from finetune.commands.baselines import (
     retention,
     train_rows,
 )
+from finetune.data.image_dataset import ImageSet
 from finetune.errors import SettingError
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
@@ -26,6 +27,7 @@ from finetune.report.report import Report, Result, Retention, SourceSummary, Tes
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
 from finetune.run.context import make_context
 from finetune.run.finalize import (
+    RowAnswers,
     build_report,
     check_metric,
     checkpoint_results,
@@ -41,6 +43,7 @@ from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import OutputPaths, check_outputs
 from finetune.run.phases import RunLogger, check_adapters
+from finetune.run.quick_check import QuickCheck, quick_check, without_twins
 from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, find_source, open_adapt, open_recipe
 from finetune.sources.resolve import Source
@@ -82,6 +85,10 @@ def adapt(
 
 
 def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -> Report:
+    pictures = quick_check(setup.data)
+    for note in pictures.notes:
+        call.console.note(note)
+    setup = replace(setup, data=replace(setup.data, notes=(*setup.data.notes, *pictures.notes)))
     outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}", writes=call.group.leader)
     rows = wanted_rows(recipe.compare)
     with open_adaptation(recipe, setup, outputs, call) as adaptation:
@@ -93,7 +100,7 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
         answers = answer_rows(adaptation, rows)
         report = adapt_report(
             adaptation,
-            results={name: score(setup.data.test, found, row=name) for name, found in answers.items()},
+            results={name: _score(setup.data.test, found, name, pictures) for name, found in answers.items()},
             comparisons=compare_rows(
                 setup.data.test, {row: [found] for row, found in answers.items()}, "after", ADAPT_ROWS, metric=metric
             ),
@@ -105,6 +112,12 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
             predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
             run_folder.finish(save_run(adaptation.classifier, fields, report, predictions, outputs, call.console))
     return report
+
+
+def _score(test: ImageSet, answers: RowAnswers, row: str, pictures: QuickCheck) -> Result:
+    """A row's result, with that on the images without twins."""
+    apart = without_twins(pictures, test, lambda some, kept: score(some, answers.subset(kept), row=row))
+    return replace(score(test, answers, row=row), without_twins=apart)
 
 
 def _with_metric(report: Report, metric: str, outputs: OutputPaths) -> Report:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.batching import steps_to_see
 from finetune.data.image_dataset import ImageSet
 from finetune.data.registry import is_present, open_dataset
 from finetune.distributed.process_group import SINGLE_PROCESS
@@ -179,10 +180,10 @@ def answer_rows(adaptation: Adaptation, rows: Sequence[str]) -> dict[str, RowAns
     return {name: RowAnswers.of(*ROW_MAKERS[name].predict(adaptation)) for name in rows}
 
 
-def predict_majority(adaptation: Adaptation) -> tuple[Tensor, None]:
+def predict_majority(adaptation: Adaptation) -> tuple[Tensor, str | None]:
     """The commonest class of the training images for every image."""
     data = adaptation.setup.data
-    return majority_logits(data.train, len(data.test)), None
+    return majority_logits(data.train, len(data.test))
 
 
 def predict_before(adaptation: Adaptation) -> tuple[Tensor, str]:
@@ -205,7 +206,8 @@ def train_linear_probe(adaptation: Adaptation) -> torch.nn.Linear:
     features, data = adaptation.source_features().features, adaptation.setup.data
     held_out = features.get(VALIDATION)
     validation = (held_out, data.validation.labels) if held_out is not None else None
-    return fit_linear_head(features[TRAIN], data.train.labels, len(data.class_names), validation)
+    balance = adaptation.context.loss_balance(solved=True)
+    return fit_linear_head(features[TRAIN], data.train.labels, len(data.class_names), validation, balance)
 
 
 def predict_linear_probe(adaptation: Adaptation) -> tuple[Tensor, None]:
@@ -259,15 +261,13 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
     """
     last = recipe.phases[-1]
     seen = sum(phase.images_seen(images) for phase in recipe.phases)
-    epochs, rest = divmod(seen, images)
-    steps = max(1, epochs * -(-images // last.batch_size) + round(rest / last.batch_size))
     changed: dict[str, Any] = {
         "name": "scratch",
         "train": "all",
         "epochs": None,
         "min_steps": None,
         "max_steps": None,
-        "steps": steps,
+        "steps": steps_to_see(seen, images, last.batch_size),
         "layer_decay": 1.0,
         "augment": True,
         "solver": None,

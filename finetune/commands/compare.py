@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from finetune.report.cross_validation import accuracy_over_folds, difference_ove
 from finetune.report.crossed import Floats, crossed_mean
 from finetune.report.metrics import METRICS, POSITIVE, Answers, answers_difference, applicable_metrics, find_metric
 from finetune.report.predictions import Predictions, read_predictions
+from finetune.report.report import json_values
 from finetune.report.rows import ADAPT_ROWS, row_of
-from finetune.report.statistics import Booleans, Integers, wilson
+from finetune.report.statistics import Booleans, Integers, accuracy_interval, group_count
 from finetune.text import listed, name_hint
 
 DEFAULT_ROW = "after"
@@ -55,8 +55,9 @@ class RowComparison:
 
     paired: the trainings of a seed belong together. only_first, only_second: images that only one of the two named
     rightly, a mean over pairs of trainings. comparison: of accuracies. metric: the one asked about. positive: of two
-    classes, the one that sensitivity is about: the second by name. note: what the verdict does not cover. folds: of a
-    cross-validation in which both were tested; None else.
+    classes, the one that sensitivity is about: the second by name. note: what the verdict does not cover. groups: of
+    images, by which intervals and tests are; None where no two images share one. folds: of a cross-validation in which
+    both were tested; None else.
     """
 
     first: ComparedRow
@@ -71,6 +72,7 @@ class RowComparison:
     positive: str | None
     note: str | None = None
     folds: int | None = None
+    groups: int | None = None
 
     @property
     def sentence(self) -> str:
@@ -82,9 +84,7 @@ class RowComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON values, the verdict in words among them."""
-        found = asdict(self) | {"sentence": self.sentence}
-        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
-        return values
+        return json_values(asdict(self) | {"sentence": self.sentence})
 
 
 def compare(
@@ -103,8 +103,8 @@ def compare(
 
     Of several seeds all count: trainings and images are crossed. Seeds pair up within one file; two files are two
     experiments. Rows that were cross-validated in the same folds are compared over these. The order of images is free.
-    DataError where a file is wrong or the two are not of the same images and labels; SettingError where rows or metric
-    are not to be had.
+    Where a file has groups of images, intervals and tests are by groups, for both. DataError where a file is wrong or
+    the two are not of the same images, labels and groups; SettingError where rows or metric are not to be had.
     """
     find_metric(metric)
     if second is None and against is None:
@@ -121,10 +121,12 @@ def compare(
         raise SettingError(f"compare: {first}: row {row} against itself; name another row with --against")
     if not same:
         _check_same_images(one, other, str(first), str(second))
+        _check_same_groups(one, other, str(first), str(second))
     places = {image: place for place, image in enumerate(other.images)}
     order = np.array([places[image] for image in one.images])
     names = tuple(sorted({*one.class_names, *other.class_names}))
-    firsts, seconds = _answers(one, against, names, None), _answers(other, row, names, order)
+    groups = _groups(one, other, order)
+    firsts, seconds = _answers(one, against, names, None, groups), _answers(other, row, names, order, groups)
     folds = _same_folds(one, other, order) if len(firsts) == len(seconds) == 1 else None
     paired = same and one.seeds(against) == other.seeds(row)
     fixed = _single_training([(against, firsts), (row, seconds)])
@@ -138,9 +140,19 @@ def compare(
         metric,
         _compared_metrics(firsts, seconds, comparison, metric, folds, paired=paired),
         names[POSITIVE] if len(names) == 2 else None,
-        _uncovered(one, other, firsts, folds, fixed=fixed),
-        None if folds is None else len(np.unique(folds)),
+        "; ".join(_notes(one, other, firsts, folds, fixed=fixed)) or None,
+        groups=group_count(groups),
+        folds=None if folds is None else len(np.unique(folds)),
     )
+
+
+def _groups(one: Predictions, other: Predictions, order: Any) -> Integers | None:
+    """Each image's group as a number, in the order of `one`: by the file that has groups; None where neither has."""
+    names = one.groups or tuple(other.groups[place] for place in order if other.groups)
+    if not names:
+        return None
+    number: dict[str | int, int] = {}
+    return np.array([number.setdefault(name or place, len(number)) for place, name in enumerate(names)], dtype=np.int64)
 
 
 def _same_folds(one: Predictions, other: Predictions, order: Any) -> Integers | None:
@@ -150,15 +162,17 @@ def _same_folds(one: Predictions, other: Predictions, order: Any) -> Integers | 
     return one.folds if len(np.unique(one.folds)) > 1 else None
 
 
-def _uncovered(
+def _notes(
     one: Predictions, other: Predictions, firsts: Sequence[Answers], folds: Integers | None, *, fixed: bool
-) -> str | None:
-    """What the verdict does not cover."""
+) -> Iterator[str]:
+    """What the verdict does not cover, and where its groups are from."""
     if fixed:
-        return f"the luck of the one training of {'AB'[len(firsts) > 1]} is not covered; more seeds of it would"
-    if folds is None and (one.folds is not None or other.folds is not None):
-        return "not cross-validated in the same folds: this is over images, and the luck of trainings is not covered"
-    return None
+        yield f"the luck of the one training of {'AB'[len(firsts) > 1]} is not covered; more seeds of it would"
+    elif folds is None and (one.folds is not None or other.folds is not None):
+        yield "not cross-validated in the same folds: this is over images, and the luck of trainings is not covered"
+    if bool(one.groups) != bool(other.groups):
+        known = "A" if one.groups else "B"
+        yield f"only the file of {known} says which images belong together; its groups count for both"
 
 
 def _single_training(sides: Sequence[tuple[str, Sequence[Answers]]]) -> bool:
@@ -204,11 +218,26 @@ def _check_same_images(one: Predictions, other: Predictions, first: str, second:
         )
 
 
+def _check_same_groups(one: Predictions, other: Predictions, first: str, second: str) -> None:
+    """DataError where both have groups of images, and others."""
+    if not one.groups or not other.groups:
+        return
+    given = dict(zip(other.images, other.groups, strict=True))
+    groups = zip(one.images, one.groups, strict=True)
+    if differing := [
+        f"{image} ({own or 'none'}, {given[image] or 'none'})" for image, own in groups if given[image] != own
+    ]:
+        raise DataError(
+            f"{first} and {second} put {len(differing):,} of {len(one.images):,} images into other groups: "
+            f"{_some(differing)}; expected one grouping; leave the column group out of one file to count by the other's"
+        )
+
+
 def _some(names: Sequence[str]) -> str:
     return _named(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else "")
 
 
-def _answers(found: Predictions, row: str, names: Sequence[str], order: Any) -> list[Answers]:
+def _answers(found: Predictions, row: str, names: Sequence[str], order: Any, groups: Integers | None) -> list[Answers]:
     """What each training of a row said, its classes renumbered to those of `names` and its images put in order."""
     place = np.array([names.index(name) for name in found.class_names])
     chosen = slice(None) if order is None else order
@@ -217,7 +246,7 @@ def _answers(found: Predictions, row: str, names: Sequence[str], order: Any) -> 
         column = found.columns[row, seed]
         confidence = None if column.probability is None else column.probability[chosen]
         labels, predicted = place[found.labels[chosen]], place[column.predicted[chosen]]
-        answers.append(Answers.of_predictions(labels, predicted, len(names), confidence))
+        answers.append(Answers.of_predictions(labels, predicted, len(names), confidence, groups))
     return answers
 
 
@@ -226,7 +255,8 @@ def _compared_row(
 ) -> ComparedRow:
     rights = _rights(answers)
     seeds = [seed for seed in found.seeds(row) if seed is not None]
-    interval = wilson(int(rights.sum()), rights.size) if len(rights) == 1 else crossed_mean(rights).ci95
+    groups = answers[0].groups
+    interval = accuracy_interval(rights[0], groups) if len(rights) == 1 else crossed_mean(rights, groups).ci95
     if folds is not None:
         own = [rights[0][folds == fold] for fold in np.unique(folds)]
         interval = accuracy_over_folds([(int(right.sum()), len(right)) for right in own], interval)
@@ -257,7 +287,7 @@ def _compare_rights(
         over_folds = compare_folds(first[0], second[0], folds)
         assert over_folds is not None, "every fold has an accuracy"
         return over_folds
-    found = compare_over_seeds(_rights(first), _rights(second), paired=paired)
+    found = compare_over_seeds(_rights(first), _rights(second), first[0].groups, paired=paired)
     caps: dict[Verdict, Verdict] = {"helps": "better", "hurts": "worse"}
     return replace(found, verdict=caps.get(found.verdict, found.verdict)) if fixed else found
 

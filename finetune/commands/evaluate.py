@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune.checkpoint.format import Metadata
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import DataError, OutputError, SettingError
@@ -22,6 +24,7 @@ from finetune.report.tables import percent
 from finetune.run.data import open_test
 from finetune.run.finalize import RowAnswers, row_predictions, score
 from finetune.run.ledger import digest_of, record_opening
+from finetune.run.measured import LearntFrom, Part, choose_measured
 from finetune.run.output_paths import RUNS, move_file_aside
 from finetune.sources.resolve import locate, open_source
 from finetune.text import first_line
@@ -33,11 +36,13 @@ from finetune.train.inference import outputs
 class Evaluation:
     """A result on the classes that a checkpoint and a data set share.
 
-    `left_out` counts the test images of classes that the checkpoint does not know; `not_offered` are the checkpoint's
-    classes that the data set does not have, which count as no answer. `claimed` is the accuracy that the checkpoint
-    records for the very same images, if any. `test_set` says how often these images were opened before, where there is
-    a folder of runs to remember it. `learnt` says that it is no fair test, where the checkpoint has learnt from all
-    images of a cross-validation.
+    Where they share one class alone, all classes of the checkpoint are a choice. `left_out` counts the test images of
+    classes that the checkpoint does not know; `not_offered` are the checkpoint's classes that the data set does not
+    have, which count as no answer. `claimed` is the accuracy that the checkpoint records for the very same images, if
+    any. `part` says which images of the data set they are: its "test" split, those "held_out" of what the checkpoint
+    was trained on, "all" where there is no test split, or ones "trained_on", on which an accuracy is no test.
+    `test_set` says how often these images were opened before, where there is a folder of runs to remember it. `learnt`
+    says that it is no fair test, where the checkpoint has learnt from all images of a cross-validation.
     """
 
     checkpoint: str
@@ -48,13 +53,14 @@ class Evaluation:
     result: Result
     claimed: float | None
     test_set: TestSetUse | None = None
+    part: Part = "test"
     learnt: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
         names = ("checkpoint", "data", "classes", "left_out", "not_offered")
         own = {name: getattr(self, name) for name in names}
-        found = {**own, **result_values(self.result), "claimed_accuracy": self.claimed}
+        found = {**own, "part": self.part, **result_values(self.result), "claimed_accuracy": self.claimed}
         found["test_set"] = None if self.test_set is None else asdict(self.test_set)
         found |= {} if self.learnt is None else {"learnt": self.learnt}
         values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
@@ -81,6 +87,7 @@ def evaluate(
     data_root: str | Path | None = None,
     device: str = "auto",
     on_bad_image: str = "fail",
+    group: str | None = None,
     predictions: str | Path | None = None,
     console: Console | None = None,
 ) -> Evaluation:
@@ -89,6 +96,7 @@ def evaluate(
     checkpoint: a file, hub:OWNER/NAME[@REVISION] or timm:NAME[.TAG]. data: a data set's name, a folder of pictures or a
     CSV file. data_root: the folder of the data sets, by default $FINETUNE_DATA_ROOT, else ./data. device: auto, cpu,
     cuda[:N] or mps. on_bad_image: "fail" lists pictures that cannot be read and stops, "skip" leaves them out.
+    group: which pictures belong together, as `data.group` of recipes, by default as in the checkpoint's training.
     predictions: a CSV file to write, of each image's label, prediction and probability; an older one is moved aside.
     console: where progress is shown, by default nowhere.
 
@@ -99,8 +107,9 @@ def evaluate(
         check_predictions_path(Path(predictions))
     source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
     runtime, root = choose_runtime(device, "float32"), resolve_data_root(data_root)
+    learnt = LearntFrom.of(source.metadata)
     found = evaluate_classifier(
-        source.classifier, str(checkpoint), data, root, runtime, console, on_bad_image=on_bad_image
+        source.classifier, str(checkpoint), data, root, runtime, console, learnt, on_bad_image=on_bad_image, group=group
     )
     recorded = source.metadata.data.get("test") if source.metadata is not None else None
     same = isinstance(recorded, dict) and recorded.get("fingerprint") == found.test.fingerprint()
@@ -108,8 +117,8 @@ def evaluate(
         content = row_predictions(found.test, {(PREDICTION, None): found.answers})
         write_predictions(Path(predictions), content, console)
     use = _note_opening(found.test.fingerprint(), str(checkpoint), source.sha256)
-    learnt = learnt_note(source.metadata, found) if source.metadata is not None else None
-    return replace(found.evaluation, claimed=source.accuracy if same else None, test_set=use, learnt=learnt)
+    unfair = learnt_note(source.metadata, found) if source.metadata is not None else None
+    return replace(found.evaluation, claimed=source.accuracy if same else None, test_set=use, learnt=unfair)
 
 
 def learnt_note(metadata: Metadata, found: EvaluatedSet) -> str | None:
@@ -145,16 +154,22 @@ def evaluate_classifier(
     root: Path,
     runtime: Runtime,
     console: Console,
+    learnt: LearntFrom,
     *,
     on_bad_image: str = "fail",
+    group: str | None = None,
 ) -> EvaluatedSet:
     """Measures a classifier, which messages call `checkpoint`; `claimed` stays None. Errors as for `evaluate`.
+
+    learnt: what it was trained on; without a test split in the data, images of these are not measured.
 
     The network is left on the runtime's device.
     """
     if not classifier.class_names:
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
-    data, whole = open_test(data, root, classifier.input, console, on_bad_image=on_bad_image)
+    like = learnt.reading(data) | ({"group": group} if group is not None else {})
+    data, found = open_test(data, root, classifier.input, console, on_bad_image=on_bad_image, like=like)
+    whole, part, said = choose_measured(found, data, checkpoint, learnt)
     shared = [name for name in classifier.class_names if name in whole.class_names]
     if not any(whole.counts()[name] for name in shared):
         raise DataError(
@@ -162,7 +177,13 @@ def evaluate_classifier(
             f"{', '.join(classifier.class_names)}; {data} has {', '.join(whole.class_names)}. "
             f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
         )
-    test = whole.with_classes(shared, empty=True)
+    if said:
+        console.note(said)
+    test, own = whole.with_classes(shared, empty=True), shared
+    if len(shared) == 1:  # a choice among one class is always right
+        shared = list(classifier.class_names)
+        labels = torch.full_like(test.labels, shared.index(own[0]))
+        test = replace(test, labels=labels, class_names=classifier.class_names)
     runtime.place(classifier.network)
     normalize = classifier.input.normalizer(runtime.device)
     logits = outputs(classifier.network, test.images.to(runtime.device), normalize)
@@ -170,8 +191,8 @@ def evaluate_classifier(
     answers = RowAnswers.of(logits[:, rows])
     result = score(test, answers, row="test")
     not_offered = [name for name in classifier.class_names if name not in shared]
-    evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None)
-    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in shared), answers)
+    evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None, part=part)
+    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in own), answers)
 
 
 def check_predictions_path(path: Path) -> None:

@@ -21,7 +21,8 @@ from finetune.errors import SettingError
 from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
 from finetune.report.plots import grid_picture
-from finetune.report.statistics import mcnemar_detectable, mcnemar_images
+from finetune.report.report import json_values
+from finetune.report.statistics import group_count, mcnemar_detectable, mcnemar_images
 from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
 from finetune.run.context import TrainContext, make_context
 from finetune.run.options import RunOptions, start_run
@@ -142,10 +143,12 @@ class Plan:
     test: int
     phases: list[PhasePlan]
     power: list[Power] = field(default_factory=list)
+    groups: int | None = None
+    """Groups of test images, which `power` leaves out; None where no two images share one."""
 
     def to_dict(self) -> dict[str, Any]:
         """For programs: the same as JSON values."""
-        return asdict(self)
+        return json_values(asdict(self))
 
 
 def plan(
@@ -210,6 +213,7 @@ def _plan_phases(
         test=len(data.test),
         phases=planned,
         power=test_power(len(data.test)) if recipe.kind == "adapt" else [],
+        groups=group_count(data.test.group_indices()),
     )
 
 
@@ -254,7 +258,7 @@ def _estimate(caches: CacheManager, number: int, caching: PhaseCache, stages: tu
     seconds = 0.0
     for count in (1, min(steps, TRIAL_STEPS)):  # the first step warms up and is not counted
         began = time.perf_counter()
-        planned = phase_config(phase, stages, count, caching.start)
+        planned = phase_config(phase, stages, count, caching.start, context.loss_balance())
         still = replace(
             planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break

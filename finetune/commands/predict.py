@@ -13,8 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.data.image_io import IMAGE_SUFFIXES
+from finetune.data.file_kinds import describe_kinds, is_system_name
+from finetune.data.image_io import IMAGE_SUFFIXES, decode_image
+from finetune.data.manifest import ImageRecord
+from finetune.data.openers import is_hub_data, unlabelled_records
 from finetune.errors import DataError, SettingError
+from finetune.hub.dataset import fetch_dataset
+from finetune.io.safe_open import is_folder
 from finetune.models.classifier import Classifier
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import choose_runtime
@@ -50,14 +55,14 @@ def predict(
 ) -> Iterator[FilePrediction]:
     """Classifies picture files and yields a prediction for each, in order, a batch at a time.
 
-    checkpoint, device: as in `evaluate`. images: files, folders (all pictures beneath them, by name), and "-" for paths
-    on standard input. top: how many classes to name. flip: average the probabilities of the picture and its mirror
-    image. bars: show how a download goes.
+    checkpoint, device: as in `evaluate`. images: files, folders (all pictures beneath them, by name), Parquet or tar
+    shards, hub-data:OWNER/NAME[@REVISION], and "-" for paths on standard input. top: how many classes to name. flip:
+    average the probabilities of the picture and its mirror image. bars: show how a download goes.
 
     A picture that cannot be read is yielded with its error. SettingError, DataError and CheckpointError for everything
     else.
     """
-    files = list(_files(images))
+    files = list(_files(images, bars))
     classifier = open_source(locate(checkpoint, bars=bars)).classifier
     if not classifier.class_names:
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
@@ -66,34 +71,41 @@ def predict(
     return _predict_files(classifier, files, min(top, len(classifier.class_names)), flip, runtime.device)
 
 
-def _files(images: Sequence[str | Path]) -> Iterator[str]:
+def _files(images: Sequence[str | Path], bars: bool) -> Iterator[str | ImageRecord]:
     for image in images:
+        fetched = fetch_dataset(str(image), bars=bars).folder if is_hub_data(str(image)) else None
         if str(image) == STANDARD_INPUT:
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-        elif (folder := Path(image)).is_dir():
+        elif (records := unlabelled_records(str(image), fetched)) is not None:
+            yield from records
+        elif is_folder(folder := Path(image)):
             inside = sorted(path for path in folder.rglob("*") if _is_picture(path, folder))
             if not inside:
+                files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+                others = describe_kinds(str(path) for path in files if not any(map(is_system_name, path.parts)))
+                found = f", but {others}" if others else ""
                 endings = ", ".join(sorted(IMAGE_SUFFIXES))
-                raise DataError(f"{image}: no picture in this folder; known endings are {endings}")
+                raise DataError(f"{image}: no picture in this folder{found}; known endings are {endings}")
             yield from map(str, inside)
         else:
             yield str(image)
 
 
 def _is_picture(path: Path, folder: Path) -> bool:
-    """Whether it is one by its name, and not hidden, such as what macOS puts beside the files of a zip."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+    """Whether it is one by its name, and not hidden, such as what systems put beside people's files."""
+    hidden = any(map(is_system_name, path.relative_to(folder).parts))
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
 def _predict_files(
-    classifier: Classifier, files: Sequence[str], top: int, flip: bool, device: torch.device
+    classifier: Classifier, files: Sequence[str | ImageRecord], top: int, flip: bool, device: torch.device
 ) -> Iterator[FilePrediction]:
-    def read(file: str) -> Tensor | str:
+    def read(file: str | ImageRecord) -> Tensor | str:
+        where = f"{file.where}: " if isinstance(file, ImageRecord) else ""  # else the error names the file
         try:
-            return classifier.preprocess(file)
+            return classifier.preprocess(file if isinstance(file, str) else decode_image(file.open()))
         except DataError as error:
-            return str(error)
+            return f"{where}{error}"
 
     def classify(inputs: Tensor) -> Tensor:
         found: Tensor = classifier(inputs).softmax(1)
@@ -107,7 +119,8 @@ def _predict_files(
             rows = iter(
                 batched_apply(classify, classifier.network, torch.stack(inputs).to(device), size) if inputs else ()
             )
-            for file, item in zip(batch, found, strict=True):
+            for given, item in zip(batch, found, strict=True):
+                file = given.name if isinstance(given, ImageRecord) else given
                 if isinstance(item, str):
                     yield FilePrediction(file, error=item)
                 else:

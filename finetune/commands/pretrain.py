@@ -84,7 +84,7 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
             use = open_test_set(outputs.run_folder, "pretrain", identity.fingerprint) if group.leader else None
             images = data.test.images.to(runtime.device)
             answers = {
-                "majority": RowAnswers.of(majority_logits(data.train, len(data.test))),
+                "majority": RowAnswers.of(*majority_logits(data.train, len(data.test))),
                 "test": RowAnswers.of(test_outputs(network, images, context.normalize, group=group)),
             }
             results = {name: score(data.test, found, row=name) for name, found in answers.items()}

@@ -13,6 +13,7 @@ from finetune.report.console import Console
 from finetune.report.report import read_report_values, result_values
 from finetune.report.rows import OWN_ROWS
 from finetune.report.tables import percent
+from finetune.run.measured import LearntFrom
 from finetune.sources.resolve import locate
 from finetune.train.device import Runtime, choose_runtime, environment
 from finetune.verification.checks import (
@@ -91,10 +92,11 @@ def verify(
         checks.append(Check.skipped("accuracy", "the tensors fit no network"))
     else:
         root = resolve_data_root(data_root)
-        found = evaluate_classifier(subject.classifier, str(checkpoint), data, root, runtime, console)
+        learnt = LearntFrom.of(subject.metadata)
+        found = evaluate_classifier(subject.classifier, str(checkpoint), data, root, runtime, console, learnt)
         evaluation, same = found.evaluation, _same_images(subject, found)
-        learnt = learnt_note(subject.metadata, found)
-        checks.append(_check_images(subject, evaluation, same) if learnt is None else Check.skipped("images", learnt))
+        unfair = learnt_note(subject.metadata, found)
+        checks.append(_check_images(subject, evaluation, same) if unfair is None else Check.skipped("images", unfair))
         checks.append(_check_accuracy(subject, evaluation, same, _machine_differences(subject, report or {}, runtime)))
     return Verification(str(checkpoint), subject.checkpoint.sha256, checks, evaluation)
 

@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from finetune.data.image_io import QUIET_WARNINGS, CropSpec, crop_to_square, decode_image, is_grey, resized_side
+from finetune.data.bit_depth import depth_of
+from finetune.data.image_facts import ImageFacts, find_facts, needs_look
+from finetune.data.image_io import EXACT, QUIET_WARNINGS, START_OF_IMAGE, CropSpec, Decoding, decode_image, is_grey
 from finetune.data.loader import prefetch
 from finetune.data.manifest import ImageRecord
 from finetune.data.split import array_hashes
@@ -54,7 +56,8 @@ class DecodedImages:
     """The pixels of image records, in their order.
 
     rows: each record's row in `cache.pixels`, -1 for a bad one. digests: of the encoded images, "" where they could not
-    be read. bad: (index of the record, reason). not_kept: why the cache could not be written, if so.
+    be read. bad: (index of the record, reason). not_kept: why the cache could not be written, if so. facts: of each
+    record. decoding: how files became pixels.
     """
 
     cache: CacheFile
@@ -62,6 +65,8 @@ class DecodedImages:
     digests: tuple[str, ...]
     bad: tuple[tuple[int, str], ...]
     not_kept: str | None
+    facts: tuple[ImageFacts, ...]
+    decoding: Decoding
 
 
 def decode_images(
@@ -70,23 +75,28 @@ def decode_images(
     """Crops all images to squares as `spec` says: those that no cache file under `folder` has are decoded and kept.
 
     `progress` counts the decoded ones alone. With spec.channels None, there is one channel if every image is grey, else
-    three. Images of equal bytes share a row.
+    three; with spec.bits None, the largest value of all deep images tells the bits. Images of equal bytes share a row.
     """
     threads = os.cpu_count() or 1
     parallel_map: ParallelMap = partial(prefetch, threads=threads, ahead=4 * threads)
     if _mean_size(records) < MIN_SIZE_FOR_THREADS:
         parallel_map = map
     with QUIET_WARNINGS:
-        digested: list[tuple[str, str]] = list(parallel_map(_digest_record, records))
+        digested: list[_Digested] = list(parallel_map(_digest_record, records))
         by_digest: dict[str, ImageRecord] = {}  # the first record of each content
-        for record, (digest, error) in zip(records, digested, strict=True):
-            if not error:
-                by_digest.setdefault(digest, record)
-        spec = replace(spec, channels=spec.channels or _count_channels(by_digest.values()))
+        for record, found in zip(records, digested, strict=True):
+            if not found.error:
+                by_digest.setdefault(found.digest, record)
+        look = {found.digest: by_digest[found.digest] for found in digested if found.look}
+        facts = find_facts(look, folder, parallel_map)
+        decoding = _decoding(spec, facts.values(), jpeg=any(found.jpeg for found in digested))
+        spec = replace(spec, channels=spec.channels or _count_channels(by_digest.values()), **vars(decoding))
         cache, undecodable, not_kept = _find_or_decode(by_digest, spec, folder, parallel_map, progress)
-    rows = np.array([cache.row_of.get(digest, -1) for digest, _ in digested], dtype=np.int64)
-    bad = tuple((i, error or undecodable[digest]) for i, (digest, error) in enumerate(digested) if rows[i] < 0)
-    return DecodedImages(cache, rows, tuple(digest for digest, _ in digested), bad, not_kept)
+    digests = tuple(found.digest for found in digested)
+    rows = np.array([cache.row_of.get(digest, -1) for digest in digests], dtype=np.int64)
+    bad = tuple((i, found.error or undecodable[found.digest]) for i, found in enumerate(digested) if rows[i] < 0)
+    of_records = tuple(facts.get(digest, ImageFacts()) for digest in digests)
+    return DecodedImages(cache, rows, digests, bad, not_kept, of_records, decoding)
 
 
 def _find_or_decode(
@@ -101,8 +111,7 @@ def _find_or_decode(
     A cache file that has all rows already is used as it is; else a new one is made from old rows and decoded images.
     """
     assert spec.channels is not None
-    side = resized_side(spec.size, spec.crop)
-    shape, folder = (spec.channels, side, side), folder / _folder_name(spec)
+    shape, folder = (spec.channels, spec.side, spec.side), folder / _folder_name(spec)
     found = _find_cached(read_cache_files(folder, shape, by_digest), list(by_digest), parallel_map)
     missing = [digest for digest in by_digest if digest not in found]
     undecodable: dict[str, str] = {}
@@ -148,12 +157,29 @@ def _find_cached(
     return found
 
 
-def _digest_record(record: ImageRecord) -> tuple[str, str]:
-    """(digest, "") of an image's bytes, or ("", reason) where they cannot be read."""
+@dataclass(frozen=True)
+class _Digested:
+    """The digest of an image's bytes, whether it has facts to look for, and whether it is a JPEG; or an error."""
+
+    digest: str
+    error: str = ""
+    look: bool = False
+    jpeg: bool = False
+
+
+def _digest_record(record: ImageRecord) -> _Digested:
     try:
-        return _digest(record.open()), ""
+        content = record.open()
     except DataError as error:
-        return "", str(error)
+        return _Digested("", str(error))
+    return _Digested(_digest(content), "", needs_look(content), content.startswith(START_OF_IMAGE))
+
+
+def _decoding(spec: CropSpec, facts: Iterable[ImageFacts], *, jpeg: bool) -> Decoding:
+    """How to decode images of these facts: "scaled" only where there are JPEG files, which alone it concerns."""
+    white = max((found.white for found in facts), default=0)
+    bits = spec.bits or (depth_of(white) if white else EXACT.bits)
+    return Decoding(spec.decode if jpeg else EXACT.decode, bits)
 
 
 def _count_channels(records: Iterable[ImageRecord]) -> int:
@@ -172,11 +198,10 @@ def _decode_record(work: tuple[str, ImageRecord, CropSpec]) -> tuple[PixelArray,
         content = record.open()
         if _digest(content) != digest:
             return "changed while it was being read; try again"
-        image = decode_image(content)
+        image = decode_image(content, spec)
     except DataError as error:
         return str(error)
-    square = crop_to_square(image, **vars(spec))
-    pixels = np.ascontiguousarray(square.transpose(2, 0, 1))
+    pixels = np.ascontiguousarray(spec.square(image).transpose(2, 0, 1))
     return pixels, int(array_hashes(pixels[None], SALT)[0])
 
 
@@ -188,7 +213,7 @@ def _folder_name(spec: CropSpec) -> str:
     """The folder of the pixels made this very way. Another Pillow may decode or resize differently."""
     what = {**asdict(spec), "pillow": PIL.__version__, "format": FORMAT}
     key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=6).hexdigest()
-    return f"photographs/{spec.channels}x{resized_side(spec.size, spec.crop)}-{key}"
+    return f"photographs/{spec.channels}x{spec.side}-{key}"
 
 
 def _mean_size(records: Sequence[ImageRecord]) -> float:

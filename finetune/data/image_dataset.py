@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.data.image_io import EXACT, Decoding
 from finetune.data.manifest import check_class_choice
 from finetune.errors import DataError
 
@@ -212,13 +213,16 @@ class DataSplits:
     """The splits of a data set, which name the same classes. validation None: to be held out of train.
 
     notes: what people should know about their images, a line each; split_notes are those of them that are about this
-    division into splits.
+    division into splits. held_out: whether the test images were taken from train's, as the data set has no test split.
+    decoding: how files became pixels, where they did.
     """
 
     train: ImageSet
     test: ImageSet
     validation: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    held_out: bool = False
+    decoding: Decoding = EXACT
     split_notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -14,10 +14,13 @@ import torch
 
 from finetune.data.decode_cache import DecodedImages, Progress, decode_images
 from finetune.data.image_dataset import DataSplits, Images, ImageSet, MemmapImages, group_indices
+from finetune.data.image_facts import notes_on_facts
 from finetune.data.image_io import CropSpec
-from finetune.data.manifest import MAX_SHOWN, ImageRecord, Manifest, SplitName, and_more, list_some
+from finetune.data.manifest import MAX_SHOWN, ImageRecord, Manifest, and_more, list_some
 from finetune.data.openers import read_manifest
 from finetune.data.split import choose_test, inseparable, name_hashes
+from finetune.data.split_names import SplitName
+from finetune.data.table_columns import ColumnNames
 from finetune.errors import DataError
 from finetune.io.sanitize import printable
 from finetune.paths import CACHE_VARIABLE, cache_folder
@@ -40,25 +43,36 @@ def open_image_folder(
     *,
     classes: Sequence[str] | None = None,
     group: str | None = None,
+    columns: ColumnNames | None = None,
     on_bad_image: Literal["fail", "skip"] = "fail",
     cache: Path | None = None,
     progress: Progress | None = None,
+    to_train: bool = True,
+    folder: Path | None = None,
 ) -> DataSplits:
     """The images of a folder, a CSV, or any other source that `openers.OPENERS` knows, cropped to squares by `spec`.
 
-    classes: only these, in this order. group: which belong together, as `data.group` of a recipe. cache: the folder for
-    decoded images, by default `cache_folder()`. progress: called with (done, all) while images are decoded; not at all
-    where none has to be.
+    classes: only these, in this order. columns: what a table calls its columns. group: which images belong together, as
+    `data.group` of a recipe. cache: the folder for decoded images, by default `cache_folder()`. progress: called with
+    (done, all) while images are decoded; not at all where none has to be. folder: where the files of a data set on the
+    Hub were put.
 
     Without a test split, about TEST_FRACTION of the images become one, each chosen by its content or its group: the
     same at every opening, and when others are added.
     Raises DataError for what does not exist, a class without an image to learn from, and for bad images, all in one
     message; with on_bad_image "skip" these are left out instead, and noted.
+
+    to_train False: for measuring only. Nothing need be there to learn from, and without a test split `train` has all
+    images, those in `test` too; `test` may then be empty.
     """
-    manifest = read_manifest(name).with_groups(group).with_classes(classes)
-    _refuse_untrained_classes(manifest)
+    manifest = read_manifest(name, columns, folder).with_groups(group).with_classes(classes)
+    manifest.check_groups()
+    if to_train:
+        manifest.check_trainable()
+    elif not manifest.records:
+        raise DataError("; ".join([f"{manifest.name}: no picture to measure", *manifest.unread.values()]))
     decoded = decode_images(manifest.records, spec, cache_folder(cache), progress)
-    bad = sorted([*manifest.bad, *((manifest.records[i].name, reason) for i, reason in decoded.bad)])
+    bad = sorted([*manifest.bad, *((manifest.records[i].where, reason) for i, reason in decoded.bad)])
     if bad and on_bad_image == "fail":
         raise DataError(_bad_images(manifest.name, bad))
     notes = list(manifest.notes)
@@ -70,16 +84,9 @@ def open_image_folder(
             f"decoded pictures cannot be kept in {decoded.not_kept}, so they are decoded each time; "
             f"name another folder in {CACHE_VARIABLE}"
         )
-    return _make_splits(manifest, decoded, notes)
-
-
-def _refuse_untrained_classes(manifest: Manifest) -> None:
-    if empty := [name for name, count in manifest.counts("train").items() if not count]:
-        bad = f"; {len(manifest.bad):,} files could not be used: {manifest.bad[0][1]}" if manifest.bad else ""
-        raise DataError(
-            f"{manifest.name}: no picture to learn from of {list_some(empty)}{bad}; add some, or leave the class out "
-            "with data.classes"
-        )
+    notes += notes_on_facts(manifest, decoded.facts, decoded.decoding.bits, given=spec.bits is not None)
+    made = _make_splits(manifest, decoded, notes) if to_train else _make_measured(manifest, decoded, notes)
+    return replace(made, decoding=decoded.decoding)
 
 
 def _bad_images(name: str, bad: Sequence[tuple[str, str]]) -> str:
@@ -97,10 +104,11 @@ def _make_splits(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -
     """The decoded images by split, with `notes` and what else people should know about them."""
     good = np.flatnonzero(decoded.rows >= 0)
     manifest = replace(manifest, records=tuple(manifest.records[i] for i in good))
-    _refuse_untrained_classes(manifest)
+    manifest.check_trainable()
     rows = decoded.rows[good]
     hashes, own = decoded.cache.hashes[rows], list[str]()
-    if not any(record.split == "test" for record in manifest.records):
+    held_out = not any(record.split == "test" for record in manifest.records)
+    if held_out:
         manifest = _hold_out_test(manifest, [decoded.digests[i] for i in good], hashes)
         own.append(
             f"{manifest.name}: no test part of its own, so {sum(manifest.counts('test').values()):,} of "
@@ -109,7 +117,26 @@ def _make_splits(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -
         )
     own += _test_images_in_train(manifest, hashes) + _small_classes(manifest)
     train, validation, test = _image_sets(manifest, decoded.cache.pixels, rows)
-    return DataSplits(train, test, validation if len(validation) else None, (*notes, *own), tuple(own))
+    own_validation = validation if len(validation) else None
+    return DataSplits(train, test, own_validation, (*notes, *own), held_out, split_notes=tuple(own))
+
+
+def _make_measured(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -> DataSplits:
+    """`_make_splits` for images that nothing is to learn from: without a test split, `train` has all of them."""
+    good = np.flatnonzero(decoded.rows >= 0)
+    manifest = replace(manifest, records=tuple(manifest.records[i] for i in good))
+    rows = decoded.rows[good]
+    hashes = decoded.cache.hashes[rows]
+    train, validation, test = _image_sets(manifest, decoded.cache.pixels, rows)
+    if len(test):
+        notes += _test_images_in_train(manifest, hashes)
+        return DataSplits(train, test, validation if len(validation) else None, tuple(notes))
+    try:
+        held = _hold_out_test(manifest, [decoded.digests[i] for i in good], hashes)
+    except DataError:  # no class has two pictures: then none is held out of a training either
+        return DataSplits(train, test, None, tuple(notes), held_out=True)
+    chosen = [i for i, record in enumerate(held.records) if record.split == "test"]
+    return DataSplits(train, train.subset(chosen), None, tuple(notes), held_out=True)
 
 
 def _hold_out_test(manifest: Manifest, digests: Sequence[str], hashes: Hashes) -> Manifest:

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune.data.bit_depth import deep_to_bytes, is_deep, says_its_white
+from finetune.data.image_formats import describe_content, readable_formats
 from finetune.errors import DataError
 from finetune.io.safe_open import read_regular
 from finetune.system import available_memory
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = TypeVar("Pixels", "npt.NDArray[np.uint8]", "Tensor")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+        *(".avif", ".heic", ".heif", ".hif"),
+    }
+)
 MAX_PIXELS = 64_000_000
 MAX_PIXEL_BYTES = 16  # of memory for each pixel decoded, at worst: 16-bit colour with transparency
 MAX_BYTES = 600_000_000  # of a file: MAX_PIXELS of 4 channels of 16 bits, and some room
@@ -35,19 +41,57 @@ MAX_SEGMENTS = 20_000  # a long video or depth map kept in an image has hundreds
 
 # An image longer than this is resized near its middle only: whole, one of a single row could take 4 GB.
 MAX_ASPECT_RATIO = 16
+_REDUCED_PAGE, _DNG_VERSION = 254, 50706  # tags of TIFF
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # ends the bytes of a scan, which may hold the other \xff.. pairs
-_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd8", 0xD9, 0xDA
+START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd8", 0xD9, 0xDA
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How image files become pixels, where there is a choice.
+
+    decode: JPEG files "exact", all pixels of them, or "scaled" by the decoder, which is faster (see `decode_image`).
+    bits: of grey images of 16 bits, 2^bits - 1 is white.
+    """
+
+    decode: Literal["exact", "scaled"] = "exact"
+    bits: int = 16
+
+
+EXACT = Decoding()
 
 
 @dataclass(frozen=True)
 class CropSpec:
-    """How an image becomes a square: see `crop_to_square`. channels None: 1 if every image is grey, else 3."""
+    """How an image file becomes a square: see `decode_image` and `crop_to_square`.
+
+    channels None: 1 if every image is grey, else 3. bits None: as the largest value of all images asks.
+    """
 
     channels: int | None
     size: int
     crop: float
     resize: str
     interpolation: str
+    decode: Literal["exact", "scaled"] = "exact"
+    bits: int | None = 16
+
+    @property
+    def side(self) -> int:
+        """The side in pixels of the square."""
+        return resized_side(self.size, self.crop)
+
+    def square(self, image: Image) -> npt.NDArray[np.uint8]:
+        """The square of a decoded image: uint8 side×side×channels, which have to be known."""
+        assert self.channels is not None
+        return crop_to_square(
+            image,
+            channels=self.channels,
+            size=self.size,
+            crop=self.crop,
+            resize=self.resize,
+            interpolation=self.interpolation,
+        )
 
 
 class WeightedSemaphore:
@@ -98,10 +142,10 @@ QUIET_WARNINGS = _QuietWarnings()  # held around the decoding of many images, so
 _PIXELS_IN_MEMORY = WeightedSemaphore(max(MAX_PIXELS, available_memory() // 4 // MAX_PIXEL_BYTES))
 
 
-def read_image(path: str | Path) -> Image:
+def read_image(path: str | Path, spec: CropSpec | None = None) -> Image:
     """Decodes an image file (see `decode_image`). DataError "PATH: why"."""
     try:
-        return decode_image(read_image_bytes(path))
+        return decode_image(read_image_bytes(path), spec)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 
@@ -118,12 +162,27 @@ def read_image_bytes(path: str | Path) -> bytes:
         raise DataError(f"cannot be read as an image ({error.strerror or error})") from None
 
 
-def decode_image(content: bytes) -> Image:
+def decode_image(content: bytes, spec: CropSpec | None = None) -> Image:
     """Decodes the first frame, turned upright by its EXIF orientation: mode "L" if grey, else "RGB".
 
-    16 bits become 8, transparent pixels lie over white. Safe in many threads at once. DataError, which does not name
-    the file, for a damaged image, and for one of more than MAX_PIXELS before it is decoded.
+    With `spec.decode` "scaled" the decoder of JPEG makes 1/2, 1/4 or 1/8 of it, whose sides are at least twice
+    `spec.side`. 16 bits become 8, where 2^spec.bits - 1 is white; transparent pixels lie over white. Safe in many
+    threads at once. DataError, which does not name the file, for a damaged image, and for one of more than MAX_PIXELS
+    before it is decoded.
     """
+    with open_image(content) as image:
+        _refuse_huge(image)
+        # Of a progressive file libjpeg holds all coefficients, however little of it is made.
+        size = image.size if image.info.get("progressive") else None
+        if spec is not None and spec.decode == "scaled":
+            _scale_jpeg(image, 2 * spec.side)
+        with pixels_in_memory(image, size):
+            return to_eight_bits(image, spec.bits or 16 if spec is not None else 16)
+
+
+@contextmanager
+def open_image(content: bytes) -> Iterator[Image]:
+    """Opens an encoded image, whose pixels are not decoded yet. DataError for this, and for all that fails with it."""
     from PIL import Image, UnidentifiedImageError
 
     if not content:
@@ -131,38 +190,62 @@ def decode_image(content: bytes) -> Image:
     if has_too_many_scans(content):
         raise DataError(f"cannot be read as an image (a JPEG of over {MAX_SCANS} scans; save it anew)")
     try:
-        with QUIET_WARNINGS, Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _refuse_huge(image)
-            with _PIXELS_IN_MEMORY.share(image.width * image.height):
-                return to_eight_bits(image)
+        with QUIET_WARNINGS, Image.open(io.BytesIO(content), formats=readable_formats()) as image:
+            _refuse_raw(image, content)
+            yield image
     except DataError:
         raise
     except UnidentifiedImageError:
+        if said := describe_content(content):
+            raise DataError(f"cannot be read as an image (it is {said})") from None
         raise DataError(
-            f"cannot be read as an image (it starts with {content[:12]!r}, which none of {', '.join(FORMATS)} does, "
-            "or it is damaged there)"
+            f"cannot be read as an image (it starts with {content[:12]!r}, which none of "
+            f"{', '.join(readable_formats())} does, or it is damaged there)"
         ) from None
     except Exception as error:  # the errors of Pillow's decoders have no common base
-        raise DataError(f"cannot be read as an image ({error})") from None
+        raise DataError(f"cannot be read as an image ({' '.join(str(error).split())})") from None
+
+
+@contextmanager
+def pixels_in_memory(image: Image, size: tuple[int, int] | None = None) -> Iterator[None]:
+    """Waits until there is room to decode an image, of `size` where that is not its own, and keeps it in the block."""
+    width, height = size or image.size
+    with _PIXELS_IN_MEMORY.share(width * height):
+        yield
 
 
 def is_grey(content: bytes) -> bool | None:
     """Whether `decode_image` gives mode "L", from the file's head alone; None where that cannot be read."""
-    from PIL import Image
-
     try:
-        with QUIET_WARNINGS, Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_image(content) as image:
             return _is_grey_image(image)
-    except Exception:  # as in decode_image, which gives the reason
+    except DataError:  # as in decode_image, which gives the reason
         return None
 
 
-def to_eight_bits(image: Image) -> Image:
-    """Converts an open image as `decode_image` does. DataError for pixels whose white is unknown."""
+def to_eight_bits(image: Image, bits: int = 16) -> Image:
+    """Converts an open image as `decode_image` does, all its pixels. DataError for pixels whose white is unknown."""
     _refuse_huge(image)
+    bits = 16 if says_its_white(image) else bits
     with QUIET_WARNINGS:
         image.load()
-        return _upright(image, _drop_alpha(image, grey=_is_grey_image(image)))
+        return _upright(image, _drop_alpha(image, bits, grey=_is_grey_image(image)))
+
+
+def _scale_jpeg(image: Image, side: int) -> None:
+    """Has an open JPEG decoded at a smaller scale where both of its sides still have `side` pixels; else nothing."""
+    if image.format in ("JPEG", "MPO") and min(image.size) >= 2 * side:
+        image.draft(None, (side, side))
+
+
+def _refuse_raw(image: Image, content: bytes) -> None:
+    """DataError for a camera's RAW file, of which Pillow would show the small preview."""
+    tags = getattr(image, "tag_v2", {})
+    reduced = _DNG_VERSION in tags or tags.get(_REDUCED_PAGE, 0) & 1 or content[8:10] == b"CR"
+    if image.format == "TIFF" and reduced:
+        raise DataError(
+            "its first page is a small preview, as in a camera's RAW file; develop it to JPEG or a TIFF of one page"
+        )
 
 
 def has_too_many_scans(content: bytes) -> bool:
@@ -170,10 +253,13 @@ def has_too_many_scans(content: bytes) -> bool:
 
     Counts the image itself only: not what a segment holds, such as a thumbnail, nor what follows its end.
     """
-    position, scans = len(_START_OF_IMAGE), 0
+    position, scans = len(START_OF_IMAGE), 0
+    if not content.startswith(START_OF_IMAGE):
+        return False
     # A quick upper bound first: each segment has a byte 0xff, each scan its marker.
-    few = content.count(b"\xff") <= MAX_SEGMENTS and content.count(bytes((0xFF, _START_OF_SCAN))) <= MAX_SCANS
-    if few or not content.startswith(_START_OF_IMAGE):
+    plain = np.frombuffer(content, np.uint8)
+    marks = np.flatnonzero(plain[:-1] == 0xFF)
+    if len(marks) <= MAX_SEGMENTS and np.count_nonzero(plain[marks + 1] == _START_OF_SCAN) <= MAX_SCANS:
         return False
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(content, position)
@@ -204,7 +290,8 @@ def crop_to_square(
     """
     from PIL import Image
 
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     side, method = resized_side(size, crop), Image.Resampling[interpolation.upper()]
     if resize == "squash":
         square = image if image.size == (side, side) else image.resize((side, side), method)
@@ -247,15 +334,15 @@ def _is_grey_image(image: Image) -> bool:
     if image.mode in ("P", "PA"):
         colours = np.array(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
         return bool((colours == colours[:, :1]).all())
-    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+    return image.mode in ("1", "L", "LA", "La") or is_deep(image)
 
 
-def _drop_alpha(image: Image, *, grey: bool) -> Image:
+def _drop_alpha(image: Image, bits: int, *, grey: bool) -> Image:
     """Converts to mode "L" where grey, else "RGB"; transparent pixels lie over white."""
     from PIL import Image
 
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _from_16_bit(image)
+    if is_deep(image):
+        return deep_to_bytes(image, bits)
     mode = "L" if grey else "RGB"
     if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
         return image.convert("RGB").convert(mode) if image.mode == "P" else image.convert(mode)
@@ -266,20 +353,6 @@ def _drop_alpha(image: Image, *, grey: bool) -> Image:
     over = Image.new(mode, image.size, "white")
     over.paste(image.convert(mode), mask=image.getchannel("A"))
     return over
-
-
-def _from_16_bit(image: Image) -> Image:
-    """Takes the high byte of 16-bit grey, which Pillow's own conversion would clip at 255."""
-    from PIL import Image
-
-    # Older Pillows give 16-bit PNG, and every Pillow gives PGM of more than 8 bits, as mode I from 0 to 65535.
-    if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
-        raise DataError(f"expected pixels of 8 or 16 bits, found an image of mode {image.mode}, which has no white")
-    deep = np.asarray(image)
-    high = (deep >> 8).astype(np.uint8)
-    if isinstance(clear := image.info.get("transparency"), int):
-        high[deep == clear] = 255
-    return Image.fromarray(high)
 
 
 def _upright(source: Image, image: Image) -> Image:

@@ -9,24 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from finetune.checkpoint.limits import MAX_CLASS_NAME_LEN, check_classes
 from finetune.data.image_io import read_image_bytes
+from finetune.data.split_names import SplitName
 from finetune.errors import DataError
 from finetune.io.sanitize import printable
 from finetune.text import listed, name_hint
-
-SplitName = Literal["train", "validation", "test"]
-
-# What a folder or a CSV may call each split. A class with one of these names needs a CSV.
-SPLIT_NAMES: dict[str, SplitName] = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
 
 FOLDER = "folder"  # the `data.group` of images that belong with the others in their folder
 MAX_CLASS_TEXT = 4_000  # characters; a longer text is no class name and not normalized
@@ -45,6 +34,11 @@ class ImageRecord(ABC):
     label: str
     split: SplitName
     group: str = field(default="", kw_only=True)
+
+    @property
+    def where(self) -> str:
+        """What a message calls the image so that a person finds it."""
+        return self.name
 
     @abstractmethod
     def open(self) -> bytes:
@@ -79,8 +73,10 @@ class Manifest:
     """The image records of a data set, none of them opened yet.
 
     name: of the data set, in messages. class_names: sorted, those of all splits together. bad: (name, reason) for each
-    image that cannot or must not be opened. notes: what was left out, for people. Without a record of the split "test",
-    that split is still to be taken from "train". DataError for class names that no checkpoint could hold.
+    image that cannot or must not be opened. notes: what was left out, for people. question: why it cannot be trained on
+    as it is, such as two ways to read it; naming the classes answers that. unread: by class, what its files are that
+    were not taken for images. Without a record of the split "test", that split is still to be taken from "train".
+    DataError for class names that no checkpoint could hold.
     """
 
     name: str
@@ -88,6 +84,8 @@ class Manifest:
     class_names: tuple[str, ...]
     bad: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    question: str | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
@@ -101,7 +99,7 @@ class Manifest:
             return self
         check_class_choice(self.name, names, self.class_names)
         kept = tuple(record for record in self.records if record.label in names)
-        return replace(self, records=kept, class_names=tuple(names))
+        return replace(self, records=kept, class_names=tuple(names), question=None)
 
     def with_groups(self, pattern: str | None) -> Manifest:
         """Groups the images by what `pattern` finds in their paths: see `data.group` of recipes. None changes nothing.
@@ -116,9 +114,14 @@ class Manifest:
                 f"{self.name}: data.group is {pattern!r}, but {printable(known.name)} is of group "
                 f"{printable(known.group)!r} already; leave data.group out"
             )
-        groups = [_find_group(pattern, _path_in_class(record)) for record in self.records]
+        paths = [path_in_class(record.name, record.label) for record in self.records]
+        groups = [find_group(pattern, path) for path in paths]
         found = Counter(group for group in groups if group)
-        example = f"such as {printable(_path_in_class(self.records[0]))!r}" if self.records else "as there are none"
+        example = (
+            f"such as {printable(path_in_class(self.records[0].name, self.records[0].label))!r}"
+            if self.records
+            else "as there are none"
+        )
         what = "the folder" if pattern == FOLDER else f"the pattern {pattern!r}"
         if not found:
             raise DataError(f"{self.name}: data.group: {what} matches none of the {len(groups):,} paths, {example}")
@@ -135,15 +138,53 @@ class Manifest:
         found = Counter(record.label for record in self.records if record.split == split)
         return {name: found[name] for name in self.class_names}
 
+    def check_trainable(self) -> None:
+        """DataError unless there are two classes, each with an image to learn from, and no question is open."""
+        if self.question:
+            raise DataError(self.question)
+        if len(self.class_names) == 1:
+            raise DataError(
+                f"{self.name}: found one class only, {self.class_names[0]!r}; a classifier needs at least two to learn "
+                "from"
+            )
+        empty = [name for name, count in self.counts("train").items() if not count]
+        if not empty:
+            return
+        bad = [f"{len(self.bad):,} files could not be used: {self.bad[0][1]}"] if self.bad else []
+        why = [f"{name}: {self.unread[name]}" for name in empty[:MAX_SHOWN] if name in self.unread]
+        raise DataError(
+            "; ".join([f"{self.name}: no picture to learn from of {list_some(empty)}", *bad, *why])
+            + "; add some, or leave the class out with data.classes"
+        )
 
-def _path_in_class(record: ImageRecord) -> str:
-    """The image's path from the folder of its class on, or all of it where no folder is called like its class."""
-    parts = record.name.split("/")
+    def check_groups(self) -> None:
+        """DataError that names each group with images in two splits, where these are given and not yet to be taken."""
+        first: dict[str, ImageRecord] = {}
+        shared: dict[str, str] = {}
+        for record in self.records:
+            other = first.setdefault(record.group, record)
+            if record.group and other.split != record.split and record.group not in shared:
+                shared[record.group] = (
+                    f"{printable(record.group)} ({printable(other.name)} in {other.split}, {printable(record.name)} in "
+                    f"{record.split})"
+                )
+        if shared:
+            groups = "group is" if len(shared) == 1 else "groups are"
+            raise DataError(
+                f"{self.name}: {len(shared):,} {groups} in two parts: {'; '.join(list(shared.values())[:MAX_SHOWN])}"
+                f"{and_more(len(shared))}; pictures that belong together must be in one part: move them, or leave the "
+                "parts out so that they are taken by group"
+            )
+
+
+def path_in_class(name: str, label: str) -> str:
+    """An image's path from the folder of its class on, or all of it where no folder is called like its class."""
+    parts = name.split("/")
     classes = [class_name(part) for part in parts[:-1]]
-    return "/".join(parts[classes.index(record.label) :]) if record.label in classes else record.name
+    return "/".join(parts[classes.index(label) :]) if label in classes else name
 
 
-def _find_group(pattern: str, path: str) -> str:
+def find_group(pattern: str, path: str) -> str:
     """What the pattern's parentheses find, or all of the match without any; "" where nothing matches."""
     if pattern == FOLDER:
         return path.rpartition("/")[0]
@@ -195,6 +236,26 @@ def class_name(text: str) -> str | None:
         return None
     name = unicodedata.normalize("NFC", text.strip())
     return name if name and name.isprintable() and len(name) <= MAX_CLASS_NAME_LEN else None
+
+
+def alike_classes(origin: str, spellings: Mapping[str, Iterable[str]]) -> list[str]:
+    """Notes on class names that people may not see to be two, or one.
+
+    spellings: by class name, what folders or cells called it, before they were normalized.
+    """
+    notes = []
+    for name, written in sorted(spellings.items()):
+        if len(every := sorted(set(written))) > 1:
+            notes.append(f"{origin}: {', '.join(map(ascii, every))} are taken for one class, {name!r}")
+    folded: dict[str, list[str]] = {}
+    for name in sorted(spellings):
+        folded.setdefault(name.casefold(), []).append(name)
+    notes += [
+        f"{origin}: the classes {' and '.join(map(repr, names))} differ in capitals only; if they are one, rename them"
+        for names in folded.values()
+        if len(names) > 1
+    ]
+    return notes
 
 
 def list_some(names: Sequence[str]) -> str:

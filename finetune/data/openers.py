@@ -1,4 +1,4 @@
-"""The kinds of image sources, and which one a name stands for: a folder or a CSV so far.
+"""The kinds of image sources, and which one a name stands for: a table, shards, or a folder.
 
 A new kind is one module that makes a `Manifest` with its own `ImageRecord`, and one row of OPENERS.
 """
@@ -6,13 +6,22 @@ A new kind is one module that makes a `Manifest` with its own `ImageRecord`, and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from finetune.data.csv_manifest import read_csv
 from finetune.data.image_folder import list_folder
-from finetune.data.manifest import Manifest
+from finetune.data.manifest import ImageRecord, Manifest
+from finetune.data.parquet_shards import read_parquet, unlabelled_parquet
+from finetune.data.registry import ALIASES, DATASETS
+from finetune.data.shards import PARQUET, TAR, shard_kind, shard_suffix
+from finetune.data.table_columns import ColumnNames
+from finetune.data.tar_shards import read_tar, unlabelled_tar
+from finetune.errors import DataError
+from finetune.io.safe_open import is_folder
+
+HUB_DATA = "hub-data:"  # before OWNER/NAME[@REVISION] of a data set on the Hub, whose files are fetched before
 
 
 class Opener(NamedTuple):
@@ -21,10 +30,17 @@ class Opener(NamedTuple):
     accepts: Callable[[str], bool]  # whether a name stands for such a source; it need not exist
     read: Callable[[str], Manifest]  # DataError where it does not exist or cannot be read
     suffix: str = ""  # of its file names, in small letters; left out of the short name
+    read_columns: Callable[[str, ColumnNames], Manifest] | None = None  # `read`, where the columns have other names
 
 
-def _is_csv(name: str) -> bool:
-    return name.lower().endswith(".csv") and not _is_dir(name)
+def _table(suffix: str) -> Opener:
+    """A table of paths and labels, whatever divides its cells."""
+    return Opener(lambda name: name.lower().endswith(suffix) and not _is_dir(name), read_csv, suffix, read_csv)
+
+
+def _is_shards(kind: str) -> Callable[[str], bool]:
+    """Whether a name stands for such a file, or for a folder of them."""
+    return lambda name: (shard_kind(Path(name)) if _is_dir(name) else shard_suffix(name)) == kind
 
 
 def _is_folder(name: str) -> bool:
@@ -32,31 +48,67 @@ def _is_folder(name: str) -> bool:
 
 
 def _is_dir(name: str) -> bool:
-    try:
-        return bool(name) and Path(name).is_dir()
-    except (OSError, ValueError):  # longer than a file name may be, or with a zero byte
-        return False
+    return bool(name) and is_folder(name)
 
 
 # The first that accepts a name opens it. Folders are last, as they accept whatever looks like a path.
 OPENERS: dict[str, Opener] = {
-    "csv": Opener(_is_csv, read_csv, ".csv"),
+    "csv": _table(".csv"),
+    "tsv": _table(".tsv"),
+    "txt": _table(".txt"),
+    "parquet": Opener(_is_shards(PARQUET), read_parquet, PARQUET, read_parquet),
+    "tar": Opener(_is_shards(TAR), read_tar, TAR),
     "folder": Opener(_is_folder, list_folder),
 }
 
 
+def is_hub_data(name: str) -> bool:
+    """Whether a name stands for a data set on the Hub: `hub-data:OWNER/NAME[@REVISION]`."""
+    return name.startswith(HUB_DATA)
+
+
 def is_image_path(name: str) -> bool:
-    """Whether a name stands for a person's own images rather than a registered data set."""
-    return any(opener.accepts(name) for opener in OPENERS.values())
+    """Whether a name stands for a person's own images, or the Hub's, rather than a registered data set.
+
+    The names of registered data sets come first.
+    """
+    if name in DATASETS or name in ALIASES:
+        return False
+    return is_hub_data(name) or any(opener.accepts(name) for opener in OPENERS.values())
 
 
-def read_manifest(name: str) -> Manifest:
-    """Lists the images that a name stands for, without opening them. DataError where there are none."""
+def read_manifest(name: str, columns: ColumnNames | None = None, folder: Path | None = None) -> Manifest:
+    """Lists the images that a name stands for, without opening them. DataError where there are none.
+
+    columns: what the columns of a table are called, where not by the usual names. folder: where the Parquet files of a
+    data set on the Hub were put.
+    """
+    if folder is not None:
+        return read_parquet(name, columns, folder)
     accepting = (opener for opener in OPENERS.values() if opener.accepts(name))
-    return next(accepting, OPENERS["folder"]).read(name)
+    opener = next(accepting, OPENERS["folder"])
+    if columns is None or not columns.names:
+        return opener.read(name)
+    if opener.read_columns is not None:
+        return opener.read_columns(name, columns)
+    if columns.required:
+        raise DataError(f"{name}: data.columns names the columns of a table, and this is none; leave it out")
+    return opener.read(name)
+
+
+def unlabelled_records(name: str, folder: Path | None = None) -> Sequence[ImageRecord] | None:
+    """All images of shards, which need no labels, to be classified; None where `name` is something else. DataError."""
+    if folder is not None or OPENERS["parquet"].accepts(name):
+        return unlabelled_parquet(name, folder)
+    return unlabelled_tar(name) if OPENERS["tar"].accepts(name) else None
 
 
 def short_name(name: str) -> str:
-    """What reports and file names call a source of images: the last part of its path, without `suffix`."""
+    """What reports and file names call a source of images: the last part of its path, without `suffix`.
+
+    NAME of a data set on the Hub.
+    """
+    if is_hub_data(name):
+        return name.removeprefix(HUB_DATA).partition("@")[0].rpartition("/")[2]
     path = Path(name).resolve()
     return path.stem if path.suffix.lower() in {opener.suffix for opener in OPENERS.values()} else path.name

@@ -76,8 +76,8 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
     """Splits `data` into (rest, held out), each in its original order.
 
     amount: a number of images (int), or a fraction of them (float, 0 ≤ amount < 1). It is spread over the classes in
-    proportion to their images, by largest remainder; within a class the images of smallest hash are held out. 0 gives
-    back `data` itself and a set of no images.
+    proportion to their images, by largest remainder; within a class the images of smallest hash are held out. A
+    fraction asks for no class's last image. 0 gives back `data` itself and a set of no images.
 
     Equal images and groups stay together, on the side of the lowest label among them. A class whose images are repeated
     may thus hold out a few more or fewer than its share, and the total may fall short where no whole set of equals
@@ -98,6 +98,8 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
         keys = _set_keys(np.where(_in_group(data), name_hashes(data.groups, salt), hashes), sets)
         sizes, fill = np.bincount(_home(sets, labels)[sets], minlength=len(data.class_names)), _fill_nearest
     shares = _in_proportion(sizes, wanted)
+    if isinstance(amount, float):
+        shares = np.minimum(shares, np.maximum(sizes - 1, 0))
     out = _choose_sets(keys, labels, lambda label, sizes: fill(sizes, int(shares[label])))
     emptied = np.bincount(labels[~out], minlength=len(shares)) < np.minimum(
         np.bincount(labels, minlength=len(shares)), 1
@@ -121,8 +123,9 @@ def choose_test(
     key among them. So an image stays where it is when others come; one that turns out equal to one to learn from is
     learnt from. Returns N values.
 
-    A class of two sets or more has a test image and one to learn from: the lowest key is tested, or the highest is not.
-    So an image that a class had alone to learn from, and no other, may become a test image once the class has more.
+    A class of two sets or more has an image to learn from, as its highest key is not tested, and a test image, as its
+    lowest is tested, unless that set has images of another class too. So an image that a class had alone to learn from,
+    and no other, may become a test image once the class has more.
     """
     keys = _set_keys(keys, sets)
     chosen = keys < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
@@ -132,15 +135,9 @@ def choose_test(
         chosen &= keys != keys[labels == label].max()
     left = np.bincount(labels[~chosen], minlength=len(count))
     for label in np.flatnonzero((left == count) & (count > 0)).tolist():
-        if chosen[labels == label].any():
-            continue  # since an image of another class brought its group along
-        for key in np.unique(keys[labels == label]).tolist():
-            moved = keys == np.uint64(key)
-            lost = np.bincount(labels[moved], minlength=len(count))
-            if (left[lost > 0] > lost[lost > 0]).all():
-                chosen |= moved
-                left -= lost
-                break
+        lowest = keys == keys[labels == label].min()
+        if set(labels[lowest].tolist()) == {label} and np.count_nonzero(lowest) < count[label]:
+            chosen |= lowest
     return chosen
 
 

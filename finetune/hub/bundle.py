@@ -26,7 +26,7 @@ from finetune.hub.model_card import (
 from finetune.hub.repo_id import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
 from finetune.hub.timm_config import make_config
 from finetune.recipe.load import check_recipe, dump_recipe
-from finetune.report.comparison import comparison_from, is_told, sentence
+from finetune.report.comparison import comparison_from, sentences
 from finetune.report.report import read_report_values
 from finetune.report.rows import OWN_ROWS
 from finetune.report.tables import percent
@@ -142,13 +142,9 @@ def _same_results(report: Any, checkpoint: Mapping[str, Any]) -> bool:
 
 def _verdicts(report: Mapping[str, Any]) -> list[str]:
     """The report's comparisons and its retention of the source's data, in sentences."""
-    found = []
-    comparisons = report.get("comparisons")
-    for key, values in comparisons.items() if isinstance(comparisons, Mapping) else ():
-        of, _, against = key.partition("_vs_")
-        comparison = comparison_from(values)
-        if comparison is not None and against and is_told(comparison, against):
-            found.append(sentence(comparison, of, against))
+    given = report.get("comparisons")
+    comparisons = {key: comparison_from(values) for key, values in given.items()} if isinstance(given, Mapping) else {}
+    found = sentences(comparisons)
     kept = report.get("retention")
     if isinstance(kept, Mapping) and all(isinstance(kept.get(key), float) for key in ("before", "after")):
         before, after = percent(kept["before"]), percent(kept["after"])

@@ -67,9 +67,9 @@ def fetch(spec: str | HubName, *, note: LogFn = log_nothing, bars: bool = False)
     if remote.commit is None:
         raise HubRefusal(f"{name}: the repository is empty")
     weights = _find_weights(remote, name)
-    path = _fetch_file(api, remote, weights, note)
+    path = fetch_file(api, remote, weights, note)
     read_shapes(path)  # CheckpointError for a pickle under a good name
-    others = {file: _fetch_file(api, remote, file, note) for file in (CONFIG, REPORT) if file in remote.files}
+    others = {file: fetch_file(api, remote, file, note) for file in (CONFIG, REPORT) if file in remote.files}
     if not is_offline():
         remember_commit(name, remote.commit)
     return _hub_file(remote, weights, {weights: path, **others})
@@ -116,12 +116,13 @@ def _find_weights(remote: Remote, name: HubName) -> str:
     raise HubRefusal(f"{name}: no weights in it; expected {WEIGHTS}, found {there}")
 
 
-def _fetch_file(api: HfApi, remote: Remote, name: str, note: LogFn) -> Path:
+def fetch_file(api: HfApi, remote: Remote, name: str, note: LogFn) -> Path:
     """One file of the commit, in the cache, with the content that the Hub says it has; fetched again once if not."""
     expected, what = remote.files[name], f"fetch {name} of {remote.repo}@{str(remote.commit)[:12]}"
     for again in (False, True):
         # Plain HTTP compares sizes only, and what is in the cache is not looked at at all.
-        call = partial(api.hf_hub_download, remote.repo, name, revision=remote.commit, force_download=again)
+        fetch = partial(api.hf_hub_download, remote.repo, name, repo_type=remote.kind, revision=remote.commit)
+        call = partial(fetch, force_download=again)
         path = Path(with_retry_no_xet(what, call, note))
         expected = expected if expected.is_known else cached_hash(path)  # the client names a blob after its hash
         if expected.fits(path):

@@ -215,9 +215,11 @@ def _results(facts: CardFacts) -> str:
         method = f" ({plain_text(str(r['method']))})" if r.get("method") else ""
         right, accuracy = f"{r['correct']:,} / {r['total']:,}", f"{100 * r['accuracy']:.2f} %"
         lines.append(f"| {plain_text(title)}{method} | {right} | {accuracy} | {low} to {high} |")
-    total = next(iter(rows.values()))["total"]
+    first = next(iter(rows.values()))
+    total, groups = first["total"], first.get("groups")
+    which = "Wilson intervals" if type(groups) is not int else f"Wilson intervals by their {groups:,} groups"
     about = (
-        f"\nOn {total:,} test images of {plain_text(facts.data.title)} that training never saw; Wilson intervals, "
+        f"\nOn {total:,} test images of {plain_text(facts.data.title)} that training never saw; {which}, "
         "which cover the choice of test images and not the randomness of training."
     )
     if (folds := facts.metadata.data.get("folds")) is not None:

@@ -7,22 +7,22 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from finetune.errors import HubError, HubRefusal, OutputError
 from finetune.hub.client import is_offline
 from finetune.hub.errors import LogFn, RepositoryMissing, log_nothing, with_retry
-from finetune.hub.repo_id import CONFIG, OUR_FILES, WEIGHTS, HubName
+from finetune.hub.repo_id import CONFIG, OUR_FILES, WEIGHTS, HubName, RepoKind
 from finetune.hub.timm_config import OURS
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import read_regular, sha256_of
 from finetune.io.strict_json import parse_json
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import DatasetInfo, HfApi, ModelInfo
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -62,11 +62,12 @@ class Remote:
     files: Mapping[str, FileHash]
     private: bool | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
+    kind: RepoKind = "model"
 
     def changed(self, files: Mapping[str, bytes | Path]) -> list[str]:
         """The names of those files that are not known to be there with the same content."""
         known = {name: hash for name, hash in self.files.items() if hash.is_known}
-        return Remote(self.repo, self.commit, known).conflicts(files)
+        return replace(self, files=known).conflicts(files)
 
     def conflicts(self, files: Mapping[str, bytes | Path]) -> list[str]:
         """The names of those files that are missing, or are known to have another content."""
@@ -88,20 +89,20 @@ def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
     """
     if is_offline():
         return repo_from_cache(name)
-    info = with_retry(
-        f"look at {name}", lambda: api.model_info(name.repo, revision=name.revision, files_metadata=True), note
-    )
+    look = partial(api.repo_info, name.repo, repo_type=name.kind, revision=name.revision, files_metadata=True)
+    info = cast("ModelInfo | DatasetInfo", with_retry(f"look at {name}", look, note))
     files = {file.rfilename: _listed_hash(file) for file in info.siblings or []}
     unknown = [file for file, known in files.items() if not known.is_known]
     if unknown and info.sha:
-        files |= _tree_hashes(api, name.repo, info.sha, unknown, note)
+        files |= _tree_hashes(api, name, info.sha, unknown, note)
         for file in OUR_FILES:
             if file in files and not files[file].is_known:
-                call = partial(_head_hash, api, name.repo, info.sha, file)
+                call = partial(_head_hash, api, name, info.sha, file)
                 files[file] = with_retry(f"look at {file} of {name}", call, note)
     # The client's own card object drops what it does not know, so the plain mapping is kept.
-    card = info.card_data.to_dict() if info.card_data is not None else {}  # type: ignore[no-untyped-call]
-    return Remote(name.repo, info.sha, files, info.private, card)
+    card_data = getattr(info, "card_data", None)
+    card = card_data.to_dict() if card_data is not None else {}
+    return Remote(name.repo, info.sha, files, info.private, card, name.kind)
 
 
 def find_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote | None:
@@ -116,22 +117,21 @@ def _listed_hash(file: Any) -> FileHash:
     return FileHash(str(file.lfs.sha256)) if file.lfs is not None else FileHash.parse(file.blob_id)
 
 
-def _tree_hashes(api: HfApi, repo: str, commit: str, wanted: list[str], note: LogFn) -> dict[str, FileHash]:
+def _tree_hashes(api: HfApi, name: HubName, commit: str, wanted: list[str], note: LogFn) -> dict[str, FileHash]:
     """The hashes from the list of the repository's tree, for a Hub whose description of it has none."""
+    tree = partial(api.list_repo_tree, name.repo, repo_type=name.kind, revision=commit, recursive=True, expand=False)
     try:
-        rows = with_retry(
-            f"list {repo}", lambda: list(api.list_repo_tree(repo, revision=commit, recursive=True, expand=False)), note
-        )
+        rows = with_retry(f"list {name.repo}", lambda: list(tree()), note)
     except (RepositoryMissing, TypeError, KeyError):
         return {}  # a Hub without such a list
     return {row.path: _listed_hash(row) for row in rows if row.path in wanted and hasattr(row, "blob_id")}
 
 
-def _head_hash(api: HfApi, repo: str, commit: str, file: str) -> FileHash:
+def _head_hash(api: HfApi, name: HubName, commit: str, file: str) -> FileHash:
     """The hash in the head of a file's download, for a Hub whose lists have none."""
     from huggingface_hub import hf_hub_url
 
-    url = hf_hub_url(repo, file, revision=commit, endpoint=api.endpoint)
+    url = hf_hub_url(name.repo, file, repo_type=name.kind, revision=commit, endpoint=api.endpoint)
     return FileHash.parse(api.get_hf_file_metadata(url=url).etag)
 
 
@@ -139,7 +139,7 @@ def cache_folder(name: HubName) -> Path:
     """The folder of a repository in the Hub's cache."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / f"{name.kind}s--{name.repo.replace('/', '--')}"
 
 
 def remember_commit(name: HubName, commit: str) -> None:
@@ -170,10 +170,10 @@ def repo_from_cache(name: HubName) -> Remote:
         has = f" (it has {', '.join(refs)})" if refs else ""
         raise HubRefusal(
             f"could not look at {name}: HF_HUB_OFFLINE is set, and the cache at {folder.parent} does not have it{has}; "
-            "pull it once without HF_HUB_OFFLINE"
+            "fetch it once without HF_HUB_OFFLINE"
         )
     files = {p.relative_to(snapshot).as_posix(): cached_hash(p) for p in sorted(snapshot.rglob("*")) if p.is_file()}
-    return Remote(name.repo, commit, files)
+    return Remote(name.repo, commit, files, kind=name.kind)
 
 
 def cached_hash(path: Path) -> FileHash:

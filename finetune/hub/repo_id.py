@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
+from finetune.data.openers import HUB_DATA
 from finetune.errors import SettingError
 
 PREFIX = "hub:"
+RepoKind: TypeAlias = Literal["model", "dataset"]
 WEIGHTS, CONFIG, RECIPE, REPORT, CARD = "model.safetensors", "config.json", "recipe.yaml", "report.json", "README.md"
 OUR_FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, CARD)
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -24,6 +27,7 @@ class HubName:
 
     repo: str
     revision: str | None = None
+    kind: RepoKind = "model"
 
     def __str__(self) -> str:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
@@ -44,9 +48,12 @@ def is_hub_source(source: object) -> bool:
     return isinstance(source, str) and source.startswith(PREFIX)
 
 
-def parse_name(text: str, *, revision_allowed: bool = True) -> HubName:
-    """Reads OWNER/NAME[@REVISION], with or without `hub:` before it. SettingError says what is wrong with it."""
-    given = text.removeprefix(PREFIX)
+def parse_name(text: str, *, revision_allowed: bool = True, kind: RepoKind = "model") -> HubName:
+    """Reads OWNER/NAME[@REVISION], with or without `hub:` (`hub-data:` for a data set) before it.
+
+    SettingError says what is wrong with it.
+    """
+    given = text.removeprefix(PREFIX if kind == "model" else HUB_DATA)
     repo, at, revision = given.partition("@")
     if "://" in given:
         raise SettingError(f"{text!r}: expected OWNER/NAME, not an address; HF_ENDPOINT says which Hub is asked")
@@ -59,7 +66,7 @@ def parse_name(text: str, *, revision_allowed: bool = True) -> HubName:
         raise SettingError(f"{text!r}: a push goes to the branch main; name its result with --tag instead of @")
     if at:
         check_revision(revision, f"{text!r}: after @")
-    return HubName(repo, revision or None)
+    return HubName(repo, revision or None, kind)
 
 
 def check_revision(text: str, where: str) -> None:

@@ -14,6 +14,22 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a regular file is there; False also for what can be no file's name, of which Path.is_file raises."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # longer than a file's name may be, or with a zero byte
+        return False
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there; False also for what can be no folder's name."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Opens a regular file for reading. OSError, whose strerror says why, for anything else and for no file name."""
     handle, _ = _open_descriptor(path)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.data.image_io import center_crop, crop_to_square, read_image, to_eight_bits
+from finetune.data.image_io import CropSpec, center_crop, read_image, to_eight_bits
 from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
 from finetune.models.staged import StagedNetwork, eval_mode
@@ -68,10 +68,12 @@ class Classifier(nn.Module):
 
         `image` is a file's path, a PIL image, or uint8 pixels (H×W or H×W×C array; H×W or C×H×W tensor). Pictures of
         another size are resized as the input says, colour is turned grey where the network is grey, 16 bits to 8, and
-        what is transparent lies over white. DataError when it is no picture.
+        what is transparent lies over white. A JPEG file is decoded as those that were trained on; a PIL image as it is.
+        DataError when it is no picture.
         """
         spec = self.input
-        square = crop_to_square(_open_picture(image), **vars(spec.crop_spec(spec.channels)))
+        how = spec.crop_spec(spec.channels)
+        square = how.square(_open_picture(image, how))
         pixels = center_crop(torch.from_numpy(square).permute(2, 0, 1), spec.size)
         mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (spec.mean, spec.std))
         return (pixels.float() / 255 - mean) / std
@@ -92,14 +94,14 @@ class Classifier(nn.Module):
         return found
 
 
-def _open_picture(image: ImageLike) -> Image:
+def _open_picture(image: ImageLike, spec: CropSpec) -> Image:
     """The picture, upright, of mode L or RGB. DataError when it is none."""
     from PIL import Image
 
     if isinstance(image, (str, Path)):
-        return read_image(image)
+        return read_image(image, spec)
     if isinstance(image, Image.Image):
-        return to_eight_bits(image)
+        return to_eight_bits(image, spec.bits or 16)
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image

@@ -22,7 +22,8 @@ class InputSpec:
 
     `size` is the side of the square input in pixels; `mean` and `std` are per channel, for values scaled to 0..1.
     `resize` says how a picture becomes square: "squash" its two sides, or keep its shape and bring the "shorter_side"
-    to `working` pixels. `crop` is the part of `working` that the network then sees, the centre.
+    to `working` pixels. `crop` is the part of `working` that the network then sees, the centre. `decode` and `bits` say
+    how the files that were trained on became pixels (see `image_io.Decoding`).
     """
 
     channels: int
@@ -32,6 +33,8 @@ class InputSpec:
     interpolation: str = "bilinear"
     crop: float = 1.0
     resize: Literal["squash", "shorter_side"] = "squash"
+    decode: Literal["exact", "scaled"] = "exact"
+    bits: int = 16
 
     @property
     def working(self) -> int:
@@ -42,7 +45,7 @@ class InputSpec:
         """How photographs are cropped for this input; `channels` None: grey if all of them are, else colour."""
         from finetune.data.image_io import CropSpec
 
-        return CropSpec(channels, self.size, self.crop, self.resize, self.interpolation)
+        return CropSpec(channels, self.size, self.crop, self.resize, self.interpolation, self.decode, self.bits)
 
     def normalizer(self, device: torch.device) -> Normalizer:
         """Turns stored uint8 images into this input, on `device`."""
@@ -51,8 +54,9 @@ class InputSpec:
         return Normalizer(self.mean, self.std, device, size=self.size, working=self.working)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain JSON values, for a checkpoint."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """The same as plain JSON values, for a checkpoint; `decode` and `bits` only where they are not the default."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in plain.items() if k not in ("decode", "bits") or v != getattr(InputSpec, k)}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from finetune.batching import batches_per_epoch, images_in_steps
 from finetune.recipe.rules import rule_problems
 from finetune.report.rows import ADAPT_ROWS
 
@@ -259,7 +260,8 @@ class DataSettings(Settings):
     """A registered data set (`finetune datasets` lists them), a folder of pictures, or a CSV file of
     path,label[,split]. In an adapt recipe it may be left out: --target gives it."""
     classes: ClassNames | None = Field(default=None, examples=[[0, 1]])
-    """Use only the images of these classes, in this order. Left out: all classes."""
+    """Use only the images of these classes, in this order; numbers are names as they are written, 001 too. Left out:
+    all classes."""
     validation: Validation = Field(default=0, examples=[0.1])
     """Training images put aside for validation: a whole number of images, or a fraction of them. Not used where a
     folder or CSV brings validation images of its own."""
@@ -274,7 +276,7 @@ class DataSettings(Settings):
     `folder` for the folder that a picture lies in. A CSV may have a column `group` instead. Left out: each picture
     stands alone."""
     columns: ColumnNames | None = Field(default=None, examples=[{"path": "image_id", "label": "category"}])
-    """What a CSV calls its columns, where these are not the usual names."""
+    """What a table calls its columns, where these are not the usual names such as image_id or category."""
     decode: Literal["scaled", "exact"] | None = Field(default=None, examples=["exact"])
     """How finely JPEG pictures are decoded: scaled, to no fewer than twice the pixels that are used, or exact, all of
     them. Left out: scaled."""
@@ -504,19 +506,18 @@ class Phase(Settings):
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        steps = self.epochs * -(-images // self.batch_size)
+        steps = self.epochs * batches_per_epoch(images, self.batch_size)
         steps = max(steps, self.min_steps or steps)
         return min(steps, self.max_steps or steps)
 
     def images_seen(self, images: int) -> int:
         """How many images the phase sees, each of the `images` as often as it comes; a solver sees each once.
 
-        An epoch shows each image once, and has fewer of them in its last batch.
+        An epoch shows each image once; its last batch may be of another size.
         """
         if self.solver is not None:
             return images
-        epochs, rest = divmod(self.steps_for(images), -(-images // self.batch_size))
-        return epochs * images + rest * self.batch_size
+        return images_in_steps(self.steps_for(images), images, self.batch_size)
 
 
 def _name_phases(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
@@ -592,6 +593,23 @@ Caching = Annotated[
         examples=[{"memory": 4}],
     ),
 ]
+Balance = Annotated[
+    Annotated[
+        Literal["sampler", "loss", "logit_adjustment"] | None,
+        BeforeValidator(
+            lambda value: None if value == "none" else value,
+            json_schema_input_type=Literal["none", "sampler", "loss", "logit_adjustment"] | None,
+        ),
+    ],
+    Field(
+        description="What training does about classes that are uneven in number, in all phases and in what they are "
+        "compared with: sampler draws the classes equally often, as many images an epoch as there are; loss weights "
+        "images inversely to the number of their class; logit_adjustment adds the log of each class's share to its "
+        "logit while it trains (Menon et al., arXiv:2007.07314); none counts every image alike. keep: best then goes "
+        "by balanced accuracy. Left out: none.",
+        examples=["logit_adjustment"],
+    ),
+]
 Seed = Annotated[int, Field(ge=0, description="Start of all random numbers: same recipe and seed, same bytes.")]
 
 if TYPE_CHECKING:
@@ -618,6 +636,7 @@ class PretrainRecipe(_Recipe):
     input: Input = None
     data: NamedDataSettings = Field(examples=[{"name": "mnist"}])
     """The images."""
+    balance: Balance = None
     phases: Phases
     precision: Precision = "auto"
     sharding: Sharding = None
@@ -652,6 +671,7 @@ class AdaptRecipe(_Recipe):
     head: Literal["auto", "class_means", "random"] = "auto"
     """How the new head starts: auto keeps the rows of class names that source and target share and starts the others
     from class means of the features; class_means and random start all rows that way."""
+    balance: Balance = None
     phases: Phases
     compare: Annotated[tuple[OptionalRow, ...], Field(strict=False)] = Field(
         default=("linear_probe", "scratch"), examples=[["linear_probe", "scratch"]]

@@ -38,6 +38,27 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NON_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
+class WrittenInt(int):
+    """A whole number that is written in another way than Python would, such as 001: as text it is that, the name of a
+    class.
+    """
+
+    written: str
+
+    @classmethod
+    def read(cls, text: str, base: int) -> int:
+        """The number that `text` writes; a plain int where it is written as usual."""
+        number = int(text.removeprefix("0o"), base)
+        if str(number) == text:
+            return number
+        found = cls(number)
+        found.written = text
+        return found
+
+    def __str__(self) -> str:
+        return self.written
+
+
 def resolve_scalar(text: str) -> Scalar:
     """Returns what plain (unquoted) `text` stands for: a number, true or false, null, or the text itself."""
     if text in _WORDS:
@@ -48,7 +69,7 @@ def resolve_scalar(text: str) -> Scalar:
         return math.inf if _FLOAT.fullmatch(text) else text
     for pattern, base in ((_INT, 10), (_OCTAL, 8), (_HEX, 16)):
         if pattern.fullmatch(text):
-            return int(text.removeprefix("0o"), base)
+            return WrittenInt.read(text, base)
     return float(text) if _FLOAT.fullmatch(text) else text
 
 

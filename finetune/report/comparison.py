@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -23,10 +24,12 @@ from finetune.report.rows import MIN_SEEDS, row_of
 from finetune.report.statistics import (
     Booleans,
     Integers,
+    accuracy_interval,
+    effective_images,
+    group_count,
     mcnemar_detectable,
     mcnemar_images,
     paired_difference,
-    wilson,
 )
 
 Verdict = Literal["helps", "better", "no difference shown", "worse", "hurts"]
@@ -34,6 +37,7 @@ Design = Literal["images", "seeds x images", "folds"]
 SIGNIFICANT = 0.05
 """A difference is called shown when the p-value is below this."""
 ACCURACY = "accuracy"
+NOTHING_LEARNT = ": it may have learnt nothing"
 POWER_REACH = 1.43  # what is shown 4 times in 5, in half-widths of a 95 % interval: (1.96 + 0.84) / 1.96
 IMAGES: Design = "images"
 CROSSED: Design = "seeds x images"
@@ -49,15 +53,22 @@ class Score:
     accuracy: float
     ci95: tuple[float, float]
     """Of one training the Wilson interval over other test images; of several, over other trainings and images."""
+    groups: int | None = None
+    """Groups of images, by which the interval is; None where no two images share one."""
+    effective_images: float | None = None
+    """As how many images without groups those of one training count in `ci95`; None without groups."""
 
     @classmethod
-    def of(cls, right: Booleans) -> Self:
-        """From a boolean array of shape (images,): whether each image was named rightly. ValueError when empty."""
+    def of(cls, right: Booleans, groups: Integers | None = None) -> Self:
+        """From a boolean array of shape (images,): whether each image was named rightly. ValueError when empty.
+
+        groups: each image's group, int, (images,).
+        """
         if right.dtype != np.bool_ or right.ndim != 1:
             raise ValueError(f"expected booleans of shape (images,), got {right.dtype} of shape {right.shape}")
         correct, total = int(np.count_nonzero(right)), len(right)
-        ci95 = wilson(correct, total)
-        return cls(correct, total, correct / total, ci95)
+        ci95 = accuracy_interval(right, groups)
+        return cls(correct, total, correct / total, ci95, group_count(groups), effective_images(right, groups))
 
 
 @dataclass(frozen=True)
@@ -81,10 +92,11 @@ class Comparison:
     """Design `images`: Newcombe's over other test images. `seeds x images`: over other trainings too. `folds`: over
     folds, each another training and other test images, and no narrower than over images (`cross_validation`)."""
     p_value: float
-    """Two-sided; it decides the verdict. `images`: mid-p of McNemar's test. Else dual to the interval."""
+    """Two-sided; it decides the verdict. `images`: mid-p of McNemar's test, or of turning groups of images around. Else
+    dual to the interval."""
     verdict: Verdict
     exact_p_value: float | None = None
-    """Exact conditional McNemar test, where one training was compared with one."""
+    """Exact conditional McNemar test, or of groups, where one training was compared with one."""
     design: Design = IMAGES
     seeds: int = 1
     """Trainings of each procedure; of design `folds` the number of folds."""
@@ -98,17 +110,20 @@ class Comparison:
     """The smallest true difference that this test shows with 80 % power."""
     one_point: ForOnePoint | None = None
     metric: str = ACCURACY
+    groups: int | None = None
+    """Groups of test images, by which interval and test are; None where no two images share one."""
 
 
-def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
+def compare(first_right: Booleans, second_right: Booleans, groups: Integers | None = None) -> Comparison:
     """Whether the second training did better than the first; both arrays as in `statistics.paired_difference`.
 
     The verdict follows the p-value alone, and is about these two trainings. The interval comes from another method, so
     near the border it may leave out zero while the verdict is 'no difference shown' (or, with very few images told
     apart, hold zero while the verdict is another). Then `sentence` says so.
     """
-    pair = paired_difference(first_right, second_right)
-    differing, images = pair.only_first + pair.only_second, len(first_right)
+    pair = paired_difference(first_right, second_right, groups)
+    effect = pair.design_effect
+    differing, images = (pair.only_first + pair.only_second) / effect, len(first_right) / effect
     return Comparison(
         difference=pair.difference,
         ci95=pair.ci95,
@@ -116,23 +131,30 @@ def compare(first_right: Booleans, second_right: Booleans) -> Comparison:
         exact_p_value=pair.exact_p,
         verdict=_verdict(pair.difference, pair.mid_p, seeds=1),
         detectable=mcnemar_detectable(differing, images),
-        one_point=ForOnePoint(mcnemar_images(differing, images), None),
+        one_point=ForOnePoint(math.ceil(mcnemar_images(differing, images) * effect), None),
+        groups=group_count(groups),
     )
 
 
 def compare_over_seeds(
-    first_right: Booleans, second_right: Booleans, *, paired: bool | None = None, shots_vary: bool = False
+    first_right: Booleans,
+    second_right: Booleans,
+    groups: Integers | None = None,
+    *,
+    paired: bool | None = None,
+    shots_vary: bool = False,
 ) -> Comparison:
     """Whether the second procedure does better than the first; both of shape (seeds, images).
 
     paired: row k of both is of the same seed; by default where there are as many of both. One of them may have a single
-    row: weights that were not trained. Trainings and images are crossed (`crossed`), and the verdict follows from the
-    p-value, which agrees with the interval. With one row in both it is `compare`.
+    row: weights that were not trained. Trainings and images, or groups of images (int, (images,)), are crossed
+    (`crossed`), and the verdict follows from the p-value, which agrees with the interval. With one row in both it is
+    `compare`.
     """
     if len(first_right) == len(second_right) == 1:
-        return compare(first_right[0], second_right[0])
+        return compare(first_right[0], second_right[0], groups)
     paired = len(first_right) == len(second_right) if paired is None else paired
-    estimate = (crossed_difference if paired else unpaired_difference)(first_right, second_right)
+    estimate = (crossed_difference if paired else unpaired_difference)(first_right, second_right, groups)
     return Comparison(
         difference=estimate.mean,
         ci95=estimate.ci95,
@@ -145,6 +167,7 @@ def compare_over_seeds(
         uncertainty=_shares(estimate),
         detectable=found if (found := detectable(estimate)) <= 1 else None,
         one_point=ForOnePoint(images_for(estimate), seeds_for(estimate)),
+        groups=estimate.groups,
     )
 
 
@@ -158,7 +181,7 @@ def compare_answers(
     """
     if metric == ACCURACY:
         tables = [np.stack([answers.right for answers in side]) for side in (first, second)]
-        return compare_over_seeds(tables[0], tables[1], shots_vary=shots_vary)
+        return compare_over_seeds(tables[0], tables[1], first[0].groups, shots_vary=shots_vary)
     found, seeds = answers_difference(metric, first, second), len(second)
     if found.difference is None or found.ci95 is None or found.p_value is None:
         return None
@@ -173,6 +196,7 @@ def compare_answers(
         shots_vary=shots_vary,
         detectable=POWER_REACH * half,
         metric=metric,
+        groups=group_count(first[0].groups),
     )
 
 
@@ -222,8 +246,8 @@ def _verdict(difference: float, p_value: float, *, seeds: int) -> Verdict:
 
 def _shares(estimate: Estimate) -> Variance:
     """Each component's share of the variance of the mean."""
-    found, images = estimate.variance, estimate.images
-    parts = (found.training / estimate.seeds, found.images / images, found.residual / (estimate.seeds * images))
+    found, units = estimate.variance, estimate.units
+    parts = (found.training / estimate.seeds, found.images / units, found.residual / (estimate.seeds * units))
     total = sum(parts)
     return Variance(*(part / total if total else 0.0 for part in parts))
 
@@ -251,15 +275,36 @@ def comparison_from(values: Any) -> Comparison | None:
     return replace(found, verdict=_verdict(_sign(found.metric) * found.difference, found.p_value, seeds=found.seeds))
 
 
-def sentence(comparison: Comparison, of: str, against: str) -> str:
+def sentences(
+    comparisons: Mapping[str, Comparison | None], commonest: str | None = None, *, learnt: bool = False
+) -> list[str]:
+    """What a report's comparisons show, in words; their keys are such as after_vs_scratch.
+
+    A row that is not shown to beat a floor gets no praise for beating another. commonest: the class that the floor
+    always names. learnt: other numbers show that the row has learnt something all the same.
+    """
+    always = f"always answering {commonest!r}" if commonest is not None else "always naming the commonest class"
+    pairs = [(*key.partition("_vs_")[::2], found) for key, found in comparisons.items() if found is not None]
+    beaten = all(not row_of(against).floor or not is_told(found, against) for _, against, found in pairs)
+    said = []
+    for of, against, found in pairs:
+        if against and is_told(found, against):
+            unbeaten = always if row_of(against).floor or not beaten else None
+            text = sentence(found, of, against, unbeaten=unbeaten)
+            said.append(text.removesuffix(NOTHING_LEARNT) if learnt else text)
+    return said
+
+
+def sentence(comparison: Comparison, of: str, against: str, *, unbeaten: str | None = None) -> str:
     """One plain sentence in percentage points about row `of` (the second) against row `against` (the first).
 
-    Both are keys of a report's rows. It claims a cause only where there is one and enough seeds show it.
+    Both are keys of a report's rows. It claims a cause only where there is one and enough seeds show it. unbeaten: what
+    `of` is not shown to be better than, and anybody could do; then it is not praised for beating `against`.
     """
     cause, floor = row_of(against).cause, row_of(against).floor
-    of, against = row_of(of).title, row_of(against).title
-    over = {IMAGES: "test images", FOLDS: f"{comparison.seeds} folds"}.get(
-        comparison.design, f"{comparison.seeds} seeds and the test images"
+    of, against = row_of(of).title, unbeaten if floor and unbeaten is not None else row_of(against).title
+    over = {IMAGES: _images_text(comparison), FOLDS: f"{comparison.seeds} folds"}.get(
+        comparison.design, f"{comparison.seeds} seeds and the {_images_text(comparison)}"
     )
     spread = f"95 % interval {{}} to {{}} over {over}, {p_text(comparison.p_value)}"
     metric, sign = comparison.metric, _sign(comparison.metric)  # from here on more is better
@@ -269,7 +314,7 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
         ends_shown = spread.format(_signed(metric, lower), _signed(metric, upper))
         between = f"{_signed(metric, sign * comparison.difference)} {points}, {ends_shown}"
         if floor:
-            return f"{of} is not shown to beat {against} ({between}): it may have learnt nothing"
+            return f"{of} is not shown to be better than {against} ({between}){NOTHING_LEARNT}"
         return (
             f"no difference shown between {of} and {against} ({between}): {_remaining_range(metric, of, lower, upper)}"
             f"{_power_text(comparison)}{_source_text(comparison)}"
@@ -280,9 +325,30 @@ def sentence(comparison: Comparison, of: str, against: str) -> str:
     shown_ends = (_points(metric, ends[0]), _points(metric, ends[1]))
     gap = f"by {_points(metric, size)} {points} ({spread.format(*shown_ends)})"
     conclusion = _conclusion(comparison, cause, of, better=better)
+    if better and unbeaten is not None and not floor:
+        conclusion = f"yet it is not shown to be better than {unbeaten}"
     if ends[0] <= 0:
         conclusion += ", narrowly: the interval still has 0 in it"
     return f"{of} {'beats' if better else 'falls behind'} {against} {gap}: {conclusion}{_source_text(comparison)}"
+
+
+def groups_line(images: int, groups: int | None, effective: float | None = None) -> str | None:
+    """That intervals and tests are by groups of images, as in '1,920 test images in 160 groups: ...'; None without.
+
+    effective: as how many images without groups they count in an accuracy's interval.
+    """
+    if groups is None:
+        return None
+    worth = "" if effective is None else f", worth about {max(1, round(effective)):,} single ones here"
+    which = "one group" if groups == 1 else f"{groups:,} groups"
+    return f"{images:,} test images in {which}{worth}: intervals and tests are by groups"
+
+
+def _images_text(comparison: Comparison) -> str:
+    """What the test images are as a sample: images, or groups of them."""
+    if comparison.groups is None:
+        return "test images"
+    return f"{comparison.groups:,} {'group' if comparison.groups == 1 else 'groups'} of test images"
 
 
 def _conclusion(comparison: Comparison, cause: str | None, of: str, *, better: bool) -> str:
@@ -315,12 +381,14 @@ def _remaining_range(metric: str, of: str, lower: float, upper: float) -> str:
 def _power_text(comparison: Comparison) -> str:
     """What the test would have shown, and what one point would take."""
     if comparison.detectable is None:
-        few = {IMAGES: "test images", FOLDS: "folds"}.get(comparison.design, "seeds")
+        images = "test images" if comparison.groups is None else "groups of test images"
+        few = {IMAGES: images, FOLDS: "folds"}.get(comparison.design, "seeds")
         return f"; so few {few} show no difference at all"
     shown = f"{_points(comparison.metric, comparison.detectable)} {_unit(comparison.metric)}"
     found = f"; a true difference of {shown} would have been shown 4 times in 5"
     needed = comparison.one_point
-    ways = [] if needed is None or needed.images is None else [f"{needed.images:,} test images"]
+    such = "" if comparison.groups is None else " in such groups"
+    ways = [] if needed is None or needed.images is None else [f"{needed.images:,} test images{such}"]
     ways += [] if needed is None or needed.seeds is None else [f"{needed.seeds:,} seeds"]
     if ways:
         return f"{found}, and one of 1 point with {' or '.join(ways)}"
@@ -333,8 +401,8 @@ def _source_text(comparison: Comparison) -> str:
         return ""
     training = "training and the choice of shots" if comparison.shots_vary else "training"
     shares = comparison.uncertainty
-    images = shares.images + shares.residual
-    return f" (of the uncertainty {100 * shares.training:.0f} % is {training}, {100 * images:.0f} % the test images)"
+    images = f"{100 * (shares.images + shares.residual):.0f} % the {_images_text(comparison)}"
+    return f" (of the uncertainty {100 * shares.training:.0f} % is {training}, {images})"
 
 
 def _unit(metric: str) -> str:

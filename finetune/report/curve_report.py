@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +14,15 @@ from rich.text import Text
 
 from finetune.report.comparison import Comparison, Score
 from finetune.report.learning_curve import Forecast, LabelWorth
-from finetune.report.report import Result, SourceSummary, TargetSummary, TestSetUse, report_text, result_values
+from finetune.report.report import (
+    Result,
+    SourceSummary,
+    TargetSummary,
+    TestSetUse,
+    json_values,
+    report_text,
+    result_values,
+)
 from finetune.report.rows import row_of
 from finetune.report.tables import test_set_lines
 
@@ -84,8 +91,7 @@ class CurveReport:
         found["source"] = {k: v for k, v in found["source"].items() if not (k in ("path", "id") and v is None)}
         for point, own in zip(self.points, found["points"], strict=True):
             own["results"] = {name: result_values(result) for name, result in point.results.items()}
-        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
-        return values
+        return json_values(found)
 
     def to_json(self) -> str:
         """The text of `NAME.curve.json`."""

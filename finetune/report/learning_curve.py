@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from finetune.report.statistics import Booleans
+from finetune.report.statistics import Booleans, Integers, group_numbers
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,21 +59,34 @@ class Forecast:
     ci95: tuple[float, float]
 
 
-def resampled_means(tables: Sequence[Booleans], draws: int = DRAWS) -> Floats:
+def resampled_means(tables: Sequence[Booleans], groups: Integers | None = None, draws: int = DRAWS) -> Floats:
     """Means of tables of one shape (seeds, images) as other seeds and images might have them: (draws, tables).
 
-    With one seed only the images vary. Values are cut to 0 to 1.
+    With one seed only the images vary. groups: each image's, int, (images,), which are then drawn in place of images.
+    Values are cut to 0 to 1.
     """
     answers = np.stack([np.asarray(table, dtype=np.float64) for table in tables], axis=-1)  # seeds, images, tables
-    seeds, images, _ = answers.shape
+    seeds = len(answers)
     rng = np.random.default_rng(0)
-    rows, counts = np.unique(answers.mean(axis=0), axis=0, return_counts=True)
-    found: Floats = rng.multinomial(images, counts / images, size=draws) @ rows / images
+    found = _drawn_means(rng, answers.mean(axis=0), group_numbers(groups), draws)
     if seeds > 1:
         by_seed = answers.mean(axis=1)
         normal = rng.standard_normal((draws, seeds)) @ (by_seed - by_seed.mean(axis=0)) / np.sqrt(seeds * (seeds - 1))
         found += normal / np.sqrt(rng.chisquare(seeds - 1, (draws, 1)) / (seeds - 1))
     return _cut(found)
+
+
+def _drawn_means(rng: np.random.Generator, columns: Floats, groups: Integers | None, draws: int) -> Floats:
+    """Means over as many images, or groups of them, drawn with replacement: (images, tables) to (draws, tables)."""
+    if groups is None:
+        images = len(columns)
+        rows, counts = np.unique(columns, axis=0, return_counts=True)
+        found: Floats = rng.multinomial(images, counts / images, size=draws) @ rows / images
+        return found
+    sums = np.stack([np.bincount(groups, column) for column in [*columns.T, np.ones(len(columns))]], axis=1)
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws) @ sums
+    means: Floats = drawn[:, :-1] / drawn[:, -1:]
+    return means
 
 
 def isotonic(curves: Floats) -> Floats:

@@ -1,7 +1,8 @@
 """Metrics of a classifier beyond accuracy, each with a 95 % interval, and their paired differences.
 
 A new metric is an entry of METRICS, its value function, and its influence function: the infinitesimal jackknife, which
-is the variance of a bootstrap over images in closed form, exact and the same every time. `python -m
+is the variance of a bootstrap over images in closed form, exact and the same every time. Where images come in groups
+their influences are summed by group first, as if groups were drawn (`statistics.design_effect`). `python -m
 finetune.report.metrics` prints the table of docs/reports.md.
 
 Sources: B. Efron, Nonparametric estimates of standard error: the jackknife, the bootstrap and other methods, Biometrika
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from finetune.errors import SettingError
 from finetune.report import crossed
-from finetune.report.statistics import Integers, wilson
+from finetune.report.statistics import Integers, accuracy_interval, design_effect, group_count, group_numbers, wilson
 from finetune.text import listed, name_hint
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -41,7 +42,8 @@ class Answers:
     """What a classifier said of N labelled images of C classes, checked.
 
     labels, predicted: int, N, 0 to C - 1. confidence: the probability of the predicted class, float, N, if known.
-    probabilities: of all classes, float, N×C, if known. ValueError where any of this does not hold, and for N = 0.
+    probabilities: of all classes, float, N×C, if known. groups: each image's group, int, N, where images come in them.
+    ValueError where any of this does not hold, and for N = 0.
     """
 
     labels: Integers
@@ -49,6 +51,7 @@ class Answers:
     classes: int
     confidence: Floats | None = None
     probabilities: Floats | None = None
+    groups: Integers | None = None
 
     def __post_init__(self) -> None:
         images = len(self.labels)
@@ -59,6 +62,10 @@ class Answers:
                 raise ValueError(f"{name}: expected integers of shape ({images},), got {values.dtype} {values.shape}")
             if not 0 <= values.min() <= values.max() < self.classes:
                 raise ValueError(f"{name}: expected 0 to {self.classes - 1}, got {values.min()} to {values.max()}")
+        if self.groups is not None and (
+            self.groups.shape != (images,) or not np.issubdtype(self.groups.dtype, np.integer)
+        ):
+            raise ValueError(f"groups: expected integers of shape ({images},), got {self.groups.shape}")
         for name, given, shape in (
             ("confidence", self.confidence, (images,)),
             ("probabilities", self.probabilities, (images, self.classes)),
@@ -69,7 +76,13 @@ class Answers:
                 raise ValueError(f"{name}: expected 0 to 1, got {given.min()} to {given.max()}")
 
     @classmethod
-    def of(cls, labels: npt.ArrayLike, probabilities: npt.ArrayLike, predicted: Integers | None = None) -> Answers:
+    def of(
+        cls,
+        labels: npt.ArrayLike,
+        probabilities: npt.ArrayLike,
+        predicted: Integers | None = None,
+        groups: Integers | None = None,
+    ) -> Answers:
         """From labels (int, N) and the probabilities of all classes (float, N×C), each row of which sums to 1.
 
         predicted: what was answered (int, N), where rounding may have made two probabilities equal.
@@ -85,18 +98,23 @@ class Answers:
         if predicted is None:
             predicted = given.argmax(1) if given.size else np.zeros(0, np.int64)
         confidence = np.take_along_axis(given, predicted[:, None], 1)[:, 0] if given.size else None
-        return cls(true, predicted, given.shape[1], confidence, given)
+        return cls(true, predicted, given.shape[1], confidence, given, groups)
 
     @classmethod
     def of_predictions(
-        cls, labels: Integers, predicted: Integers, classes: int, confidence: Floats | None = None
+        cls,
+        labels: Integers,
+        predicted: Integers,
+        classes: int,
+        confidence: Floats | None = None,
+        groups: Integers | None = None,
     ) -> Answers:
         """From labels, predicted classes and, if known, their probabilities; of two classes that says all of them."""
         every = None
         if confidence is not None and classes == 2:
             second = np.where(predicted == POSITIVE, confidence, 1 - confidence)
             every = np.stack([1 - second, second], 1)
-        return cls(labels, predicted, classes, confidence, every)
+        return cls(labels, predicted, classes, confidence, every, groups)
 
     @cached_property
     def right(self) -> npt.NDArray[np.bool_]:
@@ -118,6 +136,21 @@ class Answers:
         """The share of each class's images that was named rightly: C, 0 for a class without an image."""
         hits = np.bincount(self.labels[self.right], minlength=self.classes)
         return np.divide(hits, self.totals, out=np.zeros(self.classes), where=self.totals > 0)
+
+    @cached_property
+    def group_numbers(self) -> Integers | None:
+        """Each image's group, from 0 without gaps: int, N; None where no two images share one."""
+        return group_numbers(self.groups)
+
+    @cached_property
+    def freedom(self) -> float:
+        """Degrees of freedom of a variance over groups of images; infinite, for the normal quantile, without groups."""
+        count = group_count(self.groups)
+        return math.inf if count is None else count - 1
+
+    def design_effect(self, influence: Floats, size: float) -> float:
+        """How many images count as one without groups, for a metric that each image moves so, a mean over `size`."""
+        return 1.0 if self.group_numbers is None else design_effect(influence, self.group_numbers, 1 / size)
 
     @property
     def effective_images(self) -> float:
@@ -164,7 +197,7 @@ class Metric:
 
     value: the metric of answers, None where it is not defined. influence: how much each image moves it from its mean
     (N, which sum to 0); the sum of squares is the variance of the value over other images. interval: of answers and
-    their value. binary: for two classes only.
+    their value, None where one group of images is all there is. binary: for two classes only.
     """
 
     title: str
@@ -173,7 +206,7 @@ class Metric:
     needs: Needs
     value: Callable[[Answers], float | None]
     influence: Callable[[Answers], Floats]
-    interval: Callable[[Answers, float], Interval]
+    interval: Callable[[Answers, float], Interval | None]
     interval_how: str
     binary: bool = False
 
@@ -192,7 +225,7 @@ def _accuracy_influence(answers: Answers) -> Floats:
 
 
 def _accuracy_interval(answers: Answers, value: float) -> Interval:
-    return wilson(int(answers.right.sum()), len(answers.right))
+    return accuracy_interval(answers.right, answers.groups)
 
 
 def _recall(class_index: int) -> Callable[[Answers], float | None]:
@@ -219,7 +252,7 @@ def _recall_influence(class_index: int) -> Callable[[Answers], Floats]:
 def _recall_interval(class_index: int) -> Callable[[Answers, float], Interval]:
     def interval(answers: Answers, value: float) -> Interval:
         own = answers.labels == class_index
-        return wilson(int(answers.right[own].sum()), int(own.sum()))
+        return accuracy_interval(answers.right[own], None if answers.groups is None else answers.groups[own])
 
     return interval
 
@@ -264,11 +297,12 @@ def _score_interval(metric: str, most: int | None = 1) -> Callable[[Answers, flo
     """
 
     def interval(answers: Answers, value: float) -> Interval:
-        variance = float((METRICS[metric].influence(answers) ** 2).sum())
-        size = answers.effective_images
+        influence, size = METRICS[metric].influence(answers), answers.effective_images
+        effect, variance = answers.design_effect(influence, size), float((influence**2).sum())
         if variance > 0:
             size = min(size * (most or answers.classes), value * (1 - value) / variance)
-        return wilson(value * size, size)  # type: ignore[arg-type]  # the formula holds for fractions of images
+        size /= effect
+        return wilson(value * size, size, freedom=answers.freedom)
 
     return interval
 
@@ -314,7 +348,7 @@ def _midrank(ordered: Floats, scores: Floats) -> Floats:
 # --- log loss
 
 
-def _losses(answers: Answers) -> Floats:
+def _losses(answers: Answers) -> crossed.Floats:
     """-log of the probability of the true class, float64, N; clipped at the type's precision, as in scikit-learn."""
     assert answers.probabilities is not None
     true = np.take_along_axis(answers.probabilities, answers.labels[:, None], 1)[:, 0]
@@ -331,12 +365,17 @@ def _log_loss_influence(answers: Answers) -> Floats:
     return cast(Floats, (losses - losses.mean()) / len(losses))
 
 
-def _log_loss_interval(answers: Answers, value: float) -> Interval:
+def _log_loss_interval(answers: Answers, value: float) -> Interval | None:
     """The t interval, corrected for skewness, as few images with a great loss make most of it.
 
     Source: P. Hall, On the removal of skewness by transformation, J. R. Statist. Soc. B 54 (1992) 221-228.
     """
-    losses, images = _losses(answers), len(answers.labels)
+    if answers.freedom < 1:
+        return None
+    losses = _losses(answers)
+    if answers.group_numbers is not None:
+        losses = crossed.by_group(losses[None], answers.group_numbers)[0]
+    images = len(losses)
     spread = float(losses.std(ddof=1)) if images > 1 else 0.0
     if spread <= 1e-12 * value:
         return value, value
@@ -391,14 +430,18 @@ def _calibration_error_interval(answers: Answers, value: float) -> Interval:
     """
     from scipy.special import ndtr
 
+    if answers.freedom < 1:
+        return 0.0, 1.0
     bins, gaps = _bins(answers)
     images = len(bins)
     found = np.bincount(bins, gaps, BINS) / images
     variances = np.maximum(np.bincount(bins, gaps**2, BINS) / images**2 - found**2 / images, 1e-30)
+    variances *= answers.design_effect(_calibration_error_influence(answers), images)
     deviations, expected = np.sqrt(variances), np.sqrt(np.maximum(found**2 - variances, 0))
     noise = deviations * math.sqrt(2 / math.pi) * np.exp(-(expected**2) / (2 * variances))
     bias = float((noise - 2 * expected * ndtr(-expected / deviations)).sum())
-    reach = 1.96 * math.sqrt(float(variances.sum()))
+    quantile = 1.96 if answers.group_numbers is None else _t_quantile(answers.freedom)
+    reach = quantile * math.sqrt(float(variances.sum()))
     return max(0.0, value - bias - reach), min(1.0, value + reach)
 
 
@@ -513,7 +556,10 @@ def measure(name: str, answers: Answers, class_names: Sequence[str] = ()) -> Met
     absent = [names[c] for c in np.flatnonzero(answers.totals == 0)]
     if absent and name in ("balanced_accuracy", "macro_f1", "auroc"):
         note = f"without classes that have no image: {listed(absent)}"
-    return MetricValue(value, metric.interval(answers, value), note)
+    interval = metric.interval(answers, value)
+    if interval is None:
+        note = "no interval: all images are of one group"
+    return MetricValue(value, interval, note)
 
 
 def measure_all(answers: Answers, class_names: Sequence[str] = ()) -> dict[str, MetricValue]:
@@ -534,9 +580,11 @@ def measure_over_seeds(answers: Sequence[Answers], class_names: Sequence[str] = 
             found[name] = first
             continue
         neutral = float(table.mean())
-        added = (1.0, 0.0) if METRICS[name].needs == "predictions" else (neutral, neutral)
+        added, groups = (neutral, neutral), answers[0].groups
+        if METRICS[name].needs == "predictions":
+            added = crossed.added_shares(np.stack([given.right for given in answers]).astype(np.float64), groups)
         limits = (0.0, math.inf if name == "log_loss" else 1.0)
-        estimate = crossed.estimate_crossed([table], [added], limits)
+        estimate = crossed.estimate_crossed([table], [added], limits, groups)
         found[name] = MetricValue(estimate.mean, estimate.ci95, first.note)
     return found
 
@@ -594,10 +642,13 @@ def answers_difference(
     ones, others = _table(name, first), _table(name, second)
     if ones is None or others is None:
         return MetricDifference(name, None, None, None)
-    counts = metric.needs == "predictions"
-    size = crossed.typical_size(others.mean(0) - ones.mean(0))
+    counts, groups = metric.needs == "predictions", first[0].groups
+    size = crossed.typical_size(others.mean(0) - ones.mean(0), groups)
     if len(ones) == len(others) == 1:
-        return _over_images(name, (others - ones)[0], [size, -size] if counts else [])
+        moved = others - ones
+        if (numbers := first[0].group_numbers) is not None:
+            moved = crossed.by_group(moved, numbers)
+        return _over_images(name, moved[0], [size, -size] if counts else [])
     difference = float(others.mean() - ones.mean())
     arms: list[crossed.Floats] = [others - ones] if paired else [others, -ones]
     if counts:
@@ -606,12 +657,12 @@ def answers_difference(
         added = [(float(arm.mean()), float(arm.mean())) for arm in arms]  # these move nothing
         if max(float(np.ptp(arm)) for arm in arms) <= 1e-15:
             return _no_spread(name, difference)
-    found = crossed.estimate_crossed(arms, added, (-math.inf, math.inf))
+    found = crossed.estimate_crossed(arms, added, (-math.inf, math.inf), groups)
     return MetricDifference(name, difference, found.ci95, found.p_value)
 
 
 def _over_images(name: str, moved: Floats, added: Sequence[float]) -> MetricDifference:
-    """The t test of a table of one row: the difference with what each image moves it, and the added images."""
+    """The t test of a table of one row: the difference with what each image or group moves it, and the added ones."""
     from scipy.special import stdtr
 
     difference, row = float(moved.mean()), np.append(moved, added)

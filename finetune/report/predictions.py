@@ -1,8 +1,8 @@
 """Predictions image by image: the typed form of `NAME.predictions.csv`, which anybody's program may have written.
 
-One line an image: `image`, `label`, and for each row of the verdict `ROW`, the class that it named, and `ROW
-probability`, of that class; with several seeds `ROW seed S` and `ROW seed S probability`. A file of
-`image,label,prediction` or `image,label,prediction,probability` is one of a row called `prediction`. Of a
+One line an image: `image`, `label`, where images come in groups `group`, and for each row of the verdict `ROW`, the
+class that it named, and `ROW probability`, of that class; with several seeds `ROW seed S` and `ROW seed S probability`.
+A file of `image,label,prediction` or `image,label,prediction,probability` is one of a row called `prediction`. Of a
 cross-validation `fold` numbers from 1 the fold in which each image was tested.
 """
 
@@ -27,7 +27,7 @@ from finetune.text import amount, listed
 SUFFIX = ".csv"
 PREDICTION = "prediction"  # the row of a file that has only one
 PROBABILITY = "probability"
-FOLD = "fold"
+IMAGE, LABEL, GROUP, FOLD = "image", "label", "group", "fold"  # columns that are of no row
 MAX_BYTES = 500_000_000  # of a file: a million images, ten seeds of two rows
 MAX_SHOWN = 80  # characters of one cell in a message
 _SEED = re.compile(r"(.+) seed (0|[1-9][0-9]{0,18})", re.DOTALL)
@@ -52,26 +52,30 @@ class Predictions:
     """The answers to N test images, checked when made.
 
     images: each one's name, as relative to its data set, or else its index; no two alike. labels: class indices, int64,
-    N. class_names: of labels and predictions. columns: by row and seed. folds: of a cross-validation, int64, N, from 1.
-    ValueError where any of this does not hold.
+    N. class_names: of labels and predictions. columns: by row and seed. groups: the name of each image's group, "" for
+    an image that stands alone; () without groups. folds: of a cross-validation, int64, N, from 1. ValueError where any
+    of this does not hold.
     """
 
     images: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     columns: Mapping[ColumnKey, Column]
+    groups: tuple[str, ...] = ()
     folds: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.images)
         if len(set(self.images)) < count or len(set(self.class_names)) < len(self.class_names):
             raise ValueError("expected images and classes, each once")
+        if self.groups and len(self.groups) != count:
+            raise ValueError(f"expected a group for each of {count} images, got {len(self.groups)}")
         self._check_indices("labels", self.labels)
         if self.folds is not None and (self.folds.shape != (count,) or (count and self.folds.min() < 1)):
             raise ValueError(f"folds: expected {count} numbers from 1")
         for (row, seed), column in self.columns.items():
             name = column_name(row, seed)
-            if not row or row in (*_NO_ROWS, PROBABILITY) or row.endswith(f" {PROBABILITY}"):
+            if not row or row in (IMAGE, LABEL, GROUP, FOLD, PROBABILITY) or row.endswith(f" {PROBABILITY}"):
                 raise ValueError(f"a row of predictions cannot be called {row!r}")
             self._check_indices(name, column.predicted)
             chances = column.probability
@@ -117,8 +121,11 @@ def top_class(probabilities: npt.NDArray[np.floating[Any]]) -> Column:
 
 def predictions_csv(predictions: Predictions) -> bytes:
     """The bytes of `NAME.predictions.csv`: the same for the same predictions, probabilities with six digits."""
-    head, names = ["image", "label"], predictions.class_names
+    head, names = [IMAGE, LABEL], predictions.class_names
     values: list[Iterator[str]] = [iter(predictions.images), (names[i] for i in predictions.labels)]
+    if predictions.groups:
+        head.append(GROUP)
+        values.append(iter(predictions.groups))
     if predictions.folds is not None:
         head.append(FOLD)
         values.append(map(str, predictions.folds.tolist()))
@@ -179,7 +186,9 @@ class _Table:
         rows = self._rows(text)
         line, head = next(rows, (1, []))
         keys, chances = self._columns(line, head)
-        image_at, label_at = head.index("image"), head.index("label")
+        image_at, label_at = head.index(IMAGE), head.index(LABEL)
+        group_at = head.index(GROUP) if GROUP in head else None
+        groups: list[str] = []
         fold_at, folds = head.index(FOLD) if FOLD in head else None, list[int]()
         images: dict[str, int] = {}  # with their lines
         labels: list[int] = []
@@ -194,7 +203,9 @@ class _Table:
                     line,
                     f"image {_shown(row[image_at])} is in line {images[row[image_at]]} too; expected each image once",
                 )
-            labels.append(self._class(line, "label", row[label_at]))
+            labels.append(self._class(line, LABEL, row[label_at]))
+            if group_at is not None:
+                groups.append(row[group_at])
             if fold_at is not None:
                 folds.append(self._fold(line, row[fold_at]))
             for key, at in keys.items():
@@ -209,8 +220,9 @@ class _Table:
             key: Column(order[values], np.array(probabilities[key]) if key in chances else None)
             for key, values in predicted.items()
         }
+        named = tuple(groups) if any(groups) else ()
         numbers = np.array(folds, np.int64) if fold_at is not None else None
-        return Predictions(tuple(images), order[labels], tuple(names), columns, numbers)
+        return Predictions(tuple(images), order[labels], tuple(names), columns, named, numbers)
 
     def _rows(self, text: str) -> Iterator[tuple[int, list[str]]]:
         """Yields each row that is not an empty line with the number of its first line."""
@@ -229,7 +241,7 @@ class _Table:
     def _columns(self, line: int, head: Sequence[str]) -> tuple[dict[ColumnKey, int], dict[ColumnKey, int]]:
         """Where predictions and probabilities of each row and seed are."""
         found = listed(_shown(name) for name in head) or "nothing"
-        missing = [name for name in ("image", "label") if name not in head]
+        missing = [name for name in (IMAGE, LABEL) if name not in head]
         if missing:
             raise self.fail(line, f"no column {' and no column '.join(missing)}; {_EXPECTED}, found {found}")
         if twice := sorted({name for name in head if head.count(name) > 1}):
@@ -237,10 +249,11 @@ class _Table:
         suffix = f" {PROBABILITY}"
         keys, chances = {}, {}
         for at, name in enumerate(head):
-            if name in _NO_ROWS:
+            if name in (IMAGE, LABEL, GROUP, FOLD):
                 continue
             if name == PROBABILITY or name.endswith(suffix):
                 of = PREDICTION if name == PROBABILITY else name.removesuffix(suffix)
+                self._check_row(line, of)
                 if of not in head or _key(of) in chances:
                     fault = (
                         f"the column {_shown(name)} is of no column {_shown(of)}"
@@ -250,6 +263,7 @@ class _Table:
                     raise self.fail(line, f"{fault}; {_EXPECTED}, found {found}")
                 chances[_key(of)] = at
             elif name:
+                self._check_row(line, _key(name)[0])
                 keys[_key(name)] = at
             else:
                 raise self.fail(line, f"column {at + 1} has no name; {_EXPECTED}, found {found}")
@@ -259,6 +273,11 @@ class _Table:
             row = _shown(min(both))
             raise self.fail(line, f"the columns {row} and {row} seed S are both there; expected one kind of them")
         return keys, chances
+
+    def _check_row(self, line: int, row: str) -> None:
+        """Refuses rows that are called as the columns which are of no row."""
+        if row in (IMAGE, LABEL, GROUP):
+            raise self.fail(line, f"a row cannot be called {row}, which is the column of each image's {row}; rename it")
 
     def _class(self, line: int, column: str, name: str) -> int:
         if not name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.report.comparison import SIGNIFICANT, Comparison, p_text
-from finetune.report.report import SeedScore, TargetSummary, TestSetUse, report_text
+from finetune.report.report import SeedScore, TargetSummary, TestSetUse, json_values, report_text
 from finetune.report.statistics import holm, kendall
 from finetune.report.tables import percent, test_set_lines
 from finetune.text import amount, first_line, listed
@@ -116,8 +115,7 @@ class RankReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        return values
+        return json_values(asdict(self))
 
     def to_json(self) -> str:
         """The text of `NAME.rank.json`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ class SeedScore:
     correct: int
     total: int
     accuracy: float
+    effective_images: float | None = None
+    """As in `Score`."""
+
+
+@dataclass(frozen=True)
+class WithoutTwins:
+    """A score on the test images without a twin among those to learn from; None where there are none of these."""
+
+    images: int
+    accuracy: float | None
+    ci95: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class Result(Score):
     per_seed: list[SeedScore] | None = None
     per_fold: list[FoldScore] | None = None
     metrics: dict[str, MetricValue] | None = None
+    without_twins: WithoutTwins | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,12 +197,30 @@ class Report:
         found["results"] = {
             name: None if result is None else result_values(result) for name, result in self.results.items()
         }
-        values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
-        return values
+        return json_values(found)
 
     def to_json(self) -> str:
         """The text of `NAME.report.json`."""
         return report_text(self.to_dict())
+
+
+ONLY_WITH_GROUPS = ("groups", "effective_images")
+
+
+def json_values(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A report's values as JSON has them: lists and no tuples; no key on groups of images where there are none."""
+    values = _without_absent(json.loads(json.dumps(found, allow_nan=False)))
+    assert isinstance(values, dict)
+    return values
+
+
+def _without_absent(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = ((key, own) for key, own in value.items() if own is not None or key not in ONLY_WITH_GROUPS)
+        return {key: _without_absent(own) for key, own in kept}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [_without_absent(own) for own in value]
+    return value
 
 
 def report_text(values: dict[str, Any]) -> str:
@@ -223,6 +254,6 @@ def read_report_values(path: Path) -> dict[str, Any] | None:
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
-    left_out = ("per_class", "confusion", "per_seed", "metrics") if brief else ()
-    found = json.loads(json.dumps(asdict(result), allow_nan=False))  # JSON has lists and no tuples
+    left_out = ("per_class", "confusion", "per_seed", "metrics", "without_twins") if brief else ()
+    found = json_values(asdict(result))
     return {k: v for k, v in found.items() if v is not None and k not in left_out}

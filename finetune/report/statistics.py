@@ -1,4 +1,16 @@
-"""Confidence intervals and tests: Wilson, McNemar, Newcombe; per-class scores."""
+"""Confidence intervals and tests: Wilson, McNemar, Newcombe, all three by groups of images too; per-class scores.
+
+Images of one group (a track, a patient) tend to be right or wrong together, so that they are worth fewer images than
+they are. Where `groups` are given the groups are the sample: an interval is that of as many images as would vary as
+much, with Student's quantile, and a test turns groups around instead of images. Without groups, and where no two images
+share one, everything is as for single images.
+
+Sources: the variance by group totals, K.-Y. Liang and S. L. Zeger, Longitudinal data analysis using generalized linear
+models, Biometrika 73 (1986) 13-22; counts divided by the design effect, J. N. K. Rao and A. J. Scott, A simple method
+for the analysis of clustered binary data, Biometrics 48 (1992) 577-585; the effective number of images, E. L. Korn and
+B. I. Graubard, Confidence intervals for proportions with small expected number of positive counts estimated from survey
+data, Survey Methodology 24 (1998) 193-201.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +25,10 @@ import numpy.typing as npt
 
 Booleans = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.floating[Any]]
 ClassScores = dict[str, dict[str, int | float | None]]
 MAX_COUNTED = 10_000  # images that two classifiers answer differently; summing up their ways takes some milliseconds
+MAX_TURNED = 300_000_000  # groups answered differently × images so; counting how they may turn takes a second
 
 
 @dataclass(frozen=True)
@@ -33,13 +47,16 @@ class PairedDifference:
     """Two-sided mid-p McNemar test of 'neither is better', 0 to 1."""
     exact_p: float
     """The exact conditional McNemar test of the same, which is never below `mid_p`, 0 to 1."""
+    design_effect: float = 1.0
+    """How many images of these groups are worth one without groups, in this difference."""
 
 
-def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(correct: float, total: float, level: float = 0.95, *, freedom: float = math.inf) -> tuple[float, float]:
     """The Wilson score interval of an accuracy, without continuity correction: (lower, upper), inside 0 to 1.
 
     It says which accuracies on endless images of the same kind agree with `correct` out of `total`. It covers the luck
-    of which images are in the test set, and not the randomness of training.
+    of which images are in the test set, and not the randomness of training. freedom: degrees of freedom of Student's
+    quantile, where the variance is estimated; below 1 nothing is known, and the interval is 0 to 1.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927) 209-212.
     Raises ValueError when there are no images, more right than images, or a level outside 0 to 1.
@@ -48,7 +65,9 @@ def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]
         raise ValueError(f"expected 0 <= correct <= total and total > 0, got correct={correct}, total={total}")
     if not 0 < level < 1:
         raise ValueError(f"expected a level between 0 and 1, such as 0.95, got {level}")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    if freedom < 1:
+        return 0.0, 1.0
+    z = _quantile(level, freedom)
     share = correct / total
     scale = 1 + z * z / total
     centre = (share + z * z / (2 * total)) / scale
@@ -59,18 +78,91 @@ def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]
     return lower, upper
 
 
-def paired_difference(first_right: Booleans, second_right: Booleans) -> PairedDifference:
+def _quantile(level: float, freedom: float) -> float:
+    """How many standard errors an interval of this level reaches: the normal's, or Student's."""
+    if freedom == math.inf:
+        return NormalDist().inv_cdf((1 + level) / 2)
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+
+def group_numbers(groups: Integers | None) -> Integers | None:
+    """Groups numbered from 0 without gaps: int64, N; None where no two images share one, so that there are none."""
+    if groups is None:
+        return None
+    found, numbers = np.unique(groups, return_inverse=True)
+    return numbers if len(found) < len(numbers) else None
+
+
+def group_count(groups: Integers | None) -> int | None:
+    """The number of groups; None where no two images share one."""
+    numbers = group_numbers(groups)
+    return None if numbers is None else int(numbers.max()) + 1
+
+
+def design_effect(influence: Floats, groups: Integers, unit: float) -> float:
+    """How many times the variance that as many images without groups would have; at least 1.
+
+    influence: how much each image moves a value from its mean (float, N, which sum to 0). unit: how much one image
+    moves a mean over them. The variance by group totals is that of Liang and Zeger over that by images. With few wrong
+    images it says little, and with none nothing, so one image more is counted, with the greatest effect there is: that
+    of groups which are right or wrong as a whole, Σ size² / N. With no wrong image the groups thus count as images.
+    """
+    sums, sizes = np.bincount(groups, influence), np.bincount(groups)
+    images, count = len(influence), len(sums)
+    greatest = float(np.square(sizes).sum()) / images
+    if count < 2:
+        return greatest
+    by_group = float(np.square(sums).sum()) * count / (count - 1)
+    by_image = float(np.square(influence).sum()) * images / (images - 1)
+    return max(1.0, (by_group + greatest * unit**2) / (by_image + unit**2))
+
+
+def effective_images(right: Booleans, groups: Integers | None) -> float | None:
+    """As how many images without groups these say of an accuracy; None where no two images share a group."""
+    numbers, images = group_numbers(groups), len(right)
+    if numbers is None:
+        return None
+    return images / design_effect((right - right.mean()) / images, numbers, 1 / images)
+
+
+def accuracy_interval(right: Booleans, groups: Integers | None = None) -> tuple[float, float]:
+    """The Wilson interval of an accuracy, by groups where images share them: see `wilson_by_groups`.
+
+    right: booleans (N). groups: each image's group, int, N.
+    """
+    correct, total, effective = int(np.count_nonzero(right)), len(right), effective_images(right, groups)
+    if effective is None:
+        return wilson(correct, total)
+    return wilson_by_groups(correct, total, effective, group_count(groups) or 1)
+
+
+def wilson_by_groups(correct: int, total: int, effective: float, groups: int) -> tuple[float, float]:
+    """The Wilson interval of an accuracy that is worth `effective` images, with the t quantile of so many groups."""
+    return wilson(correct / total * effective, effective, freedom=groups - 1)
+
+
+def paired_difference(
+    first_right: Booleans, second_right: Booleans, groups: Integers | None = None
+) -> PairedDifference:
     """How much better the second classifier is than the first, both tested on the same images in the same order.
 
     `first_right` and `second_right` are boolean arrays of shape (images,): whether each image was named rightly.
     Neither the interval nor the p-values cover the randomness of training. Where neither has more images right than
     the other, the mid-p is 1.
 
+    groups: each image's group, int, (images,). With groups the p-values are those of turning whole groups around, which
+    are McNemar's where a group is one image, and the interval is Newcombe's of the counts over the design effect.
+
     Sources: the test, Q. McNemar, Note on the sampling error of the difference between correlated proportions,
     Psychometrika 12 (1947) 153-157; its mid-p, M. W. Fagerland, S. Lydersen and P. Laake, The McNemar test for binary
     matched-pairs data: mid-p and asymptotic are better than exact conditional, BMC Medical Research Methodology 13
     (2013) 91; the interval, R. G. Newcombe, Improved confidence intervals for the difference between binomial
-    proportions based on paired data, Statistics in Medicine 17 (1998) 2635-2650, method 10.
+    proportions based on paired data, Statistics in Medicine 17 (1998) 2635-2650, method 10; groups turned around, P. I.
+    Good, Permutation, Parametric and Bootstrap Tests of Hypotheses (2005), which for many groups is the test of N. A.
+    Obuchowski, On the comparison of correlated proportions for clustered data, Statistics in Medicine 17 (1998)
+    1495-1507.
     Raises ValueError for arrays that are empty, not boolean, not one-dimensional or not of one length.
     """
     first, second = np.asarray(first_right), np.asarray(second_right)
@@ -83,18 +175,27 @@ def paired_difference(first_right: Booleans, second_right: Booleans) -> PairedDi
     only_first = int(np.count_nonzero(first & ~second))
     only_second = int(np.count_nonzero(~first & second))
     neither = len(first) - both - only_first - only_second
-    mid_p, exact_p = _mcnemar(only_first, only_second)
+    numbers, effect, freedom = group_numbers(groups), 1.0, math.inf
+    if numbers is None:
+        mid_p, exact_p = _mcnemar(only_first, only_second)
+    else:
+        moved = second.astype(np.float64) - first
+        effect = design_effect((moved - moved.mean()) / len(first), numbers, 1 / len(first))
+        sums = np.bincount(numbers, moved)
+        freedom = len(sums) - 1
+        mid_p, exact_p = _sign_flip(np.rint(sums).astype(np.int64))
     return PairedDifference(
         difference=(only_second - only_first) / len(first),
-        ci95=_newcombe(both, only_second, only_first, neither),
+        ci95=_newcombe(both, only_second, only_first, neither, effect, freedom),
         only_first=only_first,
         only_second=only_second,
         mid_p=mid_p,
         exact_p=exact_p,
+        design_effect=effect,
     )
 
 
-def mcnemar_images(differing: int, total: int, difference: float = 0.01, power: float = 0.8) -> int:
+def mcnemar_images(differing: float, total: float, difference: float = 0.01, power: float = 0.8) -> int:
     """Test images on which a 5 % McNemar test shows a true difference of accuracy of this size with this power.
 
     `differing` of `total` images were answered rightly by just one of the two classifiers. That share is taken for
@@ -112,7 +213,7 @@ def mcnemar_images(differing: int, total: int, difference: float = 0.01, power: 
     return math.ceil((z * math.sqrt(share) + z_power * math.sqrt(share - difference**2)) ** 2 / difference**2)
 
 
-def mcnemar_detectable(differing: int, total: int, power: float = 0.8) -> float | None:
+def mcnemar_detectable(differing: float, total: float, power: float = 0.8) -> float | None:
     """The smallest true difference for which `mcnemar_images` asks no more than these `total` images.
 
     None with the very few images (below 4) that could show none. Raises ValueError as `mcnemar_images` does.
@@ -207,23 +308,51 @@ def _mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
     return min(1.0, (2 * as_uneven - ways) / every), min(1.0, 2 * as_uneven / every)
 
 
-def _newcombe(both: int, only_second: int, only_first: int, neither: int) -> tuple[float, float]:
+def _sign_flip(sums: Integers) -> tuple[float, float]:
+    """Two-sided mid-p and exact p: how often groups that fall to either side by fair tosses are at least so uneven.
+
+    sums: of each group, how many more images the second got right than the first. All ways are counted, and with very
+    many groups taken for normal.
+    """
+    sizes = np.sort(np.abs(sums[sums != 0]))
+    total, found = int(sizes.sum()), abs(int(sums.sum()))
+    if len(sizes) * total > MAX_TURNED:
+        p_value = math.erfc(found / math.sqrt(2 * float(np.square(sizes.astype(np.float64)).sum())))
+        return p_value, p_value
+    chances = np.ones(1)  # of the sums -reach to reach of the groups so far
+    for size in sizes.tolist():
+        turned = np.zeros(len(chances) + 2 * size)
+        turned[2 * size :] = chances / 2
+        turned[: len(chances)] += chances / 2
+        chances = turned
+    as_uneven, just_so = 2 * float(chances[total + found :].sum()), float(chances[total + found])
+    return (min(1.0, as_uneven - just_so) if found else 1.0), min(1.0, as_uneven)
+
+
+def _newcombe(
+    both: int, only_second: int, only_first: int, neither: int, effect: float = 1.0, freedom: float = math.inf
+) -> tuple[float, float]:
     """95 % interval of accuracy(second) - accuracy(first): the two Wilson intervals, squared and added.
 
     phi is the correlation of the two rights and wrongs, drawn towards 0 where positive. Never leaves -1 to 1, and has
-    a width even when the two agree on every image.
+    a width even when the two agree on every image. effect: images that are worth one, by which all counts are divided;
+    freedom: of Student's quantile.
     """
+    if freedom < 1:
+        return -1.0, 1.0
     total = both + only_second + only_first + neither
     second, first = both + only_second, both + only_first
     margins = second * (total - second) * first * (total - first)
     excess = float(both * neither - only_second * only_first)
     if excess > 0:
-        excess = max(excess - total / 2, 0.0)
+        excess = max(excess - total * effect / 2, 0.0)
     phi = excess / math.sqrt(margins) if margins else 0.0
 
     difference = (second - first) / total
-    second_low, second_high = (abs(second / total - end) for end in wilson(second, total))
-    first_low, first_high = (abs(first / total - end) for end in wilson(first, total))
+    size = total / effect
+    ends = [wilson(min(right / effect, size), size, freedom=freedom) for right in (second, first)]
+    second_low, second_high = (abs(second / total - end) for end in ends[0])
+    first_low, first_high = (abs(first / total - end) for end in ends[1])
     below = math.sqrt(second_low**2 - 2 * phi * second_low * first_high + first_high**2)
     above = math.sqrt(second_high**2 - 2 * phi * second_high * first_low + first_low**2)
     return difference - below, difference + above

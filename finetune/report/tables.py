@@ -9,11 +9,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.report.comparison import CROSSED, SIGNIFICANT, Score, is_told, sentence
+from finetune.report.comparison import ACCURACY, CROSSED, SIGNIFICANT, Score, groups_line, is_told, sentences
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
-from finetune.report.rows import row_of
+from finetune.report.rows import OWN_ROWS, row_of
+from finetune.report.statistics import wilson
 
+BALANCED = "balanced_accuracy"
 MAX_CONFUSED = 5
 UNEVEN = 2  # times as many test images of one class as of another
 TUNED_FROM = 2  # other choices tried on the same test images, from which on a sentence is due
@@ -42,9 +44,11 @@ def report_tables(report: Report) -> list[RenderableType]:
         title += f"; {len(report.seeds)} seeds"
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")
-    counted = "right / total" if not several else "range over seeds"
+    counted = "range over seeds" if several else "right / total"
     counted = "range over folds" if report.folds is not None else counted
-    metric = next((c.metric for c in report.comparisons.values() if c is not None and c.metric != "accuracy"), None)
+    metric = next((c.metric for c in report.comparisons.values() if c is not None and c.metric != ACCURACY), None)
+    if metric is None and _uneven_classes(report) is not None:
+        metric = BALANCED
     chosen = [] if metric is None else [f"{METRICS[metric].title} (95 % interval)"]
     for column in (counted, "accuracy (95 % interval)", *chosen):
         table.add_column(column, justify="right", overflow="fold")
@@ -56,17 +60,73 @@ def report_tables(report: Report) -> list[RenderableType]:
             shown = [] if metric is None else [_metric_with_interval(metric, (result.metrics or {}).get(metric))]
             table.add_row(row.title, _counted(result), with_interval(result), *shown, how)
     found: list[RenderableType] = [table]
-    for name, comparison in report.comparisons.items():
-        of, against = name.split("_vs_", 1)
-        if comparison is not None and is_told(comparison, against):
-            found.append(Text(sentence(comparison, of, against)))
+    found += [Text(line) for line in _verdict_lines(report)]
+    found += [Text(line) for line in _without_twins_lines(report)]
     if report.retention is not None:
         kept, whose = report.retention, ", the first seed" if several else ""
         found.append(
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
-    found += [Text(line) for line in [*_fold_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]]
-    return found
+    lines = [*_group_lines(report), *_fold_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]
+    return [*found, *map(Text, lines)]
+
+
+def _group_lines(report: Report) -> list[str]:
+    """That the intervals are by groups of images, where they are; what the images are worth, of the last row."""
+    results = [result for result in report.results.values() if result is not None]
+    line = groups_line(report.target.test, results[-1].groups, results[-1].effective_images) if results else None
+    return [] if line is None else [line]
+
+
+def _verdict_lines(report: Report) -> list[str]:
+    """What the comparisons show; and where accuracy shows nothing beyond the commonest class, what another metric does.
+
+    A classifier that tells rare classes apart may be right less often than one that never names them.
+    """
+    majority = report.results.get("majority")
+    own = next((report.results[key] for key in OWN_ROWS if report.results.get(key) is not None), None)
+    lines = sentences(report.comparisons, majority.method if majority is not None else None)
+    floor = next((c for key, c in report.comparisons.items() if key.endswith("_vs_majority")), None)
+    if floor is None or not is_told(floor, "majority") or floor.metric != ACCURACY or own is None or majority is None:
+        return lines
+    values = [(result.metrics or {}).get(BALANCED) for result in (own, majority)]
+    if values[0] is None or values[1] is None or values[0].ci95 is None or values[1].value is None:
+        return lines
+    if values[0].ci95[0] <= values[1].value:
+        return lines
+    shown = _metric_with_interval(BALANCED, values[0])
+    learnt = sentences(report.comparisons, majority.method, learnt=True)
+    return [
+        *learnt,
+        f"it has learnt something all the same: balanced accuracy {shown}, against {percent(values[1].value)}",
+    ]
+
+
+def _uneven_classes(report: Report) -> tuple[str, int, str, int] | None:
+    """The class with the most test images and that with the fewest, and how many; None where they are about even."""
+    counted = next((result.per_class for result in report.results.values() if result and result.per_class), None)
+    seeds = max(1, len(report.seeds))  # over which counts are summed
+    images = {name: score["total"] // seeds for name, score in (counted or {}).items() if score["total"]}
+    if not images or max(images.values()) < UNEVEN * min(images.values()):
+        return None
+    most, least = max(images, key=images.__getitem__), min(images, key=images.__getitem__)
+    return most, images[most], least, images[least]
+
+
+def _without_twins_lines(report: Report) -> list[str]:
+    """Each row's accuracy on the test images that have no twin among those to learn from."""
+    apart = {row_of(name).title: own.without_twins for name, own in report.results.items() if own and own.without_twins}
+    if not apart:
+        return []
+    images = next(iter(apart.values())).images
+    if not images:
+        return ["every test image looked at has a twin among those to learn from: only a split by group can tell more"]
+    said = ", ".join(
+        f"{title} {percent(own.accuracy)} ({100 * own.ci95[0]:.2f} to {100 * own.ci95[1]:.2f})"
+        for title, own in apart.items()
+        if own.accuracy is not None and own.ci95 is not None
+    )
+    return [f"without twins, on {images:,} test images: {said}"]
 
 
 def _fold_lines(report: Report) -> list[str]:
@@ -89,14 +149,12 @@ def _fold_lines(report: Report) -> list[str]:
 def _uneven_lines(report: Report) -> list[str]:
     """Offers balanced accuracy where the test images of the classes are uneven in number."""
     compared = {comparison.metric for comparison in report.comparisons.values() if comparison is not None}
-    counted = next((result.per_class for result in report.results.values() if result and result.per_class), None)
-    seeds = max(1, len(report.seeds))  # over which counts are summed
-    images = {name: score["total"] // seeds for name, score in (counted or {}).items() if score["total"]}
-    if not images or max(images.values()) < UNEVEN * min(images.values()) or compared - {"accuracy"}:
+    found = _uneven_classes(report)
+    if found is None or compared - {ACCURACY}:
         return []
-    most, least = max(images, key=images.__getitem__), min(images, key=images.__getitem__)
+    most, images, least, fewest = found
     return [
-        f"the classes are uneven: {images[most]:,} test images of {most}, {images[least]:,} of {least}; "
+        f"the classes are uneven: {images:,} test images of {most}, {fewest:,} of {least}; "
         "--metric balanced_accuracy counts every class alike"
     ]
 
@@ -114,8 +172,10 @@ def test_set_lines(use: TestSetUse | None) -> list[str]:
 
 
 def _metric_with_interval(name: str, found: MetricValue | None) -> str:
-    if found is None or found.value is None or found.ci95 is None:
+    if found is None or found.value is None:
         return "not defined"
+    if found.ci95 is None:
+        return metric_text(name, found.value)
     low, high = (metric_text(name, end).removesuffix(" %") for end in found.ci95)
     return f"{metric_text(name, found.value)} ({low} to {high})"
 
@@ -208,6 +268,9 @@ def evaluation_parts(
     ]
     if learnt is not None:
         parts.append(Text(learnt))
+    if (line := groups_line(result.total, result.groups, result.effective_images)) is not None:
+        low, high = (100 * end for end in wilson(result.correct, result.total))
+        parts.append(Text(f"{line}; as single images it would be {low:.2f} to {high:.2f}"))
     if left_out:
         parts.append(Text(f"{left_out:,} test images of classes that the checkpoint does not know are left out"))
     if not_offered:
@@ -254,7 +317,8 @@ def comparison_parts(found: Mapping[str, Any], titles: Sequence[str]) -> list[Re
         parts.append(
             Text(f"{letter}: {title}: {percent(side['accuracy'])} ({100 * low:.2f} to {100 * high:.2f}) right")
         )
-    kind = "images, a mean over trainings" if found["comparison"]["design"] == CROSSED else "images"
+    kind = "images" if found.get("groups") is None else f"images in {found['groups']:,} groups, by which intervals are"
+    kind += ", a mean over trainings" if found["comparison"]["design"] == CROSSED else ""
     counts = ", ".join(
         f"only {x} is right on {found[key]:,g}" for x, key in (("A", "only_first"), ("B", "only_second"))
     )
@@ -281,6 +345,8 @@ def comparison_parts(found: Mapping[str, Any], titles: Sequence[str]) -> list[Re
 def _difference_text(name: str, metric: Mapping[str, Any]) -> str:
     if metric["difference"] is None:
         return "not defined"
+    if metric["ci95"] is None:
+        return metric_text(name, metric["difference"], signed=True)
     value, low, high = (metric_text(name, x, signed=True) for x in (metric["difference"], *metric["ci95"]))
     return f"{value} ({low} to {high})"
 
@@ -292,8 +358,8 @@ def _p_value_text(p_value: float, equals: str = "") -> str:
 def _metric_line(name: str, metric: Mapping[str, Any]) -> str:
     """The difference of a metric in words."""
     title = METRICS[name].title
-    if metric["difference"] is None:
-        return f"{title}: not defined for these images"
+    if metric["difference"] is None or metric["p_value"] is None:
+        return f"{title}: not to be compared on these images"
     shown = f"{_difference_text(name, metric)}, p {_p_value_text(metric['p_value'], '= ')}"
     if metric["p_value"] >= SIGNIFICANT:
         return f"{title}: no difference shown between B and A: {shown}"
@@ -343,10 +409,10 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
-    return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"]))]
+    return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"], plan.get("groups")))]
 
 
-def _power_lines(images: int, power: Sequence[Mapping[str, Any]]) -> list[str]:
+def _power_lines(images: int, power: Sequence[Mapping[str, Any]], groups: int | None = None) -> list[str]:
     """What the test images can show, before anything is trained."""
     if not power:
         return []
@@ -358,9 +424,11 @@ def _power_lines(images: int, power: Sequence[Mapping[str, Any]]) -> list[str]:
     if not shown:
         return [f"{images:,} test images show no difference between two trainings, however large"]
     most = power[-1]
+    grouped = f"they are in {groups} groups, and show less the more a group is answered alike"
     return [
         f"what {images:,} test images show of one training against another, 4 times in 5: a difference of "
         f"{', '.join(shown)}; 1 point takes {power[0]['images_for_one_point']:,} to "
         f"{most['images_for_one_point']:,} test images",
         "training again moves results too: a verdict about the weights takes several seeds (adapt --seeds 5)",
+        *([] if groups is None else [grouped]),
     ]

@@ -14,6 +14,7 @@ from finetune.recipe.schema import Phase
 from finetune.run.context import TrainContext
 from finetune.text import amount
 from finetune.train.activation_cache import FILE, MEMORY, PLACE_NAMES, TEST, TRAIN, VALIDATION, ActivationKey
+from finetune.train.balance import SAMPLER
 from finetune.train.freeze import frozen_prefix
 
 NOTHING_FROZEN = "nothing frozen"
@@ -248,7 +249,14 @@ class CacheManager:
             return image_batches(phase, context)
         rows = self.cache.kept[ActivationKey(TRAIN, caching.start, caching.views)].rows
         labels, group = context.data.train.labels.to(context.runtime.device), context.runtime.group
-        batches = Batches(rows, labels, batch_size=phase.batch_size, seed=context.seed, views=caching.views)
+        batches = Batches(
+            rows,
+            labels,
+            batch_size=phase.batch_size,
+            seed=context.seed,
+            views=caching.views,
+            balanced=context.balance == SAMPLER,
+        )
         return batches.shard(group.rank, group.size)
 
     def exit_phase(self, number: int) -> None:
@@ -279,4 +287,5 @@ def image_batches(phase: Phase, context: TrainContext) -> Batches:
         augment=context.augment if phase.augment else None,
         classes=len(train.class_names),
         views=phase.views,
+        balanced=context.balance == SAMPLER,
     ).shard(runtime.group.rank, runtime.group.size)

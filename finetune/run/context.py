@@ -19,6 +19,7 @@ from finetune.run.data import RunData
 from finetune.run.setup import RunSetup
 from finetune.system import local_processes
 from finetune.train.activation_cache import FILE, MEMORY, TEST, TRAIN, VALIDATION, ActivationCache, CachePart
+from finetune.train.balance import LossBalance, loss_balance
 from finetune.train.device import Runtime
 
 GB = 10**9
@@ -31,7 +32,7 @@ class TrainContext:
     """Data, normalization, augmentation, device, seed and activation cache of a run, shared by its phases.
 
     `needs_features`: the source's features of all training images are computed before the first phase. `shares_cache`:
-    other trainings go on with the cache after this one.
+    other trainings go on with the cache after this one. `balance`: the recipe's.
     """
 
     data: RunData
@@ -42,6 +43,13 @@ class TrainContext:
     cache: ActivationCache
     needs_features: bool = False
     shares_cache: bool = False
+    balance: str | None = None
+
+    def loss_balance(self, *, solved: bool = False) -> LossBalance | None:
+        """What the loss makes of uneven classes; `solved` on all images at once, and not trained on drawn ones."""
+        labels, classes = self.data.train.labels, len(self.data.class_names)
+        found = loss_balance(self.balance, labels, classes, sampled=not solved)
+        return found if found is None or solved else found.placed(self.runtime.device)
 
 
 def augmentation(settings: AugmentSettings | None) -> Augment | None:
@@ -72,14 +80,16 @@ def make_context(
     augment = augmentation(recipe.data.augment)
     if shared is not None:
         shared.change_parts(parts)
-        return TrainContext(data, normalize, augment, runtime, recipe.seed, shared, needs_features, shares_cache=True)
+        return TrainContext(
+            data, normalize, augment, runtime, recipe.seed, shared, needs_features, True, balance=recipe.balance
+        )
     folder, given = cache_folder(), recipe.cache
     memory = min(MAX_MEMORY, memory_budget()) if given is None else round(given.memory * GB)
     disk = MAX_DISK if given is None else round(given.disk * GB)
     disk = max(0, min(disk, (_free_bytes(folder) - RESERVED_DISK) // local_processes()))
     room = dict(zip((MEMORY, FILE), _group_minimum(runtime.group, memory, disk), strict=True))
     cache = ActivationCache(parts, normalize, runtime, room, folder, console.warn)
-    return TrainContext(data, normalize, augment, runtime, recipe.seed, cache, needs_features)
+    return TrainContext(data, normalize, augment, runtime, recipe.seed, cache, needs_features, balance=recipe.balance)
 
 
 def _group_minimum(group: ProcessGroup, *numbers: int) -> list[int]:

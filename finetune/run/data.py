@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.image_folder_dataset import open_image_folder
-from finetune.data.openers import is_image_path, short_name
+from finetune.data.image_io import EXACT, CropSpec, Decoding
+from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
+from finetune.data.table_columns import ROLES, ColumnNames, Role
 from finetune.errors import DataError, SettingError
+from finetune.hub.dataset import fetch_dataset
 from finetune.models.spec import InputSpec
-from finetune.recipe.schema import DataSettings
+from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
+
+UNEVEN = 5  # times as many images to learn from of one class as of another, from which on a note is due
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class RunData:
     """The train, validation and test images of a run. `validation` may be empty; `test` is for the end only.
 
     `notes` are what a person should know of their own images: what was left out, is in two parts, or is scarce.
-    `splits` are the images that these were chosen from.
+    `splits` are the images that these were chosen from. `id` of a data set on the Hub has the commit.
     """
 
     name: str
@@ -31,10 +38,16 @@ class RunData:
     test: ImageSet
     notes: tuple[str, ...] = ()
     splits: DataSplits | None = None
+    id: str | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.train.class_names
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the images' files became pixels."""
+        return self.splits.decoding if self.splits is not None else EXACT
 
     @property
     def channels(self) -> int:
@@ -54,6 +67,7 @@ class RunData:
     def _description(self) -> dict[str, object]:
         return {
             "name": self.name,
+            **({"id": self.id} if self.id is not None else {}),
             "classes": list(self.class_names),
             "train": {"images": len(self.train), "fingerprint": self.train.fingerprint()},
             "validation": {"images": len(self.validation), "fingerprint": self.validation.fingerprint()},
@@ -72,8 +86,9 @@ def open_run_data(
 ) -> RunData:
     """Opens the data set, takes classes and shots, and holds out validation images from what is left to learn from.
 
-    Validation images are part of the shots, not added to them. A person's own images are resized and cropped for
-    `spec`; with `any_channels` they stay as grey or colourful as they are. DataError, SettingError.
+    Validation images are part of the shots, not added to them. A person's own images are decoded as `data` says, and
+    resized and cropped for `spec`; with `any_channels` they stay as grey or colourful as they are. DataError,
+    SettingError.
     """
     if data.name is None:
         raise SettingError(
@@ -81,8 +96,10 @@ def open_run_data(
             "file of path,label[,split]"
         )
     console = console or Console(quiet=True, results=False)
-    name, found = _open_parts(data, data.name, root, spec, console, None if any_channels else spec.channels)
-    chosen = choose_run_data(name, found, data, seed)
+    crop_spec = spec.crop_spec(None if any_channels else spec.channels)
+    crop_spec = replace(crop_spec, decode=data.decode or "scaled", bits=None)  # whatever the source was trained with
+    name, found, id = _open_parts(data, data.name, root, crop_spec, console)
+    chosen = replace(choose_run_data(name, found, data, seed), id=id)
     for note in chosen.notes[len(found.notes) :]:
         console.note(note)
     return chosen
@@ -105,11 +122,31 @@ def choose_run_data(name: str, found: DataSplits, data: DataSettings, seed: int)
         return RunData(name, train, found.validation, found.test, notes, found)
     train, validation = hold_out(train, data.validation)
     if data.validation and not len(validation):
-        raise DataError(
-            f"{train.origin}: data.validation is {data.validation}, which is no image of {len(train)}; "
-            "ask for more, or for none with --set data.validation=0"
-        )
+        notes = (*notes, f"data.validation is {data.validation}, which is no image of {len(train):,}: none is held out")
     return RunData(name, train, validation, found.test, notes, found)
+
+
+def advise(data: RunData, recipe: PretrainRecipe | AdaptRecipe) -> RunData:
+    """Adds a note where classes are uneven and nothing is done about it.
+
+    DataError where a phase keeps its best weights and no images are held out to choose them by.
+    """
+    chooses = [phase.name for phase in recipe.phases if phase.keep == "best"]
+    if chooses and not len(data.validation):
+        raise DataError(
+            f"{data.train.origin}: phase {chooses[0]} keeps the weights that are best on validation images, and "
+            f"data.validation, {recipe.data.validation}, is no image of {len(data.train):,}; hold out more, for "
+            "example --set data.validation=0.5, or set keep: last"
+        )
+    counts = data.train.counts()
+    most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    if recipe.balance is not None or counts[most] < UNEVEN * counts[least]:
+        return data
+    note = (
+        f"the classes are uneven: {counts[most]:,} images to learn from of {most}, {counts[least]:,} of {least}; where "
+        "rare classes matter as much as common ones, try --set balance=logit_adjustment"
+    )
+    return replace(data, notes=(*data.notes, note))
 
 
 def same_choice(chosen: RunData, found: DataSplits) -> RunData:
@@ -124,43 +161,63 @@ def same_choice(chosen: RunData, found: DataSplits) -> RunData:
 
     given = found.validation if found.validation is not None and len(found.validation) else found.train
     train, validation = same(chosen.train, found.train), same(chosen.validation, given)
-    return RunData(chosen.name, train, validation, found.test, chosen.notes, found)
+    return RunData(chosen.name, train, validation, found.test, chosen.notes, found, chosen.id)
 
 
 def open_test(
-    name: str, root: Path, spec: InputSpec, console: Console, *, on_bad_image: str = "fail"
-) -> tuple[str, ImageSet]:
-    """A data set's short name and its test images, of all its classes."""
-    data = DataSettings.model_validate({"name": name, "on_bad_image": on_bad_image})
-    short, found = _open_parts(data, name, root, spec, console, spec.channels)
-    return short, found.test
+    name: str,
+    root: Path,
+    spec: InputSpec,
+    console: Console,
+    *,
+    on_bad_image: str = "fail",
+    like: Mapping[str, Any] | None = None,
+) -> tuple[str, DataSplits]:
+    """A data set's short name and its splits, of all its classes, for its test images to be measured.
+
+    like: data settings that say how a person's own images are read; of columns the usual names will do too. Where they
+    have no test split, `train` has all of them, and `test` those that a training would hold out.
+    """
+    data = DataSettings.model_validate({**(like or {}), "name": name, "on_bad_image": on_bad_image})
+    short, found, _ = _open_parts(data, name, root, spec.crop_spec(spec.channels), console, to_train=False)
+    return short, found
 
 
 def _open_parts(
-    data: DataSettings, name: str, root: Path, spec: InputSpec, console: Console, channels: int | None
-) -> tuple[str, DataSplits]:
-    """The short name and the splits of a registered data set or of a person's own images, with the classes asked for.
+    data: DataSettings, name: str, root: Path, crop_spec: CropSpec, console: Console, *, to_train: bool = True
+) -> tuple[str, DataSplits, str | None]:
+    """The short name and splits of a registered data set or of a person's own images, with the classes asked for.
 
-    `channels` None: images stay as grey or colourful as they are.
+    The third is the id, with its commit, of a data set on the Hub, which is fetched first.
     """
     if not is_image_path(name):
         name = find_dataset(name).name
-        if data.group is not None:
-            raise SettingError(f"data.group is {data.group!r}, but {name} has no file names; leave data.group out")
+        for key in ("group", "columns", "decode"):
+            if getattr(data, key) is not None:
+                raise SettingError(f"{name} is a registered data set, without picture files: leave data.{key} out")
         splits = open_dataset(name, root)
         train, test = splits.train, splits.test
         if data.classes is not None:
             train, test = train.with_classes(data.classes), test.with_classes(data.classes)
-        return name, DataSplits(train, test)
+        return name, DataSplits(train, test), None
+    fetched = fetch_dataset(name, note=console.note, bars=not console.quiet) if is_hub_data(name) else None
     with console.task("decoding") as progress:
         found = open_image_folder(
             name,
-            spec.crop_spec(channels),
+            crop_spec,
             classes=data.classes,
+            columns=ColumnNames(_column_names(data), required=to_train),
             group=data.group,
             on_bad_image=data.on_bad_image,
             progress=progress,
+            to_train=to_train,
+            folder=fetched.folder if fetched is not None else None,
         )
     for note in found.notes:
         console.note(note)
-    return short_name(name), found
+    return short_name(name), found, fetched.id if fetched is not None else None
+
+
+def _column_names(data: DataSettings) -> dict[Role, str]:
+    named: dict[Role, str | None] = {role: getattr(data.columns, role, None) for role in ROLES}
+    return {role: name for role, name in named.items() if name is not None}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
-from finetune.data.openers import is_image_path, short_name
+from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
 from finetune.models.classifier import Classifier
@@ -49,7 +49,7 @@ from finetune.train.device import Runtime, environment
 class RowAnswers:
     """What a row answers to the test images: the class of each (int64, N), and probabilities (float32, N×C).
 
-    method: how the source answered, where that is not always the same.
+    method: how the source answered, where that is not always the same; of the commonest class, which one it is.
     """
 
     predicted: Tensor
@@ -61,11 +61,20 @@ class RowAnswers:
         """From logits (float, N×C)."""
         return cls(logits.argmax(1).cpu(), logits.double().softmax(1).float().cpu(), method)
 
+    def subset(self, indices: npt.NDArray[np.int64]) -> RowAnswers:
+        """The answers to the images at these indices."""
+        return RowAnswers(self.predicted[indices], self.probabilities[indices], self.method)
 
-def majority_logits(train: ImageSet, count: int) -> Tensor:
-    """RowAnswers of always naming the commonest class of the training images: log shares of the classes (count×C)."""
-    shares = torch.tensor(list(train.counts().values())).double() / len(train)
-    return shares.log().expand(count, -1)
+
+def majority_logits(train: ImageSet, count: int) -> tuple[Tensor, str | None]:
+    """Always naming the commonest class of the training images: log shares of the classes (count×C), and that class.
+
+    None where several classes are as common.
+    """
+    counts = train.counts()
+    shares = torch.tensor(list(counts.values())).double() / len(train)
+    commonest = [name for name, images in counts.items() if images == max(counts.values())]
+    return shares.log().expand(count, -1), commonest[0] if len(commonest) == 1 else None
 
 
 def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
@@ -76,7 +85,7 @@ def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
 
 def score(images: ImageSet, answers: RowAnswers, row: str) -> Result:
     """The result of a row's answers to labelled images."""
-    score: dict[str, Any] = asdict(Score.of(correct_mask(images, answers.predicted)))
+    score: dict[str, Any] = asdict(Score.of(correct_mask(images, answers.predicted), images.group_indices()))
     score |= {"method": answers.method, "metrics": measure_all(metric_answers(images, answers), images.class_names)}
     if not row_of(row).detailed:
         return Result(**score)
@@ -90,7 +99,8 @@ def metric_answers(images: ImageSet, answers: RowAnswers) -> Answers:
     """A row's answers to labelled images, as metrics take them."""
     probabilities, predicted = answers.probabilities.numpy(), answers.predicted.numpy()
     confidence = np.take_along_axis(probabilities, predicted[:, None], 1)[:, 0]
-    return Answers(images.labels.numpy(), predicted, len(images.class_names), confidence, probabilities)
+    classes, groups = len(images.class_names), images.group_indices()
+    return Answers(images.labels.numpy(), predicted, classes, confidence, probabilities, groups)
 
 
 def row_predictions(
@@ -106,8 +116,9 @@ def row_predictions(
         assert given.confidence is not None
         columns[key] = Column(found.predicted.numpy(), np.clip(given.confidence, 0, 1).astype(np.float64))
     names = image_names(images.files, len(images))
+    groups = images.groups if any(images.groups) else ()
     numbers = None if folds is None else folds + 1
-    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns, numbers))
+    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns, groups, numbers))
 
 
 def compare_rows(
@@ -177,7 +188,7 @@ def public_recipe(recipe: PretrainRecipe | AdaptRecipe) -> dict[str, Any]:
     """The resolved recipe for checkpoint and report, with a data folder's name in place of its path."""
     values: dict[str, Any] = resolve_recipe(recipe)
     name = values["data"].get("name")
-    if name is not None and is_image_path(name):
+    if name is not None and is_image_path(name) and not is_hub_data(name):
         values["data"] = {**values["data"], "name": short_name(name)}
     return values
 

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.data.image_dataset import ImageSet
@@ -25,18 +24,21 @@ from finetune.run.output_paths import OutputPaths, append_metrics
 from finetune.run.progress import NetworkProgress
 from finetune.train import loop
 from finetune.train.activation_cache import TRAIN, VALIDATION
+from finetune.train.balance import LossBalance, balanced_accuracy, balanced_cross_entropy
 from finetune.train.device import translate_oom
 from finetune.train.freeze import set_trainable
 from finetune.train.frozen_check import FrozenCheck
 from finetune.train.linear_probe import fit_linear_head
 from finetune.train.lora import check_adaptable, low_rank_adapters, merged
-from finetune.train.meter import Row, Tick
+from finetune.train.meter import Row, Tick, ValidationScore
 from finetune.train.optim import make_schedule
 
 MAX_NAMED = 8  # images in one message
 
 
-def phase_config(phase: Phase, stages: tuple[str, ...], steps: int, start: int) -> loop.PhaseConfig:
+def phase_config(
+    phase: Phase, stages: tuple[str, ...], steps: int, start: int, balance: LossBalance | None = None
+) -> loop.PhaseConfig:
     """A recipe's phase in the plain values that the loop takes."""
     assert phase.optimizer is not None, "a phase with a solver does not go through the loop"
     # Fields of the same name and meaning in both.
@@ -49,6 +51,7 @@ def phase_config(phase: Phase, stages: tuple[str, ...], steps: int, start: int) 
         arguments=phase.optimizer.model_dump(exclude={"name"}),
         schedule=make_schedule(**phase.schedule.model_dump()),
         adapters=phase.lora is not None,
+        balance=balance,
         **phase.model_dump(include=shared),
     )
 
@@ -142,10 +145,10 @@ class _PhaseRun:
         training = loop.Training(
             network,
             batches,
-            phase_config(phase, self.stages, steps, caching.start),
+            phase_config(phase, self.stages, steps, caching.start, context.loss_balance()),
             context.runtime,
             first_epoch=progress.state.epochs,
-            validate=_validation_accuracy(network, context, self.caches.planner.phase_depth(self.number)),
+            validate=_validation(network, context, self.caches.planner.phase_depth(self.number)),
         )
         if state is not None:
             training.restore(state)
@@ -168,10 +171,14 @@ class _PhaseRun:
     def _log_row(self, row: Row, epochs: int, view: PhaseView, moment: str) -> None:
         """Writes a finished row to files and screen, and the weights as they are now to the interrupt checkpoint."""
         values = {"phase": self.phase.name, **asdict(row)}
+        if row.validation_balanced_accuracy is None:
+            del values["validation_balanced_accuracy"]
         if self.context.runtime.group.leader:
             append_metrics(self.logger.outputs, values)
         self.progress.run_folder.record(values)
         validation = "" if row.validation_accuracy is None else f", validation {percent(row.validation_accuracy)}"
+        if row.validation_balanced_accuracy is not None:
+            validation += f" (balanced {percent(row.validation_balanced_accuracy)})"
         accuracy = f"accuracy {percent(row.train_accuracy)}{validation}"
         view.row(
             f"  epoch {row.epoch}/{epochs}: loss {row.train_loss:.4f}, {accuracy}, "
@@ -193,33 +200,41 @@ def run_solver_phase(network: StagedNetwork, context: TrainContext) -> Row:
     features = cache.outputs(network, TRAIN, -1).float()
     labels, held_labels = data.train.labels, data.validation.labels
     held = (cache.outputs(network, VALIDATION, -1), held_labels) if len(held_labels) else None
-    network.set_head(fit_linear_head(features, labels, len(data.class_names), held))
+    balance = context.loss_balance(solved=True)
+    network.set_head(fit_linear_head(features, labels, len(data.class_names), held, balance))
     context.runtime.place(network)
     with torch.no_grad():
         logits = network.head(features).float().cpu()
-        validation = _accuracy(network.head(held[0]), held_labels) if held else None
+        found = _validation_score(network.head(held[0]), held_labels, context) if held else None
     accuracy = _accuracy(logits, labels)
     seconds = time.perf_counter() - started
-    loss = float(F.cross_entropy(logits, labels))
-    return Row(1, loss, accuracy, validation, 0.0, len(labels) / seconds, seconds)
+    loss = float(balanced_cross_entropy(logits, labels, balance))
+    validation, balanced = (found.accuracy, found.balanced_accuracy) if found is not None else (None, None)
+    return Row(1, loss, accuracy, validation, 0.0, len(labels) / seconds, seconds, balanced)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1).cpu() == labels).double().mean())
 
 
-def _validation_accuracy(network: StagedNetwork, context: TrainContext, frozen: int) -> Callable[[], float] | None:
-    """A function that gives the accuracy on the validation images for as long as `stages[:frozen]` do not change."""
+def _validation_score(logits: Tensor, labels: Tensor, context: TrainContext) -> ValidationScore:
+    balanced = balanced_accuracy(logits.argmax(1), labels) if context.balance is not None else None
+    return ValidationScore(_accuracy(logits, labels), balanced)
+
+
+def _validation(network: StagedNetwork, context: TrainContext, frozen: int) -> Callable[[], ValidationScore] | None:
+    """A function that gives the score on the validation images for as long as `stages[:frozen]` do not change."""
     labels = context.data.validation.labels
     if not len(labels):
         return None
     logits = context.cache.logits_from_cache(network, VALIDATION, frozen)
-    return lambda: _accuracy(logits(), labels)
+    return lambda: _validation_score(logits(), labels, context)
 
 
 def _epoch_row(row: Row) -> EpochRow:
     values = asdict(row)
-    del values["train_accuracy"]
+    for name in ("train_accuracy", "validation_balanced_accuracy"):
+        del values[name]
     return EpochRow(**values)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from finetune.models.spec import TIMM, InputSpec
 from finetune.recipe.check_names import KnownNames
 from finetune.recipe.load import check_recipe, find_recipe, read_recipe, resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
-from finetune.run.data import RunData, open_run_data
+from finetune.run.data import RunData, advise, open_run_data
 from finetune.run.input_spec import (
     channels_follow_images,
     input_for_stored_size,
@@ -64,7 +64,7 @@ def open_pretrain(recipe: PretrainRecipe, call: RunCall) -> RunSetup:
     spec = resolve_input(find_model(model, arguments).input, recipe.input, model, arguments)
     with call.group.leader_first("images"):
         data = _open_data(recipe, spec, call, any_channels=follow)
-    spec = input_for_stored_size(spec, recipe.input, data.side, data.name)
+    spec = _fit_to_data(spec, recipe, data)
     if follow and data.channels != spec.channels:
         spec, arguments = with_channels(spec, data.channels), {**arguments, "in_chans": data.channels}
     return RunSetup(runtime, data, model, arguments, spec)
@@ -85,7 +85,7 @@ def open_adapt(source: SourceRef, recipe: AdaptRecipe, call: RunCall) -> AdaptSe
         fixed = loaded.metadata is not None
         spec = resolve_input(classifier.input, recipe.input, classifier.model, classifier.arguments, fixed=fixed)
         data = _open_data(recipe, spec, call, any_channels=follow)
-    classifier.input = input_for_stored_size(spec, recipe.input, data.side, data.name)
+    classifier.input = _fit_to_data(spec, recipe, data)
     classifier = with_input_channels(classifier, data.channels) if follow else classifier
     return AdaptSetup(
         runtime, data, classifier.model, classifier.arguments, classifier.input, source=loaded, classifier=classifier
@@ -108,7 +108,17 @@ def _choose_runtime(recipe: Recipe, call: RunCall) -> Runtime:
 
 
 def _open_data(recipe: Recipe, spec: InputSpec, call: RunCall, *, any_channels: bool) -> RunData:
-    return open_run_data(recipe.data, call.data_root, recipe.seed, spec, call.console, any_channels=any_channels)
+    data = open_run_data(recipe.data, call.data_root, recipe.seed, spec, call.console, any_channels=any_channels)
+    advised = advise(data, recipe)
+    for note in advised.notes[len(data.notes) :]:
+        call.console.note(note)
+    return advised
+
+
+def _fit_to_data(spec: InputSpec, recipe: Recipe, data: RunData) -> InputSpec:
+    """The input for images as they are stored, which says how their files were decoded."""
+    spec = input_for_stored_size(spec, recipe.input, data.side, data.name)
+    return replace(spec, **vars(data.decoding))
 
 
 def open_recipe(recipe: RecipeLike, overrides: Sequence[str], source: Architecture | None = None) -> Recipe:

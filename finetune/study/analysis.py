@@ -26,15 +26,20 @@ def result_over_seeds(test: ImageSet, answers: Sequence[RowAnswers], seeds: Sequ
     `correct` and `total` are summed over the seeds, and so are classes and confusion.
     """
     each = [score(test, found, row=row) for found in answers]
-    per_seed = [SeedScore(seed, own.correct, own.total, own.accuracy) for seed, own in zip(seeds, each, strict=True)]
-    table = distinct(rights(test, answers))
+    per_seed = [
+        SeedScore(seed, own.correct, own.total, own.accuracy, own.effective_images)
+        for seed, own in zip(seeds, each, strict=True)
+    ]
+    table, groups = distinct(rights(test, answers)), test.group_indices()
     first, total = each[0], sum(own.total for own in each)
     correct = sum(own.correct for own in each)
     return Result(
         correct=correct,
         total=total,
         accuracy=correct / total,
-        ci95=first.ci95 if len(table) == 1 else crossed_mean(table).ci95,
+        ci95=first.ci95 if len(table) == 1 else crossed_mean(table, groups).ci95,
+        groups=first.groups,
+        effective_images=first.effective_images if len(table) == 1 else None,
         method=first.method,
         per_class=_summed_classes(each),
         confusion=_summed_confusion(each),

@@ -13,13 +13,14 @@ from finetune.commands.adapt import DEFAULT_RECIPE
 from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
 from finetune.recipe.schema import AdaptRecipe
-from finetune.report.comparison import compare_over_seeds, distinct
+from finetune.report.comparison import compare_over_seeds, distinct, groups_line
 from finetune.report.console import Console
 from finetune.report.curve_report import CurveForecast, CurvePoint, CurveReport, curve_parts, no_difference_from
 from finetune.report.learning_curve import FORM, MIN_POINTS, Floats, forecast, label_worth, resampled_means
 from finetune.report.plots import Curve, curve_pictures
 from finetune.report.report import Result, TargetSummary
 from finetune.report.rows import row_of
+from finetune.report.statistics import group_count
 from finetune.run.finalize import open_test_set, public_recipe
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
@@ -120,6 +121,8 @@ def _curve(
     counts, notes = label_counts(wanted, list(setup.data.splits.train.counts().values()))
     trials = {count: row_trials(source, recipe, ROWS, seeds, shots=count.shots, answers_only=True) for count in counts}
     notes = [*setup.data.notes, *notes, *_notes(trials, runner, setup), *([few] if (few := _few(seeds)) else [])]
+    if (grouped := groups_line(len(setup.data.test), group_count(setup.data.test.group_indices()))) is not None:
+        notes.append(grouped)
     for note in notes:
         console.note(note)
     fingerprint = {key: value for key, value in runner.fingerprint(every).items() if key != "rows"}
@@ -160,7 +163,8 @@ def _report(
         for count, own in trials.items()
     }
     tables = {row: [rights(data.test, answers[row]) for answers in found.values()] for row in ROWS}
-    draws = np.split(resampled_means([*tables[AFTER], *tables[SCRATCH]]), 2, axis=1)
+    groups = data.test.group_indices()
+    draws = np.split(resampled_means([*tables[AFTER], *tables[SCRATCH]], groups), 2, axis=1)
     labels = np.array([count.images_per_class for count in trials])
     means = {row: np.array([table.mean() for table in own]) for row, own in tables.items()}
     worths = label_worth(labels, means[AFTER], means[SCRATCH], (draws[0], draws[1]))
@@ -171,7 +175,7 @@ def _report(
             labelled=count.labelled,
             results={row: _plain(result_over_seeds(data.test, own[row], seeds, row)) for row in ROWS},
             comparison=compare_over_seeds(
-                distinct(tables[SCRATCH][place]), tables[AFTER][place], shots_vary=count.shots is not None
+                distinct(tables[SCRATCH][place]), tables[AFTER][place], groups, shots_vary=count.shots is not None
             ),
             worth=worths[place],
         )

@@ -19,7 +19,7 @@ from finetune.io.atomic import prepared_files, write_atomic
 from finetune.io.safe_open import read_regular
 from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe
-from finetune.report.comparison import compare_over_seeds
+from finetune.report.comparison import compare_over_seeds, groups_line
 from finetune.report.ranking import (
     FAILED,
     FINE_TUNED,
@@ -35,6 +35,7 @@ from finetune.report.ranking import (
     rank_parts,
 )
 from finetune.report.report import MAX_REPORT_BYTES, Result, TargetSummary
+from finetune.report.statistics import group_count
 from finetune.report.tables import percent
 from finetune.run.finalize import public_recipe
 from finetune.run.ledger import digest_of, record_opening
@@ -96,6 +97,8 @@ def _rank(design: RankDesign, options: TrialOptions, call: RunCall) -> RankRepor
     usable = open_contenders(contenders, design, runner, call)
     setup = runner.setup(usable[0].trials[0])
     notes = [*setup.data.notes, *([few] if (few := few_seeds_note(design.seeds)) else [])]
+    if (grouped := groups_line(len(setup.data.test), group_count(setup.data.test.group_indices()))) is not None:
+        notes.append(grouped)
     for note in notes:
         console.note(note)
     paths = check_study_outputs(call.out, setup.data.name, "rank", ())
@@ -283,7 +286,7 @@ def _compare(
     ranked = sorted((own for own in chosen if own.label in finished), key=order, reverse=True)
     pairs = {
         (first.label, second.label): compare_over_seeds(
-            tables[first.label], tables[second.label], shots_vary=design.shots_vary
+            tables[first.label], tables[second.label], test.group_indices(), shots_vary=design.shots_vary
         )
         for first, second in combinations(ranked, 2)
     }

@@ -7,17 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
+from finetune.data.image_dataset import ImageSet
 from finetune.errors import SettingError
 from finetune.models.classifier import Classifier
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import ACCURACY
 from finetune.report.metrics import find_metric
 from finetune.report.predictions import ColumnKey
-from finetune.report.report import Report, Result
+from finetune.report.report import Report, Result, WithoutTwins
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
 from finetune.run.finalize import (
     RowAnswers,
@@ -32,6 +35,7 @@ from finetune.run.finalize import (
 )
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
+from finetune.run.quick_check import QuickCheck, quick_check, without_twins
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds
 from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials
@@ -105,7 +109,8 @@ def _adapt_seeds(
     trials = row_trials(source, recipe, rows, seeds, shots=shots, same_shots=same_shots, keep_all=keep == AVERAGE)
     setup = runner.setup(trials[0])
     check_metric(metric, setup.data.test)
-    for note in [*setup.data.notes, *([few] if (few := few_seeds_note(seeds)) else [])]:
+    pictures = quick_check(setup.data)
+    for note in [*setup.data.notes, *pictures.notes, *([few] if (few := few_seeds_note(seeds)) else [])]:
         console.note(note)
     if keep == AVERAGE and not len(setup.data.validation):
         raise SettingError("--keep average: there are no validation images to measure it by; set data.validation")
@@ -125,6 +130,7 @@ def _adapt_seeds(
         report = replace(
             _report(recipe, setup, results, answers, seeds, metric=metric, shots_vary=shots_vary), test_set=use
         )
+        report = _with_pictures(report, pictures, setup.data.test, answers)
         classifier = classifier_with(setup, first.weights)
         fields = metadata_fields(_seed_recipe(recipe, seeds[0]), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
@@ -140,6 +146,25 @@ def _adapt_seeds(
         predictions = row_predictions(setup.data.test, each)
         save_run(classifier, fields, report, predictions, outputs, console)
     return report
+
+
+def _with_pictures(
+    report: Report, pictures: QuickCheck, test: ImageSet, answers: Mapping[str, Sequence[RowAnswers]]
+) -> Report:
+    """The report with what the short check of the pictures said, and each row's result without twins."""
+
+    def apart(row: str) -> WithoutTwins | None:
+        def measure(some: ImageSet, kept: npt.NDArray[np.int64]) -> Result:
+            return result_over_seeds(some, [one.subset(kept) for one in answers[row]], report.seeds, row)
+
+        return without_twins(pictures, test, measure)
+
+    results = {
+        row: result if result is None or row not in answers else replace(result, without_twins=apart(row))
+        for row, result in report.results.items()
+    }
+    target = replace(report.target, notes=[*report.target.notes, *pictures.notes])
+    return replace(report, target=target, results=results)
 
 
 def _seed_recipe(recipe: AdaptRecipe, seed: int) -> AdaptRecipe:

@@ -20,7 +20,7 @@ from finetune.recipe.schema import AdaptRecipe
 from finetune.report.console import Console
 from finetune.report.report import PhaseSummary, Retention, SourceSummary, Transplant
 from finetune.run.context import make_context
-from finetune.run.data import RunData, choose_run_data, same_choice
+from finetune.run.data import RunData, advise, choose_run_data, same_choice
 from finetune.run.finalize import RowAnswers
 from finetune.run.options import RunCall
 from finetune.run.output_paths import OutputPaths
@@ -211,7 +211,8 @@ class TrialRunner:
         recipe, key, base = self._open_all(trial.source, trial.recipe)
         chosen = f"{key} {recipe.data.shots} {trial.shots_seed} {trial.chooser} {trial.fold}"
         if self.newest is None or self.newest[0] != chosen:
-            setup, shared = replace(base, data=self._choose_data(trial, recipe, base)), SharedWork()
+            data = advise(self._choose_data(trial, recipe, base), recipe)
+            setup, shared = replace(base, data=data), SharedWork()
             if self.newest is not None and self.newest[1].source is setup.source:
                 _, before, earlier = self.newest
                 shared.test = earlier.test if before.data.test is setup.data.test else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from finetune.train.balance import LossBalance, balanced_cross_entropy
 
 # Factors of half the squared weights, beside a mean loss on standardised features. The strongest comes first; each
 # solution is the start for the next.
@@ -16,20 +17,23 @@ FOLDS = 5
 Pair = tuple[Tensor, Tensor]
 
 
-def fit_linear_head(features: Tensor, labels: Tensor, classes: int, validation: Pair | None) -> nn.Linear:
+def fit_linear_head(
+    features: Tensor, labels: Tensor, classes: int, validation: Pair | None, balance: LossBalance | None = None
+) -> nn.Linear:
     """Multinomial logistic regression on `features` (float, N×F) and `labels` (int64, N), as a linear layer.
 
     It is fitted on standardised features. The L2 penalty is the one with the lowest cross-entropy on `validation`
-    (features and labels), or over five folds of the training images when there are no validation images.
+    (features and labels), or over five folds of the training images when there are no validation images. `balance` is
+    what the loss makes of uneven classes, that on held-out images too.
     """
     features = features.cpu().double()
     mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     train = ((features - mean) / std, labels.cpu())
     if validation is not None and len(validation[1]):
         held = ((validation[0].cpu().double() - mean) / std, validation[1].cpu())
-        weight, bias = _best_on_validation(train, held, classes)
+        weight, bias = _best_on_validation(train, held, classes, balance)
     else:
-        weight, bias = _best_over_folds(train, classes)
+        weight, bias = _best_over_folds(train, classes, balance)
     head = nn.Linear(features.shape[1], classes)
     with torch.no_grad():
         head.weight.copy_(weight / std)
@@ -37,9 +41,9 @@ def fit_linear_head(features: Tensor, labels: Tensor, classes: int, validation: 
     return head
 
 
-def _best_on_validation(train: Pair, held: Pair, classes: int) -> Pair:
+def _best_on_validation(train: Pair, held: Pair, classes: int, balance: LossBalance | None) -> Pair:
     best, fitted, worse = float("inf"), None, 0
-    for weight, bias, loss in _penalty_path(train, held, classes):
+    for weight, bias, loss in _penalty_path(train, held, classes, balance):
         if loss < best:
             best, fitted, worse = loss, (weight, bias), 0
         else:
@@ -50,18 +54,21 @@ def _best_on_validation(train: Pair, held: Pair, classes: int) -> Pair:
     return fitted
 
 
-def _best_over_folds(train: Pair, classes: int) -> Pair:
-    losses = [[loss for *_, loss in _penalty_path(rest, fold, classes)] for rest, fold in _folds(*train)]
+def _best_over_folds(train: Pair, classes: int, balance: LossBalance | None) -> Pair:
+    losses = [[loss for *_, loss in _penalty_path(rest, fold, classes, balance)] for rest, fold in _folds(*train)]
     penalty = PENALTIES[int(torch.tensor(losses).sum(0).argmin())] if losses else PENALTIES[1]
-    return _fit(*train, classes, penalty, None)
+    return _fit(train, classes, penalty, None, balance)
 
 
-def _penalty_path(train: Pair, held: Pair, classes: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+def _penalty_path(
+    train: Pair, held: Pair, classes: int, balance: LossBalance | None
+) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Weight and bias at each penalty's optimum, with the summed cross-entropy on `held`."""
     start = None
     for penalty in PENALTIES:
-        start = _fit(*train, classes, penalty, start)
-        yield *start, float(F.cross_entropy(held[0] @ start[0].T + start[1], held[1], reduction="sum"))
+        start = _fit(train, classes, penalty, start, balance)
+        logits = held[0] @ start[0].T + start[1]
+        yield *start, float(balanced_cross_entropy(logits, held[1], balance, reduction="sum"))
 
 
 def stratified_folds(labels: Tensor) -> Tensor:
@@ -81,8 +88,9 @@ def _folds(inputs: Tensor, labels: Tensor) -> Iterator[tuple[Pair, Pair]]:
             yield (inputs[fold != k], labels[fold != k]), (inputs[fold == k], labels[fold == k])
 
 
-def _fit(inputs: Tensor, labels: Tensor, classes: int, penalty: float, start: Pair | None) -> Pair:
+def _fit(train: Pair, classes: int, penalty: float, start: Pair | None, balance: LossBalance | None = None) -> Pair:
     """Weight (C×F) and bias (C) at the optimum, by L-BFGS (Liu and Nocedal 1989) with a strong Wolfe search."""
+    inputs, labels = train
     if start is None:
         start = (inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes))
     weight, bias = (t.clone().requires_grad_() for t in start)
@@ -92,7 +100,8 @@ def _fit(inputs: Tensor, labels: Tensor, classes: int, penalty: float, start: Pa
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(inputs @ weight.T + bias, labels) + 0.5 * penalty * weight.square().sum()
+        loss = balanced_cross_entropy(inputs @ weight.T + bias, labels, balance)
+        loss = loss + 0.5 * penalty * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

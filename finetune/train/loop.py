@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.data.loader import Batches, keyed_generator
 from finetune.distributed.process_group import translate_lost_peer
-from finetune.errors import NonFiniteError
+from finetune.errors import NonFiniteError, SettingError
 from finetune.models.staged import StagedNetwork
 from finetune.text import listed
+from finetune.train.balance import LossBalance, balanced_cross_entropy
 from finetune.train.device import Runtime
 from finetune.train.freeze import set_trainable, trainable, training_mode
-from finetune.train.meter import Meter, Row, Tick
+from finetune.train.meter import Meter, Row, Tick, ValidationScore
 from finetune.train.nan_guard import make_nan_guard
 from finetune.train.optim import (
     Schedule,
@@ -35,7 +36,10 @@ MIN_ROW_STEPS = 100  # epochs of fewer steps share a row
 
 
 class BestWeights:
-    """A copy of the weights and buffers of the row with the best validation accuracy, the first of equal ones."""
+    """A copy of the weights and buffers of the row with the best validation accuracy, the first of equal ones.
+
+    Of a row that has it, the balanced accuracy counts.
+    """
 
     def __init__(self, network: StagedNetwork) -> None:
         self.network = network
@@ -44,8 +48,10 @@ class BestWeights:
 
     def offer(self, row: Row) -> None:
         assert row.validation_accuracy is not None, "keep: best needs validation images"
-        if row.validation_accuracy > self.accuracy:
-            self.accuracy = row.validation_accuracy
+        balanced = row.validation_balanced_accuracy
+        accuracy = row.validation_accuracy if balanced is None else balanced
+        if accuracy > self.accuracy:
+            self.accuracy = accuracy
             self.state = {name: t.detach().clone() for name, t in self.network.state_dict().items()}
 
     def restore(self) -> None:
@@ -60,7 +66,8 @@ class PhaseConfig:
     `steps` that is done. `clip_norm` bounds the gradient's 2-norm; `ema` is the decay of the weights' moving average.
     With `adapters` only low-rank adapters and the head train. `norms` (hold, update or
     hold_all) is what normalisation layers do, see `freeze.training_modules`; `keep` says whether the last or the best
-    weights stay; `layer_decay` lowers the rate by this factor from stage to stage towards the input.
+    weights stay; `layer_decay` lowers the rate by this factor from stage to stage towards the input; `balance` is
+    what the loss makes of uneven classes.
     """
 
     name: str
@@ -77,6 +84,7 @@ class PhaseConfig:
     keep: str = "last"
     start: int = 0
     adapters: bool = False
+    balance: LossBalance | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,9 @@ class Training:
     network; events, `state` and `restore` come in all of them at the same step.
 
     `first_epoch`: the number of epochs of earlier phases, from where order and augmentation continue. `validate`:
-    gives the current validation accuracy of the network. NonFiniteError when a loss or a weight is not finite; a loss
-    is checked before it changes a weight.
+    gives the current score of the network on the validation images. NonFiniteError when a loss or a weight is not
+    finite; a loss is checked before it changes a weight. SettingError where a step has too few images for batch
+    normalisation.
     """
 
     def __init__(
@@ -115,7 +124,7 @@ class Training:
         runtime: Runtime,
         *,
         first_epoch: int = 0,
-        validate: Callable[[], float] | None = None,
+        validate: Callable[[], ValidationScore] | None = None,
     ) -> None:
         set_trainable(network, phase.stages, adapters=phase.adapters)
         self.network, self.batches, self.phase, self.runtime = network, batches, phase, runtime
@@ -203,9 +212,11 @@ class Training:
         phase, group = self.phase, self.group
         own, images = self.batches.local_and_global_count(self.batch)
         self._seed_step()
-        with self.runtime.autocast():
+        with self.runtime.autocast(), self._explain_single_image():
             logits = self.parallel.forward(inputs)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=phase.label_smoothing)
+        if group.size > 1 and len(labels) > max(own, 1):  # the rest are other processes' images
+            logits, labels = logits[: max(own, 1)], labels[: max(own, 1)]
+        loss = balanced_cross_entropy(logits.float(), labels, phase.balance, label_smoothing=phase.label_smoothing)
         wait_for_flags = group.all_reduce_max_async(self.guard.is_bad(loss.detach()), self.meter.tick_due())
         self.optimizer.zero_grad()
         with translate_lost_peer():
@@ -222,6 +233,21 @@ class Training:
         if self.average:
             self.average.update()
         self.meter.add(loss.detach(), logits.detach()[:own], labels[:own], images)
+
+    @contextmanager
+    def _explain_single_image(self) -> Iterator[None]:
+        """Raises SettingError where batch normalisation cannot train on the one image of a step."""
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            count, size = len(self.batches.labels), self.batches.batch_size
+            cure = f"batch_size is {size}: make it 2 or more" if count > 1 else "there is one to learn from: add more"
+            raise SettingError(
+                f"phase {self.phase.name}: this network's batch normalisation sees one value of each channel of an "
+                f"image here, so that a step needs two images or more; {cure}, or hold the statistics (norms: hold_all)"
+            ) from None
 
     def _seed_step(self) -> None:
         """Seeds dropout by step and rank in a group, so that processes differ and no RNG state has to be saved.

@@ -27,8 +27,19 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class ValidationScore:
+    """Accuracy on the validation images, and the balanced one where classes are balanced."""
+
+    accuracy: float
+    balanced_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
-    """Results of an epoch, or of several very short ones. `learning_rate` is the head's at its last step."""
+    """Results of an epoch, or of several very short ones. `learning_rate` is the head's at its last step.
+
+    `validation_balanced_accuracy` is there where classes are balanced.
+    """
 
     epoch: int
     train_loss: float
@@ -37,6 +48,7 @@ class Row:
     learning_rate: float
     images_per_second: float
     seconds: float
+    validation_balanced_accuracy: float | None = None
 
 
 class Meter:
@@ -85,14 +97,15 @@ class Meter:
         self.last_tick = time.perf_counter()
         return Tick(epoch, step, loss, accuracy, self.images / self.seconds())
 
-    def row(self, epoch: int, learning_rate: float, validate: Callable[[], float] | None) -> Row:
+    def row(self, epoch: int, learning_rate: float, validate: Callable[[], ValidationScore] | None) -> Row:
         """Ends the row. Its `images_per_second` are of training alone, its `seconds` include the validation."""
         loss, accuracy = self._means()
         speed = self.images / self.seconds()
-        validation = validate() if validate else None
+        found = validate() if validate else None
         seconds = self.seconds()
         self._clear()
-        return Row(epoch, loss, accuracy, validation, learning_rate, speed, seconds)
+        validation, balanced = (found.accuracy, found.balanced_accuracy) if found is not None else (None, None)
+        return Row(epoch, loss, accuracy, validation, learning_rate, speed, seconds, balanced)
 
     def _means(self) -> tuple[float, float]:
         loss, right = self.group.sum(torch.tensor([float(self.loss), int(self.right)], dtype=torch.float64)).tolist()

@@ -206,7 +206,7 @@ def _units(module: nn.Module, able: set[nn.Module]) -> Iterator[nn.Module]:
 def wrap_parallel(network: StagedNetwork, batches: Batches, start: int, runtime: Runtime) -> Replicated:
     """What runs and differentiates a phase whose batches enter at stage `start`."""
     if runtime.is_sharded:
-        return Sharded(network, start, runtime, batches.at(0, 0)[0])
+        return Sharded(network, start, runtime, next(batches.epoch(0))[0][:1])
     return Replicated(network, start, runtime.group)
 
 

@@ -14,7 +14,7 @@ from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.models.classifier import Classifier
 from finetune.report.cross_validation import accuracy_over_folds
 from finetune.report.rows import row_of
-from finetune.report.statistics import wilson
+from finetune.report.statistics import wilson, wilson_by_groups
 from finetune.run.setup import Recipe, open_recipe
 from finetune.sources.resolve import Architecture, SourceRef, classifier_from_checkpoint, read_source_metadata
 from finetune.text import listed
@@ -178,7 +178,11 @@ def _result_faults(value: Any, images: Any) -> Iterator[str]:
         return
     if images is not None and total != images:
         yield f"is of {total} images, and {images} test images are recorded"
-    accuracy, interval, expected = value.get("accuracy"), value.get("ci95"), wilson(correct, total)
+    accuracy, interval, expected = value.get("accuracy"), value.get("ci95"), _interval(value, correct, total)
+    if expected is None:
+        found = f"{value.get('groups')} and {value.get('effective_images')}"
+        yield f"expected groups and effective_images of {total} images, found {found}"
+        return
     if "per_fold" in value:
         counts = _fold_counts(value["per_fold"])
         if sum(right for right, _ in counts) != correct or sum(images for _, images in counts) != total:
@@ -198,6 +202,15 @@ def _fold_counts(values: Any) -> list[tuple[int, int]]:
     counts = [(own.get("correct"), own.get("total")) for own in each]
     found = [(a, b) for a, b in counts if type(a) is int and type(b) is int and 0 <= a <= b and 0 < b < MAX_IMAGES]
     return found if len(found) == len(counts) >= 2 else []
+
+
+def _interval(value: Mapping[str, Any], correct: int, total: int) -> tuple[float, float] | None:
+    """The interval of these counts: Wilson's, or by the groups that are recorded; None where they cannot be."""
+    groups, effective = value.get("groups"), value.get("effective_images")
+    if groups is None and effective is None:
+        return wilson(correct, total)
+    possible = type(groups) is int and isinstance(effective, float) and 0 < groups <= total and 0 < effective <= total
+    return wilson_by_groups(correct, total, effective, groups) if possible else None  # type: ignore[arg-type]
 
 
 def _check_recipe(subject: CheckpointUnderTest) -> Check:
@@ -262,7 +275,9 @@ def _first_seed(result: Any) -> Any:
     correct, total = first.get("correct"), first.get("total")
     if first is values or type(correct) is not int or type(total) is not int or not 0 <= correct <= total or not total:
         return result
-    own = {"correct": correct, "total": total, "accuracy": first.get("accuracy"), "ci95": list(wilson(correct, total))}
+    grouped = {"groups": values.get("groups"), "effective_images": first.get("effective_images")}
+    own = {"correct": correct, "total": total, "accuracy": first.get("accuracy"), **grouped}
+    own["ci95"] = list(_interval(own, correct, total) or ())
     return {**own, **({"method": values["method"]} if "method" in values else {})}
 
 

@@ -28,6 +28,7 @@ from tiny import (
 )
 
 import finetune as toolkit
+from finetune.batching import batches_per_epoch
 from finetune.commands.baselines import scratch_phase
 from finetune.data.loader import Batches
 from finetune.data.registry import DATASETS, open_dataset
@@ -656,7 +657,7 @@ def test_scratch_sees_as_many_images_as_all_phases_together(lengths: str, images
     assert isinstance(recipe, AdaptRecipe)
     wanted = 0
     for one in recipe.phases:
-        steps = one.steps or one.epochs * -(-images // one.batch_size)
+        steps = one.steps or one.epochs * batches_per_epoch(images, one.batch_size)
         wanted += images_seen(steps, one.batch_size, images)
     scratch = scratch_phase(recipe, images)
     assert scratch.steps is not None and scratch.epochs is None and scratch.train == "all"

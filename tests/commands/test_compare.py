@@ -14,6 +14,7 @@ from finetune.report.comparison import compare as compare_rights
 from finetune.report.comparison import compare_over_seeds
 from finetune.report.crossed import unpaired_difference
 from finetune.report.predictions import Column, Predictions, predictions_csv
+from finetune.report.statistics import accuracy_interval
 
 IMAGES = tuple(f"{number}.png" for number in range(120))
 NAMES = ("ant", "bee", "fly")
@@ -165,3 +166,56 @@ def test_evaluate_writes_over_nothing_else(name: str, folder: Path, pretrained: 
     said = refused("evaluate", pretrained, "--data", "mnist", "--predictions", name)
     assert ("ends in .csv" in said) if name == "p.txt" else ("no file of predictions" in said)
     assert Path("notes.csv").read_text() == "my,notes\n"
+
+
+# --- groups of images
+
+TEN = tuple(f"track {number // 10}" for number in range(120))
+
+
+def grouped(path: Path, columns: dict[tuple[str, int | None], Column], groups: tuple[str, ...] = TEN) -> Path:
+    path.write_bytes(predictions_csv(Predictions(IMAGES, LABELS, NAMES, columns, groups)))
+    return path
+
+
+def test_groups_in_the_files_are_what_is_compared_by(tmp_path: Path) -> None:
+    first = grouped(tmp_path / "a.csv", {("prediction", None): BEFORE})
+    second = grouped(tmp_path / "b.csv", {("prediction", None): AFTER})
+    numbers = np.arange(120) // 10
+    found = finetune.compare(first, second)
+    assert found.comparison == compare_rights(rights(BEFORE)[0], rights(AFTER)[0], numbers)
+    assert found.comparison.groups == found.groups == 12 and found.note is None
+    assert found.first.ci95 == accuracy_interval(rights(BEFORE)[0], numbers)
+    assert "over 12 groups of test images" in found.sentence
+    shown = worked("compare", first, second)
+    assert "of 120 images in 12 groups, by which intervals are" in " ".join(shown.out.split())
+    assert worked("compare", first, second, "--json").json["groups"] == 12
+
+
+def test_over_seeds_groups_are_crossed_with_them(tmp_path: Path) -> None:
+    both = grouped(tmp_path / "a.csv", SEEDS)
+    found, numbers = finetune.compare(both, against="scratch"), np.arange(120) // 10
+    tables = [rights(*(SEEDS[row, seed] for seed in range(4))) for row in ("scratch", "after")]
+    assert found.comparison == compare_over_seeds(tables[0], tables[1], numbers)
+    assert "4 seeds and the 12 groups of test images" in found.sentence
+
+
+def test_groups_of_one_file_count_for_both_whatever_the_order(tmp_path: Path) -> None:
+    first = grouped(tmp_path / "a.csv", {("prediction", None): BEFORE})
+    second = written(tmp_path / "b.csv", {("prediction", None): AFTER}, np.random.default_rng(1).permutation(120))
+    one, other = finetune.compare(first, second), finetune.compare(second, first)
+    assert one.comparison.groups == 12 and one.comparison.p_value == other.comparison.p_value
+    assert one.note == "only the file of A says which images belong together; its groups count for both"
+    assert other.note is not None and "file of B" in other.note
+
+
+def test_without_groups_nothing_is_said_of_them(both: Path) -> None:
+    found = finetune.compare(both, against="before").to_dict()
+    assert "groups" not in found and "groups" not in found["comparison"] and "group" not in found["sentence"]
+
+
+def test_other_groups_are_refused(tmp_path: Path) -> None:
+    first = grouped(tmp_path / "a.csv", {("prediction", None): BEFORE})
+    second = grouped(tmp_path / "b.csv", {("prediction", None): AFTER}, ("", *TEN[1:]))
+    said = refused("compare", first, second)
+    assert "put 1 of 120 images into other groups: 0.png (track 0, none)" in said and "expected one grouping" in said

@@ -28,7 +28,7 @@ def test_evaluate_repeats_the_result_in_the_file(folder: Path, pretrained: Path)
     found = worked("evaluate", pretrained, "--data", "mnist", "--json").json
     test = report_of(pretrained)["results"]["test"]
     assert list(found) == [
-        *("checkpoint", "data", "classes", "left_out", "not_offered"),
+        *("checkpoint", "data", "classes", "left_out", "not_offered", "part"),
         *("correct", "total", "accuracy", "ci95", "per_class", "confusion", "metrics", "claimed_accuracy"),
         "test_set",
     ]

@@ -20,6 +20,8 @@ from tiny import adapt_recipe, files_under, phase, refused, report_of, worked
 
 import finetune as toolkit
 from finetune.data.registry import open_dataset
+from finetune.report.predictions import read_predictions
+from finetune.report.statistics import wilson_by_groups
 
 SOLVED = "  - {train: head, solver: lbfgs}\n"
 NEW = "new.safetensors"
@@ -506,3 +508,41 @@ def test_pictures_are_decoded_once(
     assert not decoded and second["results"] == first["results"]
     adapted(backbone, orchard, "--set", "input.size=40")
     assert decoded, "another size has pixels of its own"
+
+
+def tracks(root: Path) -> Path:
+    """ROOT/{train,test}/CLASS/TRACK_NUMBER.png: four pictures of each track, nearly alike."""
+    for part, count in (("train", 3), ("test", 5)):
+        for label in ("apple", "pear"):
+            for track in range(count):
+                base = scene(label, f"{part} {track}", noise=300).astype(int)
+                for number in range(4):
+                    place = root / part / label / f"{label}{part}{track}_{number}.png"
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray((base + number).clip(0, 255).astype(np.uint8)).save(place)
+    return root
+
+
+def test_groups_of_pictures_reach_report_predictions_and_checks(folder: Path, backbone: Path) -> None:
+    album = tracks(folder / "orchard")
+    words = ("--set", r"data.group=([^/]+)_\d+")
+    report = adapted(backbone, album, *words, "--seeds", 2, recipe=adapt_recipe(SOLVED, data="{validation: 0.3}"))
+    result, comparison = report["results"]["after"], report["comparisons"]["after_vs_majority"]
+    assert result["total"] == 80 and result["groups"] == comparison["groups"] == 10
+    each = result["per_seed"]
+    assert all(8 <= own["effective_images"] <= 40 for own in each)
+    own = metadata_of(NEW)["results"]["after"]
+    assert (own["groups"], own["effective_images"]) == (10, each[0]["effective_images"])
+    assert tuple(own["ci95"]) == wilson_by_groups(own["correct"], 40, own["effective_images"], 10)
+    table = read_predictions(Path(NEW).with_suffix(".predictions.csv"))
+    assert len(set(table.groups)) == 10 and table.groups[0] in table.images[0]
+    assert toolkit.verify(NEW).holds
+    found = toolkit.compare(Path(NEW).with_suffix(".predictions.csv"), against="majority")
+    assert found.comparison.p_value == comparison["p_value"] and found.groups == 10
+    alone = report_of(NEW)
+    alone["results"]["after"]["per_seed"][0]["effective_images"] += 1.0
+    Path(NEW).with_suffix(".report.json").write_text(json.dumps(alone))
+    assert toolkit.verify(NEW).failed == ["report"]
+    typed = ("--recipe", "recipe.yaml", "--target", album, *words, "--out", "one.safetensors")
+    shown = worked("adapt", "--from", backbone, *typed).out
+    assert "40 test images in 10 groups, worth about" in " ".join(shown.split())

@@ -149,7 +149,10 @@ def test_what_is_refused(folder: Path, trees: Path) -> None:
     Path("bare").mkdir()
     Path("bare/notes.txt").touch()
     message = refused("predict", trees, "bare")
-    assert message.startswith("bare: no picture in this folder; known endings are .bmp, ") and ".jpg" in message
+    assert (
+        message.startswith("bare: no picture in this folder, but 1 .txt file (notes.txt); known endings are .apng, ")
+        and ".jpg" in message
+    )
     assert refused("predict", "gone.safetensors", "x.png").startswith("gone.safetensors: there is no such checkpoint")
     put(Path("x.png"))
     assert "not on this machine" in refused("predict", trees, "x.png", "--device", "cuda:99")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from measure import alone
 
 from finetune.data.csv_manifest import MAX_PROBLEMS, read_csv
+from finetune.data.table_columns import ColumnNames
 from finetune.errors import DataError
 from finetune.io.sanitize import printable_lines
 
@@ -39,7 +40,7 @@ def rows(listing):
 def refused(place, content):
     path = table(place, content)
     with pytest.raises(DataError) as caught:
-        read_csv(path)
+        read_csv(path).check_trainable()
     lines = str(caught.value).split("\n")
     assert all(line.startswith(str(path)) for line in lines)
     return [line.removeprefix(str(path)) for line in lines]
@@ -109,13 +110,13 @@ def test_very_many_problems_are_counted(place):
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("file,class\n" + ROWS, ":1: no column path, label; expected a first line of path,label"),
-        ("path;label\na;b\n", "found path;label"),
+        ("cell,kind\n" + ROWS, ":1: no column path, label; expected a first line of path,label"),
+        ("path;kind\na;b\n", ":1: no column label"),
         ("path,label,label\n", "the column label twice"),
         ("", "found nothing"),
-        ("path,label\n", ": no picture to learn from"),
+        ("path,label\n", ": no picture; expected rows"),
         ("path,label,split\na/1.png,cat,test\na/2.png,dog,val\n", ": no picture to learn from"),
-        ("path,label\na/1.png,cat\na/2.png,cat\n", ": one class only, 'cat'"),
+        ("path,label\na/1.png,cat\na/2.png,cat\n", ": found one class only, 'cat'"),
         (b"path,label\na/1.png,caf\xe9\n", ":2: expected UTF-8, found the byte 0xe9"),
         ("path,label\n".encode("utf-16"), ":1: expected UTF-8"),
         ("path,label\na\0b.png,cat\n", ":2: there is no file a\ufffdb.png"),
@@ -205,6 +206,128 @@ def test_too_many_classes_are_refused_before_anything_is_trained(place, monkeypa
         read_csv(table(place, "path,label\n" + ROWS + "a/3.png,fly\n"))
 
 
+# --- tables as people have them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("between", [",", ";", "\t", "|"])
+def test_what_divides_the_cells_is_found(place, between):
+    lines = ["path,label,note", "a/1.png,cat,x", '"b, c.png",dog,']
+    content = "\n".join(line if line[0] == '"' and between == "," else line.replace(",", between) for line in lines)
+    content = content.replace(f'"b{between} c.png"', '"b, c.png"')
+    assert rows(read_csv(table(place, content))) == [("a/1.png", "cat", "train"), ("b, c.png", "dog", "train")]
+    assert rows(read_csv(table(place, f"sep={between}\n\n{content}")))[0] == ("a/1.png", "cat", "train")
+    assert refused(place, f"sep={between}\n\n{content}\nx{between}cat{between}")[0].startswith(":6: there is no file x")
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("image_id,category", "read path from image_id, label from category"),
+        ("Filename,ClassId", "read path from Filename, label from ClassId"),
+        ("id,Class Name", "read path from id, label from Class Name"),
+        ("FILE,Label", "read path from FILE"),
+    ],
+)
+def test_the_usual_names_of_columns(place, head, said):
+    found = read_csv(table(place, f"{head}\n{ROWS}"))
+    assert rows(found) == [("a/1.png", "cat", "train"), ("a/2.png", "dog", "train")]
+    assert [note.partition(": ")[2] for note in found.notes] == [said]
+
+
+def test_what_is_not_read_is_said_and_what_may_group_too(place):
+    content = "filename,Width,class,patient_id\na/1.png,3,cat,7\na/2.png,4,dog,8\n"
+    assert [note.partition(": ")[2] for note in read_csv(table(place, content)).notes] == [
+        "read path from filename, label from class",
+        "columns not read: Width, patient_id; patient_id may say which pictures belong together: with --set "
+        "data.columns.group=patient_id these stay in one part",
+    ]
+
+
+def test_columns_that_a_person_names(place):
+    content = "image,file,dx,kind,fold\na/1.png,x,cat,u,train\na/2.png,y,dog,v,val\n"
+    path = table(place, content)
+    with pytest.raises(DataError, match=r"2 columns may hold the path: image, file; .*--set data\.columns\.path=image"):
+        read_csv(path)
+    found = read_csv(path, ColumnNames({"path": "IMAGE", "label": "dx", "split": "fold", "group": "kind"}))
+    assert rows(found) == [("a/1.png", "cat", "train"), ("a/2.png", "dog", "test")]
+    assert [record.group for record in found.records] == ["u", "v"]
+    with pytest.raises(DataError, match=r":1: data.columns.label: the table has no column 'dy'; columns are image"):
+        read_csv(path, ColumnNames({"path": "image", "label": "dy"}))
+    with pytest.raises(DataError, match=r":1: no column label; .* found image, .*--set data\.columns\.label=NAME"):
+        read_csv(path, ColumnNames({"path": "image", "label": "dy"}, required=False))
+    with pytest.raises(DataError, match="one column cannot be two"):
+        read_csv(path, ColumnNames({"path": "image", "label": "image"}))
+
+
+def test_a_first_line_that_is_missing(place):
+    assert "is the first line missing? Put path,label above" in refused(place, ROWS)[0]
+
+
+def test_parts_by_other_columns(place):
+    rows_of = "a/1.png,cat,{}\na/2.png,dog,{}\na/3.png,dog,{}\n"
+
+    def splits(head, *cells):
+        found = read_csv(table(place, f"path,label,{head}\n" + rows_of.format(*cells)))
+        return [record.split for record in found.records], found.notes
+
+    assert splits("is_valid", "False", "True", "FALSE")[0] == ["train", "test", "train"]
+    assert "read split from is_valid, where true is validation and false train" in splits("is_valid", 0, 1, 0)[1][0]
+    assert splits("is_training_image", 1, 0, 1)[0] == ["train", "test", "train"]
+    assert splits("set", "Training", "Testing", "dev")[0] == ["train", "test", "validation"]
+    assert splits("split", "train", "eval", "test")[0] == ["train", "validation", "test"]
+    assert splits("split", "train", "eval", "val")[0] == ["train", "test", "validation"]
+    unread = splits("set", "Lego", "Duplo", "Lego")
+    assert unread[0] == ["train"] * 3 and "columns not read: set" in unread[1][0]
+    said = refused(place, "path,label,is_valid\n" + rows_of.format("True", "maybe", "False"))
+    assert said[0].startswith(":3: unknown split 'maybe'; splits are true, false")
+
+
+def test_paths_in_another_spelling_are_found(tmp_path):
+    for name in ("cafe\u0301/\u00e9.png", "Photos/IMG_1.JPG", "c/7.jpg"):
+        put(tmp_path / name)
+    names = ["caf\u00e9/e\u0301.png", "cafe\u0301\\\u00e9.png", ".\\photos\\img_1.jpg", "photos/IMG_1", "c/7"]
+    for name in names:
+        found = read_csv(table(tmp_path, f"path,label\n{name},cat\n"))
+        assert (
+            found.records[0].path.is_file()
+            and found.records[0].name == found.records[0].path.relative_to(tmp_path).as_posix()
+        ), name
+        assert "1 pictures found under another spelling" in found.notes[0]
+
+
+def test_ids_are_found_in_the_folders_beside_the_table_unless_it_is_not_clear_which(tmp_path):
+    for name in ("images_1/7.jpg", "images_2/8.png", "a/9.png", "b/9.png", "a/10.png", "a/10.jpg"):
+        put(tmp_path / name)
+    found = read_csv(table(tmp_path, "image_id,label\n7,cat\n8,dog\n"))
+    assert rows(found) == [("images_1/7.jpg", "cat", "train"), ("images_2/8.png", "dog", "train")]
+    said = refused(tmp_path, "image_id,label\n9,cat\na/10,dog\n11,dog\n" + "1" * 300 + ",dog\n")
+    assert said[0] == ":2: 9 may be any of 2 files: a/9.png, b/9.png; write the whole path"
+    assert said[1].startswith(":3: a/10 may be any of 2 files: a/10.jpg, a/10.png")
+    assert said[2].startswith(":4: there is no file 11") and said[3].startswith(":5: there is no file 111")
+
+
+def test_groups_of_a_table(place):
+    head = "path,label,split,group\n"
+    found = read_csv(table(place, head + "a/1.png,cat,train,p1\na/2.png,dog,test,\na/3.png,dog,train,\n"))
+    assert [record.group for record in found.records] == ["p1", "", ""]
+    said = refused(place, head + "a/1.png,cat,train,p1\na/2.png,dog,test,p1\na/3.png,dog,train,p1\n")
+    assert said == [":3: the group p1 is in test here and in train in line 2"]
+    assert len(read_csv(table(place, "path,label,group\na/1.png,cat,g\na/2.png,dog,g\n")).records) == 2
+
+
+def test_rows_of_test_alone_are_listed_and_are_not_for_training(place):
+    found = read_csv(table(place, "path,label,split\na/1.png,cat,test\na/2.png,dog,test\n"))
+    assert {record.split for record in found.records} == {"test"}
+    with pytest.raises(DataError, match="no picture to learn from of cat, dog"):
+        found.check_trainable()
+
+
+def test_labels_of_one_class_written_in_two_ways_are_said(place):
+    content = "path,label\na/1.png,cafe\u0301\na/2.png,caf\u00e9\na/3.png,Caf\u00e9\n"
+    taken, capitals = read_csv(table(place, content)).notes
+    assert r"'cafe\u0301', 'caf\xe9' are taken for one class" in taken and "differ in capitals only" in capitals
+
+
 HUNGRY = """
 import sys
 from measure import peak
@@ -259,6 +382,7 @@ def test_any_bytes_are_a_table_or_a_data_error(place, content):
     path = table(place, content, "fuzz.csv")
     try:
         found = read_csv(path)
+        found.check_trainable()
     except DataError as error:
         assert str(error).startswith(str(path))
         assert printable_lines(str(error)) == str(error)

@@ -187,6 +187,9 @@ def test_a_folder_of_them(root):
         for label in ("cat", "dog"):
             (place / label).mkdir(parents=True, exist_ok=True)
             (place / label / f"{number}.png").write_bytes(content)
+    for label in ("cat", "dog"):  # pictures of both classes are learnt from, so these are there to be tested
+        for number in range(3):
+            Image.fromarray(pixels(f"{label} {number}", side=20)).save(place / label / f"own {number}.png")
     with pytest.raises(DataError, match=r"bad images\n  cat/1\d\.png: "):
         open_image_folder(str(place), FRAME, cache=root / "cache")
     found = open_image_folder(str(place), FRAME, on_bad_image="skip", cache=root / "cache")

@@ -6,6 +6,7 @@ import struct
 import threading
 import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,13 @@ from PIL import Image
 from timm.data import create_transform
 
 from finetune.data import image_io
+from finetune.data.bit_depth import DEPTHS
+from finetune.data.image_facts import ImageFacts, look_at
+from finetune.data.image_formats import FORMATS, readable_formats
 from finetune.data.image_io import (
+    IMAGE_SUFFIXES,
     MAX_PIXELS,
+    CropSpec,
     WeightedSemaphore,
     center_crop,
     crop_to_square,
@@ -237,7 +243,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_no_format_that_starts_a_program_is_tried(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
-    assert "none of JPEG" in refused(tmp_path / "a.jpg")
+    assert "it is a PostScript drawing" in refused(tmp_path / "a.jpg")
 
 
 def png_head(width, height):
@@ -326,6 +332,200 @@ def test_the_head_and_the_pixels_agree_on_grey(kind, place):
     except DataError:
         return
     assert is_grey(bytes(content)) is (mode == "L")
+
+
+KINDS = {
+    b"%PDF-1.7\n": "a PDF document",
+    b"<?xml version='1.0'?>\n<!-- drawn -->\n<svg xmlns='http://www.w3.org/2000/svg'/>": "an SVG drawing",
+    b"\xef\xbb\xbf\n<!DOCTYPE html><html>404": "a web page, perhaps an error message",
+    b"8BPS\0\1": "a Photoshop document",
+    b"\xff\x0a\xfa\x7f": "a JPEG XL picture",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "a JPEG XL picture",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "a JPEG 2000 picture",
+    b"\0\0\0\x18ftypcrx \0\0\0\1crx isom": "a camera's RAW file",
+    b"\0\0\0\x18ftypisom\0\0\0\1isommp41": "a video",
+    b"\x1a\x45\xdf\xa3\0": "a video",
+    b"RIFF\0\0\0\0AVI LIST": "a video",
+    bytes(128) + b"DICM": "a DICOM file",
+    b"version https://git-lfs.github.com/spec/v1\n": "run `git lfs pull`",
+    b"PK\3\4\0\0": "a ZIP archive",
+}
+
+
+@pytest.mark.parametrize("content", KINDS)
+def test_what_a_file_is_instead_is_named(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert KINDS[content] in refused(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("brand", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic"])
+def test_heic_is_named_with_what_to_install(tmp_path, monkeypatch, brand):
+    monkeypatch.setattr("finetune.data.image_formats.readable_formats", lambda: FORMATS)
+    monkeypatch.setattr("finetune.data.image_io.readable_formats", lambda: FORMATS)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
+    assert "a HEIC picture; pip install 'finetune[heic]' or save it as JPEG" in refused(tmp_path / "a.heic")
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand.replace(b"heic", b"avif") + bytes(40))
+    assert "an AVIF picture" in refused(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize(("module", "ending"), [("PIL.AvifImagePlugin", "avif"), ("pillow_heif", "heic")])
+def test_pictures_of_newer_formats(tmp_path, module, ending):
+    pytest.importorskip(module)
+    if ending.upper().replace("HEIC", "HEIF") not in readable_formats():
+        pytest.skip("this Pillow was built without")
+    smooth = np.add.outer(np.arange(60), np.arange(80))[..., None].astype(np.uint8) + np.array([0, 30, 60], np.uint8)
+    path = stored(tmp_path, Image.fromarray(smooth), f"a.{ending}", quality=95)
+    assert path.suffix in IMAGE_SUFFIXES
+    assert np.abs(np.asarray(read_image(path)).astype(int) - smooth).max() < 30
+    path.write_bytes(path.read_bytes()[:-300])
+    assert "cannot be read as an image (" in refused(path)
+
+
+def test_a_raw_file_is_not_taken_for_its_preview(tmp_path):
+    for tags in ({254: 1}, {50706: b"\1\4\0\0"}):
+        path = stored(tmp_path, Image.fromarray(noise()), "a.tif", tiffinfo=tags)
+        assert "as in a camera's RAW file" in refused(path)
+
+
+# --- JPEG at a smaller scale -----------------------------------------------------------------------------------------
+
+
+def scaled(size=32, crop=1.0, resize="shorter_side", **more):
+    return CropSpec(3, size, crop, resize, "bicubic", "scaled", **more)
+
+
+def jpeg(picture, **more):
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90, **more)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("resize", ["shorter_side", "squash"])
+@pytest.mark.parametrize(
+    ("width", "height", "found"),
+    [
+        (127, 500, (127, 500)),  # below 4 sides nothing is scaled
+        (128, 500, (64, 250)),
+        (255, 300, (128, 150)),
+        (256, 257, (64, 65)),
+        (1000, 512, (125, 64)),
+        (4000, 600, (500, 75)),  # by 8 at most
+    ],
+)
+def test_a_jpeg_is_decoded_to_at_least_twice_the_side(resize, width, height, found):
+    content = jpeg(Image.new("RGB", (width, height)))
+    assert decode_image(content, scaled(resize=resize)).size == found
+    assert decode_image(content, CropSpec(3, 32, 1.0, resize, "bicubic")).size == (width, height)
+    assert min(decode_image(content, scaled(28, 0.875)).size) == min(found), "the side that counts is the stored one"
+
+
+def test_below_the_threshold_pixels_are_the_same_and_above_they_are_near():
+    y, x = np.mgrid[:512, :600]
+    smooth = np.dstack([np.sin(x / 40) * 100 + 128, np.cos(y / 30) * 100 + 128, (x + y) / 5]).astype(np.uint8)
+    big, small = jpeg(Image.fromarray(smooth)), jpeg(Image.fromarray(smooth[:127, :300]))
+    for content, most in ((small, 0), (big, 6)):
+        squares = [
+            spec.square(decode_image(content, spec)).astype(int)
+            for spec in (scaled(), replace(scaled(), decode="exact"))
+        ]
+        assert np.abs(squares[0] - squares[1]).max() <= most
+        assert most or np.array_equal(squares[0], squares[1])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_scaled_photograph_is_turned_as_the_camera_says(orientation):
+    corner = np.zeros((512, 640), np.uint8)
+    corner[:200, :100] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = np.asarray(decode_image(jpeg(Image.fromarray(corner), exif=exif), scaled()))
+    expected = TURNED[orientation](corner[::8, ::8])
+    assert found.shape == expected.shape and np.abs(found.astype(int) - expected).mean() < 3
+
+
+def test_scaled_jpeg_of_every_colour_space_and_progressive():
+    y, x = np.mgrid[:400, :400]
+    colours = Image.fromarray(np.dstack([x // 2, y // 2, (x + y) // 4]).astype(np.uint8))
+    for picture in (colours, colours.convert("L"), colours.convert("CMYK")):
+        for progressive in (False, True):
+            content = jpeg(picture, progressive=progressive)
+            small, whole = decode_image(content, scaled(50)), decode_image(content)
+            assert small.size == (100, 100) and small.mode == whole.mode
+            shrunk = np.asarray(whole.resize((100, 100), Image.Resampling.BOX)).astype(int)
+            assert np.abs(np.asarray(small) - shrunk).mean() < 4
+
+
+def test_other_formats_are_never_scaled(tmp_path):
+    for name in ("a.png", "a.webp", "a.tif"):
+        path = stored(tmp_path, Image.fromarray(noise(200, 200)), name, lossless=True)
+        assert np.array_equal(np.asarray(read_image(path, scaled())), noise(200, 200))
+
+
+def test_the_memory_waited_for_is_that_of_the_smaller_scale(monkeypatch):
+    seen = []
+
+    class Watched(WeightedSemaphore):
+        def share(self, amount):
+            seen.append(amount)
+            return super().share(amount)
+
+    monkeypatch.setattr("finetune.data.image_io._PIXELS_IN_MEMORY", Watched(10**9))
+    for progressive in (False, True):
+        decode_image(jpeg(Image.new("RGB", (800, 800)), progressive=progressive), scaled(50))
+    assert seen == [100 * 100, 800 * 800], "of a progressive file all coefficients are held"
+
+
+# --- grey of 16 bits -------------------------------------------------------------------------------------------------
+
+
+def deep_file(values, ending, tmp_path, **more):
+    picture, path = Image.fromarray(values.astype(np.uint16)), tmp_path / f"deep.{ending}"
+    if ending == "pgm":
+        path.write_bytes(b"P5 %d %d 65535 " % values.shape[::-1] + values.astype(">u2").tobytes())
+    else:
+        picture.save(path, **more)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("bits", DEPTHS)
+def test_a_white_of_every_depth(tmp_path, ending, bits):
+    values = np.linspace(0, 2**bits - 1, 63).astype(np.uint16).reshape(9, 7)
+    path = deep_file(values, ending, tmp_path)
+    spec = CropSpec(1, 9, 1.0, "squash", "bilinear", bits=bits)
+    found = np.asarray(read_image(path, spec))
+    assert found.min() == 0 and found.max() == 255 and np.array_equal(found, values >> (bits - 8))
+    with Image.open(path) as opened:
+        assert np.array_equal(np.asarray(to_eight_bits(opened, bits)), found)
+    assert look_at(path.read_bytes()).white == 2**bits - 1
+
+
+def test_values_over_white_are_white_where_few_and_refused_where_many(tmp_path):
+    values = np.full((20, 20), 1000)
+    values[0, :4] = 5000
+    spec = CropSpec(1, 9, 1.0, "squash", "bilinear", bits=12)
+    assert np.asarray(read_image(deep_file(values, "png", tmp_path), spec)).max() == 255
+    values[0, :5] = 5000
+    with pytest.raises(DataError, match=r"values go up to 5,000, and 4,095 is white \(12 bits\)"):
+        read_image(deep_file(values, "png", tmp_path), spec)
+
+
+def test_a_tiff_whose_zero_is_white(tmp_path):
+    values = np.arange(63).reshape(9, 7) * 65
+    path = deep_file(values, "tif", tmp_path, tiffinfo={262: 0})
+    spec = CropSpec(1, 9, 1.0, "squash", "bilinear", bits=12)
+    assert np.array_equal(np.asarray(read_image(path, spec)), 255 - (values >> 4))
+
+
+def test_what_a_file_says_of_its_white(tmp_path):
+    dark = np.arange(63).reshape(9, 7)
+    assert look_at(deep_file(dark, "tif", tmp_path).read_bytes()).white == 62
+    assert look_at(deep_file(dark, "tif", tmp_path, tiffinfo={281: 4095}).read_bytes()).white == 4095
+    assert look_at(deep_file(dark, "tif", tmp_path, tiffinfo={281: 65535}).read_bytes()).white == 62
+    pgm = b"P5 7 9 4095 " + (dark * 65).astype(">u2").tobytes()
+    assert look_at(pgm) == ImageFacts(), "Pillow heeds the largest value of a PGM's head"
+    eight = CropSpec(1, 9, 1.0, "squash", "bilinear", bits=8)
+    assert np.array_equal(np.asarray(decode_image(pgm, eight)), np.asarray(decode_image(pgm)))
 
 
 # --- the square ------------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import Normalize
 
+from finetune.batching import batches_per_epoch
 from finetune.data.augment.affine import Augment, augment_affine
-from finetune.data.loader import AHEAD, Batches, keyed_generator, prefetch
+from finetune.data.loader import AHEAD, Batches, balanced_draws, keyed_generator, prefetch
 from finetune.data.normalize import Normalizer
 
 CPU = torch.device("cpu")
@@ -59,13 +60,13 @@ def test_normalising_is_torchvisions(channels):
     assert torch.equal(given(black), given.offset.expand(1, channels, 2, 2))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 150, 151, 1000])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 149, 150, 151, 1000])
 def test_every_image_comes_once_an_epoch_with_its_label(batch_size):
     given = batches(batch_size=batch_size)
     sizes = [len(labels) for _, labels in given.epoch(0)]
-    assert len(sizes) == given.steps_per_epoch == -(-COUNT // batch_size)
+    assert len(sizes) == given.steps_per_epoch
     assert all(size == batch_size for size in sizes[:-1]) and sum(sizes) == len(given.labels) == COUNT
-    assert 1 <= sizes[-1] <= batch_size
+    assert (2 <= sizes[-1] <= batch_size + 1 and sizes[-1] % batch_size == COUNT % batch_size) or batch_size == 1
     assert torch.equal(order(given, 0).sort().values, torch.arange(COUNT))
     assert torch.equal(by_index(given), given.normalize(given.inputs))
 
@@ -150,7 +151,7 @@ def test_several_batches_prepared_at_once_are_those_prepared_one_at_a_time(augme
     together = list(given.epoch(1, 2))
     monkeypatch.setattr("finetune.data.loader.VALUES_PER_BLOCK", 1)
     alone = list(given.epoch(1, 2))
-    assert [len(labels) for _, labels in together] == [7, 7, 7, 7, 7, 1]
+    assert [len(labels) for _, labels in together] == [7, 7, 7, 7, 8]
     for (images, labels), (own_images, own_labels) in zip(together, alone, strict=True):
         assert torch.equal(images, own_images) and torch.equal(labels, own_labels)
 
@@ -158,6 +159,107 @@ def test_several_batches_prepared_at_once_are_those_prepared_one_at_a_time(augme
 def test_activations_pass_through_bit_by_bit():
     kept = torch.randn(COUNT, 4, 3, 3).to(torch.bfloat16)
     assert torch.equal(by_index(batches(kept, normalize=False)), kept)
+
+
+# --- a last batch of one ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [(33, 16, [16, 17]), (33, 32, [33]), (34, 32, [32, 2]), (1, 32, [1]), (3, 1, [1, 1, 1]), (3, 2, [3])],
+)
+def test_a_last_batch_of_one_image_joins_the_one_before(images, batch_size, sizes):
+    given = batches(pixels(count=images), batch_size=batch_size)
+    assert [len(labels) for _, labels in given.epoch(0)] == sizes
+    assert given.steps_per_epoch == batches_per_epoch(images, batch_size) == len(sizes)
+    assert [given.local_and_global_count(batch)[1] for batch in range(len(sizes))] == sizes
+    found = [given.images_of(0, batch) for batch in range(len(sizes))]
+    assert found == [labels.tolist() for _, labels in given.epoch(0)]
+
+
+@pytest.mark.parametrize("augment", [None, Augment(flip=True, mixup=0.3)])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(("images", "batch_size", "processes"), [(33, 16, 2), (7, 5, 4), (5, 3, 3), (33, 32, 16)])
+def test_every_process_has_two_images_where_a_batch_has_two(images, batch_size, processes, balanced, augment):
+    labels = torch.arange(images) % 3
+    options = {"batch_size": batch_size, "seed": 1, "normalize": normaliser(), "augment": augment, "classes": 3}
+    whole = Batches(pixels(count=images), labels, **options, balanced=balanced)
+    shards = [whole.shard(rank, processes) for rank in range(processes)]
+    for number, (batch, *parts) in enumerate(zip(*(each.epoch(2) for each in (whole, *shards)), strict=True)):
+        assert all(len(part[1]) >= min(2, len(batch[1])) for part in parts)
+        counts = [shard.local_and_global_count(number) for shard in shards]
+        assert [size for _, size in counts] == [len(batch[1])] * processes
+        for place in (0, 1):
+            own = torch.cat([part[place][:count] for part, (count, _) in zip(parts, counts, strict=True)])
+            assert torch.equal(own, batch[place])
+
+
+# --- classes drawn equally often --------------------------------------------------------------------------------------
+
+TAIL = torch.tensor([0] * 50 + [1] * 20 + [2] * 3)
+
+
+def tail_batches(**options):
+    options = {"batch_size": 10, "seed": 3, "normalize": normaliser(), "classes": 3, **options}
+    return Batches(pixels(count=len(TAIL)), TAIL, **options, balanced=True)
+
+
+def drawn(given, epoch):
+    return torch.tensor([image for batch in range(given.steps_per_epoch) for image in given.images_of(epoch, batch)])
+
+
+def test_classes_come_equally_often_and_the_images_of_a_class_too():
+    given = tail_batches()
+    every = [drawn(given, epoch) for epoch in range(30)]
+    for images in every:
+        assert len(images) == len(TAIL)
+        counts = TAIL[images].bincount(minlength=3)
+        assert counts.max() - counts.min() <= 1
+    times = torch.cat(every).bincount(minlength=len(TAIL))
+    for label in range(3):
+        own = times[label == TAIL]
+        assert own.max() - own.min() <= 1 and own.sum() == 30 * len(TAIL) // 3
+    assert len({tuple(images.tolist()) for images in every}) == 30
+
+
+def test_draws_are_a_function_of_seed_and_epoch_and_come_with_their_labels():
+    given, again, other = tail_batches(), tail_batches(), tail_batches(seed=4)
+    assert torch.equal(drawn(given, 7), drawn(again, 7)) and not torch.equal(drawn(given, 7), drawn(other, 7))
+    assert torch.equal(torch.cat([labels for _, labels in given.epoch(7)]), TAIL[drawn(given, 7)])
+    whole, rest = list(given.epoch(7)), list(again.epoch(7, 3))
+    assert all(
+        torch.equal(a, b) for one, two in zip(whole[3:], rest, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_more_classes_than_draws_take_turns_from_epoch_to_epoch():
+    labels = torch.arange(7)
+    found = torch.cat([balanced_draws(labels[:7], 0, epoch) for epoch in range(3)])
+    assert found.tolist() == [*range(7)] * 3
+    few = torch.tensor([5, 5, 9])  # classes without an image are none
+    assert torch.cat([balanced_draws(few, 0, epoch) for epoch in range(2)]).bincount().tolist()[2] == 3
+
+
+def test_an_image_that_comes_again_in_an_epoch_is_changed_anew_and_activations_are_not():
+    inputs, images = torch.cat([x for x, _ in tail_batches(augment=ALL).epoch(0)]), drawn(tail_batches(), 0)
+    own = inputs[images == 72]
+    assert len(own) > 5 and len({tuple(image.flatten().tolist()) for image in own}) == len(own)
+    kept = torch.randn(2 * len(TAIL), 4)  # of two views
+    views = Batches(kept, TAIL, batch_size=10, seed=3, views=2, balanced=True)
+    for epoch in (0, 1):
+        found = torch.cat([rows for rows, _ in views.epoch(epoch)])
+        assert torch.equal(found, kept[drawn(views, epoch) + epoch * len(TAIL)])
+    augmented = tail_batches(augment=ALL, views=2)
+    seen = torch.cat([x for x, _ in augmented.epoch(0)])
+    torch.testing.assert_close(seen, augmented.input_fn(0)(drawn(augmented, 0)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("augment", [None, ALL, Augment(flip=True, cutmix=1.0)])
+def test_drawn_images_that_are_read_are_those_that_are_resident(augment):
+    options = {"batch_size": 10, "seed": 3, "normalize": normaliser(), "augment": augment, "classes": 3}
+    lazy = Batches(Read(pixels(count=len(TAIL))), TAIL, **options, balanced=True)
+    for one, two in zip(lazy.epoch(1), tail_batches(augment=augment).epoch(1), strict=True):
+        assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
 
 # --- the evaluation view ----------------------------------------------------------------------------------------------

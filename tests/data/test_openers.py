@@ -10,8 +10,10 @@ from tiny import phase, pretrain_recipe, report_of, worked
 
 from finetune.data.image_folder_dataset import open_image_folder
 from finetune.data.image_io import CropSpec
-from finetune.data.manifest import SPLIT_NAMES, ImageRecord, Manifest, with_test_split
-from finetune.data.openers import OPENERS, Opener, is_image_path, short_name
+from finetune.data.manifest import ImageRecord, Manifest, with_test_split
+from finetune.data.openers import OPENERS, Opener, is_image_path, read_manifest, short_name
+from finetune.data.split_names import SPLIT_NAMES
+from finetune.data.table_columns import ColumnNames
 from finetune.errors import DataError
 
 SPEC = CropSpec(channels=3, size=16, crop=1.0, resize="squash", interpolation="bilinear")
@@ -79,3 +81,29 @@ def test_an_archive_is_trained_on(archive):
     found = worked("evaluate", "new.safetensors", "--data", archive, "--json").json
     assert found["total"] == 8 and found["claimed_accuracy"] == found["accuracy"]
     assert report_of("new.safetensors")["recipe"]["data"]["name"] == "orchard"
+
+
+def test_a_registered_name_is_never_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mnist").mkdir()
+    assert not is_image_path("mnist") and is_image_path("./mnist") and is_image_path("mnist/")
+
+
+def test_tables_by_their_endings_and_columns_for_tables_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scenes(tmp_path / "p", train={"apple": 1, "pear": 1})
+    for name in ("labels.csv", "labels.tsv", "labels.TXT"):
+        Path(name).write_text("place\tlabel\np/train/apple/0.png\tapple\np/train/pear/0.png\tpear\n")
+        assert is_image_path(name) and short_name(name) == "labels"
+        assert len(read_manifest(name, ColumnNames({"path": "place"})).records) == 2
+    with pytest.raises(DataError, match=r"\./p: data\.columns names the columns of a table"):
+        read_manifest("./p", ColumnNames({"path": "place"}))
+    assert len(read_manifest("./p", ColumnNames({"path": "place"}, required=False)).records) == 2
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"./{'x' * 300}", f"{'x' * 300}.csv", "a/\0"])
+def test_a_name_that_no_file_can_have_is_a_data_error(name):
+    is_image_path(name)
+    short_name(name.replace("\0", ""))
+    with pytest.raises(DataError):
+        read_manifest(name)

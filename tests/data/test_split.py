@@ -135,10 +135,15 @@ def test_an_amount_that_makes_no_sense_is_refused(amount: object) -> None:
         hold_out(random_set([10, 10]), amount)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("amount", [20, 0.99])
-def test_a_class_left_without_training_images_is_named(amount: int | float) -> None:
+def test_a_class_left_without_training_images_is_named() -> None:
     with pytest.raises(DataError, match="class c0, c1"):
-        hold_out(random_set([10, 10]), amount)
+        hold_out(random_set([10, 10]), 20)
+
+
+@pytest.mark.parametrize(("sizes", "fraction", "held"), [([10, 10], 0.99, 18), ([1] * 10, 0.1, 0), ([1, 9], 0.5, 4)])
+def test_a_fraction_takes_no_classes_last_image(sizes: list[int], fraction: float, held: int) -> None:
+    rest, out = hold_out(random_set(sizes), fraction)
+    assert len(out) == held and all(rest.counts().values())
 
 
 def test_a_class_without_images_is_no_obstacle() -> None:

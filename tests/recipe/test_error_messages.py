@@ -52,12 +52,12 @@ def test_the_good_recipe_is_good():
         # keys
         ("optimizer:", "optimiser:", f"7: phases[0].optimiser: unknown key; did you mean 'optimizer'? Allowed keys are "
          f"{PHASE_KEYS}"),
-        ("seed: 0", "zzz: 0", "9: zzz: unknown key; allowed keys are kind, model, input, data, phases, precision, "
+        ("seed: 0", "zzz: 0", "9: zzz: unknown key; allowed keys are kind, model, input, data, balance, phases, precision, "
          "sharding, cache, seed, test_each_epoch"),
         ("name: cosine", "nam: cosine", "8: phases[0].schedule.nam: unknown key; did you mean 'name'? Allowed keys are "
          "name, warmup, shape, at, factor"),
         ("kind: pretrain", "knid: pretrain", "1: knid: unknown key; did you mean 'kind'? Allowed keys are kind, model, "
-         "input, data, phases, precision, sharding, cache, seed, test_each_epoch, head, compare, scratch"),
+         "input, data, balance, phases, precision, sharding, cache, seed, test_each_epoch, head, compare, scratch"),
         ("model: cnn", "model: {nmae: cnn}", "2: model.nmae: unknown key; did you mean 'name'? A model needs its name"),
         (", lr: 0.05", "", "7: phases[0].optimizer: missing key 'lr', for example lr: 0.01"),
         ("name: sgd, lr", "lr", "7: phases[0].optimizer: missing key 'name', one of sgd, adamw"),

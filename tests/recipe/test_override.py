@@ -4,7 +4,7 @@
 import pytest
 
 from finetune.errors import RecipeError
-from finetune.recipe.load import KnownNames, parse_recipe, resolve_recipe
+from finetune.recipe.load import KnownNames, dump_recipe, parse_recipe, resolve_recipe
 
 NAMES = KnownNames(models={"cnn": ("conv1", "head")}, datasets={"mnist": tuple("0123456789")})
 TEXT = """\
@@ -47,6 +47,8 @@ def at(data, *place):
         ("phases[1].optimizer={name: adamw, lr: 1}", ("phases", 1, "optimizer", "name"), "adamw"),
         ("phases[1].schedule.name=cosine", ("phases", 1, "schedule"), {"name": "cosine", "warmup": 0.0}),
         ("data.classes=[3, 5]", ("data", "classes"), ["3", "5"]),
+        ("data.columns={path: image_id, split: set}", ("data", "columns"), {"path": "image_id", "split": "set"}),
+        ("data.columns.label=dx", ("data", "columns"), {"label": "dx"}),
         ("data.augment.shift=2", ("data", "augment", "shift"), 2),
         ("model.pad_type=same", ("model",), {"name": "cnn", "pad_type": "same"}),
         ("model.note=a=b", ("model", "note"), "a=b"),
@@ -66,6 +68,21 @@ def test_later_settings_win_and_null_takes_a_key_out():
     data = read("phases[0].epochs=3", "phases[0].epochs=null", "phases[0].steps=10", "phases[0].steps=20")
     assert data["phases"][0]["steps"] == 20
     assert "epochs" not in data["phases"][0]
+
+
+def test_numbers_are_class_names_as_they_are_written():
+    written = ["001", "+1", "0x1F", "1", "-0"]
+    names = KnownNames(models=NAMES.models, datasets={"mnist": (*written, "2")})
+    listed = f"[{', '.join(written)}]"
+    for text, overrides in (
+        (TEXT, [f"data.classes={listed}"]),
+        (TEXT.replace("mnist}", f"mnist, classes: {listed}}}"), []),
+    ):
+        found = resolve_recipe(parse_recipe(text, where="r.yaml", overrides=overrides, names=names))
+        assert found["data"]["classes"] == written
+    again = dump_recipe(parse_recipe(text, where="r.yaml", names=names))
+    assert resolve_recipe(parse_recipe(again, where="r.yaml", names=names)) == found
+    assert read("seed=007")["seed"] == 7 and type(read("seed=007")["seed"]) is int, "elsewhere it is a number"
 
 
 def test_items_of_lists_can_be_set():

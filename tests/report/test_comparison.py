@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from finetune.report.comparison import (
     comparison_from,
     distinct,
     sentence,
+    sentences,
 )
 from finetune.report.metrics import Answers
 from finetune.report.statistics import mcnemar_detectable, mcnemar_images, paired_difference, wilson
@@ -121,6 +122,24 @@ def test_no_difference_shown_says_what_is_possible_and_what_would_have_been_show
     over = compare_over_seeds(*table(5, 300, 9, 9, 82))
     assert " seeds" in sentence(over, "after", "scratch") and over.one_point.seeds is None
     assert "may have learnt nothing" in sentence(compare(*rights(20, 2, 2, 3)), "after", "majority")
+
+
+def test_a_row_that_beats_no_floor_is_not_praised_for_beating_another_row() -> None:
+    helps, none = Comparison(0.45, (0.4, 0.5), 1e-5, "helps", seeds=3), compare(*rights(95, 0, 0, 5))
+    worse = Comparison(-0.1, (-0.2, -0.05), 1e-5, "worse")
+    hurts = replace(worse, verdict="hurts", seeds=3)
+    said = sentences({"after_vs_majority": none, "after_vs_before": helps, "after_vs_scratch": hurts}, "ok")
+    assert said[0].startswith("after is not shown to be better than always answering 'ok' (+0.00 points, ")
+    assert said[0].endswith("): it may have learnt nothing")
+    assert said[1].startswith("after beats before by 45.00 points") and "helps" not in said[1]
+    assert said[1].endswith(": yet it is not shown to be better than always answering 'ok'")
+    assert "starting from these weights hurts" in said[2]
+    said = sentences({"after_vs_majority": worse, "after_vs_before": helps})
+    assert said[0].startswith("after falls behind always naming the commonest class by 10.00 points")
+    assert "yet it is not shown to be better than always naming the commonest class" in said[1]
+    assert "nothing" not in sentences({"after_vs_majority": none}, learnt=True)[0]
+    beaten = sentences({"after_vs_majority": helps, "after_vs_before": helps, "after_vs_scratch": None, "x_vs_": helps})
+    assert len(beaten) == 1 and "fine-tuning helps" in beaten[0]
 
 
 def test_a_difference_of_nothing_has_no_minus_sign() -> None:

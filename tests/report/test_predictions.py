@@ -147,4 +147,38 @@ def test_the_folds_of_a_cross_validation_are_read_and_checked(tmp_path: Path) ->
         with pytest.raises(DataError, match=r"p\.csv:2: column fold: expected the number of a fold"):
             read_predictions(written(tmp_path / "p.csv", text.replace("x,2,", f"x,{wrong},")))
     with pytest.raises(ValueError, match="folds: expected 2 numbers from 1"):
-        Predictions(("a", "b"), np.array([0, 1]), ("x", "y"), {}, np.array([0, 1]))
+        Predictions(("a", "b"), np.array([0, 1]), ("x", "y"), {}, folds=np.array([0, 1]))
+
+
+# --- groups of images
+
+
+def test_groups_come_back_and_a_class_may_be_called_group(tmp_path: Path) -> None:
+    given = Predictions(
+        ("a", "b", "c"), np.array([0, 1, 0]), ("group", "x"), {("after", None): column([0, 0, 1])}, ("g,1", "", "g,1")
+    )
+    content = predictions_csv(given)
+    assert content.decode().splitlines()[:3] == ["image,label,group,after", 'a,group,"g,1",group', "b,x,,group"]
+    found = read_predictions(written(tmp_path / "p.csv", content))
+    assert found.groups == given.groups and found.class_names == ("group", "x") and found.rows == ("after",)
+    assert predictions_csv(found) == content
+
+
+def test_a_column_without_any_group_is_none(tmp_path: Path) -> None:
+    found = read_predictions(written(tmp_path / "p.csv", "image,group,label,prediction\n1,,a,a\n2,,b,b\n"))
+    assert found.groups == ()
+
+
+@pytest.mark.parametrize("head", ["group,group probability,x", "group seed 0,x,y", "label seed 1,x,y"])
+def test_a_row_cannot_have_the_name_of_another_column(tmp_path: Path, head: str) -> None:
+    with pytest.raises(
+        DataError, match=r":1: a row cannot be called (group|label), which is the column of each image's"
+    ):
+        read_predictions(written(tmp_path / "p.csv", f"image,label,{head}\n1,a,a,1,a\n"))
+    with pytest.raises(ValueError, match="cannot be called 'group'"):
+        Predictions(("a",), np.array([0]), ("x",), {("group", None): column([0])})
+
+
+def test_groups_are_as_many_as_images() -> None:
+    with pytest.raises(ValueError, match="a group for each of 1 images, got 2"):
+        Predictions(("a",), np.array([0]), ("x",), {}, ("g", "g"))

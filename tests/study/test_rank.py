@@ -76,7 +76,7 @@ def test_the_folds_of_the_probe_are_solved_together_as_each_alone(count, width):
     fold = stratified_folds(labels)
     heads = _fit_folds(inputs.numpy(), labels.numpy(), fold.numpy(), PENALTIES[2], np.zeros((5, width + 1, 3)))
     for k in range(5):
-        weight, bias = _fit(inputs[fold != k], labels[fold != k], 3, PENALTIES[2], None)
+        weight, bias = _fit((inputs[fold != k], labels[fold != k]), 3, PENALTIES[2], None)
         assert torch.allclose(torch.from_numpy(heads[k, :-1]).T, weight, atol=0.01)
         assert torch.allclose(torch.from_numpy(heads[k, -1]), bias, atol=0.01)
 

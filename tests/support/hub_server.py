@@ -186,10 +186,15 @@ class Connection(BaseHTTPRequestHandler):
     def route(self, method: str) -> None:
         split = urlsplit(self.path)
         self.query = parse_qs(split.query)
+        # A data set's addresses are a model's with another word; the store knows it as datasets/OWNER/NAME.
+        path = re.sub(r"^(/api|/api/resolve-cache)/datasets/", r"\1/models/", split.path).removeprefix("/datasets")
+        is_data = path != split.path
         for wanted, pattern, name in ROUTES:
-            match = re.fullmatch(pattern, split.path)
+            match = re.fullmatch(pattern, path)
             if match and wanted == {"HEAD": "GET"}.get(method, method):
                 parts = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
+                if is_data:
+                    parts["repo"] = f"datasets/{parts['repo']}"
                 getattr(self, f"on_{name}")(**parts)
                 return
         raise Refused(404, f"Sorry, we can't find the page you are looking for: {split.path}")
@@ -209,7 +214,7 @@ class Connection(BaseHTTPRequestHandler):
         account = self.account
         if (write or known) and account is None:
             raise Refused(401, "Invalid username or password.")
-        mine = account is not None and repo.split("/")[0] in (account["name"], *account.get("orgs", []))
+        mine = account is not None and repo.split("/")[-2] in (account["name"], *account.get("orgs", []))
         if not self.hub.store.exists(repo) or (self.hub.store.load(repo)["private"] and not mine):
             raise Refused(404 if account else 401, "Repository not found", "RepoNotFound")
         state = self.hub.store.load(repo)
@@ -360,7 +365,8 @@ class Connection(BaseHTTPRequestHandler):
                     row["lfs"] = entry["lfs"]
             siblings.append(row)
         card = card_data(self.hub.store.content(files["README.md"]).decode()) if "README.md" in files else {}
-        answer: dict[str, Any] = {"_id": "0", "id": repo, "modelId": repo, "sha": oid, "siblings": siblings}
+        name = repo.removeprefix("datasets/")
+        answer: dict[str, Any] = {"_id": "0", "id": name, "modelId": name, "sha": oid, "siblings": siblings}
         answer |= {"private": state["private"], "gated": state["gated"], "disabled": state["disabled"]}
         answer |= {"tags": card.get("tags", []), "downloads": 0, "likes": 0}
         answer["lastModified"] = answer["createdAt"] = "2026-01-01T00:00:00.000Z"
@@ -382,7 +388,8 @@ class Connection(BaseHTTPRequestHandler):
             self.send_json(rows)
             return
         at = int(self.query.get("cursor", ["0"])[0])
-        where = f"http://127.0.0.1:{self.hub.main_port}/api/models/{repo}/tree/{rev}"
+        kind = "" if repo.startswith("datasets/") else "models/"
+        where = f"http://127.0.0.1:{self.hub.main_port}/api/{kind}{repo}/tree/{rev}"
         link = {"Link": f'<{where}?recursive=true&cursor={at + 2}>; rel="next"'} if at + 2 < len(rows) else {}
         self.send_json(rows[at : at + 2], link)
 
@@ -441,7 +448,8 @@ class Connection(BaseHTTPRequestHandler):
             return
         content = self.hub.store.content(entry)
         if self.other and "/api/resolve-cache/" not in self.path:
-            place = f"/api/resolve-cache/models/{repo}/{oid}/{path}"
+            kind = "datasets" if repo.startswith("datasets/") else "models"
+            place = f"/api/resolve-cache/{kind}/{repo.removeprefix('datasets/')}/{oid}/{path}"
             self.send(307, b"", {"Location": place, "X-Repo-Commit": oid, "ETag": f'W/"{git_sha1(content)}"'})
             return
         weak = "W/" if self.other else ""

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n"
-LARGE_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".h5", ".msgpack", ".npz")
+LARGE_ENDINGS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".h5", ".msgpack", ".npz"),
+    *(".parquet", ".tar"),
+)
 
 
 class Refused(Exception):

@@ -31,7 +31,7 @@ from finetune.train import meter
 from finetune.train.device import Runtime, seeded
 from finetune.train.inference import outputs
 from finetune.train.loop import Training, TrainState
-from finetune.train.meter import Row
+from finetune.train.meter import Row, ValidationScore
 from finetune.train.parallel import Sharded
 
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def train(group, network, given, *, sharding=None, batch_size=16, augment=None, 
     runtime.place(network)
 
     def judged():
-        return float(network.head.weight.detach().double().sum().sin())
+        return ValidationScore(float(network.head.weight.detach().double().sum().sin()))
 
     with seeded(0):
         batches = Batches(pixels, labels, **options).shard(group.rank, group.size)

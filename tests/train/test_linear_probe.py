@@ -53,7 +53,7 @@ def test_the_solver_does_without_validation_images_and_with_dead_features():
 def test_penalties_are_tried_until_two_in_a_row_are_no_better(losses, best, tried, monkeypatch):
     seen = []
 
-    def path(train, held, classes):
+    def path(train, held, classes, balance):
         for number, loss in enumerate(losses):
             seen.append(loss)
             yield torch.full((2, 3), float(number)), torch.zeros(2), float(loss)

@@ -17,7 +17,7 @@ from finetune.train.device import Runtime, choose_runtime, seeded, translate_oom
 from finetune.train.freeze import frozen_prefix, set_trainable, training_mode
 from finetune.train.inference import outputs, predictions
 from finetune.train.loop import Training
-from finetune.train.meter import Row, Tick
+from finetune.train.meter import Row, Tick, ValidationScore
 from finetune.train.optim import WeightAverage, build_optimizer, make_schedule, stage_groups
 
 FLOAT32 = Runtime(CPU, "float32")
@@ -190,7 +190,7 @@ def test_with_an_average_rows_show_it_and_training_goes_on_from_the_weights():
 
     def validate():
         seen.append(averaged.head.bias.detach().clone())
-        return 0.0
+        return ValidationScore(0.0)
 
     run(averaged, phase(steps=250, ema=0.9), validate=validate)
     assert len(seen) == 3  # two rows of at least 100 steps, and the end
@@ -271,7 +271,7 @@ def test_keep_best_restores_the_best_row():
 
     def validate():
         seen.append(copy.deepcopy(network.state_dict()))
-        return next(scores)
+        return ValidationScore(next(scores))
 
     run(network, phase(steps=250, keep="best"), validate=validate)
     assert all(torch.equal(network.state_dict()[k], seen[1][k]) for k in seen[1])

@@ -24,7 +24,7 @@ from finetune.train.device import Runtime, seeded
 from finetune.train.freeze import set_trainable
 from finetune.train.loop import PhaseConfig, Training
 from finetune.train.lora import check_adaptable, low_rank_adapters, merged
-from finetune.train.meter import Row
+from finetune.train.meter import Row, ValidationScore
 from finetune.train.optim import make_schedule
 
 CPU = torch.device("cpu")
@@ -173,7 +173,9 @@ def test_the_best_row_can_be_kept() -> None:
             "p", network.stages, 6, "sgd", {"lr": 0.1}, make_schedule("constant"), keep="best", adapters=True
         )
         states = []
-        for row in Training(network, batches, one, Runtime(CPU, "float32"), validate=lambda: next(accuracies)):
+        for row in Training(
+            network, batches, one, Runtime(CPU, "float32"), validate=lambda: ValidationScore(next(accuracies))
+        ):
             states.append((row, state_of(network)))
     best, last = states[1][1], states[2][1]
     assert all(torch.equal(best[key], last[key]) for key in best)

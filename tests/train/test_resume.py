@@ -14,7 +14,7 @@ from finetune.errors import NonFiniteError
 from finetune.train import meter
 from finetune.train.device import Runtime, seeded
 from finetune.train.loop import Training, TrainState
-from finetune.train.meter import Row
+from finetune.train.meter import Row, ValidationScore
 from finetune.train.nan_guard import DeviceNanGuard
 
 FLOAT32 = Runtime(torch.device("cpu"), "float32")
@@ -36,19 +36,20 @@ def every_step_is_seen(monkeypatch):
     monkeypatch.setattr(meter, "TICK", 0.0)
 
 
-def training(network, given, *, augment=None, start=0, held=None):
+def training(network, given, *, augment=None, start=0, held=None, balanced=False):
     pixels, labels = images()
     if start:
         kept = activations(network, pixels, NORMALISE, start, FLOAT32)
         batches = Batches(kept, labels, batch_size=16, seed=0)
     else:
-        batches = Batches(pixels, labels, batch_size=16, seed=0, normalize=NORMALISE, augment=augment, classes=3)
+        options = {"normalize": NORMALISE, "augment": augment, "classes": 3, "balanced": balanced}
+        batches = Batches(pixels, labels, batch_size=16, seed=0, **options)
     return Training(network, batches, given, FLOAT32, first_epoch=3, validate=held)
 
 
 def judge(network):
     """Accuracies that depend on the weights alone, so that the best row is not always the last."""
-    return lambda: float(network.head.weight.detach().double().sum().sin())
+    return lambda: ValidationScore(float(network.head.weight.detach().double().sum().sin()))
 
 
 def through_a_file(state):
@@ -105,6 +106,7 @@ def test_with_augmentation_and_with_cached_features():
     wanted, _ = run_to_the_end(phase(steps=STEPS))
     for options, given in (
         (augmented, phase(steps=STEPS)),
+        ({**augmented, "balanced": True}, phase(steps=STEPS)),
         ({"start": 1}, phase(steps=STEPS, stages=("body", "head"), start=1)),
     ):
         whole, _ = run_to_the_end(given, **options)
