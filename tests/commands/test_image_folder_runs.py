@@ -191,6 +191,7 @@ def test_a_folder_called_like_a_data_set_is_not_taken_for_it(folder: Path, orcha
 # The input
 
 
+@pytest.mark.slow
 def test_the_input_of_a_recipe_is_used_and_kept(folder: Path, backbone: Path, orchard: Path) -> None:
     given = "{size: 40, mean: [0.3], std: [0.4], crop: 0.8, interpolation: nearest, resize: squash}"
     recipe = adapt_recipe(SOLVED, more=f"input: {given}\n")
@@ -250,6 +251,7 @@ precision: float32
 """
 
 
+@pytest.mark.slow
 def test_a_size_that_a_vit_cannot_take(folder: Path, orchard: Path) -> None:
     recipe, data = write(VIT), ("--set", f"data.name={orchard}")
     message = refused("pretrain", "--recipe", recipe, *data, "--set", "input.size=50")
@@ -471,6 +473,7 @@ def test_the_report_has_the_keys_of_every_report(folder: Path, backbone: Path, o
 SCRATCH = "scratch: {optimizer: {name: sgd, lr: 0.01}}\n"
 
 
+@pytest.mark.slow
 def test_pictures_too_many_for_memory_give_the_same_bytes(
     folder: Path, backbone: Path, orchard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

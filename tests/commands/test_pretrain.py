@@ -223,6 +223,7 @@ def test_the_same_run_elsewhere_gives_the_same_bytes(
     assert Path("runs/small/recipe.yaml").read_text() == resolved
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(folder: Path) -> None:
     recipe = small()
     for seed in (0, 1):
@@ -384,6 +385,7 @@ def test_where_the_data_is(folder: Path, data: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_exported_names() -> None:
     names = [
+        "CheckReport",
         "Classifier",
         "CurveReport",
         "Prediction",
@@ -392,6 +394,7 @@ def test_the_exported_names() -> None:
         "adapt",
         "adapt_folds",
         "adapt_seeds",
+        "check",
         "compare",
         "curve",
         "evaluate",

@@ -89,7 +89,7 @@ def test_a_class_of_one_image_or_group_is_refused_and_a_small_one_is_told() -> N
 def test_all_parts_are_joined_and_each_image_is_tested_once() -> None:
     train, validation, test = (random_set([10, 10], seed) for seed in range(3))
     notes = ("of pixels", "of parts")
-    folded = FoldedImages.of(DataSplits(train, test, validation, notes, ("of parts",)), 4)
+    folded = FoldedImages.of(DataSplits(train, test, validation, notes, split_notes=("of parts",)), 4)
     assert len(folded.images) == 60 and folded.notes == ("of pixels",)
     assert folded.own_test == {"images": 20, "fingerprint": test.fingerprint()}
     tested = []

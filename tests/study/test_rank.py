@@ -248,6 +248,7 @@ def here(folder: Path) -> Path:
 OPTIONS = ("--target", "digits", "--recipe", "few.yaml", "--shots", 5, "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_a_ranking_with_a_broken_source(here):
     Path("broken.safetensors").write_bytes(MNIST.read_bytes()[:1000])
     burst = fresh(Path("burst.safetensors"), scale=1e17)  # its training comes to no finite loss

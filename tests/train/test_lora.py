@@ -229,6 +229,7 @@ def test_the_part_before_the_adapters_may_be_run_once(folder: Path, backbone: Pa
     assert all(torch.allclose(cached[name], plain[name], atol=1e-4) for name in plain)
 
 
+@pytest.mark.slow
 def test_rank_and_alpha_count(folder: Path, backbone: Path, orchard: Path) -> None:
     found = {}
     for change in (
