@@ -172,6 +172,7 @@ def test_the_files_own_words_on_its_input(folder: Path, orchard: Path, backbone:
     assert found["size"] == 32 and found["mean"] == [0.3] * 3, "the recipe goes before the file"
 
 
+@pytest.mark.slow
 def test_a_size_in_the_file_that_its_model_does_not_take(folder: Path, orchard: Path) -> None:
     for said, size in (("50", 160), ("0", 160), ("9999", 160), ("48", 48)):
         save_file(stock("test_vit"), "vit.safetensors", metadata={"input": said})
@@ -380,6 +381,7 @@ def test_timms_weights_in_grey_and_with_arguments(commands: Commands, data: Path
     assert commands(*words, "--fetch").json["checks"][-3]["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_weights_of_timms_without_a_head(commands: Commands, orchard: Path) -> None:
     commands.serve({name: t for name, t in stock("test_vit").items() if not name.startswith("head.")})
     for words in (("predict", "timm:test_vit", orchard), ("evaluate", "timm:test_vit", "--data", orchard)):
