@@ -115,6 +115,7 @@ def _make_splits(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -
             f"{len(manifest.records):,} pictures are kept for the test, chosen by "
             + ("their groups" if any(record.group for record in manifest.records) else "their content")
         )
+    notes += _two_labels(manifest, hashes)
     own += _test_images_in_train(manifest, hashes) + _small_classes(manifest)
     train, validation, test = _image_sets(manifest, decoded.cache.pixels, rows)
     own_validation = validation if len(validation) else None
@@ -176,6 +177,21 @@ def _test_images_in_train(manifest: Manifest, hashes: Hashes) -> list[str]:
     count = sum(pixels_hash in learnt for _, pixels_hash in tested)
     are = "picture is" if count == 1 else "pictures are"
     note = f"{manifest.name}: {count:,} test {are} also in train: {list_some(pairs)}; accuracy on them flatters"
+    return [note] if pairs else []
+
+
+def _two_labels(manifest: Manifest, hashes: Hashes) -> list[str]:
+    """A note that names the images whose pixels another image has, under another label."""
+    first: dict[int, ImageRecord] = {}
+    pairs = []
+    for record, pixels_hash in zip(manifest.records, hashes.tolist(), strict=True):
+        other = first.setdefault(pixels_hash, record)
+        if other.label != record.label:
+            pairs.append(f"{other.name} = {record.name}")
+    pictures = "picture is" if len(pairs) == 1 else "pictures are"
+    note = (
+        f"{manifest.name}: {len(pairs):,} {pictures} there under two labels: {list_some(pairs)}; one is wrong"
+    )
     return [note] if pairs else []
 
 

@@ -200,6 +200,14 @@ def test_equal_pictures_stay_on_one_side(tmp_path):
     assert min(counts.values()) >= 3 and not any(count % 3 for count in counts.values())
 
 
+def test_one_picture_under_two_labels_is_told(tmp_path):
+    root = album(tmp_path, train={"a": 9, "b": 9}, val={"a": 5, "b": 5})
+    assert not any("two labels" in note for note in opened(root)[0].notes)
+    shutil.copy(root / "train/a/0.png", root / "train/b/z.png")
+    notes = opened(root)[0].notes
+    assert any("1 picture is there under two labels: train/a/0.png = train/b/z.png" in note for note in notes)
+
+
 def test_a_set_without_two_different_pictures_of_a_class(tmp_path):
     with pytest.raises(DataError, match="no class has two pictures that differ"):
         opened(album(tmp_path, a=1, b=1))
