@@ -189,9 +189,7 @@ def _two_labels(manifest: Manifest, hashes: Hashes) -> list[str]:
         if other.label != record.label:
             pairs.append(f"{other.name} = {record.name}")
     pictures = "picture is" if len(pairs) == 1 else "pictures are"
-    note = (
-        f"{manifest.name}: {len(pairs):,} {pictures} there under two labels: {list_some(pairs)}; one is wrong"
-    )
+    note = f"{manifest.name}: {len(pairs):,} {pictures} there under two labels: {list_some(pairs)}; one is wrong"
     return [note] if pairs else []
 
 
