@@ -27,7 +27,7 @@ from PIL import Image
 
 import finetune
 from finetune.commands.check import label_issues, projected
-from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.image_folder_dataset import ReadOptions, open_image_folder
 from finetune.data.image_io import CropSpec
 from finetune.data.quality import contradicted
 from finetune.data.registry import open_dataset
@@ -50,7 +50,7 @@ def drawn(name: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def photographs(folder: str) -> tuple[np.ndarray, np.ndarray]:
     """All pictures of a folder."""
     spec = CropSpec(3, 64, 1.0, "shorter_side", "bicubic")
-    found = open_image_folder(folder, spec, on_bad_image="skip")
+    found = open_image_folder(folder, spec, ReadOptions(on_bad_image="skip"))
     parts = [part for part in (found.train, found.validation, found.test) if part is not None]
     images = np.concatenate([part.images[:].numpy() for part in parts])
     return images, np.concatenate([part.labels.numpy() for part in parts])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,43 +37,52 @@ def memory_budget() -> int:
     return available_memory(MEMORY_LIMIT) // 4 // local_processes()
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a folder, a table or shards are read, as `data` of a recipe says."""
+
+    classes: Sequence[str] | None = None
+    """Only these, in this order."""
+    group: str | None = None
+    """Which images belong together, as `data.group` of a recipe."""
+    columns: ColumnNames | None = None
+    """What a table calls its columns."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """Images that cannot be read raise DataError, or are left out and noted."""
+    to_train: bool = True
+    """False: for measuring only. Nothing need be there to learn from, and without a test split `train` has all images,
+    those in `test` too; `test` may then be empty."""
+
+
 def open_image_folder(
     name: str,
     spec: CropSpec,
+    options: ReadOptions = ReadOptions(),
     *,
-    classes: Sequence[str] | None = None,
-    group: str | None = None,
-    columns: ColumnNames | None = None,
-    on_bad_image: Literal["fail", "skip"] = "fail",
     cache: Path | None = None,
     progress: Progress | None = None,
-    to_train: bool = True,
     folder: Path | None = None,
 ) -> DataSplits:
     """The images of a folder, a CSV, or any other source that `openers.OPENERS` knows, cropped to squares by `spec`.
 
-    classes: only these, in this order. columns: what a table calls its columns. group: which images belong together, as
-    `data.group` of a recipe. cache: the folder for decoded images, by default `cache_folder()`. progress: called with
-    (done, all) while images are decoded; not at all where none has to be. folder: where the files of a data set on the
-    Hub were put.
+    cache: the folder for decoded images, by default `cache_folder()`. progress: called with (done, all) while images
+    are decoded; not at all where none has to be. folder: where the files of a data set on the Hub were put.
 
     Without a test split, about TEST_FRACTION of the images become one, each chosen by its content or its group: the
     same at every opening, and when others are added.
     Raises DataError for what does not exist, a class without an image to learn from, and for bad images, all in one
-    message; with on_bad_image "skip" these are left out instead, and noted.
-
-    to_train False: for measuring only. Nothing need be there to learn from, and without a test split `train` has all
-    images, those in `test` too; `test` may then be empty.
+    message.
     """
-    manifest = read_manifest(name, columns, folder).with_groups(group).with_classes(classes)
+    manifest = read_manifest(name, options.columns, folder)
+    manifest = manifest.with_groups(options.group).with_classes(options.classes)
     manifest.check_groups()
-    if to_train:
+    if options.to_train:
         manifest.check_trainable()
     elif not manifest.records:
         raise DataError("; ".join([f"{manifest.name}: no picture to measure", *manifest.unread.values()]))
     decoded = decode_images(manifest.records, spec, cache_folder(cache), progress)
     bad = sorted([*manifest.bad, *((manifest.records[i].where, reason) for i, reason in decoded.bad)])
-    if bad and on_bad_image == "fail":
+    if bad and options.on_bad_image == "fail":
         raise DataError(_bad_images(manifest.name, bad))
     notes = list(manifest.notes)
     if bad:
@@ -85,7 +94,8 @@ def open_image_folder(
             f"name another folder in {CACHE_VARIABLE}"
         )
     notes += notes_on_facts(manifest, decoded.facts, decoded.decoding.bits, given=spec.bits is not None)
-    made = _make_splits(manifest, decoded, notes) if to_train else _make_measured(manifest, decoded, notes)
+    make = _make_splits if options.to_train else _make_measured
+    made = make(manifest, decoded, notes)
     return replace(made, decoding=decoded.decoding)
 
 

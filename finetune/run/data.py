@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.image_dataset import DataSplits, ImageSet
-from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.image_folder_dataset import ReadOptions, open_image_folder
 from finetune.data.image_io import EXACT, CropSpec, Decoding
 from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
@@ -201,16 +201,14 @@ def _open_parts(
             train, test = train.with_classes(data.classes), test.with_classes(data.classes)
         return name, DataSplits(train, test), None
     fetched = fetch_dataset(name, note=console.note, bars=not console.quiet) if is_hub_data(name) else None
+    columns = ColumnNames(_column_names(data), required=to_train)
+    options = ReadOptions(data.classes, data.group, columns, data.on_bad_image, to_train)
     with console.task("decoding") as progress:
         found = open_image_folder(
             name,
             crop_spec,
-            classes=data.classes,
-            columns=ColumnNames(_column_names(data), required=to_train),
-            group=data.group,
-            on_bad_image=data.on_bad_image,
+            options,
             progress=progress,
-            to_train=to_train,
             folder=fetched.folder if fetched is not None else None,
         )
     for note in found.notes:

@@ -18,7 +18,7 @@ from idx_files import make_files
 from idx_files import put as put_files
 from PIL import Image
 
-from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.image_folder_dataset import ReadOptions, open_image_folder
 from finetune.data.image_io import CropSpec, decode_image, is_grey
 from finetune.data.registry import DATASETS, open_dataset
 from finetune.errors import DataError
@@ -126,7 +126,10 @@ def test_tables(pictures, content, skip):
     (pictures / "t.csv").write_bytes(content)
     found = answered(
         lambda: open_image_folder(
-            str(pictures / "t.csv"), FRAME, on_bad_image="skip" if skip else "fail", cache=pictures.parent / "cache"
+            str(pictures / "t.csv"),
+            FRAME,
+            ReadOptions(on_bad_image="skip" if skip else "fail"),
+            cache=pictures.parent / "cache",
         )
     )
     event("read" if found is not None else "refused")
@@ -192,5 +195,5 @@ def test_a_folder_of_them(root):
             Image.fromarray(pixels(f"{label} {number}", side=20)).save(place / label / f"own {number}.png")
     with pytest.raises(DataError, match=r"bad images\n  cat/1\d\.png: "):
         open_image_folder(str(place), FRAME, cache=root / "cache")
-    found = open_image_folder(str(place), FRAME, on_bad_image="skip", cache=root / "cache")
+    found = open_image_folder(str(place), FRAME, ReadOptions(on_bad_image="skip"), cache=root / "cache")
     assert len(found.train) + len(found.test) >= 2 * len(PICTURES)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from finetune.data import decode_cache, image_folder_dataset
 from finetune.data.image_dataset import MemmapImages
-from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.image_folder_dataset import ReadOptions, open_image_folder
 from finetune.data.image_io import CropSpec, crop_to_square, read_image
 from finetune.data.loader import prefetch
 from finetune.data.openers import is_image_path
@@ -44,10 +44,12 @@ def pets(tmp_path):
     return album(tmp_path / "pets", train={"cat": 6, "dog": 5}, val={"cat": 2, "dog": 2})
 
 
-def opened(root, frame=FRAME, **more):
+def opened(root, frame=FRAME, cache=None, **options):
     """The photographs, and of how many pictures it was told that they were decoded."""
     told = []
-    found = open_image_folder(str(root), frame, progress=lambda done, all: told.append((done, all)), **more)
+    found = open_image_folder(
+        str(root), frame, ReadOptions(**options), cache=cache, progress=lambda *counts: told.append(counts)
+    )
     assert told == [(i + 1, len(told)) for i in range(len(told))]
     return found, len(told)
 

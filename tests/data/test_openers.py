@@ -8,7 +8,7 @@ import pytest
 from album import scenes
 from tiny import phase, pretrain_recipe, report_of, worked
 
-from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.image_folder_dataset import ReadOptions, open_image_folder
 from finetune.data.image_io import CropSpec
 from finetune.data.manifest import ImageRecord, Manifest, with_test_split
 from finetune.data.openers import OPENERS, Opener, is_image_path, read_manifest, short_name
@@ -72,7 +72,7 @@ def test_a_damaged_member_is_a_bad_image(archive):
     Path(archive).write_bytes(content)
     with pytest.raises(DataError, match=r"1 bad image\n  train/apple/0.png: cannot be read from the archive \(Bad CRC"):
         open_image_folder(archive, SPEC)
-    assert len(open_image_folder(archive, SPEC, on_bad_image="skip").train) == 23
+    assert len(open_image_folder(archive, SPEC, ReadOptions(on_bad_image="skip")).train) == 23
 
 
 def test_an_archive_is_trained_on(archive):

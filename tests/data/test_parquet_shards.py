@@ -11,7 +11,7 @@ from measure import alone
 from shard_files import NAMES, parquet_set, pictures, put_parquet, table
 from tiny import files_under, phase, pretrain_recipe, refused, report_of, worked
 
-from finetune.data.image_folder_dataset import open_image_folder
+from finetune.data.image_folder_dataset import ReadOptions, open_image_folder
 from finetune.data.image_io import CropSpec
 from finetune.data.openers import is_image_path, read_manifest, short_name
 from finetune.data.table_columns import ColumnNames
@@ -161,7 +161,7 @@ def test_broken_bytes_in_row_7_are_a_bad_image():
     lines = str(error.value).splitlines()
     assert lines[1].startswith("  train-00000-of-00001.parquet row 7 (train/pear/7.png): cannot be read as an image")
     assert "row 9 (train/pear/9.png): has no bytes of a picture" in lines[2]
-    assert len(open_image_folder("set", SPEC, on_bad_image="skip").train) == 10
+    assert len(open_image_folder("set", SPEC, ReadOptions(on_bad_image="skip")).train) == 10
 
 
 def test_a_damaged_page_costs_its_row_group_and_no_other():
@@ -174,7 +174,7 @@ def test_a_damaged_page_costs_its_row_group_and_no_other():
     Path("set/train-0.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"4 bad images\n  train-0.parquet row 4 .*cannot be read from the shard"):
         open_image_folder("set", SPEC)
-    assert len(open_image_folder("set", SPEC, on_bad_image="skip").train) == 8
+    assert len(open_image_folder("set", SPEC, ReadOptions(on_bad_image="skip")).train) == 8
 
 
 def change_column(name, values):
