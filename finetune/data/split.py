@@ -124,8 +124,8 @@ def choose_test(
     learnt from. Returns N values.
 
     A class of two sets or more has an image to learn from, as its highest key is not tested, and a test image, as its
-    lowest is tested, unless that set has images of another class too. So an image that a class had alone to learn from,
-    and no other, may become a test image once the class has more.
+    lowest is tested, unless that set has images of another class too. So an image that a class had to learn from
+    alone, or beside none but images of another class too, may become a test image once the class has more.
     """
     keys = _set_keys(keys, sets)
     chosen = keys < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
