@@ -84,7 +84,13 @@ def check_parts(found: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _picture_line(picture: Mapping[str, Any]) -> str:
-    label = f" ({picture['label']})" if "label" in picture else ""
-    twin = f" ~ {picture['twin']}" + (f" ({picture['twin_label']})" if "twin_label" in picture else "")
-    likelier = f": more like {picture['likelier']}" if "likelier" in picture else ""
-    return f"{picture['image']}{label}{twin if 'twin' in picture else ''}{likelier}"
+    line: str = picture["image"]
+    if "label" in picture:
+        line += f" ({picture['label']})"
+    if "twin" in picture:
+        line += f" ~ {picture['twin']}"
+    if "twin_label" in picture:
+        line += f" ({picture['twin_label']})"
+    if "likelier" in picture:
+        line += f": more like {picture['likelier']}"
+    return line

@@ -100,7 +100,16 @@ def test_one_class_and_no_pictures(tmp_path):
 
 
 def test_the_command_prints_what_was_found(tmp_path):
-    scenes(tmp_path / "tracks", tracks=6)
-    assert r"data.group=(.+)_\d+" in worked("check", "--target", "tracks/").out.replace("\n", "")
+    root = scenes(tmp_path / "tracks", tracks=6)
+    shutil.copy(root / "c0" / "003_000.png", root / "c1" / "again.png")
+    Image.new("L", (28, 28), 9).save(root / "c2" / "blank.png")
+    shown = worked("check", "--target", "tracks/").out
+    assert r"data.group=(.+)_\d+" in shown.replace("\n", "")
+    assert "c2/blank.png (c2)\n" in shown
+    assert {"c0/003_000.png (c0) ~ c1/again.png (c1)", "c1/again.png (c1) ~ c0/003_000.png (c0)"} & set(lines(shown))
     values = worked("check", "--target", "tracks/", "--json").json
     assert values["group"] == r"(.+)_\d+" and values["findings"]
+
+
+def lines(text):
+    return [line.strip() for line in text.splitlines()]
