@@ -25,7 +25,7 @@ _SKETCH = """<div class="sketch">
 <button type="button" class="undo">Undo</button><button type="button" class="clear">Clear</button>
 </div>
 </div>"""
-_WAITING = '<div class="seen"><p>{}</p></div>'
+_WAITING = '<div class="waiting">The answer appears here.</div>'
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Contender:
 def build_page(contenders: Sequence[Contender]) -> gr.Blocks:
     """Builds the page for one checkpoint or two side by side."""
     can_draw = all(contender.can_draw for contender in contenders)
-    with gr.Blocks(title="finetune app", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="finetune app", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.HTML(
             f"<h1>finetune</h1><p>{'Draw, or show a picture' if can_draw else 'Show a picture'}; "
             "it stays on this machine.</p>",
@@ -59,7 +59,7 @@ def build_page(contenders: Sequence[Contender]) -> gr.Blocks:
             with gr.Column(min_width=300, scale=len(contenders)):
                 notice = gr.HTML(visible=False, elem_classes="notice", js_on_load=None)
                 with gr.Row():
-                    shown = [part for contender in contenders for part in _answer_parts(contender)]
+                    shown = [_answer_part(contender) for contender in contenders]
         outputs = [notice, *shown]
         how: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         if sketch is not None:
@@ -70,7 +70,9 @@ def build_page(contenders: Sequence[Contender]) -> gr.Blocks:
 
 def theme() -> gr.themes.Base:
     """Gradio's look with the system's own fonts, since others would come from the network."""
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return gr.themes.Default(
+        primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
 
 
 def style() -> str:
@@ -86,7 +88,7 @@ def _inputs(can_draw: bool) -> tuple[gr.HTML | None, gr.Image]:
     if not can_draw:
         return None, _place_for_picture()
     with gr.Tab("Draw"):
-        sketch = gr.HTML(html_template=_SKETCH, js_on_load=_asset("canvas.js"))
+        sketch = gr.HTML(html_template=_SKETCH, js_on_load=_asset("canvas.js"), apply_default_css=False)
     with gr.Tab("Picture"):
         picture = _place_for_picture()
     return sketch, picture
@@ -103,14 +105,11 @@ def _place_for_picture() -> gr.Image:
     return place
 
 
-def _answer_parts(contender: Contender) -> tuple[gr.HTML, gr.Label]:
-    with gr.Column(min_width=260):
-        gr.HTML(
-            f"<h2>{escape(contender.name)}</h2><p>{escape(contender.about)}</p>", elem_classes="named", js_on_load=None
-        )
-        seen = gr.HTML(_WAITING.format("What the network sees appears here."), js_on_load=None)
-        bars = gr.Label(label="Probability", num_top_classes=BARS, elem_classes="bars")
-    return seen, bars
+def _answer_part(contender: Contender) -> gr.HTML:
+    with gr.Column(min_width=260, elem_classes="card"):
+        named = f"<h2>{escape(contender.name)}</h2><p>{escape(contender.about)}</p>"
+        gr.HTML(named, elem_classes="named", js_on_load=None)
+        return gr.HTML(_WAITING, js_on_load=None)
 
 
 def _on_drawing(contenders: Sequence[Contender]) -> Callable[[gr.EventData], list[Any]]:
@@ -132,22 +131,40 @@ def _on_picture(contenders: Sequence[Contender]) -> Callable[[str | None], list[
 
 
 def _shown(contenders: Sequence[Contender], ask: Callable[[Contender], Answer | None]) -> list[Any]:
-    """What the page shows: the notice, then each checkpoint's view and bars; on an error the notice alone."""
+    """What the page shows: a notice, then each checkpoint's answer; on an error the notice alone."""
     try:
         answers = [ask(contender) for contender in contenders]
     except DataError as error:
-        return [gr.HTML(f'<p role="alert">{escape(str(error))}</p>', visible=True), *["", None] * len(contenders)]
-    parts = [part for found in answers for part in ((_view(found), found and dict(found.probabilities)))]
-    return [gr.HTML("", visible=False), *parts]
+        notice = gr.HTML(f'<p role="alert">{escape(str(error))}</p>', visible=True)
+        return [notice, *[_WAITING] * len(contenders)]
+    return [gr.HTML("", visible=False), *map(answer_html, answers)]
 
 
-def _view(found: Answer | None) -> str:
+def answer_html(found: Answer | None) -> str:
+    """An answer as HTML: what the network saw, the most probable class, and bars of probabilities."""
     if found is None:
-        return _WAITING.format("What the network sees appears here.")
+        return _WAITING
     height, width = found.seen.shape[:2]
-    size = f"{width}×{height} pixels"
-    kind = ' class="small"' if width <= SMALL else ""
+    kind = "small" if width <= SMALL else "large"
+    best, share = escape(found.prediction.label), f"{found.prediction.probability:.1%}"
+    bars = "".join(_bar(name, value, name == found.prediction.label) for name, value in _most_probable(found))
     return (
-        f'<div class="seen"><img{kind} src="{found.seen_as_png()}" alt="The picture as the network sees it, {size}">'
-        f"<p>What the network sees:<br>{size}</p></div>"
+        f'<div aria-live="polite"><div class="seen"><img class="{kind}" src="{found.seen_as_png()}" '
+        f'alt="The picture as the network sees it, {width}×{height} pixels">'
+        f'<p><strong dir="auto">{best}</strong><br>{share}<br><small>seen as {width}×{height} pixels</small></p></div>'
+        f'<ul class="bars">{bars}</ul></div>'
+    )
+
+
+def _most_probable(found: Answer) -> list[tuple[str, float]]:
+    """The classes to show: all where they are few, in their own order so that bars stay in place; else the best."""
+    rows = list(found.probabilities.items())
+    return rows if len(rows) <= BARS else sorted(rows, key=lambda row: -row[1])[:BARS]
+
+
+def _bar(name: str, share: float, best: bool) -> str:
+    kind = "best" if best else "other"
+    return (
+        f'<li class="{kind}"><span class="name" dir="auto">{escape(name)}</span>'
+        f'<span class="track"><i style="width:{share:.2%}"></i></span><span class="share">{share:.1%}</span></li>'
     )
