@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -11,12 +10,8 @@ from typing import Any
 import gradio as gr
 
 from finetune.app.answer import Answer, answer
-from finetune.app.ink import SIDE, InkStyle, draw, read_strokes
-from finetune.errors import DataError
-from finetune.models.classifier import Classifier
-
-BARS = 10  # classes shown, the most probable first
-SMALL = 64  # pixels; a picture up to here is shown in large pixels
+from finetune.app.ink import draw, read_strokes
+from finetune.app.render import WAITING, Contender, respond
 
 _SKETCH = """<div class="sketch">
 <canvas role="img" aria-label="Draw here with a mouse, a pen or a finger"></canvas>
@@ -25,22 +20,6 @@ _SKETCH = """<div class="sketch">
 <button type="button" class="undo">Undo</button><button type="button" class="clear">Clear</button>
 </div>
 </div>"""
-_WAITING = '<div class="waiting">The answer appears here.</div>'
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A checkpoint on the page. `about` is a line below its name; `ink` says how to draw for it."""
-
-    name: str
-    about: str
-    classifier: Classifier
-    ink: InkStyle
-
-    @property
-    def can_draw(self) -> bool:
-        """Whether its network takes grey pictures of the size in which handwriting is drawn."""
-        return self.classifier.input.channels == 1 and self.classifier.input.size == SIDE
 
 
 def build_page(contenders: Sequence[Contender]) -> gr.Blocks:
@@ -57,7 +36,7 @@ def build_page(contenders: Sequence[Contender]) -> gr.Blocks:
             with gr.Column(min_width=300):
                 sketch, picture = _inputs(can_draw)
             with gr.Column(min_width=300, scale=len(contenders)):
-                notice = gr.HTML(visible=False, elem_classes="notice", js_on_load=None)
+                notice = gr.HTML("", elem_classes="notice", js_on_load=None)
                 with gr.Row():
                     shown = [_answer_part(contender) for contender in contenders]
         outputs = [notice, *shown]
@@ -109,62 +88,22 @@ def _answer_part(contender: Contender) -> gr.HTML:
     with gr.Column(min_width=260, elem_classes="card"):
         named = f"<h2>{escape(contender.name)}</h2><p>{escape(contender.about)}</p>"
         gr.HTML(named, elem_classes="named", js_on_load=None)
-        return gr.HTML(_WAITING, js_on_load=None)
+        return gr.HTML(WAITING, js_on_load=None)
 
 
-def _on_drawing(contenders: Sequence[Contender]) -> Callable[[gr.EventData], list[Any]]:
-    def answer_drawing(event: gr.EventData) -> list[Any]:
+def _on_drawing(contenders: Sequence[Contender]) -> Callable[[gr.EventData], list[str]]:
+    def answer_drawing(event: gr.EventData) -> list[str]:
         def ask(contender: Contender) -> Answer | None:
             strokes = read_strokes(event._data.get("strokes"))
             return answer(contender.classifier, draw(strokes, contender.ink)) if strokes else None
 
-        return _shown(contenders, ask)
+        return respond(contenders, ask)
 
     return answer_drawing
 
 
-def _on_picture(contenders: Sequence[Contender]) -> Callable[[str | None], list[Any]]:
-    def answer_picture(path: str | None) -> list[Any]:
-        return _shown(contenders, lambda contender: answer(contender.classifier, path) if path else None)
+def _on_picture(contenders: Sequence[Contender]) -> Callable[[str | None], list[str]]:
+    def answer_picture(path: str | None) -> list[str]:
+        return respond(contenders, lambda contender: answer(contender.classifier, path) if path else None)
 
     return answer_picture
-
-
-def _shown(contenders: Sequence[Contender], ask: Callable[[Contender], Answer | None]) -> list[Any]:
-    """What the page shows: a notice, then each checkpoint's answer; on an error the notice alone."""
-    try:
-        answers = [ask(contender) for contender in contenders]
-    except DataError as error:
-        notice = gr.HTML(f'<p role="alert">{escape(str(error))}</p>', visible=True)
-        return [notice, *[_WAITING] * len(contenders)]
-    return [gr.HTML("", visible=False), *map(answer_html, answers)]
-
-
-def answer_html(found: Answer | None) -> str:
-    """An answer as HTML: what the network saw, the most probable class, and bars of probabilities."""
-    if found is None:
-        return _WAITING
-    height, width = found.seen.shape[:2]
-    kind = "small" if width <= SMALL else "large"
-    best, share = escape(found.prediction.label), f"{found.prediction.probability:.1%}"
-    bars = "".join(_bar(name, value, name == found.prediction.label) for name, value in _most_probable(found))
-    return (
-        f'<div aria-live="polite"><div class="seen"><img class="{kind}" src="{found.seen_as_png()}" '
-        f'alt="The picture as the network sees it, {width}×{height} pixels">'
-        f'<p><strong dir="auto">{best}</strong><br>{share}<br><small>seen as {width}×{height} pixels</small></p></div>'
-        f'<ul class="bars">{bars}</ul></div>'
-    )
-
-
-def _most_probable(found: Answer) -> list[tuple[str, float]]:
-    """The classes to show: all where they are few, in their own order so that bars stay in place; else the best."""
-    rows = list(found.probabilities.items())
-    return rows if len(rows) <= BARS else sorted(rows, key=lambda row: -row[1])[:BARS]
-
-
-def _bar(name: str, share: float, best: bool) -> str:
-    kind = "best" if best else "other"
-    return (
-        f'<li class="{kind}"><span class="name" dir="auto">{escape(name)}</span>'
-        f'<span class="track"><i style="width:{share:.2%}"></i></span><span class="share">{share:.1%}</span></li>'
-    )
