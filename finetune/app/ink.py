@@ -39,7 +39,7 @@ class InkStyle:
 
 # The medians over each test part: docs/app.md says how they were measured.
 MNIST = InkStyle(20, 2.4, "mass")
-_KMNIST = InkStyle(28, 2.1, "box")
+_KMNIST = InkStyle(28, 2.2, "box")
 STYLES = {"kmnist": _KMNIST, "kmnist-sample": _KMNIST}  # by the name of the data set; all others are drawn as MNIST
 CENTRE_OF_MASS = 14.0  # of MNIST's pictures, where the first pixel is 0
 

@@ -63,8 +63,8 @@ def _most_probable(found: Answer) -> list[tuple[str, float]]:
 
 
 def _bar(name: str, share: float, best: bool) -> str:
-    kind = "best" if best else "other"
+    kind, text = "best" if best else "other", escape(name)
     return (
-        f'<li class="{kind}"><span class="name" dir="auto">{escape(name)}</span>'
+        f'<li class="{kind}"><span class="name" dir="auto" title="{text}">{text}</span>'
         f'<span class="track"><i style="width:{share:.2%}"></i></span><span class="share">{share:.1%}</span></li>'
     )

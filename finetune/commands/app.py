@@ -40,7 +40,8 @@ def app(
     listener = listen(host, port)
     with listener, private_gradio(), StopRequests():
         try:
-            _serve([_open(checkpoint, device) for checkpoint in checkpoints], listener, host, note)
+            sources = [_open(checkpoint, device) for checkpoint in checkpoints]
+            _serve(_named(sources, checkpoints), listener, host, note)
         except StopSignal as stop:
             if stop.number != signal.SIGINT:
                 raise Interrupted(f"stopped by {stop}", stop.exit_code) from None
@@ -56,7 +57,7 @@ def _serve(contenders: Sequence[Contender], listener: socket, host: str, note: C
     serve(page, theme(), style(), listener, host)
 
 
-def _open(checkpoint: str | Path, device: str) -> Contender:
+def _open(checkpoint: str | Path, device: str) -> Source:
     """Loads a checkpoint, and answers once so that the first picture need not wait for it."""
     source = open_source(locate(checkpoint, bars=True))
     classifier = source.classifier
@@ -65,7 +66,17 @@ def _open(checkpoint: str | Path, device: str) -> Contender:
     choose_runtime(device, "float32").place(classifier.network)
     spec = classifier.input
     classifier.predict_preprocessed(torch.zeros(1, spec.channels, spec.size, spec.size))
-    return Contender(str(checkpoint), _about(source), classifier, ink_style(source.dataset))
+    return source
+
+
+def _named(sources: Sequence[Source], checkpoints: Sequence[str | Path]) -> list[Contender]:
+    """The checkpoints under their short names, or as they were typed where short names do not tell them apart."""
+    short = [source.name for source in sources]
+    names = short if len(set(short)) == len(short) else list(map(str, checkpoints))
+    return [
+        Contender(name, _about(source), source.classifier, ink_style(source.dataset))
+        for name, source in zip(names, sources, strict=True)
+    ]
 
 
 def _about(source: Source) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 import finetune as toolkit
 from finetune.app.answer import answer
-from finetune.app.ink import draw
+from finetune.app.ink import MNIST, draw
 from finetune.commands.predict import predict
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "mnist.safetensors"
@@ -60,3 +61,18 @@ def test_a_drawn_digit_is_that_digit() -> None:
     answers = {digit: answer(classifier, draw([np.array(s) for s in DIGITS[digit]])) for digit in DIGITS}
     assert {digit: found.prediction.label for digit, found in answers.items()} == {digit: digit for digit in DIGITS}
     assert np.array_equal(answers["7"].seen, draw([np.array(s) for s in DIGITS["7"]]))
+
+
+def test_an_untidy_hand_is_read_too() -> None:
+    classifier, rng = toolkit.load(SHIPPED), np.random.default_rng(0)
+    right, as_drawn = [], []
+    for digit in [*DIGITS] * 20:
+        turn, slant, width = rng.uniform(-0.26, 0.26), rng.uniform(-0.25, 0.25), rng.uniform(0.65, 1.3)
+        turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        hand = np.diag([width, 1]) @ [[1, slant], [0, 1]] @ turned
+        strokes = [(np.array(stroke) - 0.5) @ hand.T for stroke in DIGITS[digit]]
+        right.append(answer(classifier, draw(strokes)).prediction.label == digit)
+        small = replace(MNIST, box=int(rng.integers(12, 28)))  # what comes of it without scaling and centring
+        moved = np.roll(draw(strokes, small), rng.integers(-4, 5, 2), axis=(0, 1))
+        as_drawn.append(answer(classifier, moved).prediction.label == digit)
+    assert np.mean(right) >= 0.98 > 0.95 > np.mean(as_drawn)

@@ -213,6 +213,24 @@ def test_a_phone_shows_all_of_its_width(chromium: Any, digits_page: str) -> None
     page.close()
 
 
+def test_long_and_foreign_names_stay_within_a_phones_width(chromium: Any, backbone: Path, tmp_path: Path) -> None:
+    names = ("W" * 200, "蚂蚁" * 60, "نملة " * 30)
+    named = toolkit.load(backbone).with_classes(names)
+    toolkit.save(named, tmp_path / f"{'n' * 120}.safetensors")
+    with served(tmp_path / f"{'n' * 120}.safetensors") as address:
+        page = Watched(chromium, address, viewport={"width": 390, "height": 844})
+        picture = BytesIO()
+        Image.fromarray(scene("bee", "b")).save(picture, "PNG")
+        page.drop(picture.getvalue(), "bee.png")
+        page.tab.wait_for_selector(".seen")
+        assert page.tab.locator(".bars .name").all_inner_texts() == [name.strip() for name in names]
+        inside = "(all) => all.every((part) => part.getBoundingClientRect().right <= 390)"
+        assert page.tab.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.tab.eval_on_selector_all(".share, .track, .seen p, .named h2", inside)
+        assert page.tab.eval_on_selector_all(".track", "(all) => all.every((bar) => bar.clientWidth > 60)")
+        page.close()
+
+
 def test_two_tabs_at_once_have_their_own_answers(chromium: Any, digits_page: str) -> None:
     one, two = Watched(chromium, digits_page), Watched(chromium, digits_page)
     for first, second in ("07", "31", "92"):
