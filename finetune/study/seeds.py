@@ -181,6 +181,7 @@ def _report(
     metric: str,
     shots_vary: bool,
 ) -> Report:
+    trained = [result.facts.phases for result in results.values() if "after" in result.answers]
     first = next(result for result in results.values() if "after" in result.answers)
     test, facts = setup.data.test, first.facts
     every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
@@ -189,6 +190,7 @@ def _report(
     return replace(
         build_report(_seed_recipe(recipe, seeds[0]), setup, seconds, facts.phases, every),
         seeds=list(seeds),
+        phases_per_seed=dict(zip(map(str, seeds), trained, strict=True)),
         environment=facts.environment,
         source=facts.source,
         transplant=facts.transplant,
