@@ -27,6 +27,7 @@ class RunOptions(TypedDict, total=False):
     resume: continue the run of that name that was stopped, from its newest snapshot.
     snapshot_every: seconds between two snapshots within an epoch, by default 60.
     resume_command: what messages tell a person to type to resume.
+    html: also write the report as a page, NAME.report.html.
     quiet: False shows progress and results on the terminal; `console` is where to show them.
     """
 
@@ -38,6 +39,7 @@ class RunOptions(TypedDict, total=False):
     resume: bool
     snapshot_every: float
     resume_command: str
+    html: bool
     quiet: bool
     console: Console | None
 
@@ -53,6 +55,7 @@ class RunCall:
     device: str
     settings: tuple[str, ...]
     resume: ResumeOptions
+    html: bool = False
 
     def overrides(self, before: Mapping[str, Any] | None = None, after: Mapping[str, Any] | None = None) -> list[str]:
         """All KEY=VALUE changes of the recipe: `before`, settings, `after`. None in the outer two is no change."""
@@ -84,5 +87,6 @@ def start_run(options: RunOptions) -> Iterator[RunCall]:
         if not group.leader:
             console.hush()
         root = data_root(options.get("data_root"))
+        html = options.get("html", False)
         seed = _as_settings(_given({"seed": options.get("seed")}))
-        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume)
+        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume, html)

@@ -24,12 +24,14 @@ from finetune.report.curve_report import (
     no_difference_from,
 )
 from finetune.report.learning_curve import FORM, MIN_POINTS, Floats, forecast, label_worth, resampled_means
+from finetune.report.page import curve_page
 from finetune.report.plots import curve_pictures
 from finetune.report.report import Result, TargetSummary
 from finetune.report.statistics import group_count
 from finetune.run.finalize import open_test_set, public_recipe
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
+from finetune.run.report_page import write_page
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds, rights
 from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials
@@ -137,6 +139,8 @@ def _curve(
         results = completed(run_trials([trial for own in trials.values() for trial in own], folder, options, runner))
         report = replace(_report(recipe, setup, trials, results, seeds, notes), test_set=use)
         save_curve(report, paths, console)
+        if call.html:
+            write_page(paths.beside("html"), curve_page(report), console)
     return report
 
 

@@ -36,6 +36,7 @@ from finetune.run.finalize import (
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.quick_check import QuickCheck, quick_check, without_twins
+from finetune.run.report_page import write_run_page
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds
 from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials
@@ -145,6 +146,8 @@ def _adapt_seeds(
         each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
         predictions = row_predictions(setup.data.test, each)
         save_run(classifier, fields, report, predictions, outputs, console)
+        if call.html:
+            write_run_page(report, outputs, classifier, setup.data.test, console)
     return report
 
 
