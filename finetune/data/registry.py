@@ -152,7 +152,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "kmnist-sample": DatasetSpec(
         name="kmnist-sample",
         title="Kuzushiji-MNIST, 2,000 images",
-        about="200 images of each class of KMNIST's test part, half to learn from, that come with finetune: no download",
+        about="200 of each class of KMNIST's test part, half to learn from; comes with finetune: no download",
         class_names=KANA,
         train_images=1_000,
         test_images=1_000,

@@ -20,8 +20,9 @@ class Archive:
 class DatasetSpec:
     """A registered data set, as known before any of its files is opened.
 
-    `folder` and the file names follow torchvision: ROOT/MNIST/raw/train-images-idx3-ubyte. No folder: the files
-    come with this package, or, where there are none, the data with a library. The counts are those published; other counts in the files are accepted.
+    `folder` and the file names follow torchvision: ROOT/MNIST/raw/train-images-idx3-ubyte. No folder: the files come
+    with this package, or, where there are none, the data with a library. The counts are those published; other counts
+    in the files are accepted.
     """
 
     name: str

@@ -47,7 +47,10 @@ def sample(images: np.ndarray, labels: np.ndarray) -> dict[str, tuple[np.ndarray
     for label in range(CLASSES):
         own = np.flatnonzero(labels[chosen] == label)
         test[own[np.argsort(keys[own])[: A_CLASS // 2]]] = True
-    return {"train": (images[chosen[~test]], labels[chosen[~test]]), "test": (images[chosen[test]], labels[chosen[test]])}
+    return {
+        "train": (images[chosen[~test]], labels[chosen[~test]]),
+        "test": (images[chosen[test]], labels[chosen[test]]),
+    }
 
 
 def main() -> None:
