@@ -26,6 +26,7 @@ ROOMS = {
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
     "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
     "sources": {"hub", "models", "report", "checkpoint", "io", "system", "paths", "text", "errors"},
+    "app": {"models", "errors"},
     "run": {
         *("sources", "hub", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
         *("system", "paths", "text", "errors"),
@@ -35,8 +36,8 @@ ROOMS = {
         *("text", "errors"),
     },
     "commands": {
-        *("verification", "run", "sources", "hub", "train", "distributed", "models", "data", "recipe", "report"),
-        *("checkpoint", "io", "system", "paths", "text", "batching", "errors"),
+        *("verification", "run", "app", "sources", "hub", "train", "distributed", "models", "data", "recipe"),
+        *("report", "checkpoint", "io", "system", "paths", "text", "batching", "errors"),
     },
     "study": {
         *("commands", "run", "sources", "train", "distributed", "models", "data", "recipe", "report"),

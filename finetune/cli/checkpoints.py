@@ -1,4 +1,4 @@
-"""Commands that read and train nothing: evaluate, check, verify, predict, inspect."""
+"""Commands that read and train nothing: evaluate, check, verify, predict, app, inspect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune.cli.options import (
     print_listing,
     with_options,
 )
-from finetune.errors import ClaimError, DataError
+from finetune.errors import ClaimError, DataError, SettingError
 from finetune.io.sanitize import printable
 
 
@@ -151,6 +151,23 @@ def predict(checkpoint: str, images: tuple[str, ...], as_json: bool, quiet: bool
     bad = [prediction.error for prediction in found if prediction.error is not None]
     if bad:
         raise DataError("\n  ".join([f"{len(bad)} of {len(found)} pictures could not be read:", *bad]))
+
+
+@click.command(epilog=example("finetune app mnist"))
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT [CHECKPOINT2]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Who can reach it: by default this machine only.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes any free one.")
+@with_options("device")
+def app(checkpoints: tuple[str, ...], **options: Any) -> None:
+    """A page on this machine to draw on, or to show pictures to a checkpoint, or to two side by side.
+
+    Needs gradio: pip install 'finetune[app]'. Nothing leaves the machine.
+    """
+    if len(checkpoints) > 2:
+        raise SettingError(f"expected one checkpoint or two, found {len(checkpoints)}")
+    from finetune.commands import app as command
+
+    command.app(checkpoints, note=click.echo, **options)
 
 
 @click.command(epilog=example("finetune inspect mnist"))
