@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from finetune.commands.pretrain import pretrain
     from finetune.commands.pull import pull
     from finetune.commands.push import push
+    from finetune.commands.report import html_report
     from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
     from finetune.report.check_report import CheckReport
@@ -51,6 +52,7 @@ __all__ = [
     "compare",
     "curve",
     "evaluate",
+    "html_report",
     "load",
     "pretrain",
     "pull",
@@ -74,6 +76,7 @@ _HOMES = {
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",
+    "html_report": "finetune.commands.report",
     "load": "finetune.sources.resolve",
     "pretrain": "finetune.commands.pretrain",
     "pull": "finetune.commands.pull",

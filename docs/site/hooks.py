@@ -1,7 +1,7 @@
 """What the site does to the pages beside mkdocs: formulas become MathML, links that leave docs/ become text.
 
-The pages are read in the repository first, where formulas are TeX and `../README.md` is a link. On the site there is no file at
-the other end of such a link, unless `repo_url` is set.
+The pages are read in the repository first, where formulas are TeX and `../README.md` is a link. On the site there is no
+file at the other end of such a link, unless `repo_url` is set.
 """
 
 from __future__ import annotations

@@ -37,12 +37,11 @@ from finetune.errors import ClaimError, DataError
     metavar="CSV",
     help="Writes each image's label, prediction and probability, for compare.",
 )
-@with_options("data-root", "device", "json")
+@with_options("data-root", "device", "html", "json")
 def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, **options: Any) -> None:
     """Accuracy and other metrics with intervals, per class, and the most frequent mistakes."""
     from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
-    from finetune.report.tables import evaluation_parts, test_set_lines
 
     console = make_console(results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
@@ -52,9 +51,7 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     if as_json:
         print_json(found.to_dict())
         return
-    shared = (found.left_out, found.not_offered, found.learnt)
-    parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, *shared)
-    for part in [*parts, *test_set_lines(found.test_set)]:
+    for part in command.shown_parts(found):
         console.show(part)
 
 
@@ -72,7 +69,7 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     metavar="CSV",
     help="Writes a table of the pictures without the suspects, to be used as --target; changes no picture.",
 )
-@with_options("model", "data-root", "device", "set", "json")
+@with_options("model", "data-root", "device", "set", "html", "json")
 def check(target: str, as_json: bool, **options: Any) -> None:
     """Twins, doubtful labels, groups and odd pictures of a data set, before anything is trained on it."""
     from finetune.commands import check as command
@@ -86,6 +83,18 @@ def check(target: str, as_json: bool, **options: Any) -> None:
         return
     for part in check_parts(found.to_dict()):
         console.show(part)
+
+
+@click.command()
+@click.argument("report", type=click.Path(path_type=Path), metavar="REPORT.json")
+@click.option("--out", type=click.Path(path_type=Path), metavar="HTML", help="The page [default: REPORT.html].")
+@click.option("--data", metavar="DATA", help="Where the pictures of your own data set are, to be shown.")
+@with_options("data-root")
+def report(report: Path, **options: Any) -> None:
+    """One HTML page of a report: the verdict, plots, tables, mistakes; to be looked at without a network."""
+    from finetune.commands import report as command
+
+    command.html_report(report, console=make_console(), **options)
 
 
 @click.command()

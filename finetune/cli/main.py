@@ -41,7 +41,7 @@ def cli() -> None:
 
 for command in (
     *(train.pretrain, train.adapt, study.curve, study.rank, study.compare),
-    *(checkpoints.check, checkpoints.evaluate, checkpoints.verify, checkpoints.predict),
+    *(checkpoints.check, checkpoints.evaluate, checkpoints.report, checkpoints.verify, checkpoints.predict),
     *(train.plan, checkpoints.inspect, hub.push, hub.pull, catalog.models, catalog.datasets, catalog.recipes),
 ):
     cli.add_command(command)

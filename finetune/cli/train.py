@@ -21,7 +21,7 @@ from finetune.errors import SettingError
 
 @click.command()
 @with_options("recipe", "out", "data-root", "device", "seed", "set")
-@with_options("resume", "snapshot-every", "log", "json", "quiet")
+@with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
 def pretrain(recipe: Path, **given: Any) -> None:
     """Trains from scratch; writes a checkpoint and its report."""
     from finetune.commands import pretrain as command
@@ -40,7 +40,7 @@ def pretrain(recipe: Path, **given: Any) -> None:
 )
 @click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
 @with_options("model", "target", "shots", "out", "data-root", "device", "seed", "set")
-@with_options("resume", "snapshot-every", "log", "json", "quiet")
+@with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
 @click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
 @with_options("metric", "seeds", "folds", "same-shots", "jobs", "engine")
 @click.option(

@@ -17,6 +17,7 @@ from finetune.commands.baselines import (
     retention,
     train_rows,
 )
+from finetune.commands.report import html_report
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import SettingError
 from finetune.recipe.load import dump_recipe
@@ -44,6 +45,7 @@ from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import OutputPaths, check_outputs
 from finetune.run.phases import RunLogger, check_adapters
 from finetune.run.quick_check import QuickCheck, quick_check, without_twins
+from finetune.run.report_page import write_run_page
 from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, find_source, open_adapt, open_recipe
 from finetune.sources.resolve import Source
@@ -94,7 +96,10 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
     with open_adaptation(recipe, setup, outputs, call) as adaptation:
         run_folder = adaptation.run_folder
         if run_folder.finished is not None:
-            return _with_metric(run_folder.finished, metric, outputs)
+            finished = _with_metric(run_folder.finished, metric, outputs)
+            if call.html and call.group.leader:
+                html_report(outputs.report, data=recipe.data.name, data_root=call.data_root, console=call.console)
+            return finished
         train_rows(adaptation, rows)
         use = open_test_set(outputs.run_folder, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
         answers = answer_rows(adaptation, rows)
@@ -112,6 +117,8 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
             predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
             digest = save_run(adaptation.classifier, fields, report, predictions, outputs, call.console)
             run_folder.finish(digest, report)
+            if call.html:
+                write_run_page(report, outputs, adaptation.classifier, setup.data.test, call.console)
     return report
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from finetune.commands.report import html_report
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
@@ -33,6 +34,7 @@ from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.phases import RunLogger, check_adapters, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress
+from finetune.run.report_page import write_run_page
 from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import RecipeLike, expect_kind, open_pretrain, open_recipe
 from finetune.sources.save import make_metadata
@@ -75,6 +77,8 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
             ) as interrupt_checkpoint,
         ):
             if run_folder.finished is not None:
+                if call.html and group.leader:
+                    html_report(outputs.report, data=recipe.data.name, data_root=call.data_root, console=console)
                 return run_folder.finished
             runtime.place(network)
             logger = RunLogger(
@@ -99,6 +103,8 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
                 fields = metadata_fields | {"results": checkpoint_results(results)}
                 found = row_predictions(data.test, {(row, None): one for row, one in answers.items()})
                 run_folder.finish(save_run(classifier, fields, report, found, outputs, console), report)
+                if call.html:
+                    write_run_page(report, outputs, classifier, data.test, console)
     return report
 
 

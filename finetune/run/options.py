@@ -29,6 +29,7 @@ class RunOptions(TypedDict, total=False):
     snapshot_every: seconds between two snapshots within an epoch, by default 60.
     log: logs beside metrics.jsonl, "tensorboard" and "trackio"; each needs the package of that name.
     resume_command: what messages tell a person to type to resume.
+    html: also write the report as a page, NAME.report.html.
     quiet: False shows progress and results on the terminal; `console` is where to show them.
     """
 
@@ -41,6 +42,7 @@ class RunOptions(TypedDict, total=False):
     snapshot_every: float
     log: Sequence[str]
     resume_command: str
+    html: bool
     quiet: bool
     console: Console | None
 
@@ -56,6 +58,7 @@ class RunCall:
     device: str
     settings: tuple[str, ...]
     resume: ResumeOptions
+    html: bool = False
     logs: tuple[str, ...] = ()
 
     def overrides(self, before: Mapping[str, Any] | None = None, after: Mapping[str, Any] | None = None) -> list[str]:
@@ -89,5 +92,6 @@ def start_run(options: RunOptions) -> Iterator[RunCall]:
         if not group.leader:
             console.hush()
         root = data_root(options.get("data_root"))
+        html = options.get("html", False)
         seed = _as_settings(_given({"seed": options.get("seed")}))
-        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume, logs)
+        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume, html, logs)

@@ -197,7 +197,7 @@ def run_on_worker(task: TrialTask, study: str) -> Outcome | Refusal | None:
 
 def _call(task: TrialTask, root: Path) -> RunCall:
     console = Console(quiet=True, results=False)
-    return RunCall(SINGLE_PROCESS, console, None, root, task.device, (), task.resume, task.logs)
+    return RunCall(SINGLE_PROCESS, console, None, root, task.device, (), task.resume, logs=task.logs)
 
 
 def _run(task: TrialTask, runner: TrialRunner, folder: Path) -> Outcome | Refusal:
