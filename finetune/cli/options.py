@@ -71,6 +71,12 @@ OPTIONS = {
         metavar="SECONDS",
         help="Between two snapshots within an epoch, from which --resume goes on.",
     ),
+    "log": click.option(
+        "--log",
+        type=click.Choice(["tensorboard", "trackio"]),
+        multiple=True,
+        help="Writes the run's numbers there too, beside metrics.jsonl. May be repeated.",
+    ),
     "model": click.option(
         "--model", metavar="NAME", help="The architecture of a bare file of weights, for example timm/resnet18."
     ),

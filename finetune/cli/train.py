@@ -22,9 +22,8 @@ from finetune.errors import SettingError
 
 
 @click.command(epilog=example("finetune pretrain --recipe recipes/digits.yaml"))
-@with_options(
-    "recipe", *("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "html", "json", "quiet")
-)
+@with_options("recipe", "out", "data-root", "device", "seed", "set")
+@with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
 def pretrain(recipe: Path, **given: Any) -> None:
     """Trains from scratch; writes a checkpoint and its report."""
     from finetune.commands import pretrain as command
@@ -42,8 +41,8 @@ def pretrain(recipe: Path, **given: Any) -> None:
     help=f"What to start from: {SOURCES}",
 )
 @click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
-@with_options("model", "target", "shots")
-@with_options("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "html", "json", "quiet")
+@with_options("model", "target", "shots", "out", "data-root", "device", "seed", "set")
+@with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
 @click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
 @with_options("metric", "seeds", "folds", "same-shots", "jobs", "engine")
 @click.option(

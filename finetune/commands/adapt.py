@@ -115,7 +115,8 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
         if call.group.leader:
             fields = metadata_fields(recipe, setup) | {"results": checkpoint_results(report.results)}
             predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
-            run_folder.finish(save_run(adaptation.classifier, fields, report, predictions, outputs, call.console))
+            digest = save_run(adaptation.classifier, fields, report, predictions, outputs, call.console)
+            run_folder.finish(digest, report)
             if call.html:
                 write_run_page(report, outputs, adaptation.classifier, setup.data.test, call.console)
     return report
@@ -166,7 +167,7 @@ def open_adaptation(
     context = make_context(recipe, setup, call.console, needs_features=needs_features, shared=shared.cache)
     with (
         seeded(recipe.seed),
-        RunFolder(outputs, identity, call.resume, call.console, call.group) as run_folder,
+        RunFolder(outputs, identity, call.resume, call.console, call.group, call.logs) as run_folder,
         context.cache if shared.cache is None else nullcontext(),
         InterruptCheckpoint(
             outputs, lambda: make_metadata(adapted, **metadata_fields(recipe, setup)), writes=call.group.leader

@@ -70,7 +70,7 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
         identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
         context = make_context(recipe, setup, console)
         with (
-            RunFolder(outputs, identity, call.resume, console, group) as run_folder,
+            RunFolder(outputs, identity, call.resume, console, group, call.logs) as run_folder,
             context.cache,
             InterruptCheckpoint(
                 outputs, lambda: make_metadata(classifier, **metadata_fields), writes=group.leader
@@ -102,7 +102,7 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
             if group.leader:
                 fields = metadata_fields | {"results": checkpoint_results(results)}
                 found = row_predictions(data.test, {(row, None): one for row, one in answers.items()})
-                run_folder.finish(save_run(classifier, fields, report, found, outputs, console))
+                run_folder.finish(save_run(classifier, fields, report, found, outputs, console), report)
                 if call.html:
                     write_run_page(report, outputs, classifier, data.test, console)
     return report

@@ -93,7 +93,7 @@ def rank(
             raise SettingError("--same-shots: goes with --shots; without it all seeds learn from all images there are")
         names = tuple(map(str, sources))
         design = RankDesign(names, checked.model_copy(update={"compare": ()}), parse_seeds(seeds), same_shots, top)
-        return _rank(design, TrialOptions(jobs, engine), call)
+        return _rank(design, TrialOptions(jobs, engine, call.logs), call)
 
 
 def _rank(design: RankDesign, options: TrialOptions, call: RunCall) -> RankReport:

@@ -33,6 +33,7 @@ from finetune.run.finalize import (
     save_run,
     score,
 )
+from finetune.run.loggers import log_outcome
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
 from finetune.run.quick_check import QuickCheck, quick_check, without_twins
@@ -90,7 +91,14 @@ def adapt_seeds(
                 "the others, so nothing can tell whether the average is better; add --same-shots"
             )
         return _adapt_seeds(
-            str(source), checked, chosen, keep, TrialOptions(jobs, engine), call, metric=metric, same_shots=same_shots
+            str(source),
+            checked,
+            chosen,
+            keep,
+            TrialOptions(jobs, engine, call.logs),
+            call,
+            metric=metric,
+            same_shots=same_shots,
         )
 
 
@@ -146,6 +154,7 @@ def _adapt_seeds(
         each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
         predictions = row_predictions(setup.data.test, each)
         save_run(classifier, fields, report, predictions, outputs, console)
+        log_outcome(call.logs, outputs.run_folder, report)
         if call.html:
             write_run_page(report, outputs, classifier, setup.data.test, console)
     return report
