@@ -161,7 +161,7 @@ def predict(checkpoint: str, images: tuple[str, ...], as_json: bool, quiet: bool
 def app(checkpoints: tuple[str, ...], **options: Any) -> None:
     """A page on this machine to draw on, or to show pictures to a checkpoint, or to two side by side.
 
-    Needs gradio: pip install 'finetune[app]'. Nothing leaves the machine.
+    Needs gradio, the extra `app`. Nothing leaves the machine.
     """
     if len(checkpoints) > 2:
         raise SettingError(f"expected one checkpoint or two, found {len(checkpoints)}")
