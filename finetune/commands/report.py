@@ -16,17 +16,20 @@ from finetune.errors import DataError, FinetuneError, SettingError
 from finetune.io.safe_open import read_regular
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
+from finetune.report.check_report import CheckReport
 from finetune.report.console import Console
 from finetune.report.curve_report import CurveReport
 from finetune.report.page import Material, check_page, curve_page, rank_page, report_page
 from finetune.report.ranking import RankReport
-from finetune.report.report import MAX_REPORT_BYTES, Report
+from finetune.report.report import MAX_REPORT_BYTES, Report, Result
 from finetune.run.data import open_test
 from finetune.run.measured import LearntFrom, choose_measured
 from finetune.run.output_paths import SUFFIX
 from finetune.run.report_page import ENDING, files_beside, surest_mistakes, with_pictures, write_page
 from finetune.sources.resolve import locate, open_source
 from finetune.text import first_line
+
+MAX_NUMBER = 1e15  # of a report
 
 
 def html_report(
@@ -56,6 +59,7 @@ def html_report(
 def _page(path: Path, data: str | None, root: Path) -> str:
     values = _read(path)
     try:
+        _check_numbers({key: own for key, own in values.items() if key not in ("recipe", "environment")})
         match values.get("kind"):
             case "curve":
                 return curve_page(TypeAdapter(CurveReport).validate_python(values))
@@ -63,15 +67,20 @@ def _page(path: Path, data: str | None, root: Path) -> str:
                 return rank_page(TypeAdapter(RankReport).validate_python(values))
             case "pretrain" | "adapt":
                 found = TypeAdapter(Report).validate_python(values)
+                for result in found.results.values():
+                    _check_counts(result, len(found.target.classes))
                 return report_page(found, _with_pictures(files_beside(path), found, path, data, root))
             case None if {"data", "findings", "parts", "classes", "features"} <= values.keys():
-                return check_page(values, Material(notes=["pictures are in the page that `check --html` makes"]))
+                checked = TypeAdapter(CheckReport).validate_python(values)
+                return check_page(
+                    checked.to_dict(), Material(notes=["pictures are in the page that `check --html` makes"])
+                )
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"])) or "its beginning"
         raise SettingError(f"{path}: not a report of this version: at {at}: {first['msg'].lower()}") from None
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise SettingError(f"{path}: no page can be made of this report ({type(error).__name__}: {error})") from None
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise SettingError(f"{path}: no page can be made of this report: {first_line(error)}") from None
     raise SettingError(
         f"{path}: expected a report of pretrain, adapt, curve, rank or check --json, found kind {values.get('kind')!r}"
     )
@@ -91,6 +100,35 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of a report")
+
+
+def _check_numbers(value: Any, at: str = "") -> None:
+    """ValueError for numbers that no run has: shares outside 0 to 1, intervals the wrong way round, beyond all size."""
+    if isinstance(value, dict):
+        if isinstance(share := value.get("accuracy"), int | float) and not 0 <= share <= 1:
+            raise ValueError(f"{at}.accuracy: expected 0 to 1, found {share:.6g}")
+        match value.get("ci95"):
+            case [int() | float() as low, int() | float() as high] if low > high:
+                raise ValueError(f"{at}.ci95: expected the lower end first, found {low:.6g} and {high:.6g}")
+    if isinstance(value, dict | list):
+        for key, own in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(own, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, int | float) and abs(value) > MAX_NUMBER:
+        raise ValueError(f"{at}: a number beyond {MAX_NUMBER:.0e}")
+
+
+def _check_counts(result: Result | None, classes: int) -> None:
+    """ValueError where the counts of a result do not fit each other or the classes."""
+    if result is None:
+        return
+    for name, score in (result.per_class or {}).items():
+        match score:
+            case {"correct": int(correct), "total": int(total)} if 0 <= correct <= total:
+                continue
+        raise ValueError(f"per_class of {name!r}: expected `correct` of `total` images, found {score}")
+    rows = result.confusion
+    if rows is not None and (len(rows) != classes or any(len(row) != classes or min(row) < 0 for row in rows)):
+        raise ValueError(f"confusion: expected {classes} rows of as many counts, as there are classes")
 
 
 def _with_pictures(material: Material, report: Report, path: Path, data: str | None, root: Path) -> Material:

@@ -31,7 +31,7 @@ from finetune.report.ranking import RankReport, rank_forest, rank_parts
 from finetune.report.report import Report, Result
 from finetune.report.rows import OWN_ROWS, row_of
 from finetune.report.statistics import wilson
-from finetune.report.tables import confusion_lines, mapping_lines, metrics_table, percent, report_tables
+from finetune.report.tables import confusion_lines, mapping_lines, metrics_table, percent, report_tables, verdict_lines
 
 MAX_CLASSES = 20  # of a confusion matrix; of more classes those with the most mistakes
 MAX_ROWS = 40  # of a table; more are folded
@@ -185,10 +185,11 @@ def report_page(report: Report, material: Material) -> str:
     told = [line.plain for line in lines if isinstance(line, Text)]
     row = next((key for key in OWN_ROWS if report.results.get(key) is not None), "")
     own = report.results.get(row)
+    lead = verdict_lines(report)[:2] or [_accuracy_line(report, own)]
     kinds = {"pretrain": "training from scratch of", "adapt": "fine-tuning on"}
     title = f"{kinds.get(report.kind, report.kind)} {report.target.name}"
     sections = [
-        Section("Verdict", [Lines(told[:2] or [_accuracy_line(report, own)], lead=True), Lines(told[2:])]),
+        Section("Verdict", [Lines(lead, lead=True), Lines([line for line in told if line not in lead])]),
         Section("Results", [*_forests(report), *html_parts([table])]),
         Section("Classes", _class_parts(report, own)),
         Section("Probabilities", _probability_parts(own, material.predictions, row)),
@@ -237,12 +238,12 @@ def check_page(found: Mapping[str, Any], material: Material) -> str:
     """The page of `finetune check`, from its JSON values."""
     head, *_ = check_parts({**found, "findings": []})
     assert isinstance(head, Text)
-    kinds = [f"{KINDS[finding['kind']]}: {finding['says']}" for finding in found["findings"]]
+    kinds = [f"{_kind(finding)}: {finding['says']}" for finding in found["findings"]]
     sections = [Section("Found", [Lines([head.plain], lead=True), Lines(kinds or ["nothing found"])])]
     for finding in found["findings"]:
         if finding["pictures"]:
             parts: list[Part] = [Lines([finding["says"]]), *_finding_parts(finding, material)]
-            sections.append(Section(KINDS[finding["kind"]].capitalize(), parts))
+            sections.append(Section(_kind(finding).capitalize(), parts))
     counts = [[name, f"{count:,}"] for name, count in found["classes"].items()]
     sections.append(Section("Classes", [Table("", ["class", "images"], counts, [1])]))
     sections.append(Section("How", [Lines([f"labels were compared by {found['features']}", *material.notes])]))
@@ -427,6 +428,12 @@ def _mistake_parts(material: Material, row: str) -> list[Part]:
     return [Gallery(shown), *([Lines([line])] if line else [])]
 
 
+def _kind(finding: Mapping[str, Any]) -> str:
+    """What a finding is called; one that is not known here (of a later version) by its key."""
+    kind: str = finding["kind"]
+    return KINDS.get(kind, kind.replace("_", " "))
+
+
 def _finding_parts(finding: Mapping[str, Any], material: Material) -> list[Part]:
     """The pictures of something that `check` found, worst first."""
     shown = []
@@ -495,7 +502,10 @@ def _provenance(report: Report, material: Material) -> list[Part]:
         lines.append(f"test images: fingerprint {report.test_set.fingerprint}")
     lines += [f"{name}: sha256 {digest}" for name, digest in material.sha256.items()]
     lines.append(f"trained on {report.device} in {report.seconds:,.0f} s")
-    return [Lines(lines), *_made_with(report.environment, report.seeds, report.recipe, again=_again(report))]
+    return [
+        Lines(lines),
+        *_made_with(report.environment, report.seeds or [report.seed], report.recipe, again=_again(report)),
+    ]
 
 
 def _again(report: Report) -> str:

@@ -103,7 +103,7 @@ def heated_pictures(
     normalize = classifier.input.normalizer(torch.device("cpu"))
     shown = normalize.center_view(images).round().byte()
     plain = [png(image) for image in shown]
-    classifier.network.cpu().float()
+    classifier.network.cpu().float().to(memory_format=torch.contiguous_format)  # where it trained it may differ
     try:
         with seeded(0):
             untrained = build_model(classifier.model, len(classifier.class_names), classifier.arguments)
