@@ -91,6 +91,12 @@ def check(target: str, as_json: bool, quiet: bool, **options: Any) -> None:
 @click.command(epilog=example("finetune report checkpoints/mnist-kmnist-sample.report.json"))
 @click.argument("report", type=click.Path(path_type=Path), metavar="REPORT.json")
 @click.option("--out", type=click.Path(path_type=Path), metavar="HTML", help="The page [default: REPORT.html].")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="SVG",
+    help="Also draws its accuracies, or its curve, as a picture: .svg or .png.",
+)
 @click.option("--data", metavar="DATA", help="Where the pictures of your own data set are, to be shown.")
 @with_options("data-root")
 def report(report: Path, **options: Any) -> None:

@@ -40,7 +40,7 @@ from finetune.report.console import Console
 from finetune.report.page import MAX_PICTURES, Material, Picture, check_page
 from finetune.run.data import RunData, open_run_data
 from finetune.run.output_paths import move_file_aside
-from finetune.run.report_page import page_path, png, write_page
+from finetune.run.report_page import page_path, picture_file, write_page
 from finetune.run.setup import open_recipe
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import choose_runtime
@@ -137,7 +137,7 @@ def _shown_pictures(report: CheckReport, pictures: Pictures) -> dict[str, Pictur
     shown = [own for finding in report.findings for own in finding.pictures[:MAX_PICTURES]]
     names = dict.fromkeys(name for own in shown for name in (own["image"], own.get("twin")) if name is not None)
     places = {name: index for index, name in enumerate(pictures.names)}
-    return {name: Picture(png(pictures.image(places[name]))) for name in names}
+    return {name: Picture(picture_file(pictures.image(places[name]))) for name in names}
 
 
 def _bare_recipe(target: str) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,9 +20,10 @@ from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.check_report import CheckReport
 from finetune.report.console import Console
-from finetune.report.curve_report import CurveReport
-from finetune.report.page import Material, check_page, curve_page, rank_page, report_page
-from finetune.report.ranking import RankReport
+from finetune.report.curve_report import CurveReport, drawn_curves
+from finetune.report.page import Material, check_page, curve_page, rank_page, report_forest, report_page
+from finetune.report.plots import curve_figure, forest_figure, pictures
+from finetune.report.ranking import RankReport, rank_forest
 from finetune.report.report import MAX_REPORT_BYTES, Report, Result
 from finetune.run.data import open_test
 from finetune.run.measured import LearntFrom, choose_measured
@@ -29,6 +32,8 @@ from finetune.run.report_page import ENDING, files_beside, surest_mistakes, with
 from finetune.sources.resolve import locate, open_source
 from finetune.text import first_line
 
+Made = TypeVar("Made")
+PLOTS = (".svg", ".png")
 MAX_NUMBER = 1e15  # of a report
 
 
@@ -36,6 +41,7 @@ def html_report(
     report: str | Path,
     out: str | Path | None = None,
     *,
+    plot: str | Path | None = None,
     data: str | None = None,
     data_root: str | Path | None = None,
     console: Console | None = None,
@@ -43,44 +49,72 @@ def html_report(
     """Writes the HTML page of a report, and returns its path.
 
     report: NAME.report.json, NAME.curve.json, NAME.rank.json, or what `check --json` prints. out: by default the same
-    name with .html. data: where the pictures of a person's own data set are now; without it those of a registered data
-    set are shown, and no others. data_root: as in `finetune.adapt`. What is not there any more is left out, and the
-    page says so. SettingError for what is no report; OutputError.
+    name with .html. plot: also write the plot of its accuracies, or its curve, to a .svg or .png. data: where the
+    pictures of a person's own data set are now; without it those of a registered data set are shown, and no others.
+    data_root: as in `finetune.adapt`. What is not there any more is left out, and the page says so. SettingError for
+    what is no report; OutputError.
     """
     path, console = Path(report), console or Console(quiet=True, results=False)
     target = Path(out) if out is not None else path.with_suffix(ENDING)
     if target.suffix != ENDING or target == path:
         raise SettingError(f"--out {target}: expected a file name that ends in {ENDING}")
-    page = _page(path, data, resolve_data_root(data_root))
+    picture = Path(plot) if plot is not None else None
+    if picture is not None and picture.suffix not in PLOTS:
+        raise SettingError(f"--plot {picture}: expected a file name that ends in {' or '.join(PLOTS)}")
+    values = _read(path)
+    page = _checked(path, lambda: _page(values, path, data, resolve_data_root(data_root)))
+    drawn = _checked(path, lambda: _plot(values, picture)) if picture is not None else b""
     write_page(target, page, console)
+    if picture is not None:
+        write_page(picture, drawn, console)
     return target
 
 
-def _page(path: Path, data: str | None, root: Path) -> str:
-    values = _read(path)
+def _plot(values: dict[str, Any], path: Path) -> bytes:
+    """The picture of a report's accuracies. ValueError where it has none."""
+    match values.get("kind"):
+        case "curve":
+            curve = TypeAdapter(CurveReport).validate_python(values)
+            figure = partial(curve_figure, drawn_curves(curve), curve.target.name)
+        case "rank":
+            ranking = TypeAdapter(RankReport).validate_python(values)
+            figure = partial(forest_figure, rank_forest(ranking), f"accuracy on {ranking.target.name}, %")
+        case "pretrain" | "adapt":
+            found = TypeAdapter(Report).validate_python(values)
+            figure = partial(forest_figure, report_forest(found), f"accuracy on {found.target.name}, %")
+        case _:
+            raise ValueError("it has no accuracies to plot")
+    ending = path.suffix[1:]
+    return pictures(figure, [ending])[ending]
+
+
+def _checked(path: Path, make: Callable[[], Made]) -> Made:
+    """What is made of a report. SettingError for what is none, or has what no run has."""
     try:
-        _check_numbers({key: own for key, own in values.items() if key not in ("recipe", "environment")})
-        match values.get("kind"):
-            case "curve":
-                return curve_page(TypeAdapter(CurveReport).validate_python(values))
-            case "rank":
-                return rank_page(TypeAdapter(RankReport).validate_python(values))
-            case "pretrain" | "adapt":
-                found = TypeAdapter(Report).validate_python(values)
-                for result in found.results.values():
-                    _check_counts(result, len(found.target.classes))
-                return report_page(found, _with_pictures(files_beside(path), found, path, data, root))
-            case None if {"data", "findings", "parts", "classes", "features"} <= values.keys():
-                checked = TypeAdapter(CheckReport).validate_python(values)
-                return check_page(
-                    checked.to_dict(), Material(notes=["pictures are in the page that `check --html` makes"])
-                )
+        return make()
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"])) or "its beginning"
         raise SettingError(f"{path}: not a report of this version: at {at}: {first['msg'].lower()}") from None
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise SettingError(f"{path}: no page can be made of this report: {first_line(error)}") from None
+
+
+def _page(values: dict[str, Any], path: Path, data: str | None, root: Path) -> str:
+    _check_numbers({key: own for key, own in values.items() if key not in ("recipe", "environment")})
+    match values.get("kind"):
+        case "curve":
+            return curve_page(TypeAdapter(CurveReport).validate_python(values))
+        case "rank":
+            return rank_page(TypeAdapter(RankReport).validate_python(values))
+        case "pretrain" | "adapt":
+            found = TypeAdapter(Report).validate_python(values)
+            for result in found.results.values():
+                _check_counts(result, len(found.target.classes))
+            return report_page(found, _with_pictures(files_beside(path), found, path, data, root))
+        case None if {"data", "findings", "parts", "classes", "features"} <= values.keys():
+            checked = TypeAdapter(CheckReport).validate_python(values)
+            return check_page(checked.to_dict(), Material(notes=["pictures are in the page that `check --html` makes"]))
     raise SettingError(
         f"{path}: expected a report of pretrain, adapt, curve, rank or check --json, found kind {values.get('kind')!r}"
     )

@@ -93,15 +93,16 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a gallery: PNG, and a PNG of what the answer hangs on where there is one."""
+    """A picture of a gallery, and one of what the answer hangs on where there is one: files, PNG or JPEG."""
 
-    png: bytes
+    file: bytes
     heatmap: bytes | None = None
 
     @staticmethod
-    def address(png: bytes) -> str:
+    def address(file: bytes) -> str:
         """The picture within the page."""
-        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        kind = "png" if file.startswith(b"\x89PNG") else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
 
 
 @dataclass(frozen=True)
@@ -294,13 +295,18 @@ def _accuracy_line(report: Report, own: Result | None) -> str:
     )
 
 
-def _forests(report: Report) -> list[Part]:
-    """Rows of the verdict, and what comparing them shows, with intervals."""
-    rows = [
+def report_forest(report: Report) -> list[ForestRow]:
+    """The rows of the verdict, as a forest plot draws them."""
+    return [
         ForestRow(row_of(name).title, result.accuracy, result.ci95, _each(result))
         for name, result in report.results.items()
         if result is not None
     ]
+
+
+def _forests(report: Report) -> list[Part]:
+    """Rows of the verdict, and what comparing them shows, with intervals."""
+    rows = report_forest(report)
     parts = [_forest_part("rows", rows, "accuracy, %")] if rows else []
     several = any(row.trainings for row in rows)
     by_metric: dict[str, list[ForestRow]] = {}

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from finetune.train.device import seeded
 from finetune.train.heatmap import heatmaps
 
 ENDING = ".html"
+MAX_PNG = 64  # pixels a side of a picture that is stored without loss
 PICTURE_SIDE = 224  # pixels of a picture on the page, at most
 MASK = 0.45  # of the picture below its heatmap
 
@@ -39,9 +41,9 @@ def write_run_page(
     write_page(outputs.report.with_suffix(ENDING), report_page(report, found), console)
 
 
-def write_page(path: Path, page: str, console: Console) -> None:
-    """Writes a page; another one that was there is moved aside. OutputError."""
-    content = page.encode(errors="backslashreplace")
+def write_page(path: Path, page: str | bytes, console: Console) -> None:
+    """Writes a page or a picture; another one that was there is moved aside. OutputError."""
+    content = page.encode(errors="backslashreplace") if isinstance(page, str) else page
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; expected a file name that is free or a file")
     with prepared_files({path: content}):
@@ -102,7 +104,7 @@ def heated_pictures(
     names, answers = list(answered), [classifier.class_names.index(own) for own in answered.values()]
     normalize = classifier.input.normalizer(torch.device("cpu"))
     shown = normalize.center_view(images).round().byte()
-    plain = [png(image) for image in shown]
+    plain = [picture_file(image) for image in shown]
     classifier.network.cpu().float().to(memory_format=torch.contiguous_format)  # where it trained it may differ
     try:
         with seeded(0):
@@ -116,7 +118,7 @@ def heated_pictures(
             f"correlation {found.correlation:.2f})"
         )
         return dict(zip(names, map(Picture, plain), strict=True)), [said]
-    heated = [png(_heated(*pair)) for pair in zip(shown, found.maps, strict=True)]
+    heated = [picture_file(_heated(*pair)) for pair in zip(shown, found.maps, strict=True)]
     said = f"heatmaps: {found.method}; rank correlation with those of random weights {found.correlation:.2f}"
     return dict(zip(names, map(Picture, plain, heated), strict=True)), [said]
 
@@ -140,11 +142,12 @@ def _small(image: Tensor) -> Tensor:
     return small[0].round().clamp(0, 255).byte()
 
 
-def png(image: Tensor) -> bytes:
-    """An image, uint8, C×H×W, as PNG of at most PICTURE_SIDE pixels a side."""
+def picture_file(image: Tensor) -> bytes:
+    """An image, uint8, C×H×W, as a file of at most PICTURE_SIDE pixels a side: PNG, or JPEG for a photograph."""
     from PIL import Image
 
     image = _small(image)
     file, pixels = io.BytesIO(), (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()
-    Image.fromarray(pixels).save(file, "PNG")
+    kind: dict[str, Any] = {"format": "JPEG", "quality": 85} if max(image.shape[-2:]) > MAX_PNG else {"format": "PNG"}
+    Image.fromarray(pixels).save(file, **kind)
     return file.getvalue()
