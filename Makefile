@@ -11,8 +11,8 @@ SHELL := /bin/bash
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/finetune pretrain --recipe recipes/digits.yaml
-	$(BIN)/finetune adapt --from checkpoints/mnist.safetensors --target digits --shots 10 --seeds 3
+	$(BIN)/finetune pretrain --recipe recipes/digits.yaml --set 'phases[0].epochs=10'
+	$(BIN)/finetune adapt --from checkpoints/mnist.safetensors --target kmnist-sample --shots 10 --seeds 3 --jobs 2
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

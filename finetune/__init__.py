@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.system import VERSION
+
 if TYPE_CHECKING:
     from finetune.commands.adapt import adapt
     from finetune.commands.check import check
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
     from finetune.study.rank import rank
     from finetune.study.seeds import adapt_seeds
 
-
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "CheckReport",

@@ -21,21 +21,23 @@ ROOMS = {
     "data": {"batching", "checkpoint", "io", "system", "paths", "text", "errors"},
     "models": {"data", "checkpoint", "io", "system", "text", "errors"},
     "report": {"io", "text", "errors"},
-    "recipe": {"batching", "report", "io", "text", "errors"},
+    "recipe": {"batching", "report", "io", "paths", "text", "errors"},
     "distributed": {"text", "errors"},
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
     "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
-    "sources": {"hub", "models", "report", "checkpoint", "io", "system", "text", "errors"},
+    "sources": {"hub", "models", "report", "checkpoint", "io", "system", "paths", "text", "errors"},
+    "app": {"models", "errors"},
     "run": {
         *("sources", "hub", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
         *("system", "paths", "text", "errors"),
     },
     "verification": {
-        *("run", "sources", "hub", "train", "models", "recipe", "report", "checkpoint", "io", "text", "errors"),
+        *("run", "sources", "hub", "train", "models", "recipe", "report", "checkpoint", "io", "paths"),
+        *("text", "errors"),
     },
     "commands": {
-        *("verification", "run", "sources", "hub", "train", "distributed", "models", "data", "recipe", "report"),
-        *("checkpoint", "io", "system", "paths", "text", "batching", "errors"),
+        *("verification", "run", "app", "sources", "hub", "train", "distributed", "models", "data", "recipe"),
+        *("report", "checkpoint", "io", "system", "paths", "text", "batching", "errors"),
     },
     "study": {
         *("commands", "run", "sources", "train", "distributed", "models", "data", "recipe", "report"),
@@ -55,7 +57,7 @@ ROOMS = {
         "errors",
         "__init__",
     },
-    "__init__": {"study", "commands", "run", "sources", "models", "report"},
+    "__init__": {"study", "commands", "run", "sources", "models", "report", "system"},
     "__main__": {"cli"},
 }
 

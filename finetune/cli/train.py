@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from finetune.cli.options import (
+    SOURCES,
     check_target,
+    example,
     make_console,
     print_json,
     print_report,
@@ -19,7 +21,7 @@ from finetune.cli.options import (
 from finetune.errors import SettingError
 
 
-@click.command()
+@click.command(epilog=example("finetune pretrain --recipe recipes/digits.yaml"))
 @with_options("recipe", "out", "data-root", "device", "seed", "set")
 @with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
 def pretrain(recipe: Path, **given: Any) -> None:
@@ -30,13 +32,13 @@ def pretrain(recipe: Path, **given: Any) -> None:
     print_report(command.pretrain(recipe, **options), given["as_json"], options)
 
 
-@click.command()
+@click.command(epilog=example("finetune adapt --from mnist --target kmnist-sample --shots 10 --seeds 3"))
 @click.option(
     "--from",
     "source",
     required=True,
     metavar="SOURCE",
-    help="What to start from: a checkpoint, timm:NAME[.TAG], or a bare safetensors file with --model.",
+    help=f"What to start from: {SOURCES}",
 )
 @click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
 @with_options("model", "target", "shots", "out", "data-root", "device", "seed", "set")
@@ -79,7 +81,7 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
     print_report(report, given["as_json"], options)
 
 
-@click.command()
+@click.command(epilog=example("finetune plan --recipe recipes/adapt.yaml --from mnist --target kmnist-sample"))
 @with_options("recipe")
 @click.option("--from", "source", metavar="SOURCE", help="What to start from, for an adapt recipe, as in adapt.")
 @with_options("model", "target", "shots", "data-root", "device", "seed", "set", "json")

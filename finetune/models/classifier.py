@@ -78,19 +78,25 @@ class Classifier(nn.Module):
         mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (spec.mean, spec.std))
         return (pixels.float() / 255 - mean) / std
 
-    @torch.no_grad()
     def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
         """Predicts label and probabilities of each picture, in order, in evaluation mode; modes are restored."""
         if isinstance(images, (str, Path)):
             raise SettingError(f"expected several images, found the one path {images}; put it in a list")
         found: list[Prediction] = []
-        device, waiting = next(self.parameters()).device, iter(images)
+        waiting = iter(images)
         size = max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2))
+        while inputs := [self.preprocess(image) for image in islice(waiting, size)]:
+            found += self.predict_preprocessed(torch.stack(inputs))
+        return found
+
+    @torch.no_grad()
+    def predict_preprocessed(self, inputs: Tensor) -> list[Prediction]:
+        """Predicts as `predict` does what `preprocess` made of pictures: float N×C×size×size, in one batch."""
+        found = []
         with eval_mode(self):
-            while inputs := [self.preprocess(image) for image in islice(waiting, size)]:
-                for row in self(torch.stack(inputs).to(device)).float().softmax(1).cpu().tolist():
-                    best = max(range(len(row)), key=row.__getitem__)
-                    found.append(Prediction(self.class_names[best], row[best], tuple(row)))
+            for row in self(inputs.to(next(self.parameters()).device)).float().softmax(1).cpu().tolist():
+                best = max(range(len(row)), key=row.__getitem__)
+                found.append(Prediction(self.class_names[best], row[best], tuple(row)))
         return found
 
 

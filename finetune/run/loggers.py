@@ -20,6 +20,7 @@ from finetune.errors import SettingError
 from finetune.report.comparison import sentences
 from finetune.report.report import Report
 from finetune.report.rows import OWN_ROWS
+from finetune.text import install_hint
 
 LOGS = {"tensorboard": "TensorboardLog", "trackio": "TrackioLog"}  # by package; its class, in NAME_log.py beside this
 MAX_CLASSES = 200  # of a confusion matrix that is logged; a picture of more is tens of thousands of pixels wide
@@ -90,8 +91,7 @@ def check_logs(names: Iterable[str]) -> tuple[str, ...]:
             raise SettingError(f"--log {name}: expected {' or '.join(LOGS)}")
         if find_spec(name) is None:
             raise SettingError(
-                f"--log {name}: needs the package {name}, which is not installed; to get it: "
-                f"pip install 'finetune[{name}]'"
+                f"--log {name}: needs the package {name}, which is not installed; to get it: {install_hint(name)}"
             )
     return found
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
 from finetune.models.staged import StagedNetwork, eval_mode
+from finetune.text import install_hint
 
-EXTRA = "pip install 'finetune[heatmaps]'"
 MIN_SIDE = 4  # cells of a feature map, each way
 MAX_CORRELATION = 0.5  # with the maps of an untrained network, above which maps say nothing of the weights
 
@@ -89,7 +89,7 @@ def heatmaps(
     weights. SettingError without captum.
     """
     if find_spec("captum") is None:
-        raise SettingError(f"heatmaps need captum: {EXTRA}")
+        raise SettingError(f"heatmaps need captum: {install_hint('heatmaps')}")
     inputs = normalize(images)
     place = _last_feature_map(network, inputs[:1])
     targets = torch.tensor(list(classes))

@@ -162,7 +162,7 @@ def test_what_is_refused(folder, pretrained, monkeypatch):
     monkeypatch.setattr("finetune.run.loggers.find_spec", lambda name: None if name in LOGS else found(name))
     for name in LOGS:
         said = refused("adapt", "--from", pretrained, "--target", "kmnist", "--log", name)
-        assert said.strip().endswith(f"pip install 'finetune[{name}]'") and "\n" not in said.strip()
+        assert said.strip().endswith(f"[{name}]'") and "\n" not in said.strip()
     assert not Path("runs").exists()
 
 

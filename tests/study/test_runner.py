@@ -513,4 +513,4 @@ def test_a_cluster_that_cannot_be_used(folder, pretrained, tmp_path, data):
 def test_without_distributed(folder, pretrained, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     words = typed(pretrained, "study.safetensors", "--seeds", 2, "--engine", "dask://127.0.0.1:1", "--quiet")
-    assert "pip install 'finetune[cluster]'" in refused(*words)
+    assert "pip install 'finetune-images[cluster]'" in refused(*words)

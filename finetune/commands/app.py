@@ -1,0 +1,76 @@
+"""`finetune app`: a page to draw on, or to show pictures to one checkpoint or two."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.app.ink import ink_style
+from finetune.app.server import address_of, is_loopback, listen, private_gradio, serve
+from finetune.errors import Interrupted, SettingError
+from finetune.run.interrupt import StopRequests, StopSignal
+from finetune.sources.resolve import Source, locate, open_source
+from finetune.text import install_hint
+from finetune.train.device import choose_runtime
+
+if TYPE_CHECKING:
+    from finetune.app.page import Contender
+
+
+def app(
+    checkpoints: Sequence[str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str = "auto",
+    note: Callable[[str], None] = print,
+) -> None:
+    """Serves the page until Ctrl-C.
+
+    checkpoints: one, or two to compare, each as in `evaluate`. host: who can reach it, by default this machine only.
+    port: 0 is any free one. note: is called with the page's address, and with a warning where other machines reach it.
+
+    SettingError without gradio, for a port in use, and for weights without a head; CheckpointError; Interrupted when
+    another signal than Ctrl-C ends it.
+    """
+    if find_spec("gradio") is None:
+        raise SettingError(f"the page needs gradio, which is not installed: {install_hint('app')}")
+    listener = listen(host, port)
+    with listener, private_gradio(), StopRequests():
+        from finetune.app.page import build_page, style, theme
+
+        page = build_page([_open(checkpoint, device) for checkpoint in checkpoints])
+        if not is_loopback(host):
+            note(f"--host {host}: everybody who can reach this machine can use the page and see pictures shown to it")
+        note(f"the page is at {address_of(listener, host)} until Ctrl-C")
+        try:
+            serve(page, theme(), style(), listener, host)
+        except StopSignal as stop:
+            if stop.number != signal.SIGINT:
+                raise Interrupted(f"stopped by {stop}", stop.exit_code) from None
+
+
+def _open(checkpoint: str | Path, device: str) -> Contender:
+    """Loads a checkpoint, and answers once so that the first picture need not wait for it."""
+    import torch
+
+    from finetune.app.page import Contender
+
+    source = open_source(locate(checkpoint, bars=True))
+    classifier = source.classifier
+    if not classifier.class_names:
+        raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
+    choose_runtime(device, "float32").place(classifier.network)
+    spec = classifier.input
+    classifier.predict_preprocessed(torch.zeros(1, spec.channels, spec.size, spec.size))
+    return Contender(source.name, _about(source), classifier, ink_style(source.dataset))
+
+
+def _about(source: Source) -> str:
+    """A line on the checkpoint: its model, its data, and its test accuracy where it says one."""
+    classes = f"{len(source.classifier.class_names):,} classes"
+    accuracy = f"{source.accuracy:.1%} on its test images" if source.accuracy is not None else ""
+    return ", ".join(part for part in (source.classifier.model, source.dataset or "", classes, accuracy) if part)
