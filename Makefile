@@ -41,7 +41,7 @@ BUILD_SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --stric
 docs-site: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BUILD_SITE)
-	@echo "open site/index.html"
+	@echo "made site/index.html; for its search: $(BIN)/python -m http.server --directory site"
 
 # Against its peers, on an idle machine, for hours; ROUNDS=2 took 55 minutes. benchmarks/bench.py runs single races.
 # MNIST has to be in FINETUNE_DATA_ROOT. The first time it makes the peers' environments, 8 GB.

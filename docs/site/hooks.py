@@ -34,6 +34,6 @@ def on_page_content(content: str, *, page: Any, config: Any, files: Any) -> str:
     def replace(found: re.Match[str]) -> str:
         tag, bracket, tex = found.groups()
         formula = convert(html.unescape(tex).strip(), display="block" if bracket == "[" else "inline")
-        return f"<{tag}>{formula}</{tag}>"
+        return f'<div class="formula">{formula}</div>' if tag == "div" else formula
 
     return FORMULA.sub(replace, content)
