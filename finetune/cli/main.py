@@ -81,7 +81,7 @@ def main() -> None:
             with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it
                 stream.reconfigure(errors="surrogateescape")  # file names need not be text; they go out as they came in
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="finetune", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
