@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 demo: .venv/ready
 	$(BIN)/finetune pretrain --recipe recipes/digits.yaml --set 'phases[0].epochs=10'
-	$(BIN)/finetune adapt --from checkpoints/mnist.safetensors --target kmnist-sample --shots 10 --seeds 3 --jobs 2
+	$(BIN)/finetune adapt --from checkpoints/mnist.safetensors --target kmnist-sample --shots 10 --seeds 3 --jobs 2 --html
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
