@@ -72,6 +72,7 @@ def test_pictures_that_are_gone_or_others_are_said(run, tmp_path):
     assert "without answers image by image" in text_of(Path("bare.html"))
 
 
+@pytest.mark.slow
 def test_a_folders_pictures_are_shown_with_data(backbone, folder):
     root = scenes(
         folder / "pond", noise=900, train=dict.fromkeys(("eft", "newt"), 8), test=dict.fromkeys(("eft", "newt"), 12)
@@ -169,6 +170,7 @@ def test_what_a_stranger_wrote_at_length_is_shown_and_not_run(folder):
     Path("x.json").write_text(json.dumps(values))
     worked("report", "x.json")
     page = text_of(Path("x.html"))
+    assert len(page) < 300_000
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "{{7*7}}" in page
 
 

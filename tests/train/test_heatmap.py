@@ -91,9 +91,9 @@ def test_a_trained_networks_maps_are_not_those_of_random_weights():
     ("name", "method"),
     [
         ("timm/test_resnet", "Grad-CAM after layer3"),
-        ("timm/test_convnext", "Grad-CAM after stages.2"),
+        pytest.param("timm/test_convnext", "Grad-CAM after stages.2", marks=pytest.mark.slow),
         ("timm/test_vit", "Grad-CAM after blocks.4"),
-        ("timm/test_mambaout", "the gradient's size"),
+        pytest.param("timm/test_mambaout", "the gradient's size", marks=pytest.mark.slow),
     ],
 )
 def test_timms_networks_have_maps_of_the_size_of_the_image(name, method):
@@ -105,7 +105,7 @@ def test_timms_networks_have_maps_of_the_size_of_the_image(name, method):
     pictures = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     found = heatmaps(*networks, pictures, Normalizer((0.5,) * 3, (0.25,) * 3, torch.device("cpu")), [0, 2])
     assert found.method == method and found.maps.shape == (2, 160, 160)
-    assert found.maps.isfinite().all() and 0 <= found.maps.min() and found.maps.max() == pytest.approx(1)
+    assert found.maps.isfinite().all() and found.maps.min() >= 0 and found.maps.max() == pytest.approx(1)
 
 
 def test_activations_without_places_are_no_feature_maps():
