@@ -35,6 +35,7 @@ from finetune.report.tables import confusion_lines, mapping_lines, metrics_table
 
 MAX_CLASSES = 20  # of a confusion matrix; of more classes those with the most mistakes
 MAX_ROWS = 40  # of a table; more are folded
+MAX_TEXT = 4_000  # characters of a cell or sentence, which anybody may have written
 MAX_PICTURES = 12  # of the most sure and wrong
 
 
@@ -161,6 +162,12 @@ class Material:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
+def _safe_text(text: object) -> str:
+    """Text as the page shows it: what cannot be shown replaced, and cut to MAX_TEXT characters."""
+    shown = printable(text)
+    return shown if len(shown) <= MAX_TEXT else f"{shown[: MAX_TEXT - 1]}…"
+
+
 def render(title: str, sections: Sequence[Section]) -> str:
     """The HTML of a page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -172,7 +179,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(safe_text=printable, safe_lines=printable_lines)
+    environment.filters.update(safe_text=_safe_text, safe_lines=printable_lines)
     kept = [section for section in sections if section.parts]
     return environment.get_template("page.html").render(title=title, sections=kept)
 

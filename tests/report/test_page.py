@@ -135,7 +135,7 @@ def test_the_same_report_gives_the_same_bytes_whose_numbers_are_the_reports():
     assert page == report_page(report, material)
     shown = read(page)
     after, comparison = report.results["after"], report.comparisons["after_vs_before"]
-    table, *lines = report_tables(report)
+    _, *lines = report_tables(report)
     assert all(" ".join(line.plain.split()) in shown.text for line in lines)
     assert "fine-tuning helps" in shown.text or "is better" in shown.text
     low, high = (f"{100 * end:.2f}" for end in after.ci95)
@@ -221,7 +221,7 @@ def test_every_training_of_several_seeds_is_drawn():
     several = adapt_report(NAMES, seeds=3)
     page = read(report_page(several, Material()))
     assert "Loss and validation accuracy of 3 trainings." in page.text and "3 seeds" in page.text
-    loss, accuracy = history(list(several.phases_per_seed.values())).axes
+    loss = history(list(several.phases_per_seed.values())).axes[0]
     drawn = [line.get_ydata()[0] for line in loss.lines if len(line.get_ydata()) == 3]
     assert drawn == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0], "two phases of each"
     assert "(all trainings together)" in page.text and "0, 1, 2" in page.text
