@@ -52,4 +52,4 @@ def _pixels(classifier: Classifier, inputs: Tensor) -> npt.NDArray[np.uint8]:
     """The pixels of a network's input C×H×W: uint8 H×W, or H×W×3."""
     mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (classifier.input.mean, classifier.input.std))
     pixels = ((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return np.array(pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0))
+    return (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).contiguous().numpy()

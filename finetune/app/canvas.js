@@ -15,7 +15,7 @@ function at(event) {
 function paint() {
   const side = Math.round(canvas.clientWidth * (window.devicePixelRatio || 1));
   if (!side) return;
-  if (canvas.width !== side) canvas.width = canvas.height = side;
+  if (canvas.width !== side || canvas.height !== side) canvas.width = canvas.height = side;
   context.setTransform(side / UNITS, 0, 0, side / UNITS, 0, 0);
   context.clearRect(0, 0, UNITS, UNITS);
   context.strokeStyle = getComputedStyle(canvas).color;

@@ -6,18 +6,18 @@ import signal
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from socket import socket
+
+import torch
 
 from finetune.app.ink import ink_style
+from finetune.app.render import Contender
 from finetune.app.server import address_of, is_loopback, listen, private_gradio, serve
 from finetune.errors import Interrupted, SettingError
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.sources.resolve import Source, locate, open_source
 from finetune.text import install_hint
 from finetune.train.device import choose_runtime
-
-if TYPE_CHECKING:
-    from finetune.app.page import Contender
 
 
 def app(
@@ -40,25 +40,25 @@ def app(
         raise SettingError(f"the page needs gradio, which is not installed: {install_hint('app')}")
     listener = listen(host, port)
     with listener, private_gradio(), StopRequests():
-        from finetune.app.page import build_page, style, theme
-
-        page = build_page([_open(checkpoint, device) for checkpoint in checkpoints])
-        if not is_loopback(host):
-            note(f"--host {host}: everybody who can reach this machine can use the page and see pictures shown to it")
-        note(f"the page is at {address_of(listener, host)} until Ctrl-C")
         try:
-            serve(page, theme(), style(), listener, host)
+            _serve([_open(checkpoint, device) for checkpoint in checkpoints], listener, host, note)
         except StopSignal as stop:
             if stop.number != signal.SIGINT:
                 raise Interrupted(f"stopped by {stop}", stop.exit_code) from None
 
 
+def _serve(contenders: Sequence[Contender], listener: socket, host: str, note: Callable[[str], None]) -> None:
+    from finetune.app.page import build_page, style, theme
+
+    page = build_page(contenders)
+    if not is_loopback(host):
+        note(f"--host {host}: everybody who can reach this machine can use the page and see pictures shown to it")
+    note(f"the page is at {address_of(listener, host)} until Ctrl-C")
+    serve(page, theme(), style(), listener, host)
+
+
 def _open(checkpoint: str | Path, device: str) -> Contender:
     """Loads a checkpoint, and answers once so that the first picture need not wait for it."""
-    import torch
-
-    from finetune.app.page import Contender
-
     source = open_source(locate(checkpoint, bars=True))
     classifier = source.classifier
     if not classifier.class_names:
@@ -66,7 +66,7 @@ def _open(checkpoint: str | Path, device: str) -> Contender:
     choose_runtime(device, "float32").place(classifier.network)
     spec = classifier.input
     classifier.predict_preprocessed(torch.zeros(1, spec.channels, spec.size, spec.size))
-    return Contender(source.name, _about(source), classifier, ink_style(source.dataset))
+    return Contender(str(checkpoint), _about(source), classifier, ink_style(source.dataset))
 
 
 def _about(source: Source) -> str:

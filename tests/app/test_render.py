@@ -1,0 +1,60 @@
+"""Answers as HTML: names are text, and a broken picture is a message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from album import put
+
+import finetune as toolkit
+from finetune.app.answer import Answer, answer
+from finetune.app.ink import MNIST
+from finetune.app.render import Contender, answer_html, respond
+from finetune.models.classifier import Prediction
+
+GREY = np.zeros((28, 28), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def contender(pretrained: Path) -> Contender:
+    return Contender("mnist", "a cnn", toolkit.load(pretrained), MNIST)
+
+
+def told(*rows: tuple[str, float]) -> Answer:
+    best, share = max(rows, key=lambda row: row[1])
+    return Answer(Prediction(best, share, tuple(value for _, value in rows)), dict(rows), GREY)
+
+
+def test_class_names_are_text_not_html() -> None:
+    html = answer_html(told(("<script>alert(1)</script>", 0.75), ("a & b", 0.25)))
+    assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "a &amp; b" in html
+
+
+def test_few_classes_keep_their_order_and_of_many_the_best_are_shown() -> None:
+    few = answer_html(told(("one", 0.1), ("two", 0.7), ("three", 0.2)))
+    assert few.index(">one<") < few.index('<li class="best"><span class="name" dir="auto">two<') < few.index(">three<")
+    many = answer_html(told(*((f"class {i}", i / 4950) for i in range(100))))
+    assert many.count("<li") == 10 and many.index(">class 99<") < many.index(">class 90<") and ">class 89<" not in many
+
+
+def test_a_broken_picture_is_a_message(contender: Contender, tmp_path: Path) -> None:
+    broken = tmp_path / "<b>broken.png"
+    broken.write_bytes(put(tmp_path / "whole.png").read_bytes()[:60])
+    notice, *answers = respond([contender, contender], lambda each: answer(each.classifier, broken))
+    assert "&lt;b&gt;broken.png: cannot be read as an image" in notice
+    assert "<b>" not in notice and answers == [answer_html(None)] * 2
+
+
+def test_an_answer_takes_the_message_away(contender: Contender, tmp_path: Path) -> None:
+    picture = put(tmp_path / "whole.png")
+    notice, shown = respond([contender], lambda each: answer(each.classifier, picture))
+    assert notice == "" and shown == answer_html(answer(contender.classifier, picture))
+    _, nothing = respond([contender], lambda each: None)
+    assert nothing == answer_html(None) and "<img" not in nothing
+
+
+def test_only_grey_networks_of_28_pixels_are_drawn_for(contender: Contender, backbone: Path) -> None:
+    photos = Contender("meadow", "a network for photographs", toolkit.load(backbone), MNIST)
+    assert contender.can_draw and not photos.can_draw
