@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.errors import DataError
 from finetune.models.classifier import Classifier, Prediction
 
 if TYPE_CHECKING:
@@ -46,6 +48,14 @@ def answer(classifier: Classifier, picture: ImageLike) -> Answer:
     prediction = classifier.predict_preprocessed(inputs[None])[0]
     probabilities = dict(zip(classifier.class_names, prediction.probabilities, strict=True))
     return Answer(prediction, probabilities, _pixels(classifier, inputs))
+
+
+def answer_file(classifier: Classifier, path: str) -> Answer:
+    """Predicts a picture's file. DataError as in `answer`, with the file's name for its whole path."""
+    try:
+        return answer(classifier, path)
+    except DataError as error:
+        raise DataError(str(error).replace(path, Path(path).name)) from None
 
 
 def _pixels(classifier: Classifier, inputs: Tensor) -> npt.NDArray[np.uint8]:

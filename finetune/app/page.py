@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from finetune.app.answer import Answer, answer
+from finetune.app.answer import Answer, answer, answer_file
 from finetune.app.ink import draw, read_strokes
 from finetune.app.render import WAITING, Contender, respond
 
@@ -104,6 +104,6 @@ def _on_drawing(contenders: Sequence[Contender]) -> Callable[[gr.EventData], lis
 
 def _on_picture(contenders: Sequence[Contender]) -> Callable[[str | None], list[str]]:
     def answer_picture(path: str | None) -> list[str]:
-        return respond(contenders, lambda contender: answer(contender.classifier, path) if path else None)
+        return respond(contenders, lambda contender: answer_file(contender.classifier, path) if path else None)
 
     return answer_picture

@@ -9,7 +9,7 @@ import pytest
 from album import put
 
 import finetune as toolkit
-from finetune.app.answer import Answer, answer
+from finetune.app.answer import Answer, answer, answer_file
 from finetune.app.ink import MNIST
 from finetune.app.render import Contender, answer_html, respond
 from finetune.models.classifier import Prediction
@@ -42,8 +42,8 @@ def test_few_classes_keep_their_order_and_of_many_the_best_are_shown() -> None:
 def test_a_broken_picture_is_a_message(contender: Contender, tmp_path: Path) -> None:
     broken = tmp_path / "<b>broken.png"
     broken.write_bytes(put(tmp_path / "whole.png").read_bytes()[:60])
-    notice, *answers = respond([contender, contender], lambda each: answer(each.classifier, broken))
-    assert "&lt;b&gt;broken.png: cannot be read as an image" in notice
+    notice, *answers = respond([contender, contender], lambda each: answer_file(each.classifier, str(broken)))
+    assert notice.startswith('<p role="alert">&lt;b&gt;broken.png: cannot be read as an image')
     assert "<b>" not in notice and answers == [answer_html(None)] * 2
 
 
