@@ -118,5 +118,5 @@ def test_activations_without_places_are_no_feature_maps():
 def test_without_captum_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(heatmap, "find_spec", lambda name: None)
     network = Bright("tokens")
-    with pytest.raises(SettingError, match=r"pip install 'finetune\[heatmaps\]'"):
+    with pytest.raises(SettingError, match=r"\[heatmaps\]'"):
         heatmaps(network, network, bright_corners(), PLAIN, [0] * 4)
