@@ -29,14 +29,8 @@ COMMANDS = {
         *(study.curve, study.rank, study.compare, checkpoints.evaluate, checkpoints.predict, checkpoints.verify),
     ),
     "Look at what there is": (
-        *(
-            checkpoints.report,
-            checkpoints.check,
-            checkpoints.inspect,
-            catalog.models,
-            catalog.datasets,
-            catalog.recipes,
-        ),
+        *(checkpoints.report, checkpoints.app, checkpoints.check, checkpoints.inspect),
+        *(catalog.models, catalog.datasets, catalog.recipes),
     ),
     "Share": (hub.push, hub.pull),
 }
