@@ -32,8 +32,7 @@ ROOMS = {
         *("system", "paths", "text", "errors"),
     },
     "verification": {
-        *("run", "sources", "hub", "train", "models", "recipe", "report", "checkpoint", "io", "paths"),
-        *("text", "errors"),
+        *("run", "sources", "hub", "train", "models", "recipe", "report", "checkpoint", "io", "text", "errors"),
     },
     "commands": {
         *("verification", "run", "app", "sources", "hub", "train", "distributed", "models", "data", "recipe"),

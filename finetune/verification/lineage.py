@@ -13,7 +13,6 @@ from finetune.errors import CheckpointError, FinetuneError
 from finetune.hub.download import cached_file, fetch
 from finetune.hub.repo_id import PREFIX, is_hub_source
 from finetune.io.safe_open import sha256_of
-from finetune.paths import shipped_folder
 from finetune.sources.resolve import TIMM, SourceRef
 from finetune.text import listed
 from finetune.verification.checks import Check, CheckpointUnderTest
@@ -67,7 +66,7 @@ def find_parents(subject: CheckpointUnderTest, report: Mapping[str, Any] | None,
 
 
 class ParentSearch:
-    """Searches the files that may be a parent: where the report says, beside the checkpoint, in checkpoints/, shipped.
+    """Searches the files that may be a parent: where the report says, beside the checkpoint, and in checkpoints/.
 
     Files are recognized by their sha256; a name only says where to look first. Files whose metadata names another model
     are left out.
@@ -91,7 +90,7 @@ class ParentSearch:
         return None, others
 
     def _candidates(self, id: str) -> Iterator[Path]:
-        folders, seen = (self.subject.path.parent, CHECKPOINTS, shipped_folder("checkpoints")), set()
+        folders, seen = (self.subject.path.parent, CHECKPOINTS), set()
         named = [folder / Path(id).name for folder in folders]
         rest = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
         for path in [*self.reported, *named, *rest]:

@@ -223,10 +223,10 @@ def test_models(folder: Path) -> None:
 def test_datasets(folder: Path, data: Path) -> None:
     found = worked("datasets", "--json").json
     assert list(found) == list(DATASETS)
-    assert {name for name, row in found.items() if row["present"]} == {"mnist", "kmnist", "digits"}
+    assert {name for name, row in found.items() if row["present"]} == {"mnist", "kmnist", "kmnist-sample", "digits"}
     assert {
         name for name, row in worked("datasets", "--data-root", "nowhere", "--json").json.items() if row["present"]
-    } == {"digits"}
+    } == {"kmnist-sample", "digits"}
     shown = worked("datasets").out
     assert all(name in shown for name in DATASETS)
     details = worked("datasets", "kmnist", "--json").json
