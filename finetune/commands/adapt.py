@@ -43,9 +43,9 @@ from finetune.run.finalize import (
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import OutputPaths, check_outputs
+from finetune.run.page_pictures import write_run_page
 from finetune.run.phases import RunLogger, check_adapters
 from finetune.run.quick_check import QuickCheck, quick_check, without_twins
-from finetune.run.report_page import write_run_page
 from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, find_source, open_adapt, open_recipe
 from finetune.sources.resolve import Source

@@ -40,7 +40,8 @@ from finetune.report.console import Console
 from finetune.report.page import MAX_PICTURES, Material, Picture, check_page
 from finetune.run.data import RunData, open_run_data
 from finetune.run.output_paths import move_file_aside
-from finetune.run.report_page import page_path, picture_file, write_page
+from finetune.run.page_pictures import picture_file
+from finetune.run.report_page import page_path, write_page
 from finetune.run.setup import open_recipe
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import choose_runtime

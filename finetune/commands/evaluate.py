@@ -30,7 +30,8 @@ from finetune.run.finalize import RowAnswers, as_predictions, row_predictions, s
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.measured import LearntFrom, Part, choose_measured
 from finetune.run.output_paths import RUNS, move_file_aside
-from finetune.run.report_page import page_path, with_pictures, write_page
+from finetune.run.page_pictures import with_pictures
+from finetune.run.report_page import page_path, write_page
 from finetune.sources.resolve import locate, open_source
 from finetune.text import first_line
 from finetune.train.device import Runtime, choose_runtime

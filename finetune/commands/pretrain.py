@@ -32,9 +32,9 @@ from finetune.run.finalize import (
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
+from finetune.run.page_pictures import write_run_page
 from finetune.run.phases import RunLogger, check_adapters, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress
-from finetune.run.report_page import write_run_page
 from finetune.run.run_folder import RunFolder, RunIdentity
 from finetune.run.setup import RecipeLike, expect_kind, open_pretrain, open_recipe
 from finetune.sources.save import make_metadata

@@ -7,16 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from finetune.data.image_dataset import ImageSet, join
-from finetune.data.openers import is_hub_data
 from finetune.data.registry import DATASETS
 from finetune.errors import DataError, FinetuneError, SettingError
 from finetune.io.safe_open import read_regular
-from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.check_report import CheckReport
 from finetune.report.console import Console
@@ -25,12 +22,13 @@ from finetune.report.page import Material, check_page, curve_page, rank_page, re
 from finetune.report.plots import curve_figure, forest_figure, pictures
 from finetune.report.ranking import RankReport, rank_forest
 from finetune.report.report import MAX_REPORT_BYTES, Report, Result
-from finetune.run.data import open_test
-from finetune.run.measured import LearntFrom, choose_measured
 from finetune.run.output_paths import SUFFIX
-from finetune.run.report_page import ENDING, files_beside, surest_mistakes, with_pictures, write_page
-from finetune.sources.resolve import locate, open_source
+from finetune.run.report_page import ENDING, files_beside, surest_mistakes, write_page
 from finetune.text import first_line
+
+if TYPE_CHECKING:
+    from finetune.data.image_dataset import ImageSet
+    from finetune.models.classifier import Classifier
 
 Made = TypeVar("Made")
 PLOTS = (".svg", ".png")
@@ -169,6 +167,8 @@ def _with_pictures(material: Material, report: Report, path: Path, data: str | N
     """The material with pictures of the data set, where that is still what was measured."""
     if material.predictions is None or not surest_mistakes(material.predictions):
         return material
+    from finetune.run.page_pictures import with_pictures
+
     try:
         classifier, images = _measured_images(report, path, data, root)
     except (FinetuneError, OSError) as error:
@@ -178,6 +178,12 @@ def _with_pictures(material: Material, report: Report, path: Path, data: str | N
 
 def _measured_images(report: Report, path: Path, data: str | None, root: Path) -> tuple[Classifier, ImageSet]:
     """The classifier beside a report, and the images that it was measured on. DataError where they are others now."""
+    from finetune.data.image_dataset import join
+    from finetune.data.openers import is_hub_data
+    from finetune.run.data import open_test
+    from finetune.run.measured import LearntFrom, choose_measured
+    from finetune.sources.resolve import locate, open_source
+
     name = data or report.recipe["data"].get("name") or report.target.name
     if data is None and not is_hub_data(name) and name not in DATASETS:
         raise DataError("reports hold no paths; --data PICTURES says where they are")

@@ -32,7 +32,7 @@ from finetune.run.finalize import (
 from finetune.run.loggers import log_outcome
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
-from finetune.run.report_page import write_run_page
+from finetune.run.page_pictures import write_run_page
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.design import open_study_recipe, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials

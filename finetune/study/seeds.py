@@ -36,8 +36,8 @@ from finetune.run.finalize import (
 from finetune.run.loggers import log_outcome
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
+from finetune.run.page_pictures import write_run_page
 from finetune.run.quick_check import QuickCheck, quick_check, without_twins
-from finetune.run.report_page import write_run_page
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds
 from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import ROOT, drawn
 
-from finetune.run.report_page import PICTURE_SIDE, heated_pictures, png
+from finetune.run.page_pictures import PICTURE_SIDE, heated_pictures, picture_file
 from finetune.sources.resolve import locate, open_source
 
 
@@ -23,4 +23,4 @@ def test_heatmaps_do_not_hang_on_the_memory_layout_that_training_left():
 
 def test_a_large_picture_is_made_small():
     wide = torch.randint(0, 256, (3, 300, 900), dtype=torch.uint8)
-    assert len(png(wide)) < 3 * PICTURE_SIDE**2 and png(wide) == png(wide)
+    assert len(picture_file(wide)) < 3 * PICTURE_SIDE**2 and picture_file(wide) == picture_file(wide)
