@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from finetune.system import VERSION
+
 if TYPE_CHECKING:
     from finetune.commands.adapt import adapt
     from finetune.commands.check import check
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from finetune.commands.pretrain import pretrain
     from finetune.commands.pull import pull
     from finetune.commands.push import push
+    from finetune.commands.report import html_report
     from finetune.commands.verify import verify
     from finetune.models.classifier import Classifier, Prediction
     from finetune.report.check_report import CheckReport
@@ -34,8 +37,7 @@ if TYPE_CHECKING:
     from finetune.study.rank import rank
     from finetune.study.seeds import adapt_seeds
 
-
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "CheckReport",
@@ -51,6 +53,7 @@ __all__ = [
     "compare",
     "curve",
     "evaluate",
+    "html_report",
     "load",
     "pretrain",
     "pull",
@@ -74,6 +77,7 @@ _HOMES = {
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",
+    "html_report": "finetune.commands.report",
     "load": "finetune.sources.resolve",
     "pretrain": "finetune.commands.pretrain",
     "pull": "finetune.commands.pull",

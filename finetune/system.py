@@ -7,6 +7,7 @@ import ctypes
 import os
 from pathlib import Path
 
+VERSION = "0.1.0"
 CONTAINER = Path("/sys/fs/cgroup/memory.max")  # how much memory a container may take, in bytes, or "max"
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's numbers for them (malloc.h)
 
@@ -61,4 +62,5 @@ def versions(model: str = "") -> dict[str, str]:
     from importlib.metadata import version  # slow to import
 
     backbones = ("timm",) if model.startswith("timm/") else ()
-    return {name: version(name) for name in ("finetune", "torch", "torchvision", "safetensors", *backbones)}
+    libraries = {name: version(name) for name in ("torch", "torchvision", "safetensors", *backbones)}
+    return {"finetune": VERSION, **libraries}

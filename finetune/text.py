@@ -6,7 +6,13 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 
+DISTRIBUTION = "finetune-images"  # what pip calls this package; `finetune` there is somebody else's
 _MAX_NAMES = 30  # known names listed in one message
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs one of the extras, as in `pip install 'NAME[heic]'`."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def listed(names: Iterable[str]) -> str:

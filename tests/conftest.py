@@ -22,6 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder))
+        patch.setenv("TRACKIO_DIR", str(folder / "trackio"))  # which it reads when it is imported
         yield folder
 
 

@@ -21,11 +21,11 @@ ROOMS = {
     "data": {"batching", "checkpoint", "io", "system", "paths", "text", "errors"},
     "models": {"data", "checkpoint", "io", "system", "text", "errors"},
     "report": {"io", "text", "errors"},
-    "recipe": {"batching", "report", "io", "text", "errors"},
+    "recipe": {"batching", "report", "io", "paths", "text", "errors"},
     "distributed": {"text", "errors"},
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
     "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
-    "sources": {"hub", "models", "report", "checkpoint", "io", "system", "text", "errors"},
+    "sources": {"hub", "models", "report", "checkpoint", "io", "system", "paths", "text", "errors"},
     "app": {"models", "errors"},
     "run": {
         *("sources", "hub", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
@@ -56,7 +56,7 @@ ROOMS = {
         "errors",
         "__init__",
     },
-    "__init__": {"study", "commands", "run", "sources", "models", "report"},
+    "__init__": {"study", "commands", "run", "sources", "models", "report", "system"},
     "__main__": {"cli"},
 }
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from finetune.cli.options import print_json, print_lines, print_listing, with_options
+from finetune.cli.options import example, print_json, print_lines, print_listing, with_options
 
 
-@click.command()
+@click.command(epilog=example("finetune models 'timm/mobilenet*'"))
 @click.argument("name", required=False)
 @with_options("json")
 def models(name: str | None, as_json: bool) -> None:
@@ -26,7 +26,7 @@ def models(name: str | None, as_json: bool) -> None:
         print_listing(listing.models() if name is None else listing.model_details(name), as_json)
 
 
-@click.command()
+@click.command(epilog=example("finetune datasets kmnist-sample"))
 @click.argument("name", required=False)
 @with_options("data-root", "json")
 def datasets(name: str | None, data_root: Path | None, as_json: bool) -> None:
@@ -44,7 +44,7 @@ def datasets(name: str | None, data_root: Path | None, as_json: bool) -> None:
         print_listing({key: f"{v['classes']} classes, {'here' if v['present'] else 'absent'}" for key, v in found})
 
 
-@click.command()
+@click.command(epilog=example("finetune recipes adapt"))
 @click.argument("name", required=False)
 @with_options("json")
 def recipes(name: str | None, as_json: bool) -> None:

@@ -7,15 +7,23 @@ from typing import Any
 
 import click
 
-from finetune.cli.options import check_target, make_console, print_json, print_lines, print_listing, with_options
-from finetune.errors import ClaimError, DataError, SettingError
-
-
-@click.command()
-@click.argument("checkpoint")
-@click.option(
-    "--data", required=True, metavar="DATA", help="Whose test images to use: a data set, a folder or a CSV file."
+from finetune.cli.options import (
+    IMAGES,
+    check_target,
+    example,
+    make_console,
+    print_json,
+    print_lines,
+    print_listing,
+    with_options,
 )
+from finetune.errors import ClaimError, DataError, SettingError
+from finetune.io.sanitize import printable
+
+
+@click.command(epilog=example("finetune evaluate mnist --data mnist --confusion confusion.png"))
+@click.argument("checkpoint")
+@click.option("--data", required=True, metavar="DATA", help=f"Whose test images to use: {IMAGES}")
 @click.option(
     "--on-bad-image",
     type=click.Choice(["fail", "skip"]),
@@ -37,14 +45,13 @@ from finetune.errors import ClaimError, DataError, SettingError
     metavar="CSV",
     help="Writes each image's label, prediction and probability, for compare.",
 )
-@with_options("data-root", "device", "json")
-def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, **options: Any) -> None:
+@with_options("data-root", "device", "html", "json", "quiet")
+def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Accuracy and other metrics with intervals, per class, and the most frequent mistakes."""
     from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
-    from finetune.report.tables import evaluation_parts, test_set_lines
 
-    console = make_console(results=not as_json)
+    console = make_console(quiet, results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
     if confusion is not None:
         confusion_picture(found.result.confusion or [], found.classes, confusion)
@@ -52,19 +59,12 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     if as_json:
         print_json(found.to_dict())
         return
-    shared = (found.left_out, found.not_offered, found.learnt)
-    parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, *shared)
-    for part in [*parts, *test_set_lines(found.test_set)]:
+    for part in command.shown_parts(found):
         console.show(part)
 
 
-@click.command()
-@click.option(
-    "--target",
-    required=True,
-    metavar="DATA",
-    help="What to check: a data set's name, a folder of pictures, or a CSV file.",
-)
+@click.command(epilog=example("finetune check --target pictures/ --write clean.csv"))
+@click.option("--target", required=True, metavar="DATA", help=f"What to check: {IMAGES}")
 @click.option("--from", "source", metavar="SOURCE", help="Whose features tell labels, as in adapt [default: pixels].")
 @click.option(
     "--write",
@@ -72,14 +72,14 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     metavar="CSV",
     help="Writes a table of the pictures without the suspects, to be used as --target; changes no picture.",
 )
-@with_options("model", "data-root", "device", "set", "json")
-def check(target: str, as_json: bool, **options: Any) -> None:
+@with_options("model", "data-root", "device", "set", "html", "json", "quiet")
+def check(target: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Twins, doubtful labels, groups and odd pictures of a data set, before anything is trained on it."""
     from finetune.commands import check as command
     from finetune.report.check_report import check_parts
 
     check_target(target)
-    console = make_console(results=not as_json)
+    console = make_console(quiet, results=not as_json)
     found = command.check(target, console=console, **options)
     if as_json:
         print_json(found.to_dict())
@@ -88,12 +88,30 @@ def check(target: str, as_json: bool, **options: Any) -> None:
         console.show(part)
 
 
-@click.command()
+@click.command(epilog=example("finetune report checkpoints/mnist-kmnist-sample.report.json"))
+@click.argument("report", type=click.Path(path_type=Path), metavar="REPORT.json")
+@click.option("--out", type=click.Path(path_type=Path), metavar="HTML", help="The page [default: REPORT.html].")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="SVG",
+    help="Also draws its accuracies, or its curve, as a picture: .svg or .png.",
+)
+@click.option("--data", metavar="DATA", help="Where the pictures of your own data set are, to be shown.")
+@with_options("data-root")
+def report(report: Path, **options: Any) -> None:
+    """One HTML page of a report: the verdict, plots, tables, mistakes; to be looked at without a network."""
+    from finetune.commands import report as command
+
+    command.html_report(report, console=make_console(), **options)
+
+
+@click.command(epilog=example("finetune verify checkpoints/mnist-kmnist-sample.safetensors --data kmnist-sample"))
 @click.argument("checkpoint")
 @click.option("--data", metavar="DATA", help="Whose test images to measure its accuracy on again, as in evaluate.")
 @click.option("--fetch", is_flag=True, help="Asks the Hub for parents that are not here.")
-@with_options("data-root", "device", "json")
-def verify(checkpoint: str, data: str | None, as_json: bool, **options: Any) -> None:
+@with_options("data-root", "device", "json", "quiet")
+def verify(checkpoint: str, data: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Whether what a checkpoint says of itself holds: its tensors, recipe, results, parents and report.
 
     Each claim is ok, FAILED, or not checked, with the reason. Ends with 1 when a claim failed and with 2 when the file
@@ -102,7 +120,7 @@ def verify(checkpoint: str, data: str | None, as_json: bool, **options: Any) -> 
     from finetune.commands import verify as command
     from finetune.report.tables import verification_lines
 
-    found = command.verify(checkpoint, data, console=make_console(results=not as_json), **options)
+    found = command.verify(checkpoint, data, console=make_console(quiet, results=not as_json), **options)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -111,30 +129,37 @@ def verify(checkpoint: str, data: str | None, as_json: bool, **options: Any) -> 
         raise ClaimError(f"{checkpoint} does not hold what it says: {', '.join(found.failed)} FAILED")
 
 
-@click.command()
+@click.command(epilog=example("finetune predict mnist digit.png more-digits/ --top 3"))
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to name per picture.")
 @click.option("--tta", type=click.Choice(["flip"]), help="Averages over the picture and its mirror image.")
-@with_options("device", "json")
-def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None, device: str, as_json: bool) -> None:
-    """Label and probability for pictures: files, folders, or - for paths on standard input."""
+@with_options("device", "json", "quiet")
+def predict(checkpoint: str, images: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Label and probability for pictures: files, folders, shards, or - for paths on standard input.
+
+    Where pictures are plainly of another kind than those the network learnt from, a line on standard error says so.
+    """
     from finetune.commands import predict as command
     from finetune.report.tables import sight_line
 
-    found = []
-    for prediction in command.predict(checkpoint, images, top=top, flip=tta == "flip", device=device, bars=True):
+    found, flip = [], options.pop("tta") == "flip"
+    for prediction in command.predict(checkpoint, images, flip=flip, bars=not quiet, **options):
         found.append(prediction)
         if not as_json and prediction.error is None:
             click.echo(sight_line(prediction.file, prediction.top))
     if as_json:
         print_json([prediction.to_dict() for prediction in found])
+    unlike = [prediction for prediction in found if prediction.unlike is not None]
+    if unlike and not quiet:
+        more = f"; so it is with {len(unlike) - 1} more" if len(unlike) > 1 else ""
+        click.echo(printable(f"{unlike[0].file} is {unlike[0].unlike}: its answer means little{more}"), err=True)
     bad = [prediction.error for prediction in found if prediction.error is not None]
     if bad:
         raise DataError("\n  ".join([f"{len(bad)} of {len(found)} pictures could not be read:", *bad]))
 
 
-@click.command()
+@click.command(epilog=example("finetune app mnist"))
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT [CHECKPOINT2]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Who can reach it: by default this machine only.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes any free one.")
@@ -142,7 +167,7 @@ def predict(checkpoint: str, images: tuple[str, ...], top: int, tta: str | None,
 def app(checkpoints: tuple[str, ...], **options: Any) -> None:
     """A page on this machine to draw on, or to show pictures to a checkpoint, or to two side by side.
 
-    Needs gradio: pip install 'finetune[app]'. Nothing leaves the machine.
+    Needs gradio, the extra `app`. Nothing leaves the machine.
     """
     if len(checkpoints) > 2:
         raise SettingError(f"expected one checkpoint or two, found {len(checkpoints)}")
@@ -151,11 +176,11 @@ def app(checkpoints: tuple[str, ...], **options: Any) -> None:
     command.app(checkpoints, note=click.echo, **options)
 
 
-@click.command()
+@click.command(epilog=example("finetune inspect mnist"))
 @click.argument("checkpoint")
-@with_options("json")
-def inspect(checkpoint: str, as_json: bool) -> None:
+@with_options("json", "quiet")
+def inspect(checkpoint: str, as_json: bool, quiet: bool) -> None:
     """What is in a checkpoint: model, classes, input, recipe, data, results, lineage."""
     from finetune.commands import inspect as command
 
-    print_listing(command.inspect(checkpoint, bars=True), as_json)
+    print_listing(command.inspect(checkpoint, bars=not quiet), as_json)

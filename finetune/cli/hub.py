@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from finetune.cli.options import make_console, print_json, with_options
+from finetune.cli.options import example, make_console, print_json, with_options
 
 
-@click.command()
+@click.command(epilog=example("finetune push checkpoints/bees.safetensors OWNER/NAME --license mit --dry-run"))
 @click.argument("checkpoint")
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Makes a new repository private.")
@@ -36,7 +36,7 @@ def push(checkpoint: str, repository: str, as_json: bool, quiet: bool, **given: 
         print_json(done.to_dict())
 
 
-@click.command()
+@click.command(epilog=example("finetune pull OWNER/NAME --out checkpoints/bees.safetensors"))
 @click.argument("repository", metavar="OWNER/NAME[@REVISION]")
 @with_options("out", "json", "quiet")
 def pull(repository: str, out: Path | None, as_json: bool, quiet: bool) -> None:

@@ -22,15 +22,38 @@ Exit codes:
   130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP"""
 
 
-class OrderedGroup(click.Group):
-    """Lists the commands in the order in which a person meets them."""
+# The commands by what a person wants, in the order in which they are met.
+COMMANDS = {
+    "Train": (train.pretrain, train.adapt, train.plan),
+    "Ask whether it helps, how good it is, what it sees": (
+        *(study.curve, study.rank, study.compare, checkpoints.evaluate, checkpoints.predict, checkpoints.verify),
+    ),
+    "Look at what there is": (
+        *(checkpoints.report, checkpoints.app, checkpoints.check, checkpoints.inspect),
+        *(catalog.models, catalog.datasets, catalog.recipes),
+    ),
+    "Share": (hub.push, hub.pull),
+}
+
+
+class SectionedGroup(click.Group):
+    """Lists the commands under the headings of COMMANDS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))
+        for title, commands in COMMANDS.items():
+            with formatter.section(title):
+                limit = formatter.width - 6 - width
+                formatter.write_dl(
+                    [(f"{command.name}".ljust(width), command.get_short_help_str(limit)) for command in commands]
+                )
+
 
 @click.group(
-    cls=OrderedGroup,
+    cls=SectionedGroup,
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -39,12 +62,9 @@ def cli() -> None:
     """Pretrains and fine-tunes image classifiers, and tells whether the pretrained weights helped."""
 
 
-for command in (
-    *(train.pretrain, train.adapt, study.curve, study.rank, study.compare),
-    *(checkpoints.check, checkpoints.evaluate, checkpoints.verify, checkpoints.predict, checkpoints.app),
-    *(train.plan, checkpoints.inspect, hub.push, hub.pull, catalog.models, catalog.datasets, catalog.recipes),
-):
-    cli.add_command(command)
+for _commands in COMMANDS.values():
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main() -> None:
@@ -55,7 +75,7 @@ def main() -> None:
             with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it
                 stream.reconfigure(errors="surrogateescape")  # file names need not be text; they go out as they came in
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="finetune", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+SOURCES = (
+    "a checkpoint, mnist (the one that comes with finetune), hub:OWNER/NAME[@REVISION], timm:NAME[.TAG], or a bare "
+    "safetensors file with --model."
+)
+IMAGES = (
+    "a data set's name, a folder of pictures, a table (CSV), a folder of Parquet or tar shards, or "
+    "hub-data:OWNER/NAME[@REVISION]."
+)
+
+
+def example(line: str) -> str:
+    """The end of a command's help: a line that can be typed as it stands."""
+    return f"\b\nExample:\n  {line}"
+
 
 OPTIONS = {
     "recipe": click.option("--recipe", type=click.Path(path_type=Path), required=True, help="The recipe file."),
@@ -57,12 +71,16 @@ OPTIONS = {
         metavar="SECONDS",
         help="Between two snapshots within an epoch, from which --resume goes on.",
     ),
+    "log": click.option(
+        "--log",
+        type=click.Choice(["tensorboard", "trackio"]),
+        multiple=True,
+        help="Writes the run's numbers there too, beside metrics.jsonl. May be repeated.",
+    ),
     "model": click.option(
         "--model", metavar="NAME", help="The architecture of a bare file of weights, for example timm/resnet18."
     ),
-    "target": click.option(
-        "--target", metavar="DATA", help="What to adapt to: a data set's name, a folder of pictures, or a CSV file."
-    ),
+    "target": click.option("--target", metavar="DATA", help=f"What to adapt to: {IMAGES}"),
     "shots": click.option("--shots", type=click.IntRange(min=1), help="Labelled images per class to learn from."),
     "seeds": click.option(
         "--seeds", metavar="N|A,B,...", help="Trains once for each seed: a count, or the seeds; 5 is a good number."
@@ -80,7 +98,7 @@ OPTIONS = {
         "--jobs", type=click.IntRange(min=1), help="Trainings at once on this machine, which share its threads."
     ),
     "engine": click.option(
-        "--engine", metavar="dask://HOST:PORT", help="Trains on the workers of a Dask cluster (finetune[cluster])."
+        "--engine", metavar="dask://HOST:PORT", help="Trains on the workers of a Dask cluster (extra `cluster`)."
     ),
     "metric": click.option(
         "--metric",
@@ -88,8 +106,9 @@ OPTIONS = {
         show_default=True,
         help="What the verdict is about: accuracy, balanced_accuracy, macro_f1, auroc, log_loss, ...",
     ),
+    "html": click.option("--html", is_flag=True, help="Also writes the report as one HTML page, to be looked at."),
     "json": click.option("--json", "as_json", is_flag=True, help="Prints JSON for programs on standard output."),
-    "quiet": click.option("--quiet", is_flag=True, help="Prints no progress."),
+    "quiet": click.option("--quiet", is_flag=True, help="Prints no progress and no remarks."),
 }
 
 

@@ -7,12 +7,20 @@ from typing import Any
 
 import click
 
-from finetune.cli.options import check_target, make_console, print_json, print_report, run_options, with_options
+from finetune.cli.options import (
+    check_target,
+    example,
+    make_console,
+    print_json,
+    print_report,
+    run_options,
+    with_options,
+)
 from finetune.errors import FinetuneError
 from finetune.text import first_line
 
 
-@click.command()
+@click.command(epilog=example("finetune curve --from mnist --target kmnist-sample --shots 5,10,20 --seeds 3"))
 @click.option(
     "--from", "source", required=True, metavar="SOURCE", help="What to start from, as in adapt; usually a checkpoint."
 )
@@ -33,7 +41,7 @@ from finetune.text import first_line
     help="How many trainings of each: a count, or seeds.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The report to write [default: studies/NAME.curve.json].")
-@with_options("jobs", "engine", "data-root", "device", "set", "resume", "snapshot-every", "json", "quiet")
+@with_options("jobs", "engine", "data-root", "device", "set", "resume", "snapshot-every", "html", "json", "quiet")
 def curve(source: str, recipe: Path, target: str | None, **given: Any) -> None:
     """Tells how many labels starting from these weights is worth; writes a report, a table and a picture."""
     from finetune.study.curve import curve as study
@@ -45,7 +53,7 @@ def curve(source: str, recipe: Path, target: str | None, **given: Any) -> None:
     print_report(study(source, target, recipe, **own, **options), given["as_json"], options)
 
 
-@click.command()
+@click.command(epilog=example("finetune rank mnist random:cnn --target kmnist-sample --shots 10"))
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE SOURCE...")
 @with_options("target")
 @click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
@@ -66,7 +74,7 @@ def curve(source: str, recipe: Path, target: str | None, **given: Any) -> None:
 )
 @with_options("same-shots", "jobs", "engine")
 @click.option("--out", type=click.Path(path_type=Path), help="The report to write [default: studies/NAME.rank.json].")
-@with_options("data-root", "device", "set", "resume", "snapshot-every", "json", "quiet")
+@with_options("data-root", "device", "set", "resume", "snapshot-every", "html", "json", "quiet")
 def rank(sources: tuple[str, ...], target: str | None, recipe: Path, **given: Any) -> None:
     """Tells which of several sources to start from: scores all of them cheaply, fine-tunes the best; writes a report.
 
@@ -86,7 +94,7 @@ def rank(sources: tuple[str, ...], target: str | None, recipe: Path, **given: An
         raise FinetuneError(f"{len(report.failed)} of {len(report.candidates)} sources could not be ranked:{lost}")
 
 
-@click.command()
+@click.command(epilog=example("finetune compare first.predictions.csv second.predictions.csv"))
 @click.argument("first", type=click.Path(path_type=Path), metavar="A")
 @click.argument("second", type=click.Path(path_type=Path), metavar="[B]", required=False)
 @click.option("--row", metavar="ROW", help="Of B [default: after, or its only row].")

@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from finetune.cli.options import (
+    SOURCES,
     check_target,
+    example,
     make_console,
     print_json,
     print_report,
@@ -19,8 +21,9 @@ from finetune.cli.options import (
 from finetune.errors import SettingError
 
 
-@click.command()
-@with_options("recipe", *("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "json", "quiet"))
+@click.command(epilog=example("finetune pretrain --recipe recipes/digits.yaml"))
+@with_options("recipe", "out", "data-root", "device", "seed", "set")
+@with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
 def pretrain(recipe: Path, **given: Any) -> None:
     """Trains from scratch; writes a checkpoint and its report."""
     from finetune.commands import pretrain as command
@@ -29,17 +32,17 @@ def pretrain(recipe: Path, **given: Any) -> None:
     print_report(command.pretrain(recipe, **options), given["as_json"], options)
 
 
-@click.command()
+@click.command(epilog=example("finetune adapt --from mnist --target kmnist-sample --shots 10 --seeds 3"))
 @click.option(
     "--from",
     "source",
     required=True,
     metavar="SOURCE",
-    help="What to start from: a checkpoint, timm:NAME[.TAG], or a bare safetensors file with --model.",
+    help=f"What to start from: {SOURCES}",
 )
 @click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
-@with_options("model", "target", "shots")
-@with_options("out", "data-root", "device", "seed", "set", "resume", "snapshot-every", "json", "quiet")
+@with_options("model", "target", "shots", "out", "data-root", "device", "seed", "set")
+@with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
 @click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
 @with_options("metric", "seeds", "folds", "same-shots", "jobs", "engine")
 @click.option(
@@ -78,7 +81,7 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
     print_report(report, given["as_json"], options)
 
 
-@click.command()
+@click.command(epilog=example("finetune plan --recipe recipes/adapt.yaml --from mnist --target kmnist-sample"))
 @with_options("recipe")
 @click.option("--from", "source", metavar="SOURCE", help="What to start from, for an adapt recipe, as in adapt.")
 @with_options("model", "target", "shots", "data-root", "device", "seed", "set", "json")

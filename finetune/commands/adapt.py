@@ -17,6 +17,7 @@ from finetune.commands.baselines import (
     retention,
     train_rows,
 )
+from finetune.commands.report import html_report
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import SettingError
 from finetune.recipe.load import dump_recipe
@@ -42,6 +43,7 @@ from finetune.run.finalize import (
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import OutputPaths, check_outputs
+from finetune.run.page_pictures import write_run_page
 from finetune.run.phases import RunLogger, check_adapters
 from finetune.run.quick_check import QuickCheck, quick_check, without_twins
 from finetune.run.run_folder import RunFolder, RunIdentity
@@ -94,7 +96,10 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
     with open_adaptation(recipe, setup, outputs, call) as adaptation:
         run_folder = adaptation.run_folder
         if run_folder.finished is not None:
-            return _with_metric(run_folder.finished, metric, outputs)
+            finished = _with_metric(run_folder.finished, metric, outputs)
+            if call.html and call.group.leader:
+                html_report(outputs.report, data=recipe.data.name, data_root=call.data_root, console=call.console)
+            return finished
         train_rows(adaptation, rows)
         use = open_test_set(outputs.run_folder, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
         answers = answer_rows(adaptation, rows)
@@ -110,7 +115,10 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
         if call.group.leader:
             fields = metadata_fields(recipe, setup) | {"results": checkpoint_results(report.results)}
             predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
-            run_folder.finish(save_run(adaptation.classifier, fields, report, predictions, outputs, call.console))
+            digest = save_run(adaptation.classifier, fields, report, predictions, outputs, call.console)
+            run_folder.finish(digest, report)
+            if call.html:
+                write_run_page(report, outputs, adaptation.classifier, setup.data.test, call.console)
     return report
 
 
@@ -159,7 +167,7 @@ def open_adaptation(
     context = make_context(recipe, setup, call.console, needs_features=needs_features, shared=shared.cache)
     with (
         seeded(recipe.seed),
-        RunFolder(outputs, identity, call.resume, call.console, call.group) as run_folder,
+        RunFolder(outputs, identity, call.resume, call.console, call.group, call.logs) as run_folder,
         context.cache if shared.cache is None else nullcontext(),
         InterruptCheckpoint(
             outputs, lambda: make_metadata(adapted, **metadata_fields(recipe, setup)), writes=call.group.leader

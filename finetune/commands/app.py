@@ -16,6 +16,7 @@ from finetune.app.server import address_of, is_loopback, listen, private_gradio,
 from finetune.errors import Interrupted, SettingError
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.sources.resolve import Source, locate, open_source
+from finetune.text import install_hint
 from finetune.train.device import choose_runtime
 
 
@@ -36,7 +37,7 @@ def app(
     another signal than Ctrl-C ends it.
     """
     if find_spec("gradio") is None:
-        raise SettingError("the page needs gradio, which is not installed: pip install 'finetune[app]'")
+        raise SettingError(f"the page needs gradio, which is not installed: {install_hint('app')}")
     listener = listen(host, port)
     with listener, private_gradio(), StopRequests():
         try:

@@ -37,8 +37,11 @@ from finetune.models.spec import InputSpec
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.check_report import KINDS, CheckReport, Finding
 from finetune.report.console import Console
+from finetune.report.page import MAX_PICTURES, Material, Picture, check_page
 from finetune.run.data import RunData, open_run_data
 from finetune.run.output_paths import move_file_aside
+from finetune.run.page_pictures import picture_file
+from finetune.run.report_page import page_path, write_page
 from finetune.run.setup import open_recipe
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import choose_runtime
@@ -72,6 +75,14 @@ class Pictures:
     def class_names(self) -> tuple[str, ...]:
         return self.data.class_names
 
+    def image(self, index: int) -> Tensor:
+        """An image's pixels: uint8, C×H×W."""
+        for part in self.sets:
+            if index < len(part):
+                return part.images[index : index + 1][0]
+            index -= len(part)
+        raise IndexError(index)
+
     def picture(self, index: int, **more: Any) -> dict[str, Any]:
         """A picture as JSON values."""
         label = self.class_names[int(self.labels[index])]
@@ -85,6 +96,7 @@ def check(
     model: str | None = None,
     settings: Sequence[str] = (),
     write: str | Path | None = None,
+    html: bool = False,
     data_root: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
@@ -93,7 +105,8 @@ def check(
 
     target: a data set's name, a folder of pictures or a CSV file. source: as in adapt; its features tell labels better
     than pixels do. settings: KEY=VALUE changes of a recipe's data, such as data.group=folder. write: a CSV to write of
-    the pictures without the suspects; an older one is moved aside. Other arguments are as for `evaluate`.
+    the pictures without the suspects; an older one is moved aside. html: also write a page with the pictures,
+    studies/TARGET.check.html. Other arguments are as for `evaluate`.
 
     DataError, SettingError and OutputError, and the other errors of `finetune.errors`.
     """
@@ -114,7 +127,18 @@ def check(
     report = _report(pictures, features, what, str(source) if source is not None else None, classifier)
     if write is not None:
         _write_clean(Path(write), target, pictures, report, console)
+    if html:
+        page = check_page(report.to_dict(), Material(pictures=_shown_pictures(report, pictures)))
+        write_page(page_path(report.data, "check"), page, console)
     return report
+
+
+def _shown_pictures(report: CheckReport, pictures: Pictures) -> dict[str, Picture]:
+    """The pictures of the findings that a page shows, by name."""
+    shown = [own for finding in report.findings for own in finding.pictures[:MAX_PICTURES]]
+    names = dict.fromkeys(name for own in shown for name in (own["image"], own.get("twin")) if name is not None)
+    places = {name: index for index, name in enumerate(pictures.names)}
+    return {name: Picture(picture_file(pictures.image(places[name]))) for name in names}
 
 
 def _bare_recipe(target: str) -> dict[str, Any]:

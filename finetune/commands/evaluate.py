@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import RenderableType
+from rich.text import Text
 
 from finetune.checkpoint.format import Metadata
 from finetune.data.image_dataset import ImageSet
@@ -18,14 +21,17 @@ from finetune.io.sanitize import printable
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
+from finetune.report.page import Material, evaluation_page
 from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
 from finetune.report.report import Result, TestSetUse, result_values
-from finetune.report.tables import percent
+from finetune.report.tables import evaluation_parts, percent, test_set_lines
 from finetune.run.data import open_test
-from finetune.run.finalize import RowAnswers, row_predictions, score
+from finetune.run.finalize import RowAnswers, as_predictions, row_predictions, score
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.measured import LearntFrom, Part, choose_measured
 from finetune.run.output_paths import RUNS, move_file_aside
+from finetune.run.page_pictures import with_pictures
+from finetune.run.report_page import page_path, write_page
 from finetune.sources.resolve import locate, open_source
 from finetune.text import first_line
 from finetune.train.device import Runtime, choose_runtime
@@ -89,6 +95,7 @@ def evaluate(
     on_bad_image: str = "fail",
     group: str | None = None,
     predictions: str | Path | None = None,
+    html: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
     """Measures a checkpoint on the test images of the classes that it shares by name with the data.
@@ -98,7 +105,8 @@ def evaluate(
     cuda[:N] or mps. on_bad_image: "fail" lists pictures that cannot be read and stops, "skip" leaves them out.
     group: which pictures belong together, as `data.group` of recipes, by default as in the checkpoint's training.
     predictions: a CSV file to write, of each image's label, prediction and probability; an older one is moved aside.
-    console: where progress is shown, by default nowhere.
+    html: also write a page to look at, studies/CHECKPOINT-DATA.evaluate.html. console: where progress is shown, by
+    default nowhere.
 
     DataError when there is no class in common; other errors are those of `finetune.errors`.
     """
@@ -118,7 +126,28 @@ def evaluate(
         write_predictions(Path(predictions), content, console)
     use = _note_opening(found.test.fingerprint(), str(checkpoint), source.sha256)
     unfair = learnt_note(source.metadata, found) if source.metadata is not None else None
-    return replace(found.evaluation, claimed=source.accuracy if same else None, test_set=use, learnt=unfair)
+    evaluation = replace(found.evaluation, claimed=source.accuracy if same else None, test_set=use, learnt=unfair)
+    if html:
+        _write_page(evaluation, found, source.classifier, {str(checkpoint): source.sha256}, console)
+    return evaluation
+
+
+def _write_page(
+    evaluation: Evaluation, found: EvaluatedSet, classifier: Classifier, sha256: Mapping[str, str], console: Console
+) -> None:
+    predictions = as_predictions(found.test, {(PREDICTION, None): found.answers})
+    material = with_pictures(Material(predictions, sha256=sha256), classifier, found.test)
+    lines = [part.plain for part in shown_parts(evaluation) if isinstance(part, Text)]
+    name = f"{Path(evaluation.checkpoint).stem}-{evaluation.data}"
+    page = evaluation_page(evaluation.to_dict(), lines, evaluation.result, material)
+    write_page(page_path(name, "evaluate"), page, console)
+
+
+def shown_parts(found: Evaluation) -> list[RenderableType]:
+    """What the command shows."""
+    shared = (found.left_out, found.not_offered, found.learnt)
+    parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, *shared)
+    return [*parts, *map(Text, test_set_lines(found.test_set))]
 
 
 def learnt_note(metadata: Metadata, found: EvaluatedSet) -> str | None:

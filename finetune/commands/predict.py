@@ -5,43 +5,53 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from finetune.data.file_kinds import describe_kinds, is_system_name
-from finetune.data.image_io import IMAGE_SUFFIXES, decode_image
+from finetune.data.image_io import IMAGE_SUFFIXES, decode_image, open_image, pixels_in_memory, read_image_bytes
 from finetune.data.manifest import ImageRecord
 from finetune.data.openers import is_hub_data, unlabelled_records
+from finetune.data.registry import DATASETS
+from finetune.data.spec import DatasetSpec
 from finetune.errors import DataError, SettingError
 from finetune.hub.dataset import fetch_dataset
-from finetune.io.safe_open import is_folder
+from finetune.io.safe_open import is_file, is_folder
 from finetune.models.classifier import Classifier
 from finetune.sources.resolve import locate, open_source
 from finetune.train.device import choose_runtime
 from finetune.train.inference import batched_apply, eval_batch_size
 
 STANDARD_INPUT = "-"
+LARGE = 16  # times the side of the training images: so large a picture is another kind of picture
+COLOURFUL, COLOURED = 32, 0.1  # a pixel whose channels differ by more, of 255; the share of such pixels
 
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """The most probable classes of one picture with their probabilities, best first; or why it could not be read."""
+    """The most probable classes of one picture with their probabilities, best first; or why it could not be read.
+
+    unlike: what sets the picture apart from all that the network was trained on, where that is plain.
+    """
 
     file: str
     top: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+    unlike: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as JSON values."""
         if self.error is not None:
             return {"file": self.file, "error": self.error}
         top = [{"label": label, "probability": probability} for label, probability in self.top]
-        return {"file": self.file, **top[0], "top": top}
+        unlike = {} if self.unlike is None else {"unlike": self.unlike}
+        return {"file": self.file, **top[0], "top": top, **unlike}
 
 
 def predict(
@@ -63,12 +73,40 @@ def predict(
     else.
     """
     files = list(_files(images, bars))
-    classifier = open_source(locate(checkpoint, bars=bars)).classifier
+    source = open_source(locate(checkpoint, bars=bars))
+    classifier, learnt = source.classifier, DATASETS.get(source.dataset or "")
     if not classifier.class_names:
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
     runtime = choose_runtime(device, "float32")
     runtime.place(classifier.network)
-    return _predict_files(classifier, files, min(top, len(classifier.class_names)), flip, runtime.device)
+    found = _predict_files(classifier, files, min(top, len(classifier.class_names)), flip, runtime.device)
+    return found if learnt is None else _with_kinds(found, learnt)
+
+
+def _with_kinds(predictions: Iterator[FilePrediction], learnt: DatasetSpec) -> Iterator[FilePrediction]:
+    """Says of each picture file whether it is of another kind than the images of a registered data set."""
+    for prediction in predictions:
+        unlike = _unlike(prediction.file, learnt) if prediction.error is None else None
+        yield replace(prediction, unlike=unlike)
+
+
+def _unlike(file: str, learnt: DatasetSpec) -> str | None:
+    """What sets a picture apart from grey, small ones: that it is colourful or many times as large; None for neither.
+
+    Decided by facts alone: a grey picture in a file of colours is grey, and so is a pale one.
+    """
+    if not is_file(file):  # in a shard
+        return None
+    with open_image(read_image_bytes(file)) as image:
+        width, height = image.size
+        image.draft("RGB", (2 * learnt.size, 2 * learnt.size))
+        with pixels_in_memory(image):
+            small = np.asarray(image.convert("RGB").resize((learnt.size, learnt.size)), np.int64)
+    colourful = (small.max(2) - small.min(2) > COLOURFUL).mean() > COLOURED
+    if not colourful and max(width, height) < LARGE * learnt.size:
+        return None
+    kind = "a colour picture" if colourful else "a picture"
+    return f"{kind} of {width}×{height}, and this network learnt from grey ones of {learnt.size}×{learnt.size}"
 
 
 def _files(images: Sequence[str | Path], bars: bool) -> Iterator[str | ImageRecord]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from finetune.commands.report import html_report
 from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
@@ -31,6 +32,7 @@ from finetune.run.finalize import (
 from finetune.run.interrupt import InterruptCheckpoint
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
+from finetune.run.page_pictures import write_run_page
 from finetune.run.phases import RunLogger, check_adapters, run_phases
 from finetune.run.progress import TRAINED, NetworkProgress
 from finetune.run.run_folder import RunFolder, RunIdentity
@@ -68,13 +70,15 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
         identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
         context = make_context(recipe, setup, console)
         with (
-            RunFolder(outputs, identity, call.resume, console, group) as run_folder,
+            RunFolder(outputs, identity, call.resume, console, group, call.logs) as run_folder,
             context.cache,
             InterruptCheckpoint(
                 outputs, lambda: make_metadata(classifier, **metadata_fields), writes=group.leader
             ) as interrupt_checkpoint,
         ):
             if run_folder.finished is not None:
+                if call.html and group.leader:
+                    html_report(outputs.report, data=recipe.data.name, data_root=call.data_root, console=console)
                 return run_folder.finished
             runtime.place(network)
             logger = RunLogger(
@@ -98,7 +102,9 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
             if group.leader:
                 fields = metadata_fields | {"results": checkpoint_results(results)}
                 found = row_predictions(data.test, {(row, None): one for row, one in answers.items()})
-                run_folder.finish(save_run(classifier, fields, report, found, outputs, console))
+                run_folder.finish(save_run(classifier, fields, report, found, outputs, console), report)
+                if call.html:
+                    write_run_page(report, outputs, classifier, data.test, console)
     return report
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from finetune.data.image_dataset import DataSplits, ImageSet
+from finetune.data.spec import SAMPLES
 from finetune.errors import DataError
 from finetune.io.safe_open import open_regular
 
@@ -130,7 +131,7 @@ def _shape(path: Path, kind: _Format, side: int, header: bytes) -> tuple[int, ..
 
 
 def _damaged(path: Path, expected: str, found: str) -> DataError:
-    return DataError(
-        f"{path}: damaged: expected {expected}, found {found}; delete this file and run again with a network "
-        "connection, which downloads it anew"
-    )
+    cure = "delete this file and run again with a network connection, which downloads it anew"
+    if path.parent == SAMPLES:
+        cure = "it comes with finetune: install that again"
+    return DataError(f"{path}: damaged: expected {expected}, found {found}; {cure}")

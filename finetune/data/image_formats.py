@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from functools import cache
 
+from finetune.text import install_hint
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # every Pillow decodes them
-HEIC_EXTRA = "pip install 'finetune[heic]'"
 _HEAD = 1_000  # bytes in which a text is looked for
 _AS_PICTURE = "save it as PNG or JPEG"
 
@@ -92,7 +93,7 @@ def _describe_brand(brand: bytes, content: bytes) -> str:
     if brand in _HEIC_BRANDS:
         if "HEIF" in formats:
             return f"a HEIC picture that is damaged; {_AS_PICTURE}"
-        return f"a HEIC picture; {HEIC_EXTRA} or save it as JPEG"
+        return f"a HEIC picture; {install_hint('heic')} or save it as JPEG"
     return _RAW if brand == b"crx " else _VIDEO
 
 

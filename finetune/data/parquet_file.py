@@ -1,6 +1,6 @@
 """Opens Parquet files and reads their columns in a bounded amount of memory, whatever the size of a row group.
 
-Needs pyarrow (finetune[shards]), which is imported when a file is opened.
+Needs pyarrow (the extra `shards`), which is imported when a file is opened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from finetune.data.image_io import MAX_BYTES
 from finetune.errors import DataError
 from finetune.io.safe_open import open_regular
 from finetune.io.sanitize import printable
-from finetune.text import first_line
+from finetune.text import first_line, install_hint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +37,7 @@ def import_pyarrow(title: str) -> None:
     except ImportError:
         raise DataError(
             f"{title}: reading Parquet needs the package pyarrow, which is not installed; to get it: "
-            "pip install 'finetune[shards]'"
+            f"{install_hint('shards')}"
         ) from None
 
 

@@ -20,6 +20,7 @@ DIGITS = tuple(string.digits)
 LETTERS = tuple(string.ascii_lowercase)
 BY_CLASS = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 BY_MERGE = tuple(string.digits + string.ascii_uppercase + "abdefghnqrt")  # the other small letters join their capitals
+KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 MNIST_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 MNIST_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -76,7 +77,7 @@ DATASETS: dict[str, DatasetSpec] = {
         name="kmnist",
         title="Kuzushiji-MNIST",
         about="cursive hiragana from old Japanese books, one character a row of the syllabary",
-        class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        class_names=KANA,
         train_images=60_000,
         test_images=10_000,
         licence="CC BY-SA 4.0",
@@ -148,6 +149,18 @@ DATASETS: dict[str, DatasetSpec] = {
         ),
         mirrors=("https://raw.githubusercontent.com/facebookresearch/qmnist/master/",),
     ),
+    "kmnist-sample": DatasetSpec(
+        name="kmnist-sample",
+        title="Kuzushiji-MNIST, 2,000 images",
+        about="200 of each class of KMNIST's test part, half to learn from; comes with finetune: no download",
+        class_names=KANA,
+        train_images=1_000,
+        test_images=1_000,
+        licence="CC BY-SA 4.0",
+        source="http://codh.rois.ac.jp/kmnist/",
+        train_files=("kmnist-sample-train-images-idx3-ubyte", "kmnist-sample-train-labels-idx1-ubyte"),
+        test_files=("kmnist-sample-test-images-idx3-ubyte", "kmnist-sample-test-labels-idx1-ubyte"),
+    ),
     "digits": DatasetSpec(
         name="digits",
         title="scikit-learn digits",
@@ -183,11 +196,16 @@ def open_dataset(name: str, root: Path, *, download: bool = True) -> DataSplits:
     mirror gives them; OutputError where `root` cannot be written.
     """
     row = find_dataset(name)
-    if not row.folder:
+    if not row.files:
         from finetune.data.digits import read_digits
 
         return read_digits(row.class_names)
-    if missing := row.missing(root):
+    missing = row.missing(root)
+    if missing and not row.folder:
+        raise DataError(
+            f"{row.name}: {row.raw_folder(root)} lacks {', '.join(missing)}, which come with finetune; install it again"
+        )
+    if missing:
         if not download:
             raise DataError(
                 f"{row.name}: {row.raw_folder(root)} lacks {', '.join(missing)} (plain or .gz); put them there, name "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+SAMPLES = Path(__file__).parent / "samples"  # files that come with this package
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -18,8 +20,9 @@ class Archive:
 class DatasetSpec:
     """A registered data set, as known before any of its files is opened.
 
-    `folder` and the file names follow torchvision: ROOT/MNIST/raw/train-images-idx3-ubyte. No folder: the data comes
-    with a library. The counts are those published; other counts in the files are accepted.
+    `folder` and the file names follow torchvision: ROOT/MNIST/raw/train-images-idx3-ubyte. No folder: the files come
+    with this package, or, where there are none, the data with a library. The counts are those published; other counts
+    in the files are accepted.
     """
 
     name: str
@@ -47,7 +50,7 @@ class DatasetSpec:
 
     def raw_folder(self, root: Path) -> Path:
         """The folder of the files."""
-        return root / self.folder / "raw"
+        return root / self.folder / "raw" if self.folder else SAMPLES
 
     def missing(self, root: Path) -> tuple[str, ...]:
         """The names of `files` that exist neither plain nor as .gz."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from finetune.errors import RecipeError
 from finetune.io.safe_open import read_regular
 from finetune.io.sanitize import quoted
+from finetune.paths import shipped_folder
 from finetune.recipe.check_names import KnownNames, name_problems
 from finetune.recipe.error_messages import near_keys, resolve_discriminators, translate_errors
 from finetune.recipe.problems import Place, Problem, drop_duplicates, found_text, render_problems
@@ -241,21 +241,15 @@ def _recipes_in(folder: Path) -> list[str]:
         return []
 
 
-def shipped_folder() -> Path:
-    """Where the shipped recipes are: beside the package in a checkout, under the environment once installed."""
-    beside = Path(__file__).resolve().parents[2] / "recipes"
-    return beside if beside.is_dir() else Path(sys.prefix) / "share" / "finetune" / "recipes"
-
-
 def shipped_recipes() -> dict[str, Path]:
     """The shipped recipes by name, for example {"mnist": .../recipes/mnist.yaml}."""
-    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
+    return {path.stem: path for path in sorted(shipped_folder("recipes").glob("*.yaml"))}
 
 
 def find_recipe(path: str | Path) -> Path:
     """The file itself if it is there; else the shipped recipe that `recipes/NAME.yaml` means from anywhere."""
     path = Path(path)
-    shipped = shipped_folder() / path.name
+    shipped = shipped_folder("recipes") / path.name
     return shipped if not path.exists() and path.parent == Path("recipes") and shipped.exists() else path
 
 

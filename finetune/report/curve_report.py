@@ -14,6 +14,7 @@ from rich.text import Text
 
 from finetune.report.comparison import Comparison, Score
 from finetune.report.learning_curve import Forecast, LabelWorth
+from finetune.report.plots import Curve
 from finetune.report.report import (
     Result,
     SourceSummary,
@@ -136,6 +137,26 @@ def curve_parts(report: CurveReport) -> list[RenderableType]:
         scores = (_score(point.results[name]) for name in rows)
         table.add_row(point.title, *scores, _difference(point.comparison), _worth(point.worth))
     return [table, *map(Text, [*sentences(report), *test_set_lines(report.test_set)])]
+
+
+def drawn_curves(report: CurveReport) -> list[Curve]:
+    """The curves of the rows, as `plots` draws them."""
+    last, found = report.points[-1], []
+    for row in last.results:
+        results = [point.results[row] for point in report.points]
+        start = (last.images_per_class, last.results[row].accuracy, *last.results[row].ci95)
+        told = [(f.images_per_class, f.rows[row].accuracy, *f.rows[row].ci95) for f in report.forecasts]
+        found.append(
+            Curve(
+                title="from these weights" if row == "after" else row_of(row).title,
+                images=[point.images_per_class for point in report.points],
+                means=[result.accuracy for result in results],
+                intervals=[result.ci95 for result in results],
+                seeds=[[own.accuracy for own in result.per_seed or []] for result in results],
+                foretold=[start, *told] if told else [],
+            )
+        )
+    return found
 
 
 def sentences(report: CurveReport) -> list[str]:

@@ -5,7 +5,7 @@ a multiplier bootstrap whose draws have Student's tails, as few seeds say little
 them with replacement. Every number of labels and both curves share the draws, as they share seeds and images.
 
 A curve is extrapolated as a straight line of probit(accuracy) over log(labels). Of the forms that were tried it came
-closest to what was measured (docs/studies.md has the figures); two others are part of the interval.
+closest to what was measured (docs/labels.md has the figures); two others are part of the interval.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,9 @@ DOTS = 120  # per inch
 MAX_NAME_LEN = 24  # characters of a class name
 MAX_COUNTS = 30  # classes; above, the counts would not be readable
 SMALLEST = 1.0  # inches an image of a grid is wide, at least
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")  # of curves
+# Colours that colour-blind people can tell apart (Okabe and Ito, 2008): C0 to C3 of figures, C2 for what is faint.
+COLOURS = ("#0072b2", "#d55e00", "#9a9a9a", "#009e73")
+FOREST_ROW = 0.42  # inches of a line of a forest plot
 GAP = 2  # pixels between the images of a grid, at the size the images have
 
 
@@ -37,7 +39,7 @@ def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]
         raise ValueError(f"expected {len(classes)}×{len(classes)} counts for as many classes, found {counts.shape}")
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cell = min(0.8, max(0.17, 8 / len(classes)))  # inches
-    figure = _figure(cell * len(classes), cell * len(classes))
+    figure = new_figure(cell * len(classes), cell * len(classes))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     letters = min(9.0, cell * 72 * 0.75)
@@ -73,7 +75,7 @@ def grid_picture(images: npt.NDArray[np.uint8], labels: Sequence[str], path: str
         top, left = row * (height + GAP), column * (width + GAP)
         sheet[top : top + height, left : left + width] = images[row, column]
     scale = max(1, math.ceil(SMALLEST * DOTS / width)) / DOTS  # inches a pixel; a whole number of dots
-    figure = _figure(scale * sheet.shape[1], scale * sheet.shape[0])
+    figure = new_figure(scale * sheet.shape[1], scale * sheet.shape[0])
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(sheet, interpolation="nearest")
     middles = [row * (height + GAP) + height / 2 for row in range(count)]
@@ -102,14 +104,20 @@ class Curve:
 
 
 def curve_pictures(curves: Sequence[Curve], title: str, endings: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
-    """Draws accuracy against labelled images a class, by ending. Bands are 95 % intervals, dots are single trainings.
+    """Draws accuracy against labelled images a class, by ending."""
+    return pictures(lambda: curve_figure(curves, title), endings)
 
-    What is foretold is dashed.
+
+def curve_figure(curves: Sequence[Curve], title: str = "", size: tuple[float, float] = (7, 4.5)) -> Figure:
+    """Accuracy against labelled images a class. Bands are 95 % intervals, dots are single trainings, dashes foretold.
+
+    size: width and height in inches.
     """
-    figure = _figure(7, 4.5)
+    figure = new_figure(*size)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xscale("log")
-    for curve, colour in zip(curves, COLOURS, strict=False):
+    for number, curve in enumerate(curves):
+        colour = f"C{number}"
         lower, upper = zip(*curve.intervals, strict=True)
         axes.fill_between(curve.images, _percents(lower), _percents(upper), color=colour, alpha=0.2, linewidth=0)
         axes.plot(curve.images, _percents(curve.means), color=colour, marker="o", markersize=4, label=curve.title)
@@ -124,10 +132,43 @@ def curve_pictures(curves: Sequence[Curve], title: str, endings: Sequence[str] =
     axes.set_xticks([], minor=True)
     axes.set_xlabel("labelled images a class; dashed: a forecast")
     axes.set_ylabel("accuracy, %")
-    axes.set_title(drawable([title])[0][0], parse_math=False)
+    axes.set_title(drawable([title])[0][0] if title else "", parse_math=False)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    return {ending: _encoded(figure, ending) for ending in endings}
+    axes.legend(loc="lower right", framealpha=0.5)
+    return figure
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One line of a forest plot, in fractions: a value with its 95 % interval, and those of single trainings."""
+
+    title: str
+    value: float
+    interval: tuple[float, float]
+    trainings: Sequence[float] = ()
+
+
+def forest_figure(rows: Sequence[ForestRow], axis: str, *, zero: bool = False, width: float = 6) -> Figure:
+    """Values with their intervals, a line each, in percent. zero: of differences; a line where there is none."""
+    figure = new_figure(width, max(2, len(rows)) * FOREST_ROW)
+    axes = figure.add_axes((0, 0, 1, 1))
+    places = range(len(rows) - 1, -1, -1)
+    for place, row in zip(places, rows, strict=True):
+        low, high = (100 * end for end in row.interval)
+        colour = "C1" if zero and (low > 0 or high < 0) else "C0"
+        axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
+        axes.plot([100 * row.value], [place], "o", color=colour, markersize=6)
+        if len(row.trainings) > 1:
+            axes.plot(_percents(row.trainings), [place - 0.28] * len(row.trainings), "|", color=colour, markersize=5)
+    if zero:
+        axes.axvline(0, color="C2", linewidth=1, linestyle="--")
+    titles, sign = drawable([row.title for row in rows])[0], "+" if zero else ""
+    labels = [f"{title}\n{100 * row.value:{sign}.2f}" for title, row in zip(titles, rows, strict=True)]
+    axes.set_yticks(list(places), labels, parse_math=False)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel(axis)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
 
 
 def _percents(fractions: Sequence[float]) -> list[float]:
@@ -151,7 +192,7 @@ def drawable(names: Sequence[str]) -> tuple[list[str], bool]:
     return found, any(new.startswith("#") and new != old for new, old in zip(found, names, strict=True))
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure with a surface of its own, of `width` by `height` inches; what stands outside widens it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -161,12 +202,22 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+def pictures(draw: Callable[[], Figure], endings: Sequence[str]) -> dict[str, bytes]:
+    """A figure by ending, png or svg, in colours that can be told apart: the same numbers, the same bytes."""
+    from cycler import cycler
+    from matplotlib import rc_context
+
+    with rc_context({"axes.prop_cycle": cycler(color=COLOURS)}):
+        figure = draw()
+        return {ending: encoded(figure, ending) for ending in endings}
+
+
 def _save(figure: Figure, path: Path) -> None:
     """Writes the whole picture or nothing: to a temporary file beside `path`, then renamed."""
-    write_atomic(path, _encoded(figure, "png"))
+    write_atomic(path, encoded(figure, "png"))
 
 
-def _encoded(figure: Figure, ending: str) -> bytes:
+def encoded(figure: Figure, ending: str) -> bytes:
     """The picture as PNG or SVG: the same figure, the same bytes."""
     from matplotlib import rc_context
 

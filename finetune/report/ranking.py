@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.report.comparison import SIGNIFICANT, Comparison, p_text
+from finetune.report.plots import ForestRow
 from finetune.report.report import SeedScore, TargetSummary, TestSetUse, json_values, report_text
 from finetune.report.statistics import holm, kendall
 from finetune.report.tables import percent, test_set_lines
@@ -203,6 +204,15 @@ def rank_parts(report: RankReport) -> list[RenderableType]:
     found.append(Text(_kendall_text(report)))
     found += [Text(line) for line in test_set_lines(report.test_set)]
     return [*found, Text(report.conclusion)]
+
+
+def rank_forest(report: RankReport) -> list[ForestRow]:
+    """The fine-tuned sources for a forest plot, the best first."""
+    return [
+        ForestRow(own.name, own.accuracy, own.ci95, [seed.accuracy for seed in own.per_seed])
+        for own in report.candidates
+        if own.accuracy is not None and own.ci95 is not None
+    ]
 
 
 def _cells(candidate: Candidate) -> list[str]:

@@ -186,12 +186,16 @@ class Report:
     seeds: list[int] = field(default_factory=list)
     test_set: TestSetUse | None = None
     folds: int | None = None
+    phases_per_seed: dict[str, list[PhaseSummary]] = field(default_factory=dict)
+    """The phases of each training by its seed, where there are several; `phases` has the first one's."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         found = asdict(self)
         if self.folds is None:
             del found["folds"]
+        if not self.phases_per_seed:
+            del found["phases_per_seed"]
         if self.source is not None:
             found["source"] = {k: v for k, v in found["source"].items() if not (k in ("path", "id") and v is None)}
         found["results"] = {
@@ -234,7 +238,7 @@ def read_report(path: Path) -> Report:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Report).validate_json(path.read_bytes())
+        return TypeAdapter(Report).validate_json(read_regular(path, MAX_REPORT_BYTES))
     except OSError as error:
         raise SettingError(f"{path}: the report cannot be read ({error.strerror})") from None
     except ValidationError as error:

@@ -60,7 +60,7 @@ def report_tables(report: Report) -> list[RenderableType]:
             shown = [] if metric is None else [_metric_with_interval(metric, (result.metrics or {}).get(metric))]
             table.add_row(row.title, _counted(result), with_interval(result), *shown, how)
     found: list[RenderableType] = [table]
-    found += [Text(line) for line in _verdict_lines(report)]
+    found += [Text(line) for line in verdict_lines(report)]
     found += [Text(line) for line in _without_twins_lines(report)]
     if report.retention is not None:
         kept, whose = report.retention, ", the first seed" if several else ""
@@ -78,7 +78,7 @@ def _group_lines(report: Report) -> list[str]:
     return [] if line is None else [line]
 
 
-def _verdict_lines(report: Report) -> list[str]:
+def verdict_lines(report: Report) -> list[str]:
     """What the comparisons show; and where accuracy shows nothing beyond the commonest class, what another metric does.
 
     A classifier that tells rare classes apart may be right less often than one that never names them.

@@ -106,7 +106,14 @@ def metric_answers(images: ImageSet, answers: RowAnswers) -> Answers:
 def row_predictions(
     images: ImageSet, answers: Mapping[ColumnKey, RowAnswers], folds: npt.NDArray[np.int64] | None = None
 ) -> bytes:
-    """The content of a file of predictions: of each row, and of each seed where there are several.
+    """The content of a file of predictions, as `as_predictions` has them."""
+    return predictions_csv(as_predictions(images, answers, folds))
+
+
+def as_predictions(
+    images: ImageSet, answers: Mapping[ColumnKey, RowAnswers], folds: npt.NDArray[np.int64] | None = None
+) -> Predictions:
+    """Answers image by image: of each row, and of each seed where there are several.
 
     folds: of a cross-validation, the fold in which each image was tested, from 0.
     """
@@ -118,7 +125,7 @@ def row_predictions(
     names = image_names(images.files, len(images))
     groups = images.groups if any(images.groups) else ()
     numbers = None if folds is None else folds + 1
-    return predictions_csv(Predictions(names, images.labels.numpy(), images.class_names, columns, groups, numbers))
+    return Predictions(names, images.labels.numpy(), images.class_names, columns, groups, numbers)
 
 
 def compare_rows(

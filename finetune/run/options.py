@@ -13,6 +13,7 @@ from finetune.distributed.launch import distributed_context
 from finetune.distributed.process_group import ProcessGroup
 from finetune.paths import data_root
 from finetune.report.console import Console
+from finetune.run.loggers import check_logs
 from finetune.run.snapshot import ResumeOptions
 
 
@@ -26,7 +27,9 @@ class RunOptions(TypedDict, total=False):
     settings: changes of single values of the recipe, as --set has them: {"phases[0].epochs": 3} or ["seed=1"].
     resume: continue the run of that name that was stopped, from its newest snapshot.
     snapshot_every: seconds between two snapshots within an epoch, by default 60.
+    log: logs beside metrics.jsonl, "tensorboard" and "trackio"; each needs the package of that name.
     resume_command: what messages tell a person to type to resume.
+    html: also write the report as a page, NAME.report.html.
     quiet: False shows progress and results on the terminal; `console` is where to show them.
     """
 
@@ -37,7 +40,9 @@ class RunOptions(TypedDict, total=False):
     settings: Mapping[str, Any] | Sequence[str] | None
     resume: bool
     snapshot_every: float
+    log: Sequence[str]
     resume_command: str
+    html: bool
     quiet: bool
     console: Console | None
 
@@ -53,6 +58,8 @@ class RunCall:
     device: str
     settings: tuple[str, ...]
     resume: ResumeOptions
+    html: bool = False
+    logs: tuple[str, ...] = ()
 
     def overrides(self, before: Mapping[str, Any] | None = None, after: Mapping[str, Any] | None = None) -> list[str]:
         """All KEY=VALUE changes of the recipe: `before`, settings, `after`. None in the outer two is no change."""
@@ -80,9 +87,11 @@ def start_run(options: RunOptions) -> Iterator[RunCall]:
         options.get("snapshot_every", 60.0),
         options.get("resume_command", "the same call with resume=True"),
     )
+    logs = check_logs(options.get("log", ()))
     with distributed_context(device) as group:
         if not group.leader:
             console.hush()
         root = data_root(options.get("data_root"))
+        html = options.get("html", False)
         seed = _as_settings(_given({"seed": options.get("seed")}))
-        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume)
+        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume, html, logs)

@@ -23,6 +23,7 @@ from finetune.text import json_diff
 SUFFIX = ".safetensors"
 TIMES = ("seconds", "images_per_second")  # keys of reports that differ from run to run
 RUNS = Path("runs")  # the folder of all run folders, in the current one
+STUDIES = Path("studies")  # the folder of reports of many trainings, in the current one
 SNAPSHOTS, LOG = "snapshots", "log.txt"  # in a run folder
 
 
@@ -96,15 +97,15 @@ def check_study_outputs(out: str | Path | None, name: str, kind: str, endings: S
 
     out: the report's path, by default studies/`name`.`kind`.json. endings: of the files that are written beside it.
     """
-    report = Path(out) if out is not None else Path("studies") / f"{name}.{kind}.json"
+    report = Path(out) if out is not None else STUDIES / f"{name}.{kind}.json"
     if not report.name.endswith(f".{kind}.json") or report.name == f".{kind}.json":
         raise SettingError(f"--out {report}: expected a file name that ends in .{kind}.json")
     paths = StudyPaths(report, kind)
     for path in (report, *map(paths.beside, endings)):
         if path.is_dir():
             raise OutputError(f"--out {report}: {path} is a folder; expected a file name that is free or a file")
-    _check_writable(report.parent, "name another place with --out")
-    _check_writable(paths.run_folder.parent, "run finetune in a folder that can be written")
+    check_writable(report.parent, "name another place with --out")
+    check_writable(paths.run_folder.parent, "run finetune in a folder that can be written")
     return paths
 
 
@@ -135,12 +136,13 @@ def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> 
     for path in (outputs.checkpoint, outputs.report, outputs.predictions):
         if path.is_dir():
             raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")
-    _check_writable(checkpoint.parent, "name another place with --out")
-    _check_writable(outputs.run_folder.parent, "run finetune in a folder that can be written")
+    check_writable(checkpoint.parent, "name another place with --out")
+    check_writable(outputs.run_folder.parent, "run finetune in a folder that can be written")
     return outputs
 
 
-def _check_writable(folder: Path, hint: str) -> None:
+def check_writable(folder: Path, hint: str) -> None:
+    """Makes a folder. OutputError where no file can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -22,6 +22,7 @@ from finetune.report.report import Report, read_report
 from finetune.report.tables import report_tables
 from finetune.run.interrupt import StopRequests
 from finetune.run.lock import RunLock
+from finetune.run.loggers import RunLogs
 from finetune.run.output_paths import OutputPaths, clear_run_folder, rewrite_metrics
 from finetune.run.snapshot import NetworkState, PhaseState, ResumeOptions, Snapshot, SnapshotState, SnapshotStore
 from finetune.text import json_diff
@@ -93,6 +94,7 @@ class RunFolder:
         resume: ResumeOptions,
         console: Console,
         group: ProcessGroup = SINGLE_PROCESS,
+        logs: tuple[str, ...] = (),
     ) -> None:
         self.outputs, self.identity, self.resume, self.console, self.group = outputs, identity, resume, console, group
         self.earlier = EarlierAttempt()
@@ -101,6 +103,7 @@ class RunFolder:
         self.moment = ""  # of the newest snapshot, in words
         self.store, self.timer = SnapshotStore(outputs.snapshots), SnapshotTimer(resume.snapshot_every)
         self.began = time.monotonic()
+        self.log_names, self.logs = logs, RunLogs((), outputs.run_folder, ())
         self.stack = ExitStack()
 
     def __enter__(self) -> RunFolder:
@@ -119,6 +122,9 @@ class RunFolder:
             self.earlier = self.earlier.broadcast(self.group)
             if self.earlier.state is not None:
                 self.rows, self.moment = self.earlier.state.rows, self.earlier.state.moment
+            if self.group.leader and self.finished is None:
+                self.logs = RunLogs(self.log_names, self.outputs.run_folder, self.rows)
+                self.stack.callback(self.logs.close)
             self.stack.enter_context(self.requests)
             self.stack = self.stack.pop_all()
         return self
@@ -141,8 +147,9 @@ class RunFolder:
         return earlier + time.monotonic() - self.began
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Remembers a row of metrics.jsonl, for the next snapshot."""
+        """Remembers a row of metrics.jsonl, for the next snapshot, and logs it."""
         self.rows.append(dict(row))
+        self.logs.row(row)
 
     def due(self, *, row: bool) -> bool:
         """Whether it is time for a snapshot, after a `row` or between rows; only the leader of a group knows."""
@@ -179,8 +186,9 @@ class RunFolder:
             if (state := self.earlier.tensors.get(f"random/cuda:{index}")) is not None:
                 torch.cuda.set_rng_state(state, index)
 
-    def finish(self, digest: str) -> None:
-        """Notes that the run has finished with a checkpoint of this sha256, and deletes its snapshots."""
+    def finish(self, digest: str, report: Report) -> None:
+        """Logs what the run came to, notes that it has finished with a checkpoint of this sha256, deletes snapshots."""
+        self.logs.outcome(report)
         values = {"run": self.identity.fingerprint, "sha256": digest}
         text = json.dumps(values, sort_keys=True, ensure_ascii=False, indent=1)
         write_atomic(self.outputs.finished, f"{text}\n".encode())

@@ -1,4 +1,4 @@
-"""Resolves and loads what `--from` may name: a file, `timm:NAME`, `hub:OWNER/NAME`, or `random:MODEL`."""
+"""Resolves and loads what `--from` may name: a file, `mnist`, `timm:NAME`, `hub:OWNER/NAME`, or `random:MODEL`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from finetune.errors import CheckpointError, SettingError
 from finetune.hub.download import HubFile, fetch
 from finetune.hub.errors import LogFn, log_nothing
 from finetune.hub.repo_id import is_hub_source
+from finetune.io.safe_open import is_file
 from finetune.models.registry import check_size, find_model, is_model
+from finetune.paths import shipped_checkpoint
 from finetune.report.rows import OWN_ROWS
 from finetune.sources.third_party import (
     LoadedWeights,
@@ -129,8 +131,9 @@ class SourceRef:
 
 
 def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False) -> SourceRef:
-    """Finds a source: a file, `timm:NAME[.TAG]`, `random:MODEL`, or `hub:OWNER/NAME[@REVISION]`.
+    """Finds a source: a file, `mnist`, `timm:NAME[.TAG]`, `random:MODEL`, or `hub:OWNER/NAME[@REVISION]`.
 
+    `mnist` is the checkpoint that comes with finetune, unless there is a file of that very name; a folder is none.
     What is on the Hub is downloaded unless cached.
 
     `note` is called with remarks on transfers, and `bars` shows their progress. HubError and HubRefusal from the Hub.
@@ -141,7 +144,8 @@ def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False)
     if is_hub_source(text):
         found = fetch(text, note=note, bars=bars)
         return SourceRef(found.id, found.path, found)
-    return SourceRef(text, Path(source))
+    shipped = None if is_file(text) else shipped_checkpoint(text)
+    return SourceRef(text, shipped or Path(source))
 
 
 def read_source_metadata(source: str | Path | SourceRef) -> Metadata:

@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune.errors import SettingError, TrainingError
 from finetune.study.task import FailedTrial, Outcome, Refusal, TrialTask, run_on_worker
-from finetune.text import first_line
+from finetune.text import first_line, install_hint
 
 _ADDRESS = re.compile(r"dask://([^/\s]+:[0-9]{1,5})/?")
 CONNECT_SECONDS = 15.0
@@ -129,7 +129,7 @@ def _connected(engine: str, address: str) -> Iterator[Any]:
     except ImportError:
         raise SettingError(
             f"--engine {engine}: needs the package distributed, which is not installed; to get it: "
-            "pip install 'finetune[cluster]'"
+            f"{install_hint('cluster')}"
         ) from None
     connect: Any = Client  # its signature has no types
     start = f"dask worker {address} --nthreads 1 --nworkers 2"

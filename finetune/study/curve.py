@@ -15,15 +15,23 @@ from finetune.io.atomic import prepared_files
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import compare_over_seeds, distinct, groups_line
 from finetune.report.console import Console
-from finetune.report.curve_report import CurveForecast, CurvePoint, CurveReport, curve_parts, no_difference_from
+from finetune.report.curve_report import (
+    CurveForecast,
+    CurvePoint,
+    CurveReport,
+    curve_parts,
+    drawn_curves,
+    no_difference_from,
+)
 from finetune.report.learning_curve import FORM, MIN_POINTS, Floats, forecast, label_worth, resampled_means
-from finetune.report.plots import Curve, curve_pictures
+from finetune.report.page import curve_page
+from finetune.report.plots import curve_pictures
 from finetune.report.report import Result, TargetSummary
-from finetune.report.rows import row_of
 from finetune.report.statistics import group_count
 from finetune.run.finalize import open_test_set, public_recipe
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
+from finetune.run.report_page import write_page
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds, rights
 from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials
@@ -61,7 +69,7 @@ def curve(
         chosen, wanted = parse_seeds(seeds), parse_shots(shots)
         checked = open_study_recipe(source, recipe, ({"model.name": model}, {"data.name": target}), call)
         checked = checked.model_copy(update={"compare": ()})
-        return _curve(str(source), checked, wanted, chosen, TrialOptions(jobs, engine), call)
+        return _curve(str(source), checked, wanted, chosen, TrialOptions(jobs, engine, call.logs), call)
 
 
 def parse_shots(given: str | Sequence[int | str]) -> tuple[int | None, ...]:
@@ -131,6 +139,8 @@ def _curve(
         results = completed(run_trials([trial for own in trials.values() for trial in own], folder, options, runner))
         report = replace(_report(recipe, setup, trials, results, seeds, notes), test_set=use)
         save_curve(report, paths, console)
+        if call.html:
+            write_page(paths.beside("html"), curve_page(report), console)
     return report
 
 
@@ -224,7 +234,7 @@ def foretell(
 
 def save_curve(report: CurveReport, paths: StudyPaths, console: Console) -> None:
     """Writes report, table and picture, and shows the outcome. Older files that say something else are moved aside."""
-    pictures = curve_pictures([_drawn(report, row) for row in ROWS], f"{report.target.name}")
+    pictures = curve_pictures(drawn_curves(report), report.target.name)
     contents = {
         paths.report: report.to_json().encode(),
         paths.beside("csv"): report.to_csv().encode(),
@@ -238,17 +248,3 @@ def save_curve(report: CurveReport, paths: StudyPaths, console: Console) -> None
     for part in curve_parts(report):
         console.show(part)
     console.say(f"wrote {paths.report}, and beside it {', '.join(paths.beside(e).name for e in ENDINGS)}")
-
-
-def _drawn(report: CurveReport, row: str) -> Curve:
-    results, last = [point.results[row] for point in report.points], report.points[-1]
-    start = (last.images_per_class, last.results[row].accuracy, *last.results[row].ci95)
-    told = [(f.images_per_class, f.rows[row].accuracy, *f.rows[row].ci95) for f in report.forecasts]
-    return Curve(
-        title="from these weights" if row == AFTER else row_of(row).title,
-        images=[point.images_per_class for point in report.points],
-        means=[result.accuracy for result in results],
-        intervals=[result.ci95 for result in results],
-        seeds=[[own.accuracy for own in result.per_seed or []] for result in results],
-        foretold=[start, *told] if told else [],
-    )

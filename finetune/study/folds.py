@@ -29,8 +29,10 @@ from finetune.run.finalize import (
     save_run,
     score,
 )
+from finetune.run.loggers import log_outcome
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
+from finetune.run.page_pictures import write_run_page
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.design import open_study_recipe, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
@@ -68,7 +70,7 @@ def adapt_folds(
         overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots})
         checked = open_study_recipe(source, recipe, overrides, call)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
-        return _adapt_folds(str(source), checked, folds, metric, TrialOptions(jobs, engine), call)
+        return _adapt_folds(str(source), checked, folds, metric, TrialOptions(jobs, engine, call.logs), call)
 
 
 def fold_trials(source: str, recipe: AdaptRecipe, rows: Sequence[str], folds: int) -> list[Trial]:
@@ -110,7 +112,11 @@ def _adapt_folds(
         predictions = row_predictions(
             folded.images, {(row, None): found for row, found in answers.items()}, folded.numbers
         )
-        save_run(classifier_with(setup, results[last.name].weights), fields, report, predictions, outputs, console)
+        classifier = classifier_with(setup, results[last.name].weights)
+        save_run(classifier, fields, report, predictions, outputs, console)
+        log_outcome(call.logs, outputs.run_folder, report)
+        if call.html:
+            write_run_page(report, outputs, classifier, folded.images, console)
     return report
 
 

@@ -20,6 +20,8 @@ from finetune.io.safe_open import read_regular
 from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import compare_over_seeds, groups_line
+from finetune.report.page import rank_page
+from finetune.report.plots import forest_figure, pictures
 from finetune.report.ranking import (
     FAILED,
     FINE_TUNED,
@@ -32,6 +34,7 @@ from finetune.report.ranking import (
     agreement,
     conclude,
     is_tied,
+    rank_forest,
     rank_parts,
 )
 from finetune.report.report import MAX_REPORT_BYTES, Result, TargetSummary
@@ -41,6 +44,7 @@ from finetune.run.finalize import public_recipe
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
+from finetune.run.report_page import write_page
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, open_recipe
 from finetune.study.analysis import result_over_seeds, rights
 from finetune.study.contenders import Contender, RankDesign, name_contenders, open_contenders
@@ -53,6 +57,7 @@ from finetune.train.device import seeded
 from finetune.train.inference import outputs as network_outputs
 from finetune.train.transfer_scores import sample_to_score, transfer_scores
 
+ENDINGS = ("png", "svg")  # of the plots beside NAME.rank.json
 SCORES = "scores.json"  # in the study's folder
 
 
@@ -88,7 +93,7 @@ def rank(
             raise SettingError("--same-shots: goes with --shots; without it all seeds learn from all images there are")
         names = tuple(map(str, sources))
         design = RankDesign(names, checked.model_copy(update={"compare": ()}), parse_seeds(seeds), same_shots, top)
-        return _rank(design, TrialOptions(jobs, engine), call)
+        return _rank(design, TrialOptions(jobs, engine, call.logs), call)
 
 
 def _rank(design: RankDesign, options: TrialOptions, call: RunCall) -> RankReport:
@@ -101,7 +106,7 @@ def _rank(design: RankDesign, options: TrialOptions, call: RunCall) -> RankRepor
         notes.append(grouped)
     for note in notes:
         console.note(note)
-    paths = check_study_outputs(call.out, setup.data.name, "rank", ())
+    paths = check_study_outputs(call.out, setup.data.name, "rank", ENDINGS)
     with StudyFolder(paths.run_folder, design.as_json(), call) as folder:
         score_contenders(usable, design, runner, folder)
         chosen = choose([contender for contender in usable if contender.error is None], design.top)
@@ -120,6 +125,8 @@ def _rank(design: RankDesign, options: TrialOptions, call: RunCall) -> RankRepor
         report = _report(contenders, chosen, outcomes, design, runner, notes)
         report = replace(report, test_set=use)
         save_ranking(report, paths, call)
+        if call.html:
+            write_page(paths.beside("html"), rank_page(report), console)
     return report
 
 
@@ -315,12 +322,17 @@ def _compare(
 
 
 def save_ranking(report: RankReport, paths: StudyPaths, call: RunCall) -> None:
-    """Writes the report and shows it. An older one that says something else is moved aside."""
-    with prepared_files({paths.report: report.to_json().encode()}):
+    """Writes report and plots, and shows the outcome. Older files that say something else are moved aside."""
+    rows = rank_forest(report)
+    plots = pictures(lambda: forest_figure(rows, f"accuracy on {report.target.name}, %"), ENDINGS) if rows else {}
+    contents = {paths.report: report.to_json().encode()}
+    contents |= {paths.beside(ending): content for ending, content in plots.items()}
+    with prepared_files(contents):
         if same_results(paths.report, report.to_dict()):
             call.console.note(f"{paths.report}: the same results as the run before")
         else:
-            move_files_aside([paths.report], paths.stem, call.console)
+            move_files_aside(list(contents), paths.stem, call.console)
     for part in rank_parts(report):
         call.console.show(part)
-    call.console.say(f"wrote {paths.report}")
+    beside = f", and beside it {', '.join(path.name for path in list(contents)[1:])}" if plots else ""
+    call.console.say(f"wrote {paths.report}{beside}")

@@ -35,16 +35,25 @@ MAX_DESIGN_BYTES = 10_000_000
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """How a study's trials are run: `jobs` at once, and where: None is this machine, else the address of a cluster."""
+    """How a study's trials are run: `jobs` at once, and where: None is this machine, else the address of a cluster.
+
+    logs: that each training writes.
+    """
 
     jobs: int = 1
     engine: str | None = None
+    logs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise SettingError(f"--jobs {self.jobs}: expected at least 1, the number of trainings at once")
         if self.engine is not None:
             cluster_address(self.engine)
+            if self.logs:
+                raise SettingError(
+                    "--log: a cluster's workers train in folders of their own, where the logs would be lost: expected "
+                    "--log or --engine"
+                )
             if self.jobs > 1:
                 raise SettingError(
                     "--jobs is for this machine, and a cluster has as many trainings at once as it has workers: "
@@ -170,6 +179,7 @@ def _tasks(trials: Sequence[Trial], folder: StudyFolder, runner: TrialRunner) ->
             call.data_root.absolute(),
             call.device,
             call.resume,
+            call.logs,
         )
         for trial in longest_first
     ]

@@ -33,8 +33,10 @@ from finetune.run.finalize import (
     save_run,
     score,
 )
+from finetune.run.loggers import log_outcome
 from finetune.run.options import RunCall, RunOptions, start_run
 from finetune.run.output_paths import check_outputs
+from finetune.run.page_pictures import write_run_page
 from finetune.run.quick_check import QuickCheck, quick_check, without_twins
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds
@@ -89,7 +91,14 @@ def adapt_seeds(
                 "the others, so nothing can tell whether the average is better; add --same-shots"
             )
         return _adapt_seeds(
-            str(source), checked, chosen, keep, TrialOptions(jobs, engine), call, metric=metric, same_shots=same_shots
+            str(source),
+            checked,
+            chosen,
+            keep,
+            TrialOptions(jobs, engine, call.logs),
+            call,
+            metric=metric,
+            same_shots=same_shots,
         )
 
 
@@ -145,6 +154,9 @@ def _adapt_seeds(
         each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
         predictions = row_predictions(setup.data.test, each)
         save_run(classifier, fields, report, predictions, outputs, console)
+        log_outcome(call.logs, outputs.run_folder, report)
+        if call.html:
+            write_run_page(report, outputs, classifier, setup.data.test, console)
     return report
 
 
@@ -181,6 +193,7 @@ def _report(
     metric: str,
     shots_vary: bool,
 ) -> Report:
+    trained = [result.facts.phases for result in results.values() if "after" in result.answers]
     first = next(result for result in results.values() if "after" in result.answers)
     test, facts = setup.data.test, first.facts
     every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
@@ -189,6 +202,7 @@ def _report(
     return replace(
         build_report(_seed_recipe(recipe, seeds[0]), setup, seconds, facts.phases, every),
         seeds=list(seeds),
+        phases_per_seed=dict(zip(map(str, seeds), trained, strict=True)),
         environment=facts.environment,
         source=facts.source,
         transplant=facts.transplant,

@@ -60,7 +60,7 @@ class TrialTask:
     """A trial as another process gets it, in plain values.
 
     expected: the fingerprint that the trial has in the process that asks for it. folder: of the trial, where the
-    machine is the same. data_root: of that process, absolute.
+    machine is the same. data_root: of that process, absolute. logs: that the training writes.
     """
 
     trial: Trial
@@ -69,6 +69,7 @@ class TrialTask:
     data_root: Path
     device: str
     resume: ResumeOptions
+    logs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def run_on_worker(task: TrialTask, study: str) -> Outcome | Refusal | None:
 
 def _call(task: TrialTask, root: Path) -> RunCall:
     console = Console(quiet=True, results=False)
-    return RunCall(SINGLE_PROCESS, console, None, root, task.device, (), task.resume)
+    return RunCall(SINGLE_PROCESS, console, None, root, task.device, (), task.resume, logs=task.logs)
 
 
 def _run(task: TrialTask, runner: TrialRunner, folder: Path) -> Outcome | Refusal:

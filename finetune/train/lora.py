@@ -11,6 +11,7 @@ from torch import nn
 
 from finetune.errors import SettingError
 from finetune.models.staged import StagedNetwork
+from finetune.text import install_hint
 
 # By name, as timm has a Linear and a Conv2dSame of its own. Layers that transform their weight before they use it, such
 # as weight-standardised convolutions, would compute something else once an adapter is merged into that weight.
@@ -72,7 +73,7 @@ def check_adaptable(network: StagedNetwork, stages: Collection[str]) -> list[str
     try:
         import peft.tuners.lora  # noqa: F401
     except ImportError:
-        raise SettingError("lora: needs the package peft: `pip install peft`") from None
+        raise SettingError(f"lora: needs the package peft; to get it: {install_hint('lora')}") from None
     places = adapter_places(network, stages)
     if not places:
         raise SettingError(

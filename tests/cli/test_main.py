@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from finetune import __version__
 from finetune.cli.main import cli
 from finetune.data.registry import DATASETS
 from finetune.errors import CheckpointError
+from finetune.recipe.load import find_recipe
 
 
 def write(text: str, name: str = "small.yaml") -> str:
@@ -47,6 +49,43 @@ def test_help_of_every_command(folder: Path) -> None:
         assert command.help and " ".join(command.help.split())[:60] in " ".join(own.split())
         assert finetune(name, "-h").out == own
     assert "130" in text and files_under(folder) == set()
+
+
+def test_the_help_lists_every_command_once_under_what_one_wants(folder: Path) -> None:
+    lines = worked("--help").out.splitlines()
+    titles = ("Train", "Ask", "Look", "Share")
+    at = [next(i for i, line in enumerate(lines) if line.startswith(title)) for title in titles]
+    names = [line.split()[0] for line in lines[at[0] :] if line.startswith("  ") and line[2:3].strip()]
+    assert at == sorted(at) and [name for name in names if name in cli.commands] == list(cli.commands)
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_command_has_an_example_that_parses(name: str, folder: Path) -> None:
+    shown = worked(name, "--help").out.partition("  Example:\n")[2]
+    (line,) = (line.strip() for line in shown.splitlines() if line.strip())
+    program, command, *words = shlex.split(line)
+    assert (program, command) == ("finetune", name)
+    cli.commands[name].make_context(name, words)
+    for word in words:
+        assert not word.startswith("recipes/") or find_recipe(word).is_file()
+
+
+def test_the_help_names_all_that_can_be_given(folder: Path) -> None:
+    text = " ".join(worked("adapt", "--help").out.split()).replace("hub- data", "hub-data")  # wrapped at the hyphen
+    for word in ("hub:OWNER/NAME", "timm:NAME", "mnist", "table", "shards", "hub-data:OWNER/NAME"):
+        assert word in text
+    for name in ("predict", "evaluate", "check", "verify", "inspect"):
+        assert "--quiet" in worked(name, "--help").out
+
+
+def test_the_shell_completes(folder: Path) -> None:
+    def answered(**variables: str) -> str:
+        words = [sys.executable, "-c", "from finetune.cli.main import main; main()"]
+        return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **variables}).stdout
+
+    assert "-F _finetune_completion finetune" in answered(_FINETUNE_COMPLETE="bash_source")
+    typed = {"COMP_WORDS": "finetune adapt --see", "COMP_CWORD": "2"}
+    assert answered(_FINETUNE_COMPLETE="bash_complete", **typed).split() == ["plain,--seed", "plain,--seeds"]
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,18 @@ import pytest
 from tiny import refused
 
 from finetune.app.server import listen
+from finetune.text import install_hint
 
 
 def needs_gradio() -> None:
     """Skips where it is absent. It is never imported here: it leaves event loops open, of which pytest warns."""
     if find_spec("gradio") is None:
-        pytest.skip("needs finetune[app]")
+        pytest.skip("needs the extra `app`")
 
 
 def test_without_gradio_it_says_what_to_install(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    refusal = "the page needs gradio, which is not installed: pip install 'finetune[app]'\n"
+    refusal = f"the page needs gradio, which is not installed: {install_hint('app')}\n"
     assert refused("app", pretrained) == refusal
 
 

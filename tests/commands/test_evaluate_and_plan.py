@@ -13,12 +13,13 @@ from tiny import ROOT, adapt_recipe, files_under, make_data, phase, pretrain_rec
 
 import finetune as toolkit
 from finetune.data.registry import DATASETS, open_dataset
-from finetune.recipe.load import first_comment, shipped_folder
+from finetune.paths import shipped_folder
+from finetune.recipe.load import first_comment
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.report.statistics import mcnemar_images
 from finetune.run.setup import open_recipe
 
-SHIPPED = sorted(path.name for path in shipped_folder().glob("*.yaml"))
+SHIPPED = sorted(path.name for path in shipped_folder("recipes").glob("*.yaml"))
 
 
 # evaluate
@@ -222,10 +223,10 @@ def test_models(folder: Path) -> None:
 def test_datasets(folder: Path, data: Path) -> None:
     found = worked("datasets", "--json").json
     assert list(found) == list(DATASETS)
-    assert {name for name, row in found.items() if row["present"]} == {"mnist", "kmnist", "digits"}
+    assert {name for name, row in found.items() if row["present"]} == {"mnist", "kmnist", "kmnist-sample", "digits"}
     assert {
         name for name, row in worked("datasets", "--data-root", "nowhere", "--json").json.items() if row["present"]
-    } == {"digits"}
+    } == {"kmnist-sample", "digits"}
     shown = worked("datasets").out
     assert all(name in shown for name in DATASETS)
     details = worked("datasets", "kmnist", "--json").json
@@ -243,7 +244,7 @@ def test_recipes_are_listed_and_shown(folder: Path) -> None:
     shown = worked("recipes").out
     assert all(name in shown and line in shown for name, line in found.items())
     for name in found:
-        text = (shipped_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        text = (shipped_folder("recipes") / f"{name}.yaml").read_text(encoding="utf-8")
         assert worked("recipes", name).out == text
         assert worked("recipes", name, "--json").json == {"name": name, "text": text}
     assert "did you mean 'mnist-fast'" in refused("recipes", "mnist-fats")
@@ -258,7 +259,7 @@ NEEDED = {"adapt.yaml", "digits.yaml", "mnist-article.yaml", "mnist-fast.yaml"}
 def every_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small files of every data set that a shipped recipe names, and of kmnist as a target."""
     root = tmp_path_factory.mktemp("sets")
-    recipes = [open_recipe(shipped_folder() / name, []) for name in SHIPPED]
+    recipes = [open_recipe(shipped_folder("recipes") / name, []) for name in SHIPPED]
     for name in {"kmnist", *(recipe.data.name for recipe in recipes if recipe.data.name)} - {"digits"}:
         make_data(root, DATASETS[{"fashion": "fashion-mnist"}.get(name, name)].name, 360, 120)
     return root
@@ -277,12 +278,12 @@ def shortened(recipe: PretrainRecipe | AdaptRecipe) -> list[str]:
 
 def test_there_are_recipes() -> None:
     assert set(SHIPPED) >= NEEDED
-    assert shipped_folder() == ROOT / "recipes"
+    assert shipped_folder("recipes") == ROOT / "recipes"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_runs(name: str, folder: Path, every_set: Path, pretrained: Path) -> None:
-    path = shipped_folder() / name
+    path = shipped_folder("recipes") / name
     assert first_comment(path), "it opens with what it is for and what to expect"
     recipe = open_recipe(path, [])
     words: list[Any] = ["--recipe", f"recipes/{name}", "--data-root", every_set, *shortened(recipe), "--quiet"]
@@ -298,7 +299,7 @@ def test_every_shipped_recipe_runs(name: str, folder: Path, every_set: Path, pre
 
 
 def test_the_default_recipe_of_adapt_is_found_from_anywhere(folder: Path, pretrained: Path) -> None:
-    recipe = open_recipe(shipped_folder() / "adapt.yaml", [])
+    recipe = open_recipe(shipped_folder("recipes") / "adapt.yaml", [])
     words = shortened(recipe)
     worked("adapt", "--from", pretrained, "--target", "kmnist", *words, "--no-compare", "--quiet")
     assert Path("checkpoints/mnist-kmnist.safetensors").exists()

@@ -137,6 +137,25 @@ def test_a_grey_network_looks_at_colour_pictures(folder: Path, pretrained: Path)
     assert {sight["label"] for sight in found} <= set("0123456789")
 
 
+def test_pictures_of_another_kind_are_said(folder: Path, pretrained: Path, trees: Path) -> None:
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)).resize((500, 375))
+    photograph.save("ant.jpg")
+    photograph.convert("L").save("page.png")
+    small = Image.fromarray(np.arange(28 * 28, dtype=np.uint8).reshape(28, 28))
+    small.save("digit.png")
+    small.resize((280, 280)).convert("RGB").save("drawn.png")  # grey, though in a file of colours
+    done = worked("predict", pretrained, "digit.png", "drawn.png", "ant.jpg", "page.png")
+    said = "is a colour picture of 500×375, and this network learnt from grey ones of 28×28: its answer means little"
+    assert done.err == f"ant.jpg {said}; so it is with 1 more\n" and len(lines(done)) == 4
+    assert worked("predict", pretrained, "ant.jpg").err == f"ant.jpg {said}\n"
+    assert "is a picture of 500×375" in worked("predict", pretrained, "page.png").err
+    assert worked("predict", pretrained, "ant.jpg", "--quiet").err == ""
+    assert worked("predict", pretrained, "digit.png", "drawn.png").err == ""
+    assert worked("predict", trees, "ant.jpg").err == "", "it learnt from pictures of which nothing is known"
+    found = worked("predict", pretrained, "digit.png", "ant.jpg", "--json").json
+    assert [sight.get("unlike", "")[:16] for sight in found] == ["", "a colour picture"]
+
+
 def test_a_colour_network_looks_at_grey_pictures(folder: Path, trees: Path) -> None:
     grey = Image.fromarray(scene("apple", 0)).convert("L")
     grey.save("grey.png")

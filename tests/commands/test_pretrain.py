@@ -398,6 +398,7 @@ def test_the_exported_names() -> None:
         "compare",
         "curve",
         "evaluate",
+        "html_report",
         "load",
         "pretrain",
         "pull",

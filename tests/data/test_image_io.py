@@ -363,7 +363,7 @@ def test_heic_is_named_with_what_to_install(tmp_path, monkeypatch, brand):
     monkeypatch.setattr("finetune.data.image_formats.readable_formats", lambda: FORMATS)
     monkeypatch.setattr("finetune.data.image_io.readable_formats", lambda: FORMATS)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
-    assert "a HEIC picture; pip install 'finetune[heic]' or save it as JPEG" in refused(tmp_path / "a.heic")
+    assert "a HEIC picture; pip install 'finetune-images[heic]' or save it as JPEG" in refused(tmp_path / "a.heic")
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftyp" + brand.replace(b"heic", b"avif") + bytes(40))
     assert "an AVIF picture" in refused(tmp_path / "a.heic")
 

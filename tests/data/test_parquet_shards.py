@@ -287,7 +287,7 @@ def test_a_folder_of_pictures_stays_one_beside_a_stray_parquet():
 def test_without_pyarrow_it_says_what_to_install(monkeypatch):
     parquet_set(Path("fruit"))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(DataError, match=r"needs the package pyarrow.*pip install 'finetune\[shards\]'"):
+    with pytest.raises(DataError, match=r"needs the package pyarrow.*pip install 'finetune-images\[shards\]'"):
         read_manifest("fruit")
 
 

@@ -12,6 +12,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import kmnist_sample
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from measure import alone
 from finetune.data import registry
 from finetune.data.digits import enlarge
 from finetune.data.registry import DATASETS, find_dataset, is_present, open_dataset
+from finetune.data.spec import SAMPLES
 from finetune.errors import DataError
 
 DOWNLOADED = [name for name, row in DATASETS.items() if row.folder]
@@ -56,7 +58,7 @@ def test_every_row_is_keyed_once_by_its_name() -> None:
     assert not set(registry.ALIASES) & set(DATASETS) and set(registry.ALIASES.values()) <= set(DATASETS)
     assert list(DATASETS) == [
         *("mnist", "kmnist", "fashion-mnist", "emnist-byclass", "emnist-bymerge", "emnist-balanced"),
-        *("emnist-letters", "emnist-digits", "emnist-mnist", "qmnist", "digits"),
+        *("emnist-letters", "emnist-digits", "emnist-mnist", "qmnist", "kmnist-sample", "digits"),
     ]
 
 
@@ -341,6 +343,40 @@ def test_digits_come_without_files_and_are_always_the_same(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_bundled_sample_needs_no_files(tmp_path: Path) -> None:
+    assert is_present("kmnist-sample", tmp_path)
+    splits = open_dataset("kmnist-sample", tmp_path, download=False)
+    assert set(splits.train.counts().values()) == set(splits.test.counts().values()) == {100}
+    assert len({bytes(image) for part in (splits.train, splits.test) for image in part.images.numpy()}) == 2_000
+    assert splits.train.class_names == DATASETS["kmnist"].class_names and splits.test.origin == "kmnist-sample test"
+    assert (splits.train.fingerprint(), splits.test.fingerprint()) == (
+        "01be1db350cf9517fe18d3c11a7bd4ace72eeaf4cc08c38e798e72560fe82459",
+        "181cd71a7bac3085af1bc2fc0f0741a16e83431a51df1a965a5e80e09abccc59",
+    ), "pinned: published accuracies are of these images"
+    notice = next(SAMPLES.glob("*.LICENSE.txt")).read_text()
+    assert "CODH" in notice and DATASETS["kmnist-sample"].licence in notice and list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_installation_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.data.spec.SAMPLES", tmp_path)
+    monkeypatch.setattr("finetune.data.idx.SAMPLES", tmp_path)
+    with pytest.raises(DataError, match=r"kmnist-sample: .* lacks .*, which come with finetune; install it again"):
+        open_dataset("kmnist-sample", tmp_path)
+    for file in SAMPLES.glob("*.gz"):
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"damaged.*it comes with finetune: install that again"):
+        open_dataset("kmnist-sample", tmp_path)
+
+
+def test_the_sample_does_not_depend_on_the_order_of_the_images() -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (2_300, 28, 28), np.uint8), np.arange(2_300) % 10
+    once = kmnist_sample.sample(images, labels)
+    order = rng.permutation(np.tile(np.arange(2_300), 2))
+    again = kmnist_sample.sample(images[order], labels[order])
+    assert all(np.array_equal(a, b) for part in once for a, b in zip(once[part], again[part], strict=True))
+
+
 def test_enlarging_is_bicubic() -> None:
     """Against Pillow's BICUBIC, which works on bytes: within its rounding, on the whole bundled set's range."""
     from PIL import Image
@@ -380,6 +416,16 @@ def test_real_fashion_mnist() -> None:
 def test_real_kmnist() -> None:
     splits = open_dataset("kmnist", real("kmnist"), download=False)
     assert len(set(splits.train.counts().values())) == 1 and splits.train.images.shape[1:] == (1, 28, 28)
+
+
+def test_the_bundled_sample_is_of_real_kmnist() -> None:
+    parts = kmnist_sample.sample(*kmnist_sample.read_folder(DATASETS["kmnist"].raw_folder(real("kmnist"))))
+    splits = open_dataset("kmnist-sample", Path("nowhere"))
+    for part, (images, labels) in parts.items():
+        found = getattr(splits, part)
+        if not np.array_equal(images, found.images.numpy()[:, 0]):
+            pytest.skip("the files there are not of KMNIST's test part alone")
+        assert np.array_equal(labels, found.labels.numpy())
 
 
 def test_real_images_are_hashed_and_split_fast() -> None:

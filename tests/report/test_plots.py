@@ -14,7 +14,18 @@ from finetune.data.image_dataset import ImageSet
 from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
 from finetune.errors import OutputError
-from finetune.report.plots import DOTS, confusion_picture, drawable, grid_picture
+from finetune.report.plots import (
+    COLOURS,
+    DOTS,
+    Curve,
+    ForestRow,
+    confusion_picture,
+    curve_pictures,
+    drawable,
+    forest_figure,
+    grid_picture,
+    pictures,
+)
 
 CPU = torch.device("cpu")
 
@@ -158,3 +169,47 @@ def test_the_images_of_a_grid_stand_in_rows(tmp_path):
     down, along = centres[:, :, 0], centres[:, :, 1]
     assert np.allclose(down, down[:, :1], atol=2) and np.allclose(along, along[:1], atol=2)
     assert (np.diff(down, axis=0) > 50).all() and (np.diff(along, axis=1) > 50).all()
+
+
+# --- forest plots and learning curves ---------------------------------------------------------------------------------
+
+
+def test_a_forest_plot_has_a_line_for_each_row_in_its_order():
+    rows = [
+        ForestRow("猫", 0.9, (0.8, 0.95), (0.88, 0.92)),
+        ForestRow("$dog", 0.5, (0.4, 0.6)),
+        ForestRow("worse", -0.2, (-0.3, -0.1)),
+        ForestRow("equal", 0.01, (-0.1, 0.2)),
+    ]
+    axes = forest_figure(rows, "points", zero=True).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "#0\n+90.00",
+        "$dog\n+50.00",
+        "worse\n-20.00",
+        "equal\n+1.00",
+    ]
+    bars = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+    assert [list(line.get_xdata()) for line in bars] == [
+        pytest.approx([100 * end for end in row.interval]) for row in rows
+    ]
+    assert [line.get_ydata()[0] for line in bars] == [3, 2, 1, 0], "the first row on top"
+    assert [line.get_color() for line in bars] == ["C1", "C1", "C1", "C0"], "what leaves out zero is a difference shown"
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "|"] == [pytest.approx([88, 92])]
+
+
+def test_plots_are_pngs_and_svgs_of_the_same_bytes_in_colours_that_can_be_told_apart():
+    rows = [ForestRow("a < b & c", 0.9, (0.8, 0.95))]
+    found, again = (pictures(lambda: forest_figure(rows, "accuracy, %"), ("png", "svg")) for _ in range(2))
+    assert found == again and found["png"].startswith(b"\x89PNG") and b"</svg>" in found["svg"]
+    assert COLOURS[0].encode() in found["svg"] and b"<dc:date>" not in found["svg"]
+    curve = Curve(
+        "scratch",
+        [5, 50],
+        [0.5, 0.9],
+        [(0.4, 0.6), (0.8, 0.95)],
+        [[0.5], [0.9]],
+        [(50, 0.9, 0.8, 0.95), (500, 0.97, 0.9, 1)],
+    )
+    drawn = curve_pictures([curve, curve], "moths")
+    assert drawn == curve_pictures([curve, curve], "moths") and set(drawn) == {"png", "svg"}
+    assert all(colour.encode() in drawn["svg"] for colour in COLOURS[:2])

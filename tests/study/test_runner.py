@@ -429,7 +429,7 @@ def test_a_worker_without_room_fails_the_trial(monkeypatch):
     state = SimpleNamespace(nthreads=1, tasks={})
     worker = SimpleNamespace(state=state, local_directory="/proc/none", get_current_task=lambda: "key")
     monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(get_worker=lambda: worker))
-    found = module.run_on_worker(SimpleNamespace(data_root=Path(), device="cpu", resume=None), "study")
+    found = module.run_on_worker(SimpleNamespace(data_root=Path(), device="cpu", resume=None, logs=()), "study")
     assert isinstance(found, FailedTrial) and "/proc/none: No such file or directory" in found.message
 
 
@@ -513,4 +513,4 @@ def test_a_cluster_that_cannot_be_used(folder, pretrained, tmp_path, data):
 def test_without_distributed(folder, pretrained, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     words = typed(pretrained, "study.safetensors", "--seeds", 2, "--engine", "dask://127.0.0.1:1", "--quiet")
-    assert "pip install 'finetune[cluster]'" in refused(*words)
+    assert "pip install 'finetune-images[cluster]'" in refused(*words)

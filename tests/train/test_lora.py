@@ -294,9 +294,9 @@ def test_without_peft_it_says_so_before_any_work(
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     Path("recipe.yaml").write_text(adapt_recipe(phase("head", "steps: 1") + low_rank()))
     words = ("--recipe", "recipe.yaml", "--from", backbone, "--target", orchard)
-    assert refused("adapt", *words) == "lora: needs the package peft: `pip install peft`\n"
+    assert refused("adapt", *words) == "lora: needs the package peft; to get it: pip install 'finetune-images[lora]'\n"
     assert not Path("runs").exists()
-    assert "pip install peft" in refused("plan", *words)
+    assert "finetune-images[lora]" in refused("plan", *words)
     worked("adapt", *words, "--set", "phases[1].lora=null", "--quiet")
 
 
