@@ -26,7 +26,7 @@ ROOMS = {
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
     "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
     "sources": {"hub", "models", "report", "checkpoint", "io", "system", "paths", "text", "errors"},
-    "app": {"models", "errors"},
+    "app": {"train", "models", "errors"},
     "run": {
         *("sources", "hub", "train", "distributed", "models", "data", "recipe", "report", "checkpoint", "io"),
         *("system", "paths", "text", "errors"),

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from finetune.errors import DataError
 from finetune.models.classifier import Classifier, Prediction
+from finetune.models.staged import StagedNetwork
+from finetune.train.heatmap import heated, heatmaps
 
 if TYPE_CHECKING:
     from finetune.models.classifier import ImageLike
@@ -26,34 +28,52 @@ class Answer:
     """A prediction, equal to that of `Classifier.predict`, and what the network saw.
 
     probabilities: of each class by its name, in the classifier's order. seen: uint8 size×size, or size×size×3 in
-    colour, resized and cropped, before it is normalised.
+    colour, resized and cropped, before it is normalised. heated: the same with a heatmap of what the answer hangs on
+    (uint8, size×size×3), where there is one.
     """
 
     prediction: Prediction
     probabilities: Mapping[str, float]
     seen: npt.NDArray[np.uint8]
-
-    def seen_as_png(self) -> str:
-        """What the network saw as the data: address of a PNG, so that a page needs no file for it."""
-        from PIL import Image
-
-        content = io.BytesIO()
-        Image.fromarray(self.seen).save(content, "PNG")
-        return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+    heated: npt.NDArray[np.uint8] | None = None
 
 
-def answer(classifier: Classifier, picture: ImageLike) -> Answer:
-    """Predicts one picture: a file's path, a PIL image or uint8 pixels. DataError when it is no picture."""
+def png_address(pixels: npt.NDArray[np.uint8]) -> str:
+    """The data: address of a PNG of these pixels, so that a page needs no file for it."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def answer(classifier: Classifier, picture: ImageLike, untrained: StagedNetwork | None = None) -> Answer:
+    """Predicts one picture: a file's path, a PIL image or uint8 pixels. DataError when it is no picture.
+
+    untrained: the same network with random weights, for a heatmap; there is none where its own would be the same.
+    """
     inputs = classifier.preprocess(picture)
     prediction = classifier.predict_preprocessed(inputs[None])[0]
     probabilities = dict(zip(classifier.class_names, prediction.probabilities, strict=True))
-    return Answer(prediction, probabilities, _pixels(classifier, inputs))
+    seen = _pixels(classifier, inputs)
+    heat = None if untrained is None else _heated(classifier, untrained, seen, prediction.label)
+    return Answer(prediction, probabilities, seen, heat)
 
 
-def answer_file(classifier: Classifier, path: str) -> Answer:
+def _heated(
+    classifier: Classifier, untrained: StagedNetwork, seen: npt.NDArray[np.uint8], label: str
+) -> npt.NDArray[np.uint8] | None:
+    image = torch.from_numpy(seen if seen.ndim == 3 else seen[..., None]).permute(2, 0, 1)
+    device = next(classifier.parameters()).device
+    normalize, chosen = classifier.input.normalizer(device), [classifier.class_names.index(label)]
+    found = heatmaps(classifier.network, untrained, image[None].to(device), normalize, chosen)
+    return heated(image, found.maps[0]).permute(1, 2, 0).contiguous().numpy() if found.depend_on_weights else None
+
+
+def answer_file(classifier: Classifier, path: str, untrained: StagedNetwork | None = None) -> Answer:
     """Predicts a picture's file. DataError as in `answer`, with the file's name for its whole path."""
     try:
-        return answer(classifier, path)
+        return answer(classifier, path, untrained)
     except DataError as error:
         raise DataError(str(error).replace(path, Path(path).name)) from None
 

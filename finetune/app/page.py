@@ -95,7 +95,7 @@ def _on_drawing(contenders: Sequence[Contender]) -> Callable[[gr.EventData], lis
     def answer_drawing(event: gr.EventData) -> list[str]:
         def ask(contender: Contender) -> Answer | None:
             strokes = read_strokes(event._data.get("strokes"))
-            return answer(contender.classifier, draw(strokes, contender.ink)) if strokes else None
+            return answer(contender.classifier, draw(strokes, contender.ink), contender.untrained) if strokes else None
 
         return respond(contenders, ask)
 
@@ -104,6 +104,8 @@ def _on_drawing(contenders: Sequence[Contender]) -> Callable[[gr.EventData], lis
 
 def _on_picture(contenders: Sequence[Contender]) -> Callable[[str | None], list[str]]:
     def answer_picture(path: str | None) -> list[str]:
-        return respond(contenders, lambda contender: answer_file(contender.classifier, path) if path else None)
+        return respond(
+            contenders, lambda contender: answer_file(contender.classifier, path, contender.untrained) if path else None
+        )
 
     return answer_picture

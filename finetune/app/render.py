@@ -6,24 +6,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from finetune.app.answer import Answer
+from finetune.app.answer import Answer, png_address
 from finetune.app.ink import SIDE, InkStyle
 from finetune.errors import DataError
 from finetune.models.classifier import Classifier
+from finetune.models.staged import StagedNetwork
 
 BARS = 10  # classes shown
+HEAT = "What the answer hangs on, brighter for more"
 SMALL = 64  # pixels; a picture up to here is shown in large pixels
 WAITING = '<div class="waiting">The answer appears here.</div>'
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A checkpoint on the page. `about` is a line below its name; `ink` says how to draw for it."""
+    """A checkpoint on the page. `about` is a line below its name; `ink` says how to draw for it.
+
+    untrained: the same network with random weights, which heatmaps are compared with; None without heatmaps.
+    """
 
     name: str
     about: str
     classifier: Classifier
     ink: InkStyle
+    untrained: StagedNetwork | None = None
 
     @property
     def can_draw(self) -> bool:
@@ -47,11 +53,13 @@ def answer_html(found: Answer | None) -> str:
     height, width = found.seen.shape[:2]
     kind = "small" if width <= SMALL else "large"
     best, share = escape(found.prediction.label), f"{found.prediction.probability:.1%}"
+    heat = "" if found.heated is None else f'<img class="{kind}" src="{png_address(found.heated)}" alt="{HEAT}">'
     bars = "".join(_bar(name, value, name == found.prediction.label) for name, value in _most_probable(found))
     return (
-        f'<div aria-live="polite"><div class="seen"><img class="{kind}" src="{found.seen_as_png()}" '
+        f'<div aria-live="polite"><div class="seen"><img class="{kind}" src="{png_address(found.seen)}" '
         f'alt="The picture as the network sees it, {width}×{height} pixels">'
-        f'<p><strong dir="auto">{best}</strong><br>{share}<br><small>seen as {width}×{height} pixels</small></p></div>'
+        f'{heat}<p><strong dir="auto">{best}</strong><br>{share}<br>'
+        f"<small>seen as {width}×{height} pixels</small></p></div>"
         f'<ul class="bars">{bars}</ul></div>'
     )
 

@@ -14,10 +14,13 @@ from finetune.app.ink import ink_style
 from finetune.app.render import Contender
 from finetune.app.server import address_of, is_loopback, listen, private_gradio, serve
 from finetune.errors import Interrupted, SettingError
+from finetune.models.classifier import Classifier
+from finetune.models.registry import build_model
+from finetune.models.staged import StagedNetwork
 from finetune.run.interrupt import StopRequests, StopSignal
 from finetune.sources.resolve import Source, locate, open_source
 from finetune.text import install_hint
-from finetune.train.device import choose_runtime
+from finetune.train.device import choose_runtime, seeded
 
 
 def app(
@@ -75,9 +78,18 @@ def _named(sources: Sequence[Source], checkpoints: Sequence[str | Path]) -> list
     short = [source.name for source in sources]
     names = short if len(set(short)) == len(short) else list(map(str, checkpoints))
     return [
-        Contender(name, _about(source), source.classifier, ink_style(source.dataset))
+        Contender(name, _about(source), source.classifier, ink_style(source.dataset), _untrained(source.classifier))
         for name, source in zip(names, sources, strict=True)
     ]
+
+
+def _untrained(classifier: Classifier) -> StagedNetwork | None:
+    """The same network with random weights, for heatmaps; None without captum."""
+    if find_spec("captum") is None:
+        return None
+    with seeded(0):
+        network = build_model(classifier.model, len(classifier.class_names), classifier.arguments)
+    return network.to(next(classifier.parameters()).device)
 
 
 def _about(source: Source) -> str:

@@ -22,11 +22,10 @@ from finetune.run.output_paths import OutputPaths
 from finetune.run.report_page import ENDING, files_beside, surest_mistakes, write_page
 from finetune.text import first_line
 from finetune.train.device import seeded
-from finetune.train.heatmap import heatmaps
+from finetune.train.heatmap import heated, heatmaps
 
 MAX_PNG = 64  # pixels a side of a picture that is stored without loss
 PICTURE_SIDE = 224  # pixels of a picture on the page, at most
-MASK = 0.45  # of the picture below its heatmap
 
 
 def write_run_page(
@@ -77,18 +76,9 @@ def heated_pictures(
             f"correlation {found.correlation:.2f})"
         )
         return dict(zip(names, map(Picture, plain), strict=True)), [said]
-    heated = [picture_file(_heated(*pair)) for pair in zip(shown, found.maps, strict=True)]
+    warm = [picture_file(heated(*pair)) for pair in zip(shown, found.maps, strict=True)]
     said = f"heatmaps: {found.method}; rank correlation with those of random weights {found.correlation:.2f}"
-    return dict(zip(names, map(Picture, plain, heated), strict=True)), [said]
-
-
-def _heated(image: Tensor, heat: Tensor) -> Tensor:
-    """The picture, dark, with its heatmap over it: uint8, 3×H×W."""
-    from matplotlib import colormaps
-
-    grey = image.float().mean(0)
-    colours = torch.from_numpy(colormaps["inferno"](heat.numpy())[..., :3]).permute(2, 0, 1) * 255
-    return (MASK * grey + (1 - MASK) * colours).round().clamp(0, 255).byte()
+    return dict(zip(names, map(Picture, plain, warm), strict=True)), [said]
 
 
 def picture_file(image: Tensor) -> bytes:

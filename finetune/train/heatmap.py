@@ -18,6 +18,7 @@ from finetune.errors import SettingError
 from finetune.models.staged import StagedNetwork, eval_mode
 from finetune.text import install_hint
 
+DARK = 0.45  # of the picture below its heatmap
 MIN_SIDE = 4  # cells of a feature map, each way
 MAX_CORRELATION = 0.5  # with the maps of an untrained network, above which maps say nothing of the weights
 
@@ -101,6 +102,15 @@ def heatmaps(
     )
     method = "the gradient's size" if place is None else f"Grad-CAM after {network.stages[place - 1]}"
     return Heatmaps(maps, method, correlation)
+
+
+def heated(image: Tensor, heat: Tensor) -> Tensor:
+    """An image (uint8, C×H×W), dark, with its heatmap (H×W, 0 to 1) over it: uint8, 3×H×W."""
+    from matplotlib import colormaps
+
+    grey = image.float().mean(0)
+    colours = torch.from_numpy(colormaps["inferno"](heat.numpy())[..., :3]).permute(2, 0, 1) * 255
+    return (DARK * grey + (1 - DARK) * colours).round().clamp(0, 255).byte()
 
 
 def _last_feature_map(network: StagedNetwork, image: Tensor) -> int | None:

@@ -15,9 +15,11 @@ from digit_strokes import DIGITS
 from PIL import Image
 
 import finetune as toolkit
-from finetune.app.answer import answer
+from finetune.app.answer import answer, png_address
 from finetune.app.ink import MNIST, draw
 from finetune.commands.predict import predict
+from finetune.models.registry import build_model
+from finetune.train.device import seeded
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints" / "mnist.safetensors"
 
@@ -52,7 +54,7 @@ def test_what_was_seen_is_the_networks_input(photo: Path, backbone: Path) -> Non
     inputs = (torch.from_numpy(found.seen).permute(2, 0, 1) / 255 - mean) / std
     (again,) = classifier.predict_preprocessed(inputs[None])
     assert again.probabilities == pytest.approx(found.prediction.probabilities, abs=1e-5)
-    content = base64.b64decode(found.seen_as_png().removeprefix("data:image/png;base64,"))
+    content = base64.b64decode(png_address(found.seen).removeprefix("data:image/png;base64,"))
     assert np.array_equal(np.array(Image.open(io.BytesIO(content))), found.seen)
 
 
@@ -76,3 +78,15 @@ def test_an_untidy_hand_is_read_too() -> None:
         moved = np.roll(draw(strokes, small), rng.integers(-4, 5, 2), axis=(0, 1))
         as_drawn.append(answer(classifier, moved).prediction.label == digit)
     assert np.mean(right) >= 0.98 > 0.95 > np.mean(as_drawn)
+
+
+def test_a_heatmap_is_shown_where_it_depends_on_the_weights() -> None:
+    pytest.importorskip("captum")
+    classifier = toolkit.load(SHIPPED)
+    picture = draw([np.array(s) for s in DIGITS["7"]])
+    with seeded(0):
+        untrained = build_model(classifier.model, 10, {})
+    found = answer(classifier, picture, untrained)
+    assert found.heated is not None and found.heated.shape == (28, 28, 3)
+    assert found.prediction == answer(classifier, picture).prediction
+    assert answer(classifier, picture, classifier.network).heated is None, "its own map is the same"
