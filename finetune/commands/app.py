@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from socket import socket
 
+import numpy as np
 import torch
 
+from finetune.app.answer import answer
 from finetune.app.ink import ink_style
 from finetune.app.render import Contender
 from finetune.app.server import address_of, is_loopback, listen, private_gradio, serve
@@ -84,12 +86,17 @@ def _named(sources: Sequence[Source], checkpoints: Sequence[str | Path]) -> list
 
 
 def _untrained(classifier: Classifier) -> StagedNetwork | None:
-    """The same network with random weights, for heatmaps; None without captum."""
+    """The same network with random weights, for heatmaps; None without captum.
+
+    It is used once, so that the first picture need not wait for what a heatmap imports.
+    """
     if find_spec("captum") is None:
         return None
     with seeded(0):
         network = build_model(classifier.model, len(classifier.class_names), classifier.arguments)
-    return network.to(next(classifier.parameters()).device)
+    network = network.to(next(classifier.parameters()).device)
+    answer(classifier, np.zeros((classifier.input.size, classifier.input.size), np.uint8), network)
+    return network
 
 
 def _about(source: Source) -> str:
