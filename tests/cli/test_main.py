@@ -540,6 +540,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_last_weights(folder: Path) -> None:
     recipe = write(pretrain_recipe(phase(length="epochs: 100000", batch=3)))
     done = interrupted(["pretrain", "--recipe", recipe, "--json"], lambda: len(rows_of("small")) > 0)

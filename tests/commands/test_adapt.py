@@ -704,6 +704,7 @@ def test_a_fault_before_the_work_leaves_no_trace(folder: Path, pretrained: Path)
 # From Python
 
 
+@pytest.mark.slow
 def test_from_python_it_is_the_same(folder: Path, full: Path, pretrained: Path) -> None:
     report = toolkit.adapt(pretrained, "kmnist", write(FULL))
     assert Path("checkpoints/mnist-kmnist.safetensors").read_bytes() == full.read_bytes()

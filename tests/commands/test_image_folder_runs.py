@@ -124,6 +124,7 @@ def test_registered_images_are_predicted_as_they_were_measured(folder: Path, dat
     assert abs(right - report_of(NEW)["results"]["test"]["correct"]) <= 2 and right > 25
 
 
+@pytest.mark.slow
 def test_colour_pictures_make_a_grey_backbone_colourful(folder: Path, backbone: Path, orchard: Path) -> None:
     adapted(backbone, "mnist")
     shutil.move(NEW, "grey.safetensors")

@@ -296,6 +296,7 @@ def test_what_is_no_regular_file_is_as_if_it_were_not_there(tmp_path: Path) -> N
         open_dataset("mnist", tmp_path, download=False)
 
 
+@pytest.mark.slow
 def test_reading_small_images_needs_no_torchvision(tmp_path: Path) -> None:
     put(tmp_path, "mnist", make_files("mnist", (3, 3)))
     code = (

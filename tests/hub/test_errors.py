@@ -254,6 +254,7 @@ def test_with_hf_xet_present_a_hub_without_it_is_served_over_http(hub: Loopback,
     assert out.read_bytes() == checkpoint.read_bytes()
 
 
+@pytest.mark.slow
 def test_quiet_is_quiet_and_bars_are_for_terminals(hub: Loopback, pushed, tmp_path):
     done = hub.worked("pull", pushed, "--out", tmp_path / "x.safetensors", "--quiet")
     assert done.err == ""

@@ -151,6 +151,7 @@ def test_an_address_behind_a_path_and_a_proxy_that_must_not_be_used(hub: Loopbac
     hub.worked("pull", "ada/cnn", "--out", out, HF_ENDPOINT=hub.endpoint + "/", HTTP_PROXY="http://127.0.0.1:9")
 
 
+@pytest.mark.slow
 def test_a_hub_source_is_opened_from_python_with_the_same_logits(hub: Loopback, pushed, checkpoint):
     code = f"""
 import torch, finetune

@@ -205,6 +205,7 @@ def test_text_of_a_report_stays_text():
         assert own.get("dir") == "auto", "names from right to left stand alone"
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_are_folded():
     names = [f"class number {k}" for k in range(1_000)]
     report = adapt_report(names, images=10_000)

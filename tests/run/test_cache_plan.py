@@ -151,6 +151,7 @@ def test_memory_a_file_and_nothing(folder: Path, pretrained: Path, cache_folder:
     assert close("memory.safetensors", "nothing.safetensors")
 
 
+@pytest.mark.slow
 def test_views_that_cannot_be_kept_are_made_again_and_the_result_is_the_same(folder: Path, pretrained: Path) -> None:
     recipe = adapt_recipe(phase("{last: 2}", "epochs: 4", more="views: 3"), SHIFTED)
     for name, words in (("kept", ()), ("file", ("--set", "cache.memory=0")), ("made", ("--set", NOTHING))):

@@ -184,6 +184,7 @@ def test_an_adapt_killed_in_its_phases(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", [(within("training", 0),), EVERYWHERE])
 def test_what_was_kept_in_files_is_made_again(
     only: tuple[Place, ...] | None, pretrained: Path, monkeypatch: pytest.MonkeyPatch
@@ -204,6 +205,7 @@ def test_a_run_goes_on_with_another_room_for_what_is_kept(pretrained: Path, monk
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", [(within("training", 1),), EVERYWHERE])
 def test_dropout_moving_statistics_and_adapters(
     only: tuple[Place, ...] | None, monkeypatch: pytest.MonkeyPatch

@@ -153,6 +153,7 @@ def test_arguments_of_the_model_build_another_network(folder: Path, orchard: Pat
         assert not torch.allclose(same.network.features(x), plain.network.features(x))
 
 
+@pytest.mark.slow
 def test_the_files_own_words_on_its_input(folder: Path, orchard: Path, backbone: Path) -> None:
     tensors = load_file(backbone)
     own = metadata_of(backbone)["input"]
@@ -392,6 +393,7 @@ def test_weights_of_timms_without_a_head(commands: Commands, orchard: Path) -> N
     assert done.code == 0 and done.json["results"]["before"]["method"] == "nearest class mean", done.err
 
 
+@pytest.mark.slow
 def test_timms_classes_have_their_words(commands: Commands, orchard: Path) -> None:
     commands.serve(stock("test_convnext"))
     done = commands("predict", "timm:test_convnext", orchard / "test/pear/1.png", "--top", 2, "--json")

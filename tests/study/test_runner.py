@@ -90,6 +90,7 @@ def test_an_interrupted_study_repeats_nothing(folder, pretrained):
     assert left("stopped.safetensors") == left("whole.safetensors")
 
 
+@pytest.mark.slow
 def test_what_resume_does_to_a_finished_study(folder, pretrained):
     words = typed(pretrained, "study.safetensors", "--seeds", 2, "--quiet")
     worked(*words)
@@ -208,6 +209,7 @@ def test_a_request_that_is_held_is_told_once():
 # In processes of this machine
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bytes(folder, pretrained):
     worked(*typed(pretrained, "one.safetensors", "--seeds", 2, "--quiet"))
     done = worked(*typed(pretrained, "two.safetensors", "--seeds", 2, "--jobs", 2))

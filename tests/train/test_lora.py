@@ -117,6 +117,7 @@ def test_a_weight_that_is_changed_before_its_use_has_no_adapter() -> None:
         check_adaptable(normal, ["head"])
 
 
+@pytest.mark.slow
 def test_a_network_may_ask_its_layers_for_what_they_are() -> None:
     """DaViT asks a convolution for its kernel_size on the way, which peft's own layer does not have."""
     network = network_of("timm/davit_tiny")

@@ -535,6 +535,7 @@ PLACES = [
 @settings(
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@pytest.mark.slow
 @given(place=st.sampled_from(PLACES), value=JSON, in_report=st.booleans())
 def test_anything_in_the_metadata_ends_in_words(
     home: Path, family: Path, place: Any, value: Any, in_report: bool
