@@ -51,6 +51,8 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
 
+    if confusion is not None and (confusion.suffix != ".png" or confusion.is_dir()):
+        raise SettingError(f"--confusion {confusion}: expected a file name that ends in .png")
     console = make_console(quiet, results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
     if confusion is not None:

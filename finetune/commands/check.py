@@ -217,6 +217,8 @@ def _report(
     findings += [Finding("grouping", grouping.sentence(data.name), grouping.groups)] if grouping is not None else []
     findings += _picture_findings(pictures, next(iter(features.values())))
     findings += _class_findings(pictures, classifier)
+    by_group = _held_out_by_group(data, grouping)
+    learnt_twins = [] if by_group else _learnt_twins(pictures, _together(pictures, equal, twins, None))
     order = list(KINDS)
     findings.sort(key=lambda finding: order.index(finding.kind))
     counts = np.bincount(pictures.labels.numpy(), minlength=len(pictures.class_names)).tolist()
@@ -230,7 +232,7 @@ def _report(
         agreement=agreement,
         group=grouping.pattern if grouping is not None else None,
         findings=findings,
-        suspects=_suspects(findings),
+        suspects=_suspects(findings, learnt_twins),
     )
 
 
@@ -387,18 +389,27 @@ def _class_findings(pictures: Pictures, classifier: Classifier | None) -> list[F
     return found + [Finding("notes", note, 1) for note in data.notes]
 
 
-def _suspects(findings: Sequence[Finding]) -> list[str]:
+def _held_out_by_group(data: RunData, grouping: Grouping | str | None) -> bool:
+    """Whether a clean table has groups, which decide what is tested: names show them, and no test part is given."""
+    return grouping is not None and data.splits is not None and data.splits.held_out
+
+
+def _learnt_twins(pictures: Pictures, together: Sequence[str]) -> list[str]:
+    """The pictures to learn from that are twins of a test picture, or twins of such twins, and so on."""
+    keys, test = np.array(together), pictures.part == PARTS.index("test")
+    return [pictures.names[index] for index in np.flatnonzero(np.isin(keys, keys[test]) & ~test).tolist()]
+
+
+def _suspects(findings: Sequence[Finding], learnt_twins: Sequence[str]) -> list[str]:
     """Pictures that a clean table leaves out: two labels, labels contradicted, plain, and twins to learn from of tests.
 
     A test picture stays though its label is contradicted: without those that a model finds hard, accuracy flatters.
     """
-    found: dict[str, None] = {}
+    found = dict.fromkeys(learnt_twins)
     for finding in findings:
         for picture in finding.pictures:
             if finding.kind == "two_labels":
                 found |= dict.fromkeys([picture["image"], picture["twin"]])
-            elif finding.kind == "twins_across_parts":
-                found[picture["twin"]] = None
             elif finding.kind == "plain" or (finding.kind == "labels" and picture["part"] != "test"):
                 found[picture["image"]] = None
     return list(found)
@@ -421,16 +432,23 @@ def _write_clean(path: Path, target: str, pictures: Pictures, report: CheckRepor
     suspects, groups = set(report.suspects), [name for part in pictures.sets for name in part.groups]
     if missing := next((name for name in pictures.names if not (root / name).is_file()), None):
         raise DataError(f"--write {path}: {missing} of {target} is no file of its own, so no table can name it")
+    by_group = _held_out_by_group(pictures.data, report.group)
+    if by_group:
+        assert report.group is not None
+        groups = group_names(report.group, pictures.names, pictures.labels.numpy(), pictures.class_names)
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow([*CSV_COLUMNS, *(["group"] if groups else [])])
+    rows.writerow([*(CSV_COLUMNS[:2] if by_group else CSV_COLUMNS), *(["group"] if groups else [])])
     folder = path.resolve().parent
     for index, name in enumerate(pictures.names):
         if name not in suspects:
             place = Path(os.path.relpath((root / name).resolve(), folder)).as_posix()
             label = pictures.class_names[int(pictures.labels[index])]
-            rows.writerow([place, label, PARTS[pictures.part[index]], *([groups[index]] if groups else [])])
+            part = [] if by_group else [PARTS[pictures.part[index]]]
+            rows.writerow([place, label, *part, *([groups[index]] if groups else [])])
     content = text.getvalue().encode("utf-8", "surrogateescape")
     with prepared_files({path: content}):
         move_file_aside(path, content, console)
-    console.note(f"wrote {path}: {len(pictures.names) - len(suspects):,} of {len(pictures.names):,} pictures")
+    with_groups = ", with their groups, of which whole ones will be tested" if by_group else ""
+    kept = len(pictures.names) - len(suspects)
+    console.note(f"wrote {path}: {kept:,} of {len(pictures.names):,} pictures{with_groups}")

@@ -53,6 +53,8 @@ def html_report(
     what is no report; OutputError.
     """
     path, console = Path(report), console or Console(quiet=True, results=False)
+    if path.is_dir() or not path.name:
+        raise SettingError(f"{report}: is a folder; expected the file of a report, such as NAME.report.json in it")
     target = Path(out) if out is not None else path.with_suffix(ENDING)
     if target.suffix != ENDING or target == path:
         raise SettingError(f"--out {target}: expected a file name that ends in {ENDING}")
@@ -114,8 +116,12 @@ def _page(values: dict[str, Any], path: Path, data: str | None, root: Path) -> s
             checked = TypeAdapter(CheckReport).validate_python(values)
             return check_page(checked.to_dict(), Material(notes=["pictures are in the page that `check --html` makes"]))
     raise SettingError(
-        f"{path}: expected a report of pretrain, adapt, curve, rank or check --json, found kind {values.get('kind')!r}"
+        f"{path}: expected a report of pretrain, adapt, curve, rank or check --json, found {_kind(values)}"
     )
+
+
+def _kind(values: dict[str, Any]) -> str:
+    return f"kind {values['kind']!r}" if "kind" in values else "JSON that does not say its kind"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _bad_images(name: str, bad: Sequence[tuple[str, str]]) -> str:
     images = "image" if len(bad) == 1 else "images"
     hint = (
         "Mend or remove them, or go on without them with data.on_bad_image: skip in the recipe "
-        "(--set data.on_bad_image=skip), which lists them in the report."
+        "(--set data.on_bad_image=skip; evaluate: --on-bad-image skip), which lists them."
     )
     return "\n".join([f"{name}: {len(bad):,} bad {images}", *lines, *more, hint])
 
@@ -135,6 +135,8 @@ def _make_splits(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -
 def _make_measured(manifest: Manifest, decoded: DecodedImages, notes: list[str]) -> DataSplits:
     """`_make_splits` for images that nothing is to learn from: without a test split, `train` has all of them."""
     good = np.flatnonzero(decoded.rows >= 0)
+    if not len(good):
+        raise DataError(_bad_images(manifest.name, [(manifest.records[i].where, reason) for i, reason in decoded.bad]))
     manifest = replace(manifest, records=tuple(manifest.records[i] for i in good))
     rows = decoded.rows[good]
     hashes = decoded.cache.hashes[rows]

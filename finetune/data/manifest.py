@@ -258,11 +258,11 @@ def alike_classes(origin: str, spellings: Mapping[str, Iterable[str]]) -> list[s
     return notes
 
 
-def list_some(names: Sequence[str]) -> str:
+def list_some(names: Sequence[str], most: int = MAX_SHOWN) -> str:
     """The first names, and how many more there are."""
-    return listed(map(printable, names[:MAX_SHOWN])) + and_more(len(names))
+    return listed(map(printable, names[:most])) + and_more(len(names), most)
 
 
-def and_more(count: int) -> str:
-    """The words " and N more" where `count` exceeds MAX_SHOWN, else nothing."""
-    return f" and {count - MAX_SHOWN:,} more" if count > MAX_SHOWN else ""
+def and_more(count: int, most: int = MAX_SHOWN) -> str:
+    """The words " and N more" where `count` exceeds `most`, else nothing."""
+    return f" and {count - most:,} more" if count > most else ""

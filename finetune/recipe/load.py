@@ -247,8 +247,10 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(path: str | Path) -> Path:
-    """The file itself if it is there; else the shipped recipe that `recipes/NAME.yaml` means from anywhere."""
+    """The file itself if it is there; else the shipped recipe that `recipes/NAME.yaml`, or `NAME`, means anywhere."""
     path = Path(path)
+    if path == Path(path.name) and not path.suffix:
+        path = path if path.exists() else Path("recipes") / f"{path.name}.yaml"
     shipped = shipped_folder("recipes") / path.name
     return shipped if not path.exists() and path.parent == Path("recipes") and shipped.exists() else path
 

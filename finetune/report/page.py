@@ -36,6 +36,7 @@ from finetune.report.tables import confusion_lines, mapping_lines, metrics_table
 MAX_CLASSES = 20  # of a confusion matrix; of more classes those with the most mistakes
 MAX_ROWS = 40  # of a table; more are folded
 MAX_TEXT = 4_000  # characters of a cell or sentence, which anybody may have written
+FINDING_KEYS = ("image", "part", "label", "twin", "twin_label", "likelier")  # of what `check` found, in its table
 MAX_PICTURES = 12  # of the most sure and wrong
 
 
@@ -108,11 +109,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with its caption; `picture` is None where it is not to be had."""
+    """A picture with its caption, and its twin where it is about two; None where they are not to be had."""
 
     name: str
     caption: str
     picture: Picture | None
+    twin: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -451,16 +453,14 @@ def _finding_parts(finding: Mapping[str, Any], material: Material) -> list[Part]
     """The pictures of something that `check` found, worst first."""
     shown = []
     for picture in finding["pictures"][:MAX_PICTURES]:
-        for name, label in ((picture["image"], picture.get("label")), (picture.get("twin"), picture.get("twin_label"))):
-            if name is not None:
-                likelier = f"; more like {picture['likelier']}" if "likelier" in picture else ""
-                shown.append(Shown(name, f"{label or picture.get('label', '')}{likelier}", material.pictures.get(name)))
+        name, twin = str(picture["image"]), picture.get("twin")
+        caption = str(picture.get("label", ""))
+        caption += f" and {picture['twin_label']}" if "twin_label" in picture else ""
+        caption += f"; more like {picture['likelier']}" if "likelier" in picture else ""
+        names = name if twin is None else f"{name} and {twin}"
+        shown.append(Shown(names, caption, material.pictures.get(name), material.pictures.get(str(twin))))
     parts: list[Part] = [Gallery(shown)] if any(own.picture is not None for own in shown) else []
-    keys = [
-        key
-        for key in ("image", "part", "label", "twin", "twin_label", "likelier", "score")
-        if key in finding["pictures"][0]
-    ]
+    keys = [key for key in FINDING_KEYS if key in finding["pictures"][0]]
     rows = [[str(picture.get(key, "")) for key in keys] for picture in finding["pictures"]]
     return [*parts, Table("", [key.replace("_", " ") for key in keys], rows)]
 

@@ -92,7 +92,7 @@ def verdict_lines(report: Report) -> list[str]:
     values = [(result.metrics or {}).get(BALANCED) for result in (own, majority)]
     if values[0] is None or values[1] is None or values[0].ci95 is None or values[1].value is None:
         return lines
-    if values[0].ci95[0] <= values[1].value:
+    if values[0].ci95[0] <= values[1].value or _uneven_classes(report) is None:  # then the two say the same
         return lines
     shown = _metric_with_interval(BALANCED, values[0])
     learnt = sentences(report.comparisons, majority.method, learnt=True)

@@ -128,8 +128,9 @@ def choose_measured(found: DataSplits, name: str, checkpoint: str, learnt: Learn
             ),
         )
     note = f"{name}: no test part, so all {len(every):,} pictures are measured; "
-    known = "none of them is known to be among" if learnt.names else "the checkpoint does not say"
-    return every, "all", f"{note}{known} what {checkpoint} was trained on"
+    known = "whether some are among what {} was trained on cannot be told" if learnt.names else "{} does not say"
+    known += "" if learnt.names else " what it was trained on"
+    return every, "all", f"{note}{known.format(checkpoint)}"
 
 
 def _trained_on(name: str, checkpoint: str, count: int) -> str:

@@ -21,6 +21,7 @@ from finetune.data.twins import descriptors, find_twins, fit_model, thumbnails
 from finetune.report.report import Result, WithoutTwins
 from finetune.run.data import RunData
 
+MAX_NAMED = 3  # twins named in the note
 MAX_TESTED, MAX_LEARNT = 2_000, 20_000  # pictures looked at for near twins: every k-th
 
 Integers = npt.NDArray[np.int64]
@@ -69,7 +70,8 @@ def _twin_notes(data: RunData, learnt: Sample, pairs: Integers, looked_at: int) 
     have = "has a near twin" if len(first) == 1 else "have near twins"
     return [
         f"{data.name}: {len(first):,} of {of} {have} (shifted, mirrored, brighter, noisier or compressed) among the "
-        f"pictures to learn from: {list_some(told)}; accuracy on them flatters, so the report has it without them too"
+        f"pictures to learn from: {list_some(told, MAX_NAMED)}; accuracy on them flatters, so the report has it "
+        "without them too"
     ]
 
 

@@ -48,6 +48,7 @@ def test_tracks_twins_and_how_much_they_flatter_are_told(tmp_path):
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
 
 
+@pytest.mark.slow
 def test_groups_keep_twins_on_one_side(tmp_path):
     report = finetune.check(str(scenes(tmp_path / "tracks")), settings=[r"data.group=(.+)_\d+"])
     assert not {"twins_across_parts", "grouping"} & kinds(report).keys()
@@ -97,6 +98,27 @@ def test_one_class_and_no_pictures(tmp_path):
         finetune.check(str(tmp_path / "empty"))
     with pytest.raises(DataError, match="one class only"):
         finetune.check(str(scenes(tmp_path / "one", classes=1)))
+
+
+def test_a_clean_table_has_no_twin_to_learn_from_of_a_test_picture(tmp_path):
+    root = scenes(tmp_path / "x")
+    clean, again = tmp_path / "clean.csv", tmp_path / "again.csv"
+    assert "twins_across_parts" in kinds(finetune.check(str(root), write=clean))
+    with clean.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["group"] for row in rows} == {f"c{label}/{track:03d}" for label in range(3) for track in range(12)}
+    assert "twins_across_parts" not in kinds(finetune.check(str(clean))), "groups keep twins on one side"
+    # of a test part that is given, twins to learn from go, and twins of these
+    for row in rows:
+        row["split"] = "test" if row["path"].endswith("_000.png") and "/00" in row["path"] else "train"
+        row["split"] = "train" if int(row["group"][-3:]) > 5 else row["split"]
+    with again.open("w", newline="") as file:
+        table = csv.DictWriter(file, ["path", "label", "split"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    assert "twins_across_parts" in kinds(finetune.check(str(again), write=clean))
+    found = kinds(finetune.check(str(clean)))
+    assert "twins_across_parts" not in found
 
 
 def test_the_command_prints_what_was_found(tmp_path):

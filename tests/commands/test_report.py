@@ -116,7 +116,7 @@ def test_reports_of_older_versions_have_pages(folder):
         (b"", "cut short"),
         (SHIPPED.read_bytes()[:-200], "cut short"),
         (b"[]", "expected a JSON object"),
-        (b"{}", "found kind None"),
+        (b"{}", "found JSON that does not say its kind"),
         (b'{"kind": "dream"}', "found kind 'dream'"),
         (b'{"kind": "adapt"}', "not a report of this version: at recipe"),
         (b'{"kind": ["rank"]}', "found kind"),
@@ -200,3 +200,9 @@ def test_the_page_of_evaluate_shows_what_it_says(pretrained, folder):
     page = text_of(Path("studies/mnist-mnist.evaluate.html"))
     assert f"{100 * done['accuracy']:.2f} %" in page and "confusion" not in page.partition("Classes")[0]
     assert "Most sure and wrong" in page
+
+
+@pytest.mark.parametrize("path", [".", ""])
+def test_a_folder_is_no_report(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is a folder; expected the file of a report" in refused("report", path)

@@ -270,6 +270,7 @@ print(said)
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_small_file_that_would_become_a_large_one_takes_little_memory(tmp_path, shape, said):
     files = make_files("mnist", (3, 3))
     raw = put(tmp_path, "mnist", files, packed=True)

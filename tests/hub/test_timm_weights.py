@@ -66,6 +66,7 @@ def ask(child, name):
     return child.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_weights_are_fetched_once_and_found_offline(hub, fetchers):
     online, offline = fetchers
     path = online("timm/test_resnet.r160_in1k")

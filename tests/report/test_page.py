@@ -355,7 +355,7 @@ def test_the_page_of_a_check_shows_pairs_and_escapes_names():
         ],
     }
     page = read(check_page(found, Material(pictures={HOSTILE[1]: Picture(png()), "b.png": Picture(png())})))
-    assert [own["alt"].partition(": ")[0] for own in page.all("img")] == [HOSTILE[1], "b.png"]
+    assert [own["alt"].partition(": ")[0] for own in page.all("img")] == [f"{HOSTILE[1]} and b.png", "its twin"]
     assert "of a later version" in page.text and HOSTILE[0] in page.text
     clean = read(check_page(found | {"findings": []}, Material()))
     assert "nothing found" in clean.text and not clean.all("img")

@@ -126,6 +126,7 @@ def test_images_that_nobody_asks_for_are_not_run(folder: Path, pretrained: Path,
 # --- where it is kept changes nothing ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_a_file_and_nothing(folder: Path, pretrained: Path, cache_folder: Path) -> None:
     recipe = adapt_recipe(phase("head") + TWO + phase("head", "epochs: 4", more="name: again"))
     lines = {}

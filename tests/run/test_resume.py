@@ -171,6 +171,7 @@ def within(current: str, over: int) -> Place:
     return (current, over, (False, True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", [(within("scratch", 0),), EVERYWHERE])
 def test_an_adapt_killed_in_its_phases(
     only: tuple[Place, ...] | None, pretrained: Path, monkeypatch: pytest.MonkeyPatch

@@ -325,6 +325,7 @@ def test_the_csv_has_a_line_for_each_training(known):
     )
 
 
+@pytest.mark.slow
 def test_files_are_the_same_bytes_and_older_ones_are_kept(known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = check_study_outputs("new/v1.2.curve.json", "", "curve", ENDINGS)

@@ -76,6 +76,7 @@ def test_several_threads_may_read(tmp_path):
         assert all(torch.equal(a, held[b]) for a, b in zip(pool.map(kept.__getitem__, places), places, strict=True))
 
 
+@pytest.mark.slow
 def test_it_has_no_name_so_nothing_is_left_when_its_process_is_killed(tmp_path):
     kept = filled(tmp_path / "new" / "folder", rows((5,)))
     assert list(tmp_path.rglob("*")) == [tmp_path / "new", tmp_path / "new" / "folder"] and len(kept[:]) == COUNT
