@@ -284,6 +284,7 @@ print((peak() - before) / Path(sys.argv[1]).stat().st_size)
 """
 
 
+@pytest.mark.slow
 def test_reading_takes_the_files_size_once(path):
     from safetensors.torch import save_file
 

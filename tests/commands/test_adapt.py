@@ -515,6 +515,7 @@ def validation_accuracy(checkpoint: str, report: Any, data: Path) -> float:
     return sum(label == held.class_names[int(i)] for label, i in zip(labels, held.labels, strict=True)) / len(held)
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept(folder: Path, pretrained: Path, data: Path) -> None:
     """The rate rises all the time until nothing is left of what was learnt, so the last epoch is not the best."""
     rising = "schedule: {name: cosine, warmup: 0.99}, clip_norm: 1.0, keep: "

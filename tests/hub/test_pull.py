@@ -176,6 +176,7 @@ finetune.save(there.classifier, "copy.safetensors")
     assert (hub.work / "copy.safetensors").read_bytes() == checkpoint.read_bytes()
 
 
+@pytest.mark.slow
 def test_push_and_pull_from_python(hub: Loopback, checkpoint):
     code = f"""
 import sys, finetune

@@ -402,6 +402,7 @@ def test_timms_classes_have_their_words(commands: Commands, orchard: Path) -> No
     assert len(sight["top"]) == 2 and not sight["label"].isdecimal()
 
 
+@pytest.mark.slow
 def test_timms_weights_are_adapted_and_kept_in_the_cache(commands: Commands, orchard: Path) -> None:
     """The last of these, since nothing is online after it."""
     commands.serve(stock("test_resnet"))

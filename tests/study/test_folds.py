@@ -156,6 +156,7 @@ def test_the_folder_has_one_folder_a_trial_and_nothing_left_over(three):
     ] == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_one_goes_on_to_the_same_bytes_and_another_k_is_refused(folder, pretrained):
     worked(*typed(pretrained, "--folds", 2))
     given = {"folds": 2, "out": "stopped.safetensors"}

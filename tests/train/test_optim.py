@@ -56,6 +56,7 @@ def test_what_is_alike_is_one_group():
     assert len(build_optimizer(stage_groups(network, 0.1, 0.5), "sgd", GIVEN["sgd"]).param_groups) > 3
 
 
+@pytest.mark.slow
 def test_a_step_does_not_load_the_compiler():
     code = (
         "import sys, torch\n"
