@@ -158,7 +158,7 @@ def adapt_fingerprint(recipe: AdaptRecipe, setup: AdaptSetup) -> dict[str, Any]:
 def open_adaptation(
     recipe: AdaptRecipe, setup: AdaptSetup, outputs: OutputPaths, call: RunCall, shared: SharedWork | None = None
 ) -> Iterator[Adaptation]:
-    """Opens an adapt: locks its run folder while a block runs, in which the rows can be trained."""
+    """Locks an adapt's run folder for the block, in which the rows of the verdict can be trained."""
     classifier, data, runtime = setup.classifier, setup.data, setup.runtime
     adapted = classifier.with_classes(data.class_names)
     identity = RunIdentity(dump_recipe(recipe), adapt_fingerprint(recipe, setup), environment(runtime))

@@ -354,7 +354,7 @@ def _twin_findings(pictures: Pictures, equal: Sequence[Integers], twins: TwinPai
 
 
 def _pairs(own: Integers) -> list[tuple[int, int]]:
-    """Each of a group of equal pictures with the first."""
+    """Pairs the first of a group of equal pictures with each of the others."""
     return [(int(own[0]), int(other)) for other in own[1:]]
 
 
