@@ -168,7 +168,7 @@ def _outcome_text(trial: Trial, outcome: Outcome, runner: TrialRunner) -> str:
 
 
 def _tasks(trials: Sequence[Trial], folder: StudyFolder, runner: TrialRunner) -> list[TrialTask]:
-    """Orders the trials for other processes: those that train come first, so that all processes end at about one time."""
+    """Orders the trials for other processes: those that train come first, so that all end at about one time."""
     call = folder.call
     longest_first = sorted(trials, key=lambda trial: not set(trial.rows) & set(TRAINED_ROWS))
     return [
