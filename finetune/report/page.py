@@ -21,7 +21,7 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from finetune.io.sanitize import printable, printable_lines
+from finetune.io.sanitize import printable, printable_lines, without_folders
 from finetune.report.check_report import KINDS, check_parts
 from finetune.report.curve_report import CurveReport, curve_parts, drawn_curves
 from finetune.report.page_figures import WIDTH, history, page_svg, reliability, schedule
@@ -435,7 +435,7 @@ def _mistake_parts(material: Material, row: str) -> list[Part]:
         named, true = (predictions.class_names[int(x[index])] for x in (column.predicted, predictions.labels))
         name = predictions.images[index]
         caption = f"{named} {percent(float(column.probability[index]))}; is {true}"
-        shown.append(Shown(name, caption, material.pictures.get(name)))
+        shown.append(Shown(without_folders(name), caption, material.pictures.get(name)))
     if not shown:
         return [Lines(["no answer is wrong, or probabilities are not known"])]
     heat = any(own.picture is not None and own.picture.heatmap is not None for own in shown)
@@ -458,7 +458,9 @@ def _finding_parts(finding: Mapping[str, Any], material: Material) -> list[Part]
         caption += f" and {picture['twin_label']}" if "twin_label" in picture else ""
         caption += f"; more like {picture['likelier']}" if "likelier" in picture else ""
         names = name if twin is None else f"{name} and {twin}"
-        shown.append(Shown(names, caption, material.pictures.get(name), material.pictures.get(str(twin))))
+        shown.append(
+            Shown(without_folders(names), caption, material.pictures.get(name), material.pictures.get(str(twin)))
+        )
     parts: list[Part] = [Gallery(shown)] if any(own.picture is not None for own in shown) else []
     keys = [key for key in FINDING_KEYS if key in finding["pictures"][0]]
     rows = [[str(picture.get(key, "")) for key in keys] for picture in finding["pictures"]]

@@ -17,6 +17,7 @@ from finetune.data.split import hold_out, take_shots
 from finetune.data.table_columns import ROLES, ColumnNames, Role
 from finetune.errors import DataError, SettingError
 from finetune.hub.dataset import fetch_dataset
+from finetune.io.sanitize import without_folders
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
@@ -213,6 +214,8 @@ def _open_parts(
         )
     for note in found.notes:
         console.note(note)
+    notes, about_parts = (tuple(map(without_folders, each)) for each in (found.notes, found.split_notes))
+    found = replace(found, notes=notes, split_notes=about_parts)  # reports are passed on
     return short_name(name), found, fetched.id if fetched is not None else None
 
 
