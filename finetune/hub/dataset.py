@@ -53,6 +53,7 @@ def fetch_dataset(spec: str, *, note: LogFn = log_nothing, bars: bool = False) -
     if len(files) > MAX_SHARDS:
         raise HubRefusal(f"{name}: {len(files):,} Parquet files, and at most {MAX_SHARDS:,} are read")
     paths = {file: fetch_file(api, remote, file, note) for file in files}
+    # The client has a folder for each commit that the Hub named as it sent a file; the set is read from one of them.
     places = {
         snapshot_commit(path, file): path.parents[len(PurePosixPath(file).parts) - 1] for file, path in paths.items()
     }

@@ -37,8 +37,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".joblib")
 class HubFile:
     """Weights that were downloaded and checked, as a file in the Hub's cache, which must not be changed.
 
-    `commit` is the commit that the revision was at the time, by its longest id; `config` is what timm's config.json says, None where
-    there is none or it is not timm's; `report` is our report.json, if the repository has one.
+    `commit` is the commit that the revision was at the time, by its longest id; `config` is what timm's config.json
+    says, None where there is none or it is not timm's; `report` is our report.json, if the repository has one.
     """
 
     path: Path
@@ -169,10 +169,10 @@ def _note_unchecked(remote: Remote, name: str, note: LogFn) -> None:
     listed = remote.files[name]
     if listed.has_hash and listed.listed:
         return
-    lacks, compared = ("hash", "the size") if listed.size is not None else ("size or hash", "nothing")
+    lacks, compared = ("hash", "its size") if listed.size is not None else ("size or hash", "nothing")
     note(
-        f"{name} of {remote.repo}: {endpoint()} lists no {lacks} for this commit; {compared} was compared with the list, "
-        "and the hash with the one that came with the file"
+        f"{name} of {remote.repo}: {endpoint()} lists no {lacks} of it for this commit; {compared} was compared with "
+        "the list, and its hash only with the one that came with it"
     )
 
 

@@ -114,9 +114,7 @@ def test_a_file_of_the_wrong_length_is_not_taken(hub: Loopback, pushed, tmp_path
 def test_no_network_is_said_at_once(hub: Loopback, checkpoint):
     before = time.monotonic()
     for words in (("pull", "ada/cnn"), ("push", checkpoint, "ada/cnn")):
-        said = hub.refused(
-            *words, code=1, patient=True, HF_ENDPOINT="http://name:secret-password@127.0.0.1:9", NO_PROXY="*"
-        )
+        said = hub.refused(*words, code=1, HF_ENDPOINT="http://name:secret-password@127.0.0.1:9", NO_PROXY="*")
         assert "no connection to http://127.0.0.1:9" in said and "secret-password" not in said
     assert time.monotonic() - before < 15
 
