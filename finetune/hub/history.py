@@ -44,7 +44,7 @@ def check_parent(api: HfApi, before: Remote, after: Remote, note: LogFn) -> None
         note(f"{who}; what it changed is still there")
         return
     raise HubError(
-        f"{who}, and this push replaced its {listed(lost)} in commit {after.commit}: {endpoint()} does not refuse that. "
+        f"{who}, and this push replaced its {listed(lost)} in commit {after.commit}: {endpoint()} did not refuse it. "
         f"Theirs are in {before.repo}@{theirs.commit}; look at both, and push again what is to stand"
     )
 

@@ -120,8 +120,7 @@ def _head_facts(api: HfApi, name: HubName, commit: str, file: str, note: LogFn) 
     try:
         head = look_at_file(api, name, commit, file, note)
     except FileMissing:
-        note(f"{name} lists {file}, which it does not have: an upload that was never committed")
-        return FileFacts(listed=False)
+        return FileFacts(listed=False)  # an upload that was never committed
     if head.commit_hash is not None and not same_commit(head.commit_hash, commit):
         return FileFacts(listed=False)  # another revision's
     return replace(FileFacts.parse(head.etag), listed=False)

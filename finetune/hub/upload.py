@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +26,12 @@ from finetune.hub.repo_id import CARD, WEIGHTS, HubName, same_commit
 from finetune.io.safe_open import sha256_of
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitInfo, HfApi
 
 Files = Mapping[str, bytes | Path]
 """Names in the repository, and their contents: bytes, or a file on this disk."""
 
+_HEX = re.compile(r"[0-9a-fA-F]{5,}")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
@@ -141,7 +141,10 @@ def publish(
             open_request = _find_pull_request(api, before, files, note) if create_pr else None
             found = open_request or _commit(api, before, files, message, create_pr, note)
     if found.made:
-        found = _check_commit(api, before, found, files, create_pr, note)
+        try:
+            found = _check_commit(api, before, found, files, create_pr, note)
+        except HubError as error:
+            raise type(error)(f"{error}; the tag {tag} was not made") if tag is not None else error from None
     if tag is not None:
         _tag(api, found, tag, note)
     return replace(found, changed=changed, tag=tag, sha256=sha256_of(files[WEIGHTS]))
@@ -171,19 +174,26 @@ def _check_private(there: Remote, is_new: bool) -> None:
     """HubError unless the Hub says that the repository is private."""
     if there.private:
         return
-    said = "is public" if there.private is False else "may be public, as the Hub does not say"
-    whose = "this Hub does not make private repositories when asked" if is_new else "it was there before this push"
+    if there.private is None:
+        said = "does not say whether it is private"
+    elif is_new:
+        said = "made it public all the same"
+    else:
+        said = "says that it is there and public"
     raise HubError(
-        f"--private: {there.repo} on {endpoint()} {said}; {whose}. Nothing of the files was sent. Make it private in "
-        "its settings and push again, or take another Hub"
+        f"--private: {endpoint()} {said} ({there.repo}); nothing of the files was sent. Make it private in its "
+        "settings and push again, or take another Hub"
     )
 
 
 @contextlib.contextmanager
 def _naming_unfilled(name: HubName, is_new: bool, note: LogFn) -> Iterator[None]:
     """Adds to an error that this push made the repository, and how to delete it."""
-    # The Hub's own command was called `hf repo` first.
-    verb = "repos" if find_spec("huggingface_hub.cli.repos") else "repo"
+    import huggingface_hub
+
+    # Its command was called `hf repo` first. Its module is not imported, as that switches progress bars on.
+    has_repos = (Path(huggingface_hub.__file__).parent / "cli" / "repos.py").exists()
+    verb = "repos" if has_repos else "repo"
     left = f"{name.repo} was made by this push, which could not fill it; to delete it: hf {verb} delete {name.repo}"
     try:
         yield
@@ -209,8 +219,6 @@ def _changed(api: HfApi, there: Remote, files: Files, note: LogFn) -> tuple[str,
 
 def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: bool, note: LogFn) -> Pushed:
     """One commit upon `before`. Each try first looks whether the one before it has worked after all."""
-    from huggingface_hub import CommitOperationAdd
-
     name = HubName(before.repo)
 
     def once() -> Pushed:
@@ -224,14 +232,7 @@ def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: b
                 f"could not push to {name}: somebody changed the repository meanwhile, in commit {there.commit}; look "
                 "at it and push again"
             )
-        made = api.create_commit(
-            name.repo,
-            [CommitOperationAdd(path, content) for path, content in files.items()],
-            commit_message=message,
-            # The commit that was looked at, so that what somebody else pushes meanwhile is never replaced unseen.
-            parent_commit=before.commit,
-            create_pr=create_pr,
-        )
+        made = _send_commit(api, before, files, message, create_pr, note)
         is_new = not same_commit(made.oid, before.commit)
         return Pushed(name.repo, made.oid, is_new, (), redact(made.commit_url), made.pr_url)
 
@@ -240,8 +241,39 @@ def _commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: b
     except NotSupported as error:
         if not create_pr:
             raise
-        raise NotSupported(f"{error}: it has no pull requests; push without --create-pr") from None
+        raise NotSupported(f"{error}. It has no pull requests: push without --create-pr") from None
     return found
+
+
+def _send_commit(api: HfApi, before: Remote, files: Files, message: str, create_pr: bool, note: LogFn) -> CommitInfo:
+    """One commit upon `before`, which the Hub is to refuse when somebody else's came first."""
+    from huggingface_hub import CommitInfo, CommitOperationAdd
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def send(parent: str | None) -> CommitInfo:
+        added = [CommitOperationAdd(path, content) for path, content in files.items()]
+        return api.create_commit(before.repo, added, commit_message=message, parent_commit=parent, create_pr=create_pr)
+
+    def is_unchanged() -> bool:
+        return same_commit(get_repo(api, HubName(before.repo), note).commit, before.commit)
+
+    # The client sends at most 40 hex digits of a parent, which not every Hub understands as the start of a longer id.
+    is_hex = before.commit is not None and _HEX.fullmatch(before.commit) is not None
+    parent = str(before.commit)[:40] if is_hex else None
+    try:
+        return send(parent)
+    except HfHubHTTPError as error:
+        is_shortened = parent not in (None, before.commit)
+        if not (is_shortened and 400 <= error.response.status_code < 500 and is_unchanged()):
+            raise
+        return send(None)
+    except KeyError:  # a Hub that took --create-pr for a push, and gives no address of a request
+        if not create_pr:
+            raise
+        there = get_repo(api, HubName(before.repo), note)
+        return CommitInfo(
+            f"{endpoint()}/{before.repo}", commit_message=message, commit_description="", oid=str(there.commit)
+        )
 
 
 def _check_commit(api: HfApi, before: Remote, found: Pushed, files: Files, create_pr: bool, note: LogFn) -> Pushed:

@@ -11,7 +11,8 @@ DIR/faults.json is a list of planted faults, looked at on every request; the fir
  "status": 500 (with "code", "message", "headers"), "cut": bytes sent before the connection ends, "cut_after": true
  (the request is carried out, then the connection ends without an answer), "flip": true (one byte), "short": true,
  "replace": [[old, new], ...] in the answer,
- "sleep": seconds, "restart": seconds (the server goes away without an answer, and refuses connections so long)}.
+ "sleep": seconds, "restart": seconds (the server goes away without an answer, and refuses connections so long),
+ "commit": {name: text} (somebody else commits these to main before the request is carried out)}.
 
 DIR/options.json: {"preupload_oid": false, "blobs": false, "refs": false} makes a poorer Hub, and
 {"other": true} one that makes every other choice that the contract leaves: small files by a relative redirect, weak
@@ -158,6 +159,8 @@ class Connection(BaseHTTPRequestHandler):
                 if port == self.hub.storage_port:
                     self.storage(method)
                 else:
+                    if "commit" in self.fault:
+                        self.commit_meanwhile(self.fault["commit"])
                     self.route(method)
         except Refused as error:
             headers = {"X-Error-Message": error.message, **error.headers}
@@ -168,6 +171,11 @@ class Connection(BaseHTTPRequestHandler):
             self.send(error.status, json.dumps({"error": error.message}).encode(), headers)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+
+    def commit_meanwhile(self, texts: dict[str, str]) -> None:
+        repo = re.sub(r"^/api/models/([^/]+/[^/?]+).*", r"\1", self.path)
+        files = {name: self.hub.store.put_blob(text.encode()) for name, text in texts.items()}
+        self.hub.store.commit(repo, "main", "by hand", "", files=files)
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":

@@ -142,7 +142,8 @@ class Store:
         head = state["branches"].get(branch)
         if head is None and state["commits"]:
             raise Refused(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-        if check_parent and parent is not None and not pull_request and not str(head).startswith(parent):
+        is_stale = str(head) != parent if self.ids == 64 else not str(head).startswith(str(parent))
+        if check_parent and parent is not None and not pull_request and is_stale:
             raise Refused(412, f"A commit has happened since. Please refresh and try again (head is {head}).")
         base = parent if pull_request and parent else head
         tree = dict(state["commits"][base]["files"]) if base else {}
