@@ -95,8 +95,9 @@ def find_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote | 
 
 def _listed_facts(file: Any) -> FileFacts:
     """The facts in a row of either list of the client's."""
-    size = file.size if isinstance(file.size, int) else None
-    return FileFacts.of_large(file.lfs.sha256, size) if file.lfs is not None else FileFacts.parse(file.blob_id, size)
+    if file.lfs is not None:
+        return FileFacts.of_large(file.lfs.sha256, file.lfs.size)  # the other size may be that of a pointer
+    return FileFacts.parse(file.blob_id, file.size)
 
 
 def _tree_facts(api: HfApi, name: HubName, commit: str, wanted: list[str], note: LogFn) -> dict[str, FileFacts]:

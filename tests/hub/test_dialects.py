@@ -131,7 +131,6 @@ def test_bytes_of_another_revision_are_refused_or_it_is_said_what_was_not_compar
     hub.options(lists="names")
     done = hub.worked(*pull)
     assert "lists no size or hash" in done.err and out.read_bytes() == other.read_bytes()
-    hub.plant({"path": "/resolve/", "replace": [], "times": 99})
     assert hub.worked(*pull, "--quiet").err == ""
 
 
