@@ -516,9 +516,8 @@ def _count_lines(report: Report) -> list[str]:
 def _provenance(report: Report, material: Material) -> list[Part]:
     lines = []
     if report.source is not None:
-        lines.append(
-            f"started from {_without_folder(report.source.path or str(report.source.id))}, sha256 {report.source.sha256}"
-        )
+        named = _without_folder(report.source.path or str(report.source.id))
+        lines.append(f"started from {named}, sha256 {report.source.sha256}")
     if report.test_set is not None:
         lines.append(f"test images: fingerprint {report.test_set.fingerprint}")
     lines += [f"{name}: sha256 {digest}" for name, digest in material.sha256.items()]
