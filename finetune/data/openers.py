@@ -78,8 +78,11 @@ def is_image_path(name: str) -> bool:
     return is_hub_data(name) or any(opener.accepts(name) for opener in OPENERS.values())
 
 
-def check_text(name: str) -> None:
-    """DataError for the name of images that is no UTF-8: no recipe and no checkpoint could hold it."""
+def check_images_name(name: str) -> None:
+    """DataError for the name of images that can be no path, and for one that is no UTF-8, which no recipe can hold."""
+    if is_hub_data(name):
+        return
+    to_path(name, DataError)
     if unicode_text(name) != name:
         raise DataError(f"{shown_path(name)}: not UTF-8, so that no recipe can hold this name; rename it or link to it")
 
