@@ -15,9 +15,11 @@ from rich.text import Text
 
 from finetune.checkpoint.format import Metadata
 from finetune.data.image_dataset import ImageSet
+from finetune.data.openers import check_images_name
 from finetune.errors import DataError, OutputError, SettingError
 from finetune.io.atomic import prepared_files
 from finetune.io.sanitize import printable
+from finetune.io.text_path import to_path
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
@@ -196,6 +198,7 @@ def evaluate_classifier(
     """
     if not classifier.class_names:
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
+    check_images_name(data)
     like = learnt.reading(data) | ({"group": group} if group is not None else {})
     data, found = open_test(data, root, classifier.input, console, on_bad_image=on_bad_image, like=like)
     whole, part, said = choose_measured(found, data, checkpoint, learnt)
@@ -228,7 +231,7 @@ def check_predictions_path(path: Path) -> None:
     """SettingError unless `path` ends in .csv; OutputError where something else than a file of predictions is there."""
     if path.suffix != SUFFIX:
         raise SettingError(f"--predictions {path}: expected a file name that ends in {SUFFIX}")
-    if not path.exists():
+    if not to_path(path, OutputError).exists():
         return
     try:
         read_predictions(path)

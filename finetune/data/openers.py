@@ -20,6 +20,7 @@ from finetune.data.table_columns import ColumnNames
 from finetune.data.tar_shards import read_tar, unlabelled_tar
 from finetune.errors import DataError
 from finetune.io.safe_open import is_folder
+from finetune.io.text_path import shown_path, to_path, unicode_text
 
 HUB_DATA = "hub-data:"  # before OWNER/NAME[@REVISION] of a data set on the Hub, whose files are fetched before
 
@@ -77,6 +78,15 @@ def is_image_path(name: str) -> bool:
     return is_hub_data(name) or any(opener.accepts(name) for opener in OPENERS.values())
 
 
+def check_images_name(name: str) -> None:
+    """DataError for the name of images that can be no path, and for one that is no UTF-8, which no recipe can hold."""
+    if is_hub_data(name):
+        return
+    to_path(name, DataError)
+    if unicode_text(name) != name:
+        raise DataError(f"{shown_path(name)}: not UTF-8, so that no recipe can hold this name; rename it or link to it")
+
+
 def read_manifest(name: str, columns: ColumnNames | None = None, folder: Path | None = None) -> Manifest:
     """Lists the images that a name stands for, without opening them. DataError where there are none.
 
@@ -85,6 +95,7 @@ def read_manifest(name: str, columns: ColumnNames | None = None, folder: Path | 
     """
     if folder is not None:
         return read_parquet(name, columns, folder)
+    to_path(name, DataError)
     accepting = (opener for opener in OPENERS.values() if opener.accepts(name))
     opener = next(accepting, OPENERS["folder"])
     if columns is None or not columns.names:
@@ -98,9 +109,13 @@ def read_manifest(name: str, columns: ColumnNames | None = None, folder: Path | 
 
 def unlabelled_records(name: str, folder: Path | None = None) -> Sequence[ImageRecord] | None:
     """All images of shards, which need no labels, to be classified; None where `name` is something else. DataError."""
-    if folder is not None or OPENERS["parquet"].accepts(name):
+    if folder is not None:
         return unlabelled_parquet(name, folder)
-    return unlabelled_tar(name) if OPENERS["tar"].accepts(name) else None
+    for kind, read in (("parquet", unlabelled_parquet), ("tar", unlabelled_tar)):
+        if OPENERS[kind].accepts(name):
+            to_path(name, DataError)
+            return read(name)
+    return None
 
 
 def short_name(name: str) -> str:
@@ -110,5 +125,5 @@ def short_name(name: str) -> str:
     """
     if is_hub_data(name):
         return name.removeprefix(HUB_DATA).partition("@")[0].rpartition("/")[2]
-    path = Path(name).resolve()
-    return path.stem if path.suffix.lower() in {opener.suffix for opener in OPENERS.values()} else path.name
+    path, endings = Path(name).resolve(), {opener.suffix for opener in OPENERS.values()}
+    return unicode_text(path.stem if path.suffix.lower() in endings else path.name)

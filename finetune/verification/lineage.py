@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoint.format import has_metadata, read_metadata
+from finetune.checkpoint.limits import ancestor_text
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.hub.download import cached_file, fetch
 from finetune.hub.repo_id import PREFIX, is_hub_source
-from finetune.io.safe_open import sha256_of
+from finetune.io.safe_open import is_file, sha256_of
 from finetune.sources.resolve import TIMM, SourceRef
 from finetune.text import listed
 from finetune.verification.checks import Check, CheckpointUnderTest
@@ -94,7 +95,7 @@ class ParentSearch:
         named = [folder / Path(id).name for folder in folders]
         rest = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
         for path in [*self.reported, *named, *rest]:
-            if path.is_file() and path.resolve() not in seen:
+            if is_file(path) and path.resolve() not in seen:
                 seen.add(path.resolve())
                 yield path
 
@@ -169,7 +170,7 @@ def _parent_faults(
         yield str(error)
         return
     task = own.data.get("name") if own is not None else None
-    if task != parent.task:
+    if (ancestor_text(task) if isinstance(task, str) else task) != parent.task:
         yield f"{parent.id} was trained on {task}, and {parent.task} is recorded"
     if ancestors != (own.lineage if own is not None else []):
         yield f"{parent.id} has other parents than those recorded after it"
