@@ -109,11 +109,18 @@ def _unlike(file: str, learnt: DatasetSpec) -> str | None:
     return f"{kind} of {width}×{height}, and this network learnt from grey ones of {learnt.size}×{learnt.size}"
 
 
+def _paths_on_input() -> Iterator[str]:
+    try:
+        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+    except OSError as error:
+        raise SettingError(f"-: standard input cannot be read ({error.strerror}); expected paths there") from None
+
+
 def _files(images: Sequence[str | Path], bars: bool) -> Iterator[str | ImageRecord]:
     for image in images:
         fetched = fetch_dataset(str(image), bars=bars).folder if is_hub_data(str(image)) else None
         if str(image) == STANDARD_INPUT:
-            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+            yield from _paths_on_input()
         elif (records := unlabelled_records(str(image), fetched)) is not None:
             yield from records
         elif is_folder(folder := Path(image)):

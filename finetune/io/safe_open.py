@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 # Neither lets the opening of a pipe wait for its other end, nor Windows change line ends.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (_FLAGS & ~os.O_RDONLY)
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
@@ -34,6 +35,17 @@ def open_regular(path: str | Path) -> BinaryIO:
     """Opens a regular file for reading. OSError, whose strerror says why, for anything else and for no file name."""
     handle, _ = _open_descriptor(path)
     return os.fdopen(handle, "rb")
+
+
+def open_to_append(path: str | Path) -> BinaryIO:
+    """Opens a regular file, or a new one, to write at its end. OSError for anything else, such as a pipe."""
+    handle = os.open(path, _APPEND, 0o644)
+    try:
+        _refuse_others(path, os.fstat(handle).st_mode)
+    except BaseException:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "ab", buffering=0)
 
 
 def read_regular(path: str | Path, most: int) -> bytes:
