@@ -17,8 +17,9 @@ from finetune.cli.options import (
     print_listing,
     with_options,
 )
-from finetune.errors import ClaimError, DataError, SettingError
+from finetune.errors import ClaimError, DataError, OutputError, SettingError
 from finetune.io.sanitize import printable
+from finetune.io.text_path import to_path
 
 
 @click.command(epilog=example("finetune evaluate mnist --data mnist --confusion confusion.png"))
@@ -51,7 +52,7 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
 
-    if confusion is not None and (confusion.suffix != ".png" or confusion.is_dir()):
+    if confusion is not None and (confusion.suffix != ".png" or to_path(confusion, OutputError).is_dir()):
         raise SettingError(f"--confusion {confusion}: expected a file name that ends in .png")
     console = make_console(quiet, results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)

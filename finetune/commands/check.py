@@ -32,6 +32,8 @@ from finetune.data.quality import (
 from finetune.data.twins import TwinPairs, descriptors, find_twins, fit_model, thumbnails
 from finetune.errors import DataError, OutputError, SettingError
 from finetune.io.atomic import prepared_files
+from finetune.io.safe_open import is_file
+from finetune.io.text_path import to_path
 from finetune.models.classifier import Classifier
 from finetune.models.spec import InputSpec
 from finetune.paths import data_root as resolve_data_root
@@ -418,11 +420,11 @@ def _suspects(findings: Sequence[Finding], learnt_twins: Sequence[str]) -> list[
 def _check_write(path: Path, target: str) -> None:
     if path.suffix != ".csv":
         raise SettingError(f"--write {path}: expected a file name that ends in .csv")
-    if path.is_dir():
+    if to_path(path, lambda fault: OutputError(f"--write {fault}")).is_dir():
         raise OutputError(f"--write {path}: is a folder; expected a file name that is free or a file")
     if not is_image_path(target):
         raise DataError(f"--write {path}: {target} has no picture files that a table could name; leave --write out")
-    if path.resolve() == Path(target).resolve():
+    if path.resolve() == to_path(target, DataError).resolve():
         raise OutputError(f"--write {path}: is the table that is checked; name another file")
 
 
@@ -430,7 +432,7 @@ def _write_clean(path: Path, target: str, pictures: Pictures, report: CheckRepor
     """Writes the table of all pictures but the suspects, with paths from the table's own folder."""
     root = Path(target) if Path(target).is_dir() else Path(target).parent
     suspects, groups = set(report.suspects), [name for part in pictures.sets for name in part.groups]
-    if missing := next((name for name in pictures.names if not (root / name).is_file()), None):
+    if missing := next((name for name in pictures.names if not is_file(root / name)), None):
         raise DataError(f"--write {path}: {missing} of {target} is no file of its own, so no table can name it")
     by_group = _held_out_by_group(pictures.data, report.group)
     if by_group:

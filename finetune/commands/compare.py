@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune.errors import DataError, SettingError
 from finetune.io.sanitize import printable
+from finetune.io.text_path import to_path
 from finetune.report.comparison import Comparison, Verdict, compare_folds, compare_over_seeds, sentence
 from finetune.report.cross_validation import accuracy_over_folds, difference_over_folds
 from finetune.report.crossed import Floats, crossed_mean
@@ -109,8 +110,9 @@ def compare(
     find_metric(metric)
     if second is None and against is None:
         raise SettingError("compare: expected two files of predictions, or one and --against ROW, another row of it")
+    first = to_path(first, DataError)
     one = read_predictions(first)
-    same = second is None or Path(second).resolve() == Path(first).resolve()
+    same = second is None or to_path(second, DataError).resolve() == first.resolve()
     other = one if same or second is None else read_predictions(second)
     second = first if second is None else second
     row = _chosen_row(other, second, row, "--row")

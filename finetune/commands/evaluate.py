@@ -18,6 +18,7 @@ from finetune.data.image_dataset import ImageSet
 from finetune.errors import DataError, OutputError, SettingError
 from finetune.io.atomic import prepared_files
 from finetune.io.sanitize import printable
+from finetune.io.text_path import to_path
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
@@ -228,7 +229,7 @@ def check_predictions_path(path: Path) -> None:
     """SettingError unless `path` ends in .csv; OutputError where something else than a file of predictions is there."""
     if path.suffix != SUFFIX:
         raise SettingError(f"--predictions {path}: expected a file name that ends in {SUFFIX}")
-    if not path.exists():
+    if not to_path(path, OutputError).exists():
         return
     try:
         read_predictions(path)

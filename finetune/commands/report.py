@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.data.registry import DATASETS
-from finetune.errors import DataError, FinetuneError, SettingError
+from finetune.errors import DataError, FinetuneError, OutputError, SettingError
 from finetune.io.safe_open import read_regular
+from finetune.io.text_path import to_path
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.check_report import CheckReport
 from finetune.report.console import Console
@@ -52,13 +53,13 @@ def html_report(
     data_root: as in `finetune.adapt`. What is not there any more is left out, and the page says so. SettingError for
     what is no report; OutputError.
     """
-    path, console = Path(report), console or Console(quiet=True, results=False)
+    path, console = to_path(report), console or Console(quiet=True, results=False)
     if path.is_dir() or not path.name:
         raise SettingError(f"{report}: is a folder; expected the file of a report, such as NAME.report.json in it")
-    target = Path(out) if out is not None else path.with_suffix(ENDING)
+    target = to_path(out, OutputError) if out is not None else path.with_suffix(ENDING)
     if target.suffix != ENDING or target == path:
         raise SettingError(f"--out {target}: expected a file name that ends in {ENDING}")
-    picture = Path(plot) if plot is not None else None
+    picture = to_path(plot, OutputError) if plot is not None else None
     if picture is not None and picture.suffix not in PLOTS:
         raise SettingError(f"--plot {picture}: expected a file name that ends in {' or '.join(PLOTS)}")
     values = _read(path)

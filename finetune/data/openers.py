@@ -20,6 +20,7 @@ from finetune.data.table_columns import ColumnNames
 from finetune.data.tar_shards import read_tar, unlabelled_tar
 from finetune.errors import DataError
 from finetune.io.safe_open import is_folder
+from finetune.io.text_path import to_path
 
 HUB_DATA = "hub-data:"  # before OWNER/NAME[@REVISION] of a data set on the Hub, whose files are fetched before
 
@@ -85,6 +86,7 @@ def read_manifest(name: str, columns: ColumnNames | None = None, folder: Path | 
     """
     if folder is not None:
         return read_parquet(name, columns, folder)
+    to_path(name, DataError)
     accepting = (opener for opener in OPENERS.values() if opener.accepts(name))
     opener = next(accepting, OPENERS["folder"])
     if columns is None or not columns.names:
@@ -98,9 +100,13 @@ def read_manifest(name: str, columns: ColumnNames | None = None, folder: Path | 
 
 def unlabelled_records(name: str, folder: Path | None = None) -> Sequence[ImageRecord] | None:
     """All images of shards, which need no labels, to be classified; None where `name` is something else. DataError."""
-    if folder is not None or OPENERS["parquet"].accepts(name):
+    if folder is not None:
         return unlabelled_parquet(name, folder)
-    return unlabelled_tar(name) if OPENERS["tar"].accepts(name) else None
+    for kind, read in (("parquet", unlabelled_parquet), ("tar", unlabelled_tar)):
+        if OPENERS[kind].accepts(name):
+            to_path(name, DataError)
+            return read(name)
+    return None
 
 
 def short_name(name: str) -> str:
@@ -110,5 +116,5 @@ def short_name(name: str) -> str:
     """
     if is_hub_data(name):
         return name.removeprefix(HUB_DATA).partition("@")[0].rpartition("/")[2]
-    path = Path(name).resolve()
+    path = to_path(name, DataError).resolve()
     return path.stem if path.suffix.lower() in {opener.suffix for opener in OPENERS.values()} else path.name

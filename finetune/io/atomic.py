@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import OutputError
+from finetune.io.text_path import fitting_name
 
 CHUNK = 4 * 1024**2  # bytes handed to one write
 MODE = 0o644
+MAX_TEMPORARY_STEM = 100  # bytes of the name that a temporary's begins with, however few a file system allows
 TEMPORARY_MARK = r"\.[0-9a-f]{8}\.part"  # the end of a temporary's name
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _HINTS = {
@@ -213,15 +215,19 @@ def _leftovers(folder: Path, name: str = ".+") -> list[Path]:
 
 def _sweep_files(path: Path) -> None:
     """Deletes the temporary files of `path` that no process holds, as far as it goes."""
-    for entry in _leftovers(path.parent, re.escape(path.name)):
+    for entry in _leftovers(path.parent, re.escape(_temporary_stem(path))):
         with contextlib.suppress(OSError), _open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:
             if lock_file(descriptor):
                 entry.unlink()
 
 
 def temporary_path(path: Path) -> Path:
-    """A name for a temporary that becomes, or was, `path`."""
-    return path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    """A name for a temporary that becomes, or was, `path`: never longer than a name that the file system takes."""
+    return path.parent / f".{_temporary_stem(path)}.{secrets.token_hex(4)}.part"
+
+
+def _temporary_stem(path: Path) -> str:
+    return fitting_name(path.name, "", MAX_TEMPORARY_STEM)
 
 
 def write_all(descriptor: int, piece: Piece) -> int:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from finetune.errors import RecipeError
 from finetune.io.safe_open import read_regular
 from finetune.io.sanitize import quoted
+from finetune.io.text_path import to_path
 from finetune.paths import shipped_folder
 from finetune.recipe.check_names import KnownNames, name_problems
 from finetune.recipe.error_messages import near_keys, resolve_discriminators, translate_errors
@@ -247,8 +248,11 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(path: str | Path) -> Path:
-    """The file itself if it is there; else the shipped recipe that `recipes/NAME.yaml`, or `NAME`, means anywhere."""
-    path = Path(path)
+    """The file itself if it is there; else the shipped recipe that `recipes/NAME.yaml`, or `NAME`, means anywhere.
+
+    RecipeError for a text that can be no path.
+    """
+    path = to_path(path, lambda fault: RecipeError([fault]))
     if path == Path(path.name) and not path.suffix:
         path = path if path.exists() else Path("recipes") / f"{path.name}.yaml"
     shipped = shipped_folder("recipes") / path.name

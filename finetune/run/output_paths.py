@@ -15,6 +15,7 @@ from typing import Any
 from finetune.errors import OutputError, SettingError
 from finetune.io.atomic import append_line, link_aside, raises_output_error, write_atomic
 from finetune.io.safe_open import sha256_of
+from finetune.io.text_path import MAX_NAME_BYTES, fitting_name, to_path
 from finetune.report.console import Console
 from finetune.report.report import read_report_values
 from finetune.run.lock import LOCK_NAME
@@ -24,6 +25,7 @@ SUFFIX = ".safetensors"
 TIMES = ("seconds", "images_per_second")  # keys of reports that differ from run to run
 RUNS = Path("runs")  # the folder of all run folders, in the current one
 STUDIES = Path("studies")  # the folder of reports of many trainings, in the current one
+ASIDE_ROOM = 40  # bytes of a second name for its mark and its ending
 SNAPSHOTS, LOG = "snapshots", "log.txt"  # in a run folder
 
 
@@ -102,7 +104,7 @@ def check_study_outputs(out: str | Path | None, name: str, kind: str, endings: S
         raise SettingError(f"--out {report}: expected a file name that ends in .{kind}.json")
     paths = StudyPaths(report, kind)
     for path in (report, *map(paths.beside, endings)):
-        if path.is_dir():
+        if to_path(path, _refused).is_dir():
             raise OutputError(f"--out {report}: {path} is a folder; expected a file name that is free or a file")
     check_writable(report.parent, "name another place with --out")
     check_writable(paths.run_folder.parent, "run finetune in a folder that can be written")
@@ -134,11 +136,15 @@ def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> 
     if not writes:
         return outputs
     for path in (outputs.checkpoint, outputs.report, outputs.predictions):
-        if path.is_dir():
+        if to_path(path, _refused).is_dir():
             raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")
     check_writable(checkpoint.parent, "name another place with --out")
     check_writable(outputs.run_folder.parent, "run finetune in a folder that can be written")
     return outputs
+
+
+def _refused(fault: str) -> OutputError:
+    return OutputError(f"--out: {fault}")
 
 
 def check_writable(folder: Path, hint: str) -> None:
@@ -157,7 +163,7 @@ def clear_run_folder(folder: Path, console: Console) -> bool:
         if not any(path.name != LOCK_NAME for path in folder.iterdir()):
             return False
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
-        names = (f"{folder.name}.was-{stamp}{_number(n)}" for n in count(1))
+        names = (fitting_name(folder.name, f".was-{stamp}{_number(n)}") for n in count(1))
         aside = next(path for path in map(folder.with_name, names) if not path.exists())
         hint = _left_hint(folder)
         folder.rename(aside)
@@ -221,7 +227,7 @@ def is_kept_aside(report: Path) -> bool:
     """Whether a report's content has a second name already, as after an attempt that was cut short. OutputError."""
     name = report.name.removesuffix(".report.json")
     with raises_output_error(report):
-        there = report.parent.glob(f"{glob.escape(name)}.was-*.report.json")
+        there = report.parent.glob(f"{glob.escape(_aside_stem(name))}.was-*.report.json")
         return not report.is_file() or sha256_of(report) in map(sha256_of, there)
 
 
@@ -244,8 +250,14 @@ def _second_names(existing: Sequence[Path], stem: str) -> dict[Path, Path]:
         return not aside.exists() or (aside.is_file() and sha256_of(aside) == digests[old])
 
     middles = (f".was-{digests[existing[0]][:8]}{_number(n)}" for n in count(1))
-    candidates = ({old: old.with_name(stem + m + old.name.removeprefix(stem)) for old in existing} for m in middles)
+    start = _aside_stem(stem)
+    candidates = ({old: old.with_name(start + m + old.name.removeprefix(stem)) for old in existing} for m in middles)
     return next(asides for asides in candidates if all(usable(*pair) for pair in asides.items()))
+
+
+def _aside_stem(stem: str) -> str:
+    """What second names begin with: the stem, cut where `.was-` and the longest ending would make a name too long."""
+    return fitting_name(stem, "", MAX_NAME_BYTES - ASIDE_ROOM)
 
 
 def _number(number: int) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from finetune.errors import DataError, OutputError
 from finetune.io.atomic import prepared_files
-from finetune.io.safe_open import sha256_of
+from finetune.io.safe_open import is_file, sha256_of
+from finetune.io.text_path import fitting_name, to_path
 from finetune.report.console import Console
 from finetune.report.page import Material, sure_and_wrong
 from finetune.report.predictions import Predictions, read_predictions
@@ -20,7 +21,7 @@ ENDING = ".html"
 def write_page(path: Path, page: str | bytes, console: Console) -> None:
     """Writes a page or a picture; another one that was there is moved aside. OutputError."""
     content = page.encode(errors="backslashreplace") if isinstance(page, str) else page
-    if path.is_dir():
+    if to_path(path, OutputError).is_dir():
         raise OutputError(f"{path}: is a folder; expected a file name that is free or a file")
     with prepared_files({path: content}):
         move_file_aside(path, content, console)
@@ -29,7 +30,7 @@ def write_page(path: Path, page: str | bytes, console: Console) -> None:
 
 def page_path(name: str, kind: str) -> Path:
     """Where a command that writes no report writes its page: studies/NAME.KIND.html. OutputError."""
-    path = STUDIES / f"{name}.{kind}{ENDING}"
+    path = to_path(STUDIES / fitting_name(name, f".{kind}{ENDING}"), OutputError)
     check_writable(path.parent, "run finetune in a folder that can be written")
     return path
 
@@ -38,7 +39,7 @@ def files_beside(report: Path) -> Material:
     """The answers in the file beside a report, and the hashes of the files of its run."""
     stem = report.name.removesuffix(".json").removesuffix(".report")
     checkpoint, answers = (report.with_name(stem + ending) for ending in (SUFFIX, ".predictions.csv"))
-    sha256 = {own.name: sha256_of(own) for own in (report, checkpoint, answers) if own.is_file()}
+    sha256 = {own.name: sha256_of(own) for own in (report, checkpoint, answers) if is_file(own)}
     try:
         return Material(read_predictions(answers), sha256=sha256)
     except DataError as error:

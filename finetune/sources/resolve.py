@@ -21,6 +21,7 @@ from finetune.hub.download import HubFile, fetch
 from finetune.hub.errors import LogFn, log_nothing
 from finetune.hub.repo_id import is_hub_source
 from finetune.io.safe_open import is_file
+from finetune.io.text_path import to_path
 from finetune.models.registry import check_size, find_model, is_model
 from finetune.paths import shipped_checkpoint
 from finetune.report.rows import OWN_ROWS
@@ -136,7 +137,8 @@ def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False)
     `mnist` is the checkpoint that comes with finetune, unless there is a file of that very name; a folder is none.
     What is on the Hub is downloaded unless cached.
 
-    `note` is called with remarks on transfers, and `bars` shows their progress. HubError and HubRefusal from the Hub.
+    `note` is called with remarks on transfers, and `bars` shows their progress. HubError and HubRefusal from the Hub;
+    CheckpointError for a text that can be no path.
     """
     text = str(source)
     if text.startswith((TIMM, RANDOM)):
@@ -145,7 +147,7 @@ def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False)
         found = fetch(text, note=note, bars=bars)
         return SourceRef(found.id, found.path, found)
     shipped = None if is_file(text) else shipped_checkpoint(text)
-    return SourceRef(text, shipped or Path(source))
+    return SourceRef(text, shipped or to_path(source, CheckpointError))
 
 
 def read_source_metadata(source: str | Path | SourceRef) -> Metadata:

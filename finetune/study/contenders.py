@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from finetune.errors import DataError, DownloadError, FinetuneError, Interrupted, SettingError
+from finetune.io.text_path import to_path
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.ranking import CheapScores
 from finetune.run.finalize import public_recipe
@@ -77,7 +77,7 @@ def name_contenders(sources: Sequence[str]) -> list[Contender]:
     """The sources by short names. SettingError for fewer than two, and for one that is given twice."""
     if len(sources) < 2:
         raise SettingError(f"rank: {len(sources)} source, expected at least two to choose from")
-    places = [source if _is_name(source) else os.path.realpath(source) for source in sources]
+    places = [source if _is_name(source) else str(to_path(source).resolve()) for source in sources]
     for first, second in combinations(range(len(sources)), 2):
         if places[first] == places[second]:
             raise SettingError(f"rank: {sources[second]} is given twice")

@@ -12,7 +12,7 @@ from finetune.checkpoint.format import has_metadata, read_metadata
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.hub.download import cached_file, fetch
 from finetune.hub.repo_id import PREFIX, is_hub_source
-from finetune.io.safe_open import sha256_of
+from finetune.io.safe_open import is_file, sha256_of
 from finetune.sources.resolve import TIMM, SourceRef
 from finetune.text import listed
 from finetune.verification.checks import Check, CheckpointUnderTest
@@ -94,7 +94,7 @@ class ParentSearch:
         named = [folder / Path(id).name for folder in folders]
         rest = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
         for path in [*self.reported, *named, *rest]:
-            if path.is_file() and path.resolve() not in seen:
+            if is_file(path) and path.resolve() not in seen:
                 seen.add(path.resolve())
                 yield path
 
