@@ -96,8 +96,15 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'finetune' has no attribute {name!r}")
     from importlib import import_module
+    from types import FunctionType
 
-    return getattr(import_module(_HOMES[name]), name)
+    found = getattr(import_module(_HOMES[name]), name)
+    if isinstance(found, FunctionType):
+        from finetune.arguments import check_arguments
+
+        found = check_arguments(found)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -107,6 +107,9 @@ OPTIONS = {
         help="What the verdict is about: accuracy, balanced_accuracy, macro_f1, auroc, log_loss, ...",
     ),
     "html": click.option("--html", is_flag=True, help="Also writes the report as one HTML page, to be looked at."),
+    "force": click.option(
+        "--force", is_flag=True, help="Trains even where the memory of this machine seems too small."
+    ),
     "json": click.option("--json", "as_json", is_flag=True, help="Prints JSON for programs on standard output."),
     "quiet": click.option("--quiet", is_flag=True, help="Prints no progress and no remarks."),
 }

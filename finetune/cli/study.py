@@ -41,7 +41,8 @@ from finetune.text import first_line
     help="How many trainings of each: a count, or seeds.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The report to write [default: studies/NAME.curve.json].")
-@with_options("jobs", "engine", "data-root", "device", "set", "resume", "snapshot-every", "html", "json", "quiet")
+@with_options("jobs", "engine", "data-root", "device", "set")
+@with_options("resume", "snapshot-every", "html", "force", "json", "quiet")
 def curve(source: str, recipe: Path, target: str | None, **given: Any) -> None:
     """Tells how many labels starting from these weights is worth; writes a report, a table and a picture."""
     from finetune.study.curve import curve as study
@@ -74,7 +75,7 @@ def curve(source: str, recipe: Path, target: str | None, **given: Any) -> None:
 )
 @with_options("same-shots", "jobs", "engine")
 @click.option("--out", type=click.Path(path_type=Path), help="The report to write [default: studies/NAME.rank.json].")
-@with_options("data-root", "device", "set", "resume", "snapshot-every", "html", "json", "quiet")
+@with_options("data-root", "device", "set", "resume", "snapshot-every", "html", "force", "json", "quiet")
 def rank(sources: tuple[str, ...], target: str | None, recipe: Path, **given: Any) -> None:
     """Tells which of several sources to start from: scores all of them cheaply, fine-tunes the best; writes a report.
 

@@ -23,7 +23,7 @@ from finetune.errors import SettingError
 
 @click.command(epilog=example("finetune pretrain --recipe recipes/digits.yaml"))
 @with_options("recipe", "out", "data-root", "device", "seed", "set")
-@with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
+@with_options("resume", "snapshot-every", "log", "html", "force", "json", "quiet")
 def pretrain(recipe: Path, **given: Any) -> None:
     """Trains from scratch; writes a checkpoint and its report."""
     from finetune.commands import pretrain as command
@@ -42,7 +42,7 @@ def pretrain(recipe: Path, **given: Any) -> None:
 )
 @click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
 @with_options("model", "target", "shots", "out", "data-root", "device", "seed", "set")
-@with_options("resume", "snapshot-every", "log", "html", "json", "quiet")
+@with_options("resume", "snapshot-every", "log", "html", "force", "json", "quiet")
 @click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
 @with_options("metric", "seeds", "folds", "same-shots", "jobs", "engine")
 @click.option(
@@ -84,7 +84,7 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
 @click.command(epilog=example("finetune plan --recipe recipes/adapt.yaml --from mnist --target kmnist-sample"))
 @with_options("recipe")
 @click.option("--from", "source", metavar="SOURCE", help="What to start from, for an adapt recipe, as in adapt.")
-@with_options("model", "target", "shots", "data-root", "device", "seed", "set", "json")
+@with_options("model", "target", "shots", "data-root", "device", "seed", "set", "force", "json")
 @click.option(
     "--show-augment",
     type=click.Path(path_type=Path),

@@ -25,6 +25,7 @@ from finetune.report.report import json_values
 from finetune.report.statistics import group_count, mcnemar_detectable, mcnemar_images
 from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
 from finetune.run.context import TrainContext, make_context
+from finetune.run.memory import phase_memory, shape_network
 from finetune.run.options import RunOptions, start_run
 from finetune.run.phases import phase_adapters, phase_config
 from finetune.run.setup import RecipeLike, RunSetup, find_source, open_adapt, open_pretrain, open_recipe
@@ -32,6 +33,7 @@ from finetune.train.activation_cache import CachePart
 from finetune.train.device import seeded, translate_oom
 from finetune.train.freeze import set_trainable
 from finetune.train.loop import Training
+from finetune.train.memory import MemoryEstimate
 from finetune.train.optim import stage_groups
 
 GRID_ROWS = GRID_VERSIONS = 8  # of the picture that --show-augment makes
@@ -93,7 +95,7 @@ class PhasePlan:
 
     `seconds` estimates the phase's steps, without validation, and the passes that fill its cache, unless it is that of
     an earlier phase; of a solved head the pass over the images, without what is then solved. `cached`: the frozen
-    part is run once, or for each view.
+    part is run once, or for each view. `memory`: what a step needs, as far as shapes tell.
     """
 
     name: str
@@ -108,6 +110,7 @@ class PhasePlan:
     steps: int
     batch_size: int
     seconds: float
+    memory: MemoryEstimate
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,15 @@ def _plan_phases(
         network = build_model(setup.model, len(data.class_names), setup.arguments)
         setup.runtime.place(network)
         caches = CacheManager(network, phases, context)
-        planned = [_phase_plan(caches, number) for number in range(len(phases))]
+        shapes = shape_network(setup.model, setup.arguments, len(data.class_names))
+        planned = [
+            _phase_plan(
+                caches,
+                number,
+                phase_memory(shapes, phase, setup.spec, len(data.train), setup.runtime, source=recipe.kind == "adapt"),
+            )
+            for number, phase in enumerate(phases)
+        ]
     return Plan(
         kind=recipe.kind,
         model=setup.model,
@@ -217,7 +228,7 @@ def _plan_phases(
     )
 
 
-def _phase_plan(caches: CacheManager, number: int) -> PhasePlan:
+def _phase_plan(caches: CacheManager, number: int, memory: MemoryEstimate) -> PhasePlan:
     network, phase, context = caches.network, caches.phases[number], caches.context
     stages = phase.trained_stages(network.stages)
     caching = caches.planner.plan()[number]
@@ -245,6 +256,7 @@ def _phase_plan(caches: CacheManager, number: int) -> PhasePlan:
         steps=steps,
         batch_size=phase.batch_size,
         seconds=seconds,
+        memory=memory,
     )
 
 

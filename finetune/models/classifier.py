@@ -82,6 +82,8 @@ class Classifier(nn.Module):
         """Predicts label and probabilities of each picture, in order, in evaluation mode; modes are restored."""
         if isinstance(images, (str, Path)):
             raise SettingError(f"expected several images, found the one path {images}; put it in a list")
+        if not isinstance(images, Iterable):
+            raise SettingError(f"expected several images, found {type(images).__name__}; put them in a list")
         found: list[Prediction] = []
         waiting = iter(images)
         size = max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2))

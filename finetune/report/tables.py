@@ -14,6 +14,7 @@ from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import OWN_ROWS, row_of
 from finetune.report.statistics import wilson
+from finetune.text import amount
 
 BALANCED = "balanced_accuracy"
 MAX_CONFUSED = 5
@@ -408,6 +409,7 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("cached", *("yes" if p["cached"] else "no" for p in phases))
     table.add_row("steps", *(f"{p['steps']:,} of {p['batch_size']}" if p["steps"] else "solved" for p in phases))
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
+    table.add_row("memory", *(amount(sum(p["memory"].values())) for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
     return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"], plan.get("groups")))]
 

@@ -30,6 +30,7 @@ class RunOptions(TypedDict, total=False):
     log: logs beside metrics.jsonl, "tensorboard" and "trackio"; each needs the package of that name.
     resume_command: what messages tell a person to type to resume.
     html: also write the report as a page, NAME.report.html.
+    force: train even where the memory seems too small.
     quiet: False shows progress and results on the terminal; `console` is where to show them.
     """
 
@@ -43,6 +44,7 @@ class RunOptions(TypedDict, total=False):
     log: Sequence[str]
     resume_command: str
     html: bool
+    force: bool
     quiet: bool
     console: Console | None
 
@@ -60,6 +62,7 @@ class RunCall:
     resume: ResumeOptions
     html: bool = False
     logs: tuple[str, ...] = ()
+    force: bool = False
 
     def overrides(self, before: Mapping[str, Any] | None = None, after: Mapping[str, Any] | None = None) -> list[str]:
         """All KEY=VALUE changes of the recipe: `before`, settings, `after`. None in the outer two is no change."""
@@ -94,4 +97,5 @@ def start_run(options: RunOptions) -> Iterator[RunCall]:
         root = data_root(options.get("data_root"))
         html = options.get("html", False)
         seed = _as_settings(_given({"seed": options.get("seed")}))
-        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume, html, logs)
+        force = options.get("force", False)
+        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume, html, logs, force)

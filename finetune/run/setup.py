@@ -24,6 +24,7 @@ from finetune.run.input_spec import (
     with_channels,
     with_input_channels,
 )
+from finetune.run.memory import check_memory
 from finetune.run.options import RunCall
 from finetune.sources.resolve import Architecture, Source, SourceRef, locate, open_source
 from finetune.train.device import Runtime, choose_runtime
@@ -67,6 +68,8 @@ def open_pretrain(recipe: PretrainRecipe, call: RunCall) -> RunSetup:
     spec = _fit_to_data(spec, recipe, data)
     if follow and data.channels != spec.channels:
         spec, arguments = with_channels(spec, data.channels), {**arguments, "in_chans": data.channels}
+    if not call.force:
+        check_memory(recipe, model, arguments, spec, len(data.class_names), len(data.train), runtime)
     return RunSetup(runtime, data, model, arguments, spec)
 
 
@@ -87,6 +90,9 @@ def open_adapt(source: SourceRef, recipe: AdaptRecipe, call: RunCall) -> AdaptSe
         data = _open_data(recipe, spec, call, any_channels=follow)
     classifier.input = _fit_to_data(spec, recipe, data)
     classifier = with_input_channels(classifier, data.channels) if follow else classifier
+    if not call.force:
+        about = (classifier.model, classifier.arguments, classifier.input, len(data.class_names), len(data.train))
+        check_memory(recipe, *about, runtime)
     return AdaptSetup(
         runtime, data, classifier.model, classifier.arguments, classifier.input, source=loaded, classifier=classifier
     )

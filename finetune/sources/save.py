@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from finetune.checkpoint.format import InputMetadata, Metadata, read_checkpoint, write_checkpoint
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, SettingError
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import sha256_of
 from finetune.sources.resolve import Source
@@ -24,6 +24,8 @@ def save(classifier: Classifier, path: str | Path) -> str:
     Recipe, data and results of the file it was loaded from are kept only while weights, classes and input are the same.
     CheckpointError, and nothing is written, when the file could not be loaded again.
     """
+    if not hasattr(classifier, "class_names"):
+        raise SettingError(f"classifier: expected a finetune.Classifier, found {type(classifier).__name__}")
     state, origin = classifier.network.state_dict(), classifier.origin
     rows, names = classifier.network.head.out_features, len(classifier.class_names)
     if rows != names:

@@ -180,6 +180,7 @@ def _tasks(trials: Sequence[Trial], folder: StudyFolder, runner: TrialRunner) ->
             call.device,
             call.resume,
             call.logs,
+            call.force,
         )
         for trial in longest_first
     ]

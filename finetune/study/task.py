@@ -60,7 +60,7 @@ class TrialTask:
     """A trial as another process gets it, in plain values.
 
     expected: the fingerprint that the trial has in the process that asks for it. folder: of the trial, where the
-    machine is the same. data_root: of that process, absolute. logs: that the training writes.
+    machine is the same. data_root: of that process, absolute. logs: that the training writes. force: as in RunOptions.
     """
 
     trial: Trial
@@ -70,6 +70,7 @@ class TrialTask:
     device: str
     resume: ResumeOptions
     logs: tuple[str, ...] = ()
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def run_on_worker(task: TrialTask, study: str) -> Outcome | Refusal | None:
 
 def _call(task: TrialTask, root: Path) -> RunCall:
     console = Console(quiet=True, results=False)
-    return RunCall(SINGLE_PROCESS, console, None, root, task.device, (), task.resume, logs=task.logs)
+    return RunCall(SINGLE_PROCESS, console, None, root, task.device, (), task.resume, logs=task.logs, force=task.force)
 
 
 def _run(task: TrialTask, runner: TrialRunner, folder: Path) -> Outcome | Refusal:

@@ -116,7 +116,7 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     for one in plan["phases"]:
         assert set(one) == {
             *("name", "trains", "frozen", "trainable_parameters", "learning_rates", "norms", "cached", "augmented"),
-            *("cache", "steps", "batch_size", "seconds"),
+            *("cache", "steps", "batch_size", "seconds", "memory"),
         }
         assert 0 < one.pop("seconds") < 600
     caches = [one.pop("cache") for one in plan["phases"]]
