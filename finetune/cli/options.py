@@ -22,6 +22,20 @@ if TYPE_CHECKING:
     from finetune.run.options import RunOptions
 
 
+class OutputFile(click.Path):
+    """The path of a file to write, as `Path` unless it ends as only a folder's does, which `Path` would forget."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = os.fspath(value)
+        if isinstance(text, str) and text.endswith((os.sep, f"{os.sep}.")):
+            option = param.opts[0] if param is not None else "output"
+            raise SettingError(f"{option} {text}: is a folder's name; expected that of a file")
+        return super().convert(value, param, ctx)
+
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOURCES = (
@@ -43,7 +57,7 @@ OPTIONS = {
     "recipe": click.option("--recipe", type=click.Path(path_type=Path), required=True, help="The recipe file."),
     "out": click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=OutputFile(),
         help="The checkpoint to write [default: checkpoints/NAME.safetensors].",
     ),
     "data-root": click.option(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.data.registry import DATASETS
-from finetune.errors import DataError, FinetuneError, OutputError, SettingError
+from finetune.errors import DataError, FinetuneError, SettingError
+from finetune.io.outputs import check_output
 from finetune.io.safe_open import read_regular
 from finetune.io.text_path import to_path
 from finetune.paths import data_root as resolve_data_root
@@ -56,12 +57,9 @@ def html_report(
     path, console = to_path(report), console or Console(quiet=True, results=False)
     if path.is_dir() or not path.name:
         raise SettingError(f"{report}: is a folder; expected the file of a report, such as NAME.report.json in it")
-    target = to_path(out, OutputError) if out is not None else path.with_suffix(ENDING)
-    if target.suffix != ENDING or target == path:
-        raise SettingError(f"--out {target}: expected a file name that ends in {ENDING}")
-    picture = to_path(plot, OutputError) if plot is not None else None
-    if picture is not None and picture.suffix not in PLOTS:
-        raise SettingError(f"--plot {picture}: expected a file name that ends in {' or '.join(PLOTS)}")
+    reads = (path, data)
+    target = check_output(out if out is not None else path.with_suffix(ENDING), "--out", [ENDING], inputs=reads)
+    picture = check_output(plot, "--plot", PLOTS, inputs=reads) if plot is not None else None
     values = _read(path)
     page = _checked(path, lambda: _page(values, path, data, resolve_data_root(data_root)))
     drawn = _checked(path, lambda: _plot(values, picture)) if picture is not None else b""

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 # Neither lets the opening of a pipe wait for its other end, nor Windows change line ends.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (_FLAGS & ~os.O_RDONLY)
-_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def is_file(path: str | Path) -> bool:
@@ -85,14 +92,18 @@ def _open_descriptor(path: str | Path) -> tuple[int, int]:
 def _refuse_others(path: str | Path, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    if (kind := kind_of(mode)) is not None:
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
+
+
+def kind_of(mode: int) -> str | None:
+    """What a file of this mode (`st_mode`) is, in words; None for a regular one."""
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def sha256_of(content: bytes | Path) -> str:
     """The sha256 (hex) of bytes or of a file's content. OSError when the file cannot be read."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_regular(content) as file:
+        return hashlib.file_digest(cast("io.BufferedReader", file), "sha256").hexdigest()
