@@ -38,10 +38,10 @@ from finetune.io.sanitize import printable
     metavar="PATTERN",
     help="Which pictures belong together, as data.group of recipes; left out: as in the checkpoint's training.",
 )
-@click.option("--confusion", type=OutputFile(), metavar="PNG", help="Draws the confusion matrix as a picture.")
+@click.option("--confusion", type=OutputFile(".png"), metavar="PNG", help="Draws the confusion matrix as a picture.")
 @click.option(
     "--predictions",
-    type=OutputFile(),
+    type=OutputFile(".csv"),
     metavar="CSV",
     help="Writes each image's label, prediction and probability, for compare.",
 )
@@ -70,7 +70,7 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
 @click.option("--from", "source", metavar="SOURCE", help="Whose features tell labels, as in adapt [default: pixels].")
 @click.option(
     "--write",
-    type=OutputFile(),
+    type=OutputFile(".csv"),
     metavar="CSV",
     help="Writes a table of the pictures without the suspects, to be used as --target; changes no picture.",
 )
@@ -92,10 +92,10 @@ def check(target: str, as_json: bool, quiet: bool, **options: Any) -> None:
 
 @click.command(epilog=example("finetune report checkpoints/mnist-kmnist-sample.report.json"))
 @click.argument("report", type=click.Path(path_type=Path), metavar="REPORT.json")
-@click.option("--out", type=OutputFile(), metavar="HTML", help="The page [default: REPORT.html].")
+@click.option("--out", type=OutputFile(".html"), metavar="HTML", help="The page [default: REPORT.html].")
 @click.option(
     "--plot",
-    type=OutputFile(),
+    type=OutputFile(".svg", ".png"),
     metavar="SVG",
     help="Also draws its accuracies, or its curve, as a picture: .svg or .png.",
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from finetune.errors import SettingError, UserError
+from finetune.io.outputs import check_file_name
 from finetune.io.sanitize import escaped_json, printable
 
 if TYPE_CHECKING:
@@ -23,16 +24,15 @@ if TYPE_CHECKING:
 
 
 class OutputFile(click.Path):
-    """The path of a file to write, as `Path` unless it ends as only a folder's does, which `Path` would forget."""
+    """The path of a file to write, whose name ends in one of `endings`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *endings: str) -> None:
         super().__init__(path_type=Path)
+        self.endings = endings
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        text = os.fspath(value)
-        if isinstance(text, str) and text.endswith((os.sep, f"{os.sep}.")):
-            option = param.opts[0] if param is not None else "output"
-            raise SettingError(f"{option} {text}: is a folder's name; expected that of a file")
+        # Before it is a Path, which forgets a slash at the end.
+        check_file_name(os.fspath(value), param.opts[0] if param is not None else "output", self.endings)
         return super().convert(value, param, ctx)
 
 
@@ -57,7 +57,7 @@ OPTIONS = {
     "recipe": click.option("--recipe", type=click.Path(path_type=Path), required=True, help="The recipe file."),
     "out": click.option(
         "--out",
-        type=OutputFile(),
+        type=OutputFile(".safetensors"),
         help="The checkpoint to write [default: checkpoints/NAME.safetensors].",
     ),
     "data-root": click.option(

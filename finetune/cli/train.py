@@ -88,7 +88,7 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
 @with_options("model", "target", "shots", "data-root", "device", "seed", "set", "force", "json")
 @click.option(
     "--show-augment",
-    type=OutputFile(),
+    type=OutputFile(".png"),
     metavar="PNG",
     help="Draws training images as the phases would see them.",
 )
