@@ -33,7 +33,7 @@ def shipped_checkpoint(name: str) -> Path | None:
 
 
 def data_root(given: str | Path | None) -> Path:
-    """The folder of the data sets: `given`, else $FINETUNE_DATA_ROOT, else ./data. SettingError for what is no folder."""
+    """The folder of the data sets: `given`, else $FINETUNE_DATA_ROOT, else ./data. SettingError for no folder."""
     name = "--data-root" if given else f"${ROOT_VARIABLE}"
     root = to_path(given or os.environ.get(ROOT_VARIABLE) or "data", lambda fault: SettingError(f"{name}: {fault}"))
     if root.exists() and not root.is_dir():

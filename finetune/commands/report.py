@@ -59,10 +59,8 @@ def html_report(
     if path.is_dir() or not path.name:
         raise SettingError(f"{report}: is a folder; expected the file of a report, such as NAME.report.json in it")
     reads, root = (path, data), resolve_data_root(data_root)
-    if data is not None and not is_hub_data(data) and data not in DATASETS and not (is_file(data) or is_folder(data)):
-        raise SettingError(
-            f"--data {data}: expected pictures or the name of a data set, and nothing of that name is there"
-        )
+    if data is not None and not (data and (is_hub_data(data) or data in DATASETS or is_file(data) or is_folder(data))):
+        raise SettingError(f"--data {data}: expected pictures or a data set's name, and there is nothing of that name")
     target = check_output(out if out is not None else path.with_suffix(ENDING), "--out", [ENDING], inputs=reads)
     picture = check_output(plot, "--plot", PLOTS, inputs=reads) if plot is not None else None
     values = _read(path)

@@ -96,6 +96,15 @@ def _refuse_others(path: str | Path, mode: int) -> None:
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
 
 
+def refuse_special(path: Path) -> None:
+    """OSError where something is at this path that is no regular file, or a link to such a thing."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    _refuse_others(path, mode)
+
+
 def kind_of(mode: int) -> str | None:
     """What a file of this mode (`st_mode`) is, in words; None for a regular one."""
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")

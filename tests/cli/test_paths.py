@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import stat
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -157,11 +158,15 @@ def made(tmp_path_factory, pretrained, orchard):
 
 
 @pytest.fixture
-def place(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    Path("bad").mkdir()
-    return tmp_path / "work"
+def place(made, monkeypatch):
+    """A copy of it where other users may look, too: pytest's own folders are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="paths-") as name:
+        shutil.copytree(made, name, dirs_exist_ok=True)
+        Path(name).chmod(0o755)
+        monkeypatch.chdir(name)
+        Path("bad").mkdir()
+        yield Path(name)
+        monkeypatch.chdir("/")
 
 
 NUMBER = itertools.count()
@@ -186,11 +191,7 @@ def test_whatever_is_no_file_is_refused(command, option, place):
             refuses(command, option, value, kind)
     with closed_folder() as closed:
         ending = option.type.endings[0] if isinstance(option.type, OutputFile) else ".png"
-        os.chdir("/")  # the work folder need not be open to whom this process is now
-        done = finetune(
-            *(str(place / w) if (place / w).exists() else w for w in words(command, option, f"{closed}/x{ending}"))
-        )
-        os.chdir(place)
+        done = finetune(*words(command, option, f"{closed}/x{ending}"))
     assert done.code == 2 and "Traceback" not in done.err, done.err
 
 
