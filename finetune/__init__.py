@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.commands.check import check
     from finetune.commands.compare import compare
     from finetune.commands.evaluate import evaluate
+    from finetune.commands.predict import FilePrediction, predict
     from finetune.commands.pretrain import pretrain
     from finetune.commands.pull import pull
     from finetune.commands.push import push
@@ -43,6 +44,7 @@ __all__ = [
     "CheckReport",
     "Classifier",
     "CurveReport",
+    "FilePrediction",
     "Prediction",
     "RankReport",
     "Report",
@@ -55,6 +57,7 @@ __all__ = [
     "evaluate",
     "html_report",
     "load",
+    "predict",
     "pretrain",
     "pull",
     "push",
@@ -67,6 +70,7 @@ _HOMES = {
     "CheckReport": "finetune.report.check_report",
     "Classifier": "finetune.models.classifier",
     "CurveReport": "finetune.report.curve_report",
+    "FilePrediction": "finetune.commands.predict",
     "Prediction": "finetune.models.classifier",
     "RankReport": "finetune.report.ranking",
     "Report": "finetune.report.report",
@@ -79,6 +83,7 @@ _HOMES = {
     "evaluate": "finetune.commands.evaluate",
     "html_report": "finetune.commands.report",
     "load": "finetune.sources.resolve",
+    "predict": "finetune.commands.predict",
     "pretrain": "finetune.commands.pretrain",
     "pull": "finetune.commands.pull",
     "push": "finetune.commands.push",

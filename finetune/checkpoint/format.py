@@ -22,7 +22,14 @@ from pydantic import (
 )
 
 from finetune.checkpoint.limits import MAX_INPUT_SIZE, MAX_VALUES, check_metadata_values
-from finetune.checkpoint.safetensors_io import Header, check_finite, read_header, read_tensors, safetensors_chunks
+from finetune.checkpoint.safetensors_io import (
+    MAX_TENSORS,
+    Header,
+    check_finite,
+    read_header,
+    read_tensors,
+    safetensors_chunks,
+)
 from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError
 from finetune.io.atomic import write_atomic
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[1] = 1
 KEY = "finetune"
+MAX_METADATA = 8_000_000  # bytes in a header, which has at most MAX_HEADER with all tensors' names
 MAX_LISTED = 7  # tensors of each kind named in one message
 MAX_SHOWN = 100  # characters of a place in the metadata
 
@@ -96,7 +104,7 @@ class Metadata(BaseModel):
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("needs class names that differ")
         check_metadata_values(self.model_dump())
-        _metadata_text(self)
+        _metadata_text(self).encode()  # UnicodeEncodeError, a ValueError, for half a character
         return self
 
 
@@ -125,6 +133,14 @@ def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     said = metadata.model_copy(update={"tensors": hash_tensors(plain)})
     return b"".join(safetensors_chunks(plain, {KEY: _metadata_text(said), "format": "pt"}))
+
+
+def check_saveable(metadata: Metadata) -> None:
+    """ValueError for metadata that would be refused when the file is read, which is asked before a long training."""
+    text = _metadata_text(metadata)
+    if (size := len(json.dumps(text, ensure_ascii=False).encode())) > MAX_METADATA:
+        raise ValueError(f"{size:,} bytes of metadata; at most {MAX_METADATA:,}: shorter class names take less")
+    parse_json(text, MAX_VALUES - 4 * MAX_TENSORS)  # whose entries are counted with it
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.io.sanitize import is_printable, quoted
+from finetune.io.text_path import unicode_text
 
 MAX_VALUES = 1_000_000  # numbers, texts, lists and mappings, about
 MAX_CLASSES = 50_000
@@ -61,6 +62,14 @@ def check_ranges(mean: Sequence[float], std: Sequence[float]) -> None:
     for what, numbers, (least, most) in (("mean", mean, _MEAN_RANGE), ("std", std, _STD_RANGE)):
         if not all(least <= number <= most for number in numbers):
             raise ValueError(f"input.{what}: expected numbers from {least:g} to {most:g}, found {list(numbers)}")
+
+
+def ancestor_text(text: str | None) -> str | None:
+    """A text about an ancestor as a lineage may hold it: Unicode, cut to MAX_ANCESTOR_LEN characters."""
+    if text is None:
+        return None
+    whole = unicode_text(text)
+    return whole if len(whole) <= MAX_ANCESTOR_LEN else f"{whole[: MAX_ANCESTOR_LEN - 1]}…"
 
 
 def _check_lineage(lineage: Sequence[Mapping[str, Any]]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,15 +14,20 @@ from finetune.cli.options import (
     OutputFile,
     check_target,
     example,
+    json_text,
     make_console,
     print_json,
+    print_json_array,
     print_lines,
     print_listing,
     with_options,
 )
-from finetune.errors import ClaimError, DataError, SettingError
+from finetune.errors import ClaimError, FinetuneError, SettingError
 from finetune.io.outputs import check_output
-from finetune.io.sanitize import printable
+from finetune.io.sanitize import name_in_line, printable
+
+if TYPE_CHECKING:
+    from finetune.commands.predict import FilePrediction
 
 
 @click.command(epilog=example("finetune evaluate mnist --data mnist --confusion confusion.png"))
@@ -136,29 +143,70 @@ def verify(checkpoint: str, data: str | None, as_json: bool, quiet: bool, **opti
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to name per picture.")
 @click.option("--tta", type=click.Choice(["flip"]), help="Averages over the picture and its mirror image.")
+@click.option("--jsonl", is_flag=True, help="Prints a line of JSON for each picture as soon as it is known.")
+@click.option("--logits", is_flag=True, help="With --json or --jsonl: every class's logit, in the checkpoint's order.")
+@click.option("--strict", is_flag=True, help="Stops at the first picture that cannot be read.")
+@click.option("--batch", type=click.IntRange(min=1), help="Pictures at once [default: as many as suit their size].")
+@click.option("--null", is_flag=True, help="Paths on standard input are divided by zero bytes, as by find -print0.")
 @with_options("device", "json", "quiet")
-def predict(checkpoint: str, images: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+def predict(checkpoint: str, images: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Label and probability for pictures: files, folders, shards, or - for paths on standard input.
 
-    Where pictures are plainly of another kind than those the network learnt from, a line on standard error says so.
+    One answer for each picture, in the order given; of one that cannot be read it is the error, and the command ends
+    with 1. Where pictures are plainly of another kind than those the network learnt from, a line on standard error says
+    so.
     """
     from finetune.commands import predict as command
+
+    flip, strict = options.pop("tta") == "flip", options.pop("strict")
+    as_json, jsonl = options.pop("as_json"), options.pop("jsonl")
+    if as_json and jsonl:
+        raise SettingError("--json and --jsonl: a list, or a line for each picture; leave one of the two out")
+    if options["logits"] and not (as_json or jsonl):
+        raise SettingError("--logits: goes with --json or --jsonl")
+    found = command.predict(checkpoint, images, flip=flip, bars=not quiet, **options)
+    seen = _Seen(found, strict)
+    if as_json:
+        print_json_array(prediction.to_dict() for prediction in seen)
+    else:
+        for prediction in seen:
+            click.echo(json_text(prediction.to_dict()) if jsonl else _sight_line(prediction))
+    if seen.unlike and not quiet:
+        more = f"; so it is with {seen.unlike - 1} more" if seen.unlike > 1 else ""
+        click.echo(printable(f"{seen.first_unlike}: its answer means little{more}"), err=True)
+    if seen.refused is not None:
+        raise FinetuneError(f"{seen.refused.file}: {seen.refused.error}")
+    if seen.bad:
+        raise FinetuneError(f"{seen.bad:,} of {seen.count:,} pictures could not be read; their lines say why")
+
+
+class _Seen:
+    """Hands predictions on and counts them; with `strict` it ends before the first that is an error, `refused`."""
+
+    def __init__(self, predictions: Iterator[FilePrediction], strict: bool) -> None:
+        self.predictions, self.strict = predictions, strict
+        self.count = self.bad = self.unlike = 0
+        self.first_unlike = ""
+        self.refused: FilePrediction | None = None
+
+    def __iter__(self) -> Iterator[FilePrediction]:
+        for prediction in self.predictions:
+            if self.strict and prediction.error is not None:
+                self.refused = prediction
+                return
+            self.count += 1
+            self.bad += prediction.error is not None
+            if prediction.unlike is not None:
+                self.unlike += 1
+                self.first_unlike = self.first_unlike or f"{prediction.file} is {prediction.unlike}"
+            yield prediction
+
+
+def _sight_line(prediction: FilePrediction) -> str:
     from finetune.report.tables import sight_line
 
-    found, flip = [], options.pop("tta") == "flip"
-    for prediction in command.predict(checkpoint, images, flip=flip, bars=not quiet, **options):
-        found.append(prediction)
-        if not as_json and prediction.error is None:
-            click.echo(sight_line(prediction.file, prediction.top))
-    if as_json:
-        print_json([prediction.to_dict() for prediction in found])
-    unlike = [prediction for prediction in found if prediction.unlike is not None]
-    if unlike and not quiet:
-        more = f"; so it is with {len(unlike) - 1} more" if len(unlike) > 1 else ""
-        click.echo(printable(f"{unlike[0].file} is {unlike[0].unlike}: its answer means little{more}"), err=True)
-    bad = [prediction.error for prediction in found if prediction.error is not None]
-    if bad:
-        raise DataError("\n  ".join([f"{len(bad)} of {len(found)} pictures could not be read:", *bad]))
+    file = name_in_line(prediction.file, terminal=sys.stdout.isatty())
+    return sight_line(file, prediction.top, None if prediction.error is None else printable(prediction.error))
 
 
 @click.command(epilog=example("finetune app mnist"))

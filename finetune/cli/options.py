@@ -6,7 +6,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -174,10 +175,11 @@ def check_target(name: str | None) -> None:
     """SettingError that repeats what was typed when --target is neither pictures nor a data set's name."""
     if name is None:
         return
-    from finetune.data.openers import is_image_path
+    from finetune.data.openers import check_text, is_image_path
     from finetune.data.registry import find_dataset
 
     try:
+        check_text(name)
         if not is_image_path(name):
             find_dataset(name)
     except UserError as error:
@@ -191,8 +193,22 @@ def print_report(report: Report | CurveReport, as_json: bool, options: RunOption
         click.echo(report.to_json(), nl=False)
 
 
+def json_text(values: object, indent: int | None = None) -> str:
+    """JSON in which a name is what it is: what cannot be shown, and bytes that are no UTF-8, are escaped."""
+    return escaped_json(json.dumps(values, indent=indent, ensure_ascii=False))
+
+
 def print_json(values: object) -> None:
-    click.echo(escaped_json(json.dumps(values, indent=1, ensure_ascii=False)))
+    click.echo(json_text(values, indent=1))
+
+
+def print_json_array(values: Iterable[object]) -> None:
+    """Prints what `print_json` does of a list, each of its values as it comes."""
+    before = "["
+    for value in values:
+        click.echo(f"{before}\n{textwrap.indent(json_text(value, indent=1), ' ')}", nl=False)
+        before = ","
+    click.echo("[]" if before == "[" else "\n]")
 
 
 def print_listing(values: dict[str, Any], as_json: bool = False) -> None:

@@ -166,6 +166,7 @@ def open_adaptation(
     identity = RunIdentity(dump_recipe(recipe), adapt_fingerprint(recipe, setup), environment(runtime))
     needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)
     shared = shared if shared is not None else SharedWork()
+    make_metadata(adapted, **metadata_fields(recipe, setup))  # what cannot be saved is found now, not after training
     context = make_context(recipe, setup, call.console, needs_features=needs_features, shared=shared.cache)
     with (
         seeded(recipe.seed),

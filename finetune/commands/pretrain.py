@@ -65,6 +65,7 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
         network = build_model(setup.model, len(data.class_names), setup.arguments)
         check_adapters(network, recipe.phases)
         classifier = Classifier(network, setup.model, dict(setup.arguments), data.class_names, setup.spec)
+        make_metadata(classifier, **metadata_fields)  # what cannot be saved is found now, not after training
         outputs = check_outputs(call.out, name, writes=group.leader, inputs=(*call.reads, recipe.data.name))
         fingerprint = run_fingerprint(recipe, setup.model, metadata_fields["data"], runtime)
         identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))

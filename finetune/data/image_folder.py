@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune.data.file_kinds import describe_kinds, is_system_name
+from finetune.data.folder_walk import BROKEN_LINK, why_link_is_not_followed
 from finetune.data.image_io import IMAGE_SUFFIXES
 from finetune.data.manifest import FileRecord, Manifest, alike_classes, class_name, list_some, with_test_split
 from finetune.data.split_names import FILLERS, SplitName, affixed_split, find_splits, split_of
@@ -19,7 +20,6 @@ from finetune.text import name_hint
 
 LAYOUT = "expected {0}/CLASS/picture.jpg, or {0}/train/CLASS/picture.jpg and the same under val or test"
 _NUMBER = re.compile(r"[\d\W_]*\d[\d\W_]*")
-BROKEN_LINK = "a link that leads nowhere"
 
 
 def list_folder(name: str | Path) -> Manifest:
@@ -215,15 +215,8 @@ class _FolderScan:
 
     def why_link_is_not_followed(self, path: Path) -> str | None:
         """The reason, for a link that is broken or leads out of the folder; None for all else."""
-        if not path.is_symlink():
-            return None
-        try:
-            target = path.resolve(strict=True)
-        except (OSError, RuntimeError):  # RuntimeError: links in a ring, before Python 3.13
-            return BROKEN_LINK
-        if target.is_relative_to(self.resolved_root):
-            return None
-        return f"a link that leads out of the folder, to {printable(target)}; put the picture there or name it in a CSV"
+        reason = why_link_is_not_followed(path, self.resolved_root)
+        return f"{reason}; put the picture there or name it in a CSV" if reason not in (None, BROKEN_LINK) else reason
 
     def manifest(self) -> Manifest:
         """The manifest of all that was added. DataError without a class folder."""

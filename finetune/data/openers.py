@@ -20,7 +20,7 @@ from finetune.data.table_columns import ColumnNames
 from finetune.data.tar_shards import read_tar, unlabelled_tar
 from finetune.errors import DataError
 from finetune.io.safe_open import is_folder
-from finetune.io.text_path import to_path
+from finetune.io.text_path import shown_path, to_path, unicode_text
 
 HUB_DATA = "hub-data:"  # before OWNER/NAME[@REVISION] of a data set on the Hub, whose files are fetched before
 
@@ -78,6 +78,12 @@ def is_image_path(name: str) -> bool:
     return is_hub_data(name) or any(opener.accepts(name) for opener in OPENERS.values())
 
 
+def check_text(name: str) -> None:
+    """DataError for the name of images that is no UTF-8: no recipe and no checkpoint could hold it."""
+    if unicode_text(name) != name:
+        raise DataError(f"{shown_path(name)}: not UTF-8, so that no recipe can hold this name; rename it or link to it")
+
+
 def read_manifest(name: str, columns: ColumnNames | None = None, folder: Path | None = None) -> Manifest:
     """Lists the images that a name stands for, without opening them. DataError where there are none.
 
@@ -116,5 +122,5 @@ def short_name(name: str) -> str:
     """
     if is_hub_data(name):
         return name.removeprefix(HUB_DATA).partition("@")[0].rpartition("/")[2]
-    path = to_path(name, DataError).resolve()
-    return path.stem if path.suffix.lower() in {opener.suffix for opener in OPENERS.values()} else path.name
+    path, endings = to_path(name, DataError).resolve(), {opener.suffix for opener in OPENERS.values()}
+    return unicode_text(path.stem if path.suffix.lower() in endings else path.name)

@@ -29,11 +29,24 @@ def printable_lines(text: str) -> str:
 
 
 def escaped_json(text: str) -> str:
-    """Escapes what cannot be shown in JSON text as `\\u....`; the bytes of undecodable file names stay."""
+    """Escapes what cannot be shown in JSON text as `\\u....`, so also each byte of a file name that is no UTF-8.
+
+    Python reads such a name back as `os.fsdecode` gives it: the byte 0xE9 is `\\udce9`.
+    """
     if text.replace("\n", "").isprintable():
         return text
-    kept = [c == "\n" or is_printable(c) or "\udc80" <= c <= "\udcff" for c in text]
+    kept = [c == "\n" or is_printable(c) for c in text]
     return "".join(c if keep else json.dumps(c)[1:-1] for c, keep in zip(text, kept, strict=True))
+
+
+def name_in_line(name: str, *, terminal: bool) -> str:
+    """A file's name for a line of text, where it can forge no other line: as it is, else as an ASCII string of JSON.
+
+    On a terminal every character that cannot be shown has it quoted; elsewhere only line breaks, tabs and other control
+    characters do. So has a double quote at its start, which tells the two forms apart.
+    """
+    odd = not is_printable(name) if terminal else any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name)
+    return json.dumps(name) if odd or name.startswith('"') else name
 
 
 def quoted(text: str, most: int = _SHORT) -> str:

@@ -68,7 +68,11 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 
 def unicode_text(text: str | os.PathLike[str]) -> str:
     """A file's name as Unicode, which JSON and a checkpoint can hold: bytes that are no UTF-8 become `\\xNN`."""
-    return os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    whole = os.fspath(text)
+    try:
+        return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character that stands for no byte
+        return whole.encode("utf-8", "backslashreplace").decode()
 
 
 def fitting_name(stem: str, ending: str, most: int = MAX_NAME_BYTES) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.data.image_io import CropSpec, center_crop, read_image, to_eight_bits
+from finetune.data.image_io import CropSpec, center_crop, decode_image, read_image, to_eight_bits
 from finetune.errors import DataError, SettingError
 from finetune.models.spec import InputSpec
 from finetune.models.staged import StagedNetwork, eval_mode
@@ -21,7 +21,7 @@ from finetune.models.staged import StagedNetwork, eval_mode
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    ImageLike: TypeAlias = str | Path | Image | np.ndarray | Tensor
+    ImageLike: TypeAlias = str | Path | bytes | Image | np.ndarray | Tensor
 
 PREDICT_BATCH = 256  # images, of few pixels; of larger ones fewer
 MAX_PIXELS = 4_000_000  # in one batch
@@ -29,11 +29,12 @@ MAX_PIXELS = 4_000_000  # in one batch
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class of one image, and the probability of each class in the classifier's order."""
+    """The most probable class of one image, and the probability and logit of each class in the classifier's order."""
 
     label: str
     probability: float
     probabilities: tuple[float, ...]
+    logits: tuple[float, ...] = ()
 
 
 class Classifier(nn.Module):
@@ -66,10 +67,10 @@ class Classifier(nn.Module):
     def preprocess(self, image: ImageLike) -> Tensor:
         """Makes one image the network's input: float, C×size×size, normalised.
 
-        `image` is a file's path, a PIL image, or uint8 pixels (H×W or H×W×C array; H×W or C×H×W tensor). Pictures of
-        another size are resized as the input says, colour is turned grey where the network is grey, 16 bits to 8, and
-        what is transparent lies over white. A JPEG file is decoded as those that were trained on; a PIL image as it is.
-        DataError when it is no picture.
+        `image` is a file's path, the bytes of a file, a PIL image, or uint8 pixels (H×W or H×W×C array; H×W or C×H×W
+        tensor). Pictures of another size are resized as the input says, colour is turned grey where the network is
+        grey, 16 bits to 8, and what is transparent lies over white. A JPEG file is decoded as those that were trained
+        on; a PIL image as it is. DataError when it is no picture.
         """
         spec = self.input
         how = spec.crop_spec(spec.channels)
@@ -80,25 +81,35 @@ class Classifier(nn.Module):
 
     def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
         """Predicts label and probabilities of each picture, in order, in evaluation mode; modes are restored."""
-        if isinstance(images, (str, Path)):
-            raise SettingError(f"expected several images, found the one path {images}; put it in a list")
+        return list(self.predict_each(images))
+
+    def predict_each(self, images: Iterable[ImageLike], batch: int | None = None) -> Iterator[Prediction]:
+        """Yields what `predict` returns, a batch at a time, so that memory does not grow with the number of images.
+
+        batch: images at once; by default as many as suit their size. SettingError for what is no collection of images;
+        DataError at the first that cannot be read, after the predictions of the batches before it.
+        """
+        if isinstance(images, (str, bytes, Path)):
+            raise SettingError("expected several images, found one; put it in a list")
         if not isinstance(images, Iterable):
             raise SettingError(f"expected several images, found {type(images).__name__}; put them in a list")
-        found: list[Prediction] = []
-        waiting = iter(images)
-        size = max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2))
-        while inputs := [self.preprocess(image) for image in islice(waiting, size)]:
-            found += self.predict_preprocessed(torch.stack(inputs))
-        return found
+        if batch is not None and batch < 1:
+            raise SettingError(f"expected a batch of at least 1 image, found {batch}")
+        return self._predict_each(iter(images), batch or max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2)))
+
+    def _predict_each(self, images: Iterator[ImageLike], batch: int) -> Iterator[Prediction]:
+        while inputs := [self.preprocess(image) for image in islice(images, batch)]:
+            yield from self.predict_preprocessed(torch.stack(inputs))
 
     @torch.no_grad()
     def predict_preprocessed(self, inputs: Tensor) -> list[Prediction]:
         """Predicts as `predict` does what `preprocess` made of pictures: float N×C×size×size, in one batch."""
         found = []
         with eval_mode(self):
-            for row in self(inputs.to(next(self.parameters()).device)).float().softmax(1).cpu().tolist():
+            logits = self(inputs.to(next(self.parameters()).device)).float()
+            for row, given in zip(logits.softmax(1).cpu().tolist(), logits.cpu().tolist(), strict=True):
                 best = max(range(len(row)), key=row.__getitem__)
-                found.append(Prediction(self.class_names[best], row[best], tuple(row)))
+                found.append(Prediction(self.class_names[best], row[best], tuple(row), tuple(given)))
         return found
 
 
@@ -108,13 +119,15 @@ def _open_picture(image: ImageLike, spec: CropSpec) -> Image:
 
     if isinstance(image, (str, Path)):
         return read_image(image, spec)
+    if isinstance(image, bytes):
+        return decode_image(image, spec)
     if isinstance(image, Image.Image):
         return to_eight_bits(image, spec.bits or 16)
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
     if not isinstance(image, np.ndarray):
-        raise DataError(f"expected a path, a PIL image, an array or a tensor, found {type(image).__name__}")
+        raise DataError(f"expected a path, bytes, a PIL image, an array or a tensor, found {type(image).__name__}")
     pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
     shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (2, 3, 4))
     if pixels.dtype != np.uint8 or not shaped or pixels.size == 0:

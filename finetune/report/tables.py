@@ -385,9 +385,10 @@ def verification_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def sight_line(file: str, top: Sequence[tuple[str, float]]) -> str:
+def sight_line(file: str, top: Sequence[tuple[str, float]], error: str | None = None) -> str:
     """What `finetune predict` shows for one picture: tab between the parts, as in 'a.jpg<tab>bee 97.10 %'."""
-    return "\t".join([file, *(f"{label} {percent(probability)}" for label, probability in top)])
+    found = [f"error: {error}"] if error is not None else [f"{label} {percent(value)}" for label, value in top]
+    return "\t".join([file, *found])
 
 
 def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:

@@ -15,7 +15,7 @@ from finetune.checkpoint.format import (
     read_checkpoint,
     read_metadata,
 )
-from finetune.checkpoint.limits import MAX_LINEAGE
+from finetune.checkpoint.limits import MAX_LINEAGE, ancestor_text
 from finetune.errors import CheckpointError, SettingError
 from finetune.hub.download import HubFile, fetch
 from finetune.hub.errors import LogFn, log_nothing
@@ -83,7 +83,8 @@ class Source:
 
     def lineage_of_child(self) -> list[dict[str, Any]]:
         """The lineage of a checkpoint made from this source: the source itself, then its own parents, nearest first."""
-        itself = {"id": self.id or str(self.path and self.path.name), "sha256": self.sha256, "task": self.dataset}
+        id = ancestor_text(self.id or str(self.path and self.path.name))
+        itself = {"id": id, "sha256": self.sha256, "task": ancestor_text(self.dataset)}
         older = self.metadata.lineage if self.metadata is not None else []
         return [itself, *older][:MAX_LINEAGE]
 

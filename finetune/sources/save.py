@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from finetune.checkpoint.format import InputMetadata, Metadata, encode, read_checkpoint
+from finetune.checkpoint.format import InputMetadata, Metadata, check_saveable, encode, read_checkpoint
 from finetune.errors import CheckpointError, SettingError
 from finetune.io.outputs import check_output, replace_file
 from finetune.io.safe_open import sha256_of
@@ -53,7 +53,7 @@ def make_metadata(
 ) -> Metadata:
     """The metadata of a classifier as it is now. CheckpointError when it cannot be written to a file."""
     try:
-        return Metadata(
+        metadata = Metadata(
             model=classifier.model,
             arguments=classifier.arguments,
             classes=list(classifier.class_names),
@@ -64,8 +64,12 @@ def make_metadata(
             lineage=lineage or [],
             versions=versions(classifier.model),
         )
+        check_saveable(metadata)
     except ValidationError as error:
         raise CheckpointError(f"this classifier cannot be saved: {error.errors()[0]['msg'].lower()}") from None
+    except ValueError as error:
+        raise CheckpointError(f"this classifier cannot be saved: {error}") from None
+    return metadata
 
 
 def _unchanged(classifier: Classifier, origin: Source) -> bytes | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoint.format import has_metadata, read_metadata
+from finetune.checkpoint.limits import ancestor_text
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.hub.download import cached_file, fetch
 from finetune.hub.repo_id import PREFIX, is_hub_source
@@ -169,7 +170,7 @@ def _parent_faults(
         yield str(error)
         return
     task = own.data.get("name") if own is not None else None
-    if task != parent.task:
+    if (ancestor_text(task) if isinstance(task, str) else task) != parent.task:
         yield f"{parent.id} was trained on {task}, and {parent.task} is recorded"
     if ancestors != (own.lineage if own is not None else []):
         yield f"{parent.id} has other parents than those recorded after it"

@@ -174,9 +174,9 @@ def test_arrays_that_are_no_pictures_are_refused(image):
         classifier().preprocess(image)
 
 
-@pytest.mark.parametrize("image", [None, 5, [[1, 2]], b"bytes"])
+@pytest.mark.parametrize("image", [None, 5, [[1, 2]]])
 def test_other_things_are_refused(image):
-    with pytest.raises(DataError, match=f"expected a path, a PIL image, .* found {type(image).__name__}"):
+    with pytest.raises(DataError, match=f"expected a path, bytes, a PIL image, .* found {type(image).__name__}"):
         classifier().preprocess(image)
 
 
