@@ -79,7 +79,9 @@ def is_image_path(name: str) -> bool:
 
 
 def check_text(name: str) -> None:
-    """DataError for the name of images that is no UTF-8: no recipe and no checkpoint could hold it."""
+    """DataError for the name of images that is empty or no UTF-8: no recipe and no checkpoint could hold it."""
+    if not name:
+        raise DataError("an empty text names no images; the current folder is .")
     if unicode_text(name) != name:
         raise DataError(f"{shown_path(name)}: not UTF-8, so that no recipe can hold this name; rename it or link to it")
 

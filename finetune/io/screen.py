@@ -62,6 +62,8 @@ def open_standard_streams() -> StandardStream | None:
     sys.stderr = _reopened(sys.stderr, 2, "backslashreplace") or sys.stderr
     opened_out = _reopened(sys.stdout, 1, _ESCAPED)
     if opened_out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=_ESCAPED)
         return None
     sys.stdout = opened_out
     raw = opened_out.buffer.raw  # type: ignore[attr-defined]
