@@ -11,11 +11,10 @@ Importing this package imports neither torch nor anything else that is slow; tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from finetune.system import VERSION
-
+TYPE_CHECKING = False  # as typing has it; importing typing takes a third of the time until Ctrl-C can be answered
 if TYPE_CHECKING:
+    from typing import Any
+
     from finetune.commands.adapt import adapt
     from finetune.commands.check import check
     from finetune.commands.compare import compare
@@ -37,8 +36,9 @@ if TYPE_CHECKING:
     from finetune.study.folds import adapt_folds
     from finetune.study.rank import rank
     from finetune.study.seeds import adapt_seeds
+    from finetune.system import VERSION
 
-__version__ = VERSION
+    __version__ = VERSION
 
 __all__ = [
     "CheckReport",
@@ -94,6 +94,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from finetune.system import VERSION
+
+        return VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'finetune' has no attribute {name!r}")
     from importlib import import_module

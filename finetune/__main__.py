@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from finetune.cli.main import main
+from finetune.cli.entry import main
 
 main()

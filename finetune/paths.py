@@ -33,9 +33,12 @@ def shipped_checkpoint(name: str) -> Path | None:
 
 
 def data_root(given: str | Path | None) -> Path:
-    """The folder of the data sets: `given`, else $FINETUNE_DATA_ROOT, else ./data. SettingError for what is no path."""
+    """The folder of the data sets: `given`, else $FINETUNE_DATA_ROOT, else ./data. SettingError for no folder."""
     name = "--data-root" if given else f"${ROOT_VARIABLE}"
-    return to_path(given or os.environ.get(ROOT_VARIABLE) or "data", lambda fault: SettingError(f"{name}: {fault}"))
+    root = to_path(given or os.environ.get(ROOT_VARIABLE) or "data", lambda fault: SettingError(f"{name}: {fault}"))
+    if root.exists() and not root.is_dir():
+        raise SettingError(f"{name}: {root} is no folder; expected that of the data sets")
+    return root
 
 
 def cache_folder(given: str | Path | None = None) -> Path:

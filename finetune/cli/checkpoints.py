@@ -11,6 +11,7 @@ import click
 
 from finetune.cli.options import (
     IMAGES,
+    OutputFile,
     check_target,
     example,
     json_text,
@@ -21,9 +22,9 @@ from finetune.cli.options import (
     print_listing,
     with_options,
 )
-from finetune.errors import ClaimError, FinetuneError, OutputError, SettingError
+from finetune.errors import ClaimError, FinetuneError, SettingError
+from finetune.io.outputs import check_output
 from finetune.io.sanitize import name_in_line, printable
-from finetune.io.text_path import to_path
 
 if TYPE_CHECKING:
     from finetune.commands.predict import FilePrediction
@@ -44,12 +45,10 @@ if TYPE_CHECKING:
     metavar="PATTERN",
     help="Which pictures belong together, as data.group of recipes; left out: as in the checkpoint's training.",
 )
-@click.option(
-    "--confusion", type=click.Path(path_type=Path), metavar="PNG", help="Draws the confusion matrix as a picture."
-)
+@click.option("--confusion", type=OutputFile(".png"), metavar="PNG", help="Draws the confusion matrix as a picture.")
 @click.option(
     "--predictions",
-    type=click.Path(path_type=Path),
+    type=OutputFile(".csv"),
     metavar="CSV",
     help="Writes each image's label, prediction and probability, for compare.",
 )
@@ -59,12 +58,12 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
     from finetune.commands import evaluate as command
     from finetune.report.plots import confusion_picture
 
-    if confusion is not None and (confusion.suffix != ".png" or to_path(confusion, OutputError).is_dir()):
-        raise SettingError(f"--confusion {confusion}: expected a file name that ends in .png")
+    if confusion is not None:
+        check_output(confusion, "--confusion", [".png"], inputs=(checkpoint, data))
     console = make_console(quiet, results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
     if confusion is not None:
-        confusion_picture(found.result.confusion or [], found.classes, confusion)
+        confusion_picture(found.result.confusion or [], found.classes, confusion, console.note)
         console.note(f"wrote {confusion}")
     if as_json:
         print_json(found.to_dict())
@@ -78,7 +77,7 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
 @click.option("--from", "source", metavar="SOURCE", help="Whose features tell labels, as in adapt [default: pixels].")
 @click.option(
     "--write",
-    type=click.Path(path_type=Path),
+    type=OutputFile(".csv"),
     metavar="CSV",
     help="Writes a table of the pictures without the suspects, to be used as --target; changes no picture.",
 )
@@ -100,10 +99,10 @@ def check(target: str, as_json: bool, quiet: bool, **options: Any) -> None:
 
 @click.command(epilog=example("finetune report checkpoints/mnist-kmnist-sample.report.json"))
 @click.argument("report", type=click.Path(path_type=Path), metavar="REPORT.json")
-@click.option("--out", type=click.Path(path_type=Path), metavar="HTML", help="The page [default: REPORT.html].")
+@click.option("--out", type=OutputFile(".html"), metavar="HTML", help="The page [default: REPORT.html].")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=OutputFile(".svg", ".png"),
     metavar="SVG",
     help="Also draws its accuracies, or its curve, as a picture: .svg or .png.",
 )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import errno
 import sys
 
 import click
 
-from finetune import __version__
 from finetune.cli import catalog, checkpoints, hub, study, train
 from finetune.errors import FinetuneError
 from finetune.io.sanitize import printable_lines
-from finetune.system import configure_process
+from finetune.io.screen import open_standard_streams
+from finetune.system import VERSION, configure_process
 
 EXIT_CODES = """\b
 Exit codes:
@@ -57,7 +56,7 @@ class SectionedGroup(click.Group):
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(__version__, prog_name="finetune")
+@click.version_option(VERSION, prog_name="finetune")
 def cli() -> None:
     """Pretrains and fine-tunes image classifiers, and tells whether the pretrained weights helped."""
 
@@ -70,12 +69,11 @@ for _commands in COMMANDS.values():
 def main() -> None:
     """Runs the command line. Every error that is raised on purpose ends as one message and an exit code."""
     configure_process()
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(io.UnsupportedOperation):  # somebody has read from it
-                stream.reconfigure(errors="surrogateescape")  # file names need not be text; they go out as they came in
+    output = open_standard_streams()
     try:
         cli.main(prog_name="finetune", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -85,13 +83,22 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("stopped by Ctrl-C", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+    except OSError as error:
+        if output is None or error is not output.error:
+            raise
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         _fail("out of memory; smaller images, a smaller model or fewer other programs need less", 1)
+    if output is not None and output.error is not None:
+        _fail_to_print(output.error)
+
+
+def _fail_to_print(error: OSError) -> None:
+    """Ends with 1: what was asked for could not be printed. A reader that has seen enough needs no words."""
+    if error.errno == errno.EPIPE:
+        sys.exit(1)
+    _fail(f"standard output cannot be written ({error.strerror}); what a command writes to files is there", 1)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from finetune.errors import SettingError, UserError
+from finetune.io.outputs import check_file_name
 from finetune.io.sanitize import escaped_json, printable
 
 if TYPE_CHECKING:
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
     from finetune.report.curve_report import CurveReport
     from finetune.report.report import Report
     from finetune.run.options import RunOptions
+
+
+class OutputFile(click.Path):
+    """The path of a file to write, whose name ends in one of `endings`."""
+
+    def __init__(self, *endings: str) -> None:
+        super().__init__(path_type=Path)
+        self.endings = endings
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        # Before it is a Path, which forgets a slash at the end.
+        check_file_name(os.fspath(value), param.opts[0] if param is not None else "output", self.endings)
+        return super().convert(value, param, ctx)
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -44,7 +58,7 @@ OPTIONS = {
     "recipe": click.option("--recipe", type=click.Path(path_type=Path), required=True, help="The recipe file."),
     "out": click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=OutputFile(".safetensors"),
         help="The checkpoint to write [default: checkpoints/NAME.safetensors].",
     ),
     "data-root": click.option(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from finetune.cli.options import (
+    OutputFile,
     check_target,
     example,
     make_console,
@@ -40,7 +41,7 @@ from finetune.text import first_line
     metavar="N|A,B,...",
     help="How many trainings of each: a count, or seeds.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The report to write [default: studies/NAME.curve.json].")
+@click.option("--out", type=OutputFile(".curve.json"), help="The report to write [default: studies/NAME.curve.json].")
 @with_options("jobs", "engine", "data-root", "device", "set")
 @with_options("resume", "snapshot-every", "html", "force", "json", "quiet")
 def curve(source: str, recipe: Path, target: str | None, **given: Any) -> None:
@@ -74,7 +75,7 @@ def curve(source: str, recipe: Path, target: str | None, **given: Any) -> None:
     help="How often each of them is fine-tuned: a count, or seeds.",
 )
 @with_options("same-shots", "jobs", "engine")
-@click.option("--out", type=click.Path(path_type=Path), help="The report to write [default: studies/NAME.rank.json].")
+@click.option("--out", type=OutputFile(".rank.json"), help="The report to write [default: studies/NAME.rank.json].")
 @with_options("data-root", "device", "set", "resume", "snapshot-every", "html", "force", "json", "quiet")
 def rank(sources: tuple[str, ...], target: str | None, recipe: Path, **given: Any) -> None:
     """Tells which of several sources to start from: scores all of them cheaply, fine-tunes the best; writes a report.

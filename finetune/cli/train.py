@@ -9,6 +9,7 @@ import click
 
 from finetune.cli.options import (
     SOURCES,
+    OutputFile,
     check_target,
     example,
     make_console,
@@ -87,7 +88,7 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
 @with_options("model", "target", "shots", "data-root", "device", "seed", "set", "force", "json")
 @click.option(
     "--show-augment",
-    type=click.Path(path_type=Path),
+    type=OutputFile(".png"),
     metavar="PNG",
     help="Draws training images as the phases would see them.",
 )

@@ -74,7 +74,7 @@ def adapt(
     `metric` is what the comparisons are about, by its name in `metrics.METRICS`.
     `recipe` and `options` are as for `pretrain`. Raises the errors of `finetune.errors`.
     """
-    with start_run(options) as call:
+    with start_run(options, source, target, recipe) as call:
         located = find_source(source, call)
         overrides = call.overrides({"model.name": model}, {"data.name": target, "data.shots": shots})
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, overrides, located.architecture), recipe)
@@ -91,7 +91,9 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
     for note in pictures.notes:
         call.console.note(note)
     setup = replace(setup, data=replace(setup.data, notes=(*setup.data.notes, *pictures.notes)))
-    outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}", writes=call.group.leader)
+    inputs = (*call.reads, recipe.data.name, setup.source.path)
+    name = f"{setup.source.name}-{setup.data.name}"
+    outputs = check_outputs(call.out, name, writes=call.group.leader, inputs=inputs)
     rows = wanted_rows(recipe.compare)
     with open_adaptation(recipe, setup, outputs, call) as adaptation:
         run_folder = adaptation.run_folder

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune.data.image_dataset import ImageSet
-from finetune.data.openers import is_image_path
+from finetune.data.openers import is_image_path, short_name
 from finetune.data.quality import (
     Grouping,
     contradicted,
@@ -30,10 +30,9 @@ from finetune.data.quality import (
     scarce_classes,
 )
 from finetune.data.twins import TwinPairs, descriptors, find_twins, fit_model, thumbnails
-from finetune.errors import DataError, OutputError, SettingError
-from finetune.io.atomic import prepared_files
+from finetune.errors import DataError, SettingError
+from finetune.io.outputs import check_file_name, check_output, replace_file
 from finetune.io.safe_open import is_file
-from finetune.io.text_path import to_path
 from finetune.models.classifier import Classifier
 from finetune.models.spec import InputSpec
 from finetune.paths import data_root as resolve_data_root
@@ -41,7 +40,6 @@ from finetune.report.check_report import KINDS, CheckReport, Finding
 from finetune.report.console import Console
 from finetune.report.page import MAX_PICTURES, Material, Picture, check_page
 from finetune.run.data import RunData, open_run_data
-from finetune.run.output_paths import move_file_aside
 from finetune.run.page_pictures import picture_file
 from finetune.run.report_page import page_path, write_page
 from finetune.run.setup import open_recipe
@@ -114,7 +112,9 @@ def check(
     """
     console = console or Console(quiet=True, results=False)
     if write is not None:
-        _check_write(Path(write), target)
+        _check_write(write, target, source)
+    if html:
+        page_path(short_name(target), "check")
     if foreign := [setting for setting in settings if not setting.startswith("data.")]:
         raise SettingError(f"check: --set {foreign[0]}: expected a key of data, such as data.group or data.classes")
     classifier = None
@@ -417,15 +417,11 @@ def _suspects(findings: Sequence[Finding], learnt_twins: Sequence[str]) -> list[
     return list(found)
 
 
-def _check_write(path: Path, target: str) -> None:
-    if path.suffix != ".csv":
-        raise SettingError(f"--write {path}: expected a file name that ends in .csv")
-    if to_path(path, lambda fault: OutputError(f"--write {fault}")).is_dir():
-        raise OutputError(f"--write {path}: is a folder; expected a file name that is free or a file")
+def _check_write(path: str | Path, target: str, source: str | Path | None) -> None:
+    check_file_name(path, "--write", [".csv"])
     if not is_image_path(target):
         raise DataError(f"--write {path}: {target} has no picture files that a table could name; leave --write out")
-    if path.resolve() == to_path(target, DataError).resolve():
-        raise OutputError(f"--write {path}: is the table that is checked; name another file")
+    check_output(path, "--write", [".csv"], inputs=(target, source))
 
 
 def _write_clean(path: Path, target: str, pictures: Pictures, report: CheckReport, console: Console) -> None:
@@ -449,8 +445,7 @@ def _write_clean(path: Path, target: str, pictures: Pictures, report: CheckRepor
             part = [] if by_group else [PARTS[pictures.part[index]]]
             rows.writerow([place, label, *part, *([groups[index]] if groups else [])])
     content = text.getvalue().encode("utf-8", "surrogateescape")
-    with prepared_files({path: content}):
-        move_file_aside(path, content, console)
+    replace_file(path, content, console.note)
     with_groups = ", with their groups, of which whole ones will be tested" if by_group else ""
     kept = len(pictures.names) - len(suspects)
     console.note(f"wrote {path}: {kept:,} of {len(pictures.names):,} pictures{with_groups}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,11 +15,10 @@ from rich.text import Text
 
 from finetune.checkpoint.format import Metadata
 from finetune.data.image_dataset import ImageSet
-from finetune.data.openers import check_images_name
+from finetune.data.openers import check_images_name, short_name
 from finetune.errors import DataError, OutputError, SettingError
-from finetune.io.atomic import prepared_files
+from finetune.io.outputs import check_output, replace_file
 from finetune.io.sanitize import printable
-from finetune.io.text_path import to_path
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
@@ -31,7 +30,7 @@ from finetune.run.data import open_test
 from finetune.run.finalize import RowAnswers, as_predictions, row_predictions, score
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.measured import LearntFrom, Part, choose_measured
-from finetune.run.output_paths import RUNS, move_file_aside
+from finetune.run.output_paths import RUNS
 from finetune.run.page_pictures import with_pictures
 from finetune.run.report_page import page_path, write_page
 from finetune.sources.resolve import locate, open_source
@@ -114,7 +113,9 @@ def evaluate(
     """
     console = console or Console(quiet=True, results=False)
     if predictions is not None:
-        check_predictions_path(Path(predictions))
+        check_predictions_path(predictions, (checkpoint, data))
+    if html:
+        page_path(f"{Path(checkpoint).stem}-{short_name(data)}", "evaluate")
     source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
     runtime, root = choose_runtime(device, "float32"), resolve_data_root(data_root)
     learnt = LearntFrom.of(source.metadata)
@@ -227,14 +228,12 @@ def evaluate_classifier(
     return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in own), answers)
 
 
-def check_predictions_path(path: Path) -> None:
-    """SettingError unless `path` ends in .csv; OutputError where something else than a file of predictions is there."""
-    if path.suffix != SUFFIX:
-        raise SettingError(f"--predictions {path}: expected a file name that ends in {SUFFIX}")
-    if not to_path(path, OutputError).exists():
+def check_predictions_path(path: str | Path, inputs: Sequence[str | Path]) -> None:
+    """SettingError, OutputError as of `check_output`, and where something else than a file of predictions is there."""
+    if not check_output(path, "--predictions", [SUFFIX], inputs=inputs).exists():
         return
     try:
-        read_predictions(path)
+        read_predictions(Path(path))
     except DataError as error:
         raise OutputError(
             f"{path}: is there already and is no file of predictions ({first_line(error)}); name another place"
@@ -243,6 +242,5 @@ def check_predictions_path(path: Path) -> None:
 
 def write_predictions(path: Path, content: bytes, console: Console) -> None:
     """Writes a file of predictions; an older, different one gets a second name first. OutputError."""
-    with prepared_files({path: content}):
-        move_file_aside(path, content, console)
+    replace_file(path, content, console.note)
     console.note(f"wrote {path}")

@@ -18,6 +18,7 @@ from finetune.data.image_dataset import ImageSet
 from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
 from finetune.errors import SettingError
+from finetune.io.outputs import check_output
 from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
 from finetune.report.plots import grid_picture
@@ -169,7 +170,9 @@ def plan(
     `show_augment` names a picture to be made of training images as the phases would see them. Seconds are measured on a
     few steps of a copy whose weights are thrown away. The rest, and errors, are as for pretrain and adapt.
     """
-    with start_run(options) as call:
+    with start_run(options, source, target, recipe) as call:
+        if show_augment is not None:
+            check_output(show_augment, "--show-augment", [".png"], inputs=call.reads)
         located = find_source(source, call) if source is not None else None
         overrides = call.overrides({"model.name": model}, {"data.name": target, "data.shots": shots})
         checked = open_recipe(recipe, overrides, located.architecture if located is not None else None)
@@ -193,7 +196,7 @@ def plan(
         context = make_context(checked, setup, call.console, needs_features=needs_features)
         if show_augment is not None:
             grid = augment_grid(setup.data.train, context.normalize, context.augment, checked.seed)
-            grid_picture(*grid, Path(show_augment))
+            grid_picture(*grid, Path(show_augment), call.console.note)
             call.console.note(f"wrote {show_augment}")
         return _plan_phases(checked, phases, setup, context)
 

@@ -136,7 +136,7 @@ def listed_paths(stream: BinaryIO, end: bytes) -> Iterator[str]:
     DataError for one of over MAX_LISTED_BYTES.
     """
     rest = b""
-    while piece := stream.read1(MAX_LISTED_BYTES):  # type: ignore[attr-defined]
+    while piece := _read_some(stream):
         *whole, rest = (rest + piece).split(end)
         if len(rest) > MAX_LISTED_BYTES:
             divided = "zero bytes" if end == b"\0" else "line breaks (zero bytes, with --null)"
@@ -144,6 +144,14 @@ def listed_paths(stream: BinaryIO, end: bytes) -> Iterator[str]:
         yield from (path for one in whole if (path := _listed_path(one, end)))
     if path := _listed_path(rest, end):
         yield path
+
+
+def _read_some(stream: BinaryIO) -> bytes:
+    try:
+        piece: bytes = stream.read1(MAX_LISTED_BYTES)  # type: ignore[attr-defined]
+    except OSError as error:  # it is closed
+        raise SettingError(f"-: standard input cannot be read ({error.strerror}); expected paths there") from None
+    return piece
 
 
 def _listed_path(line: bytes, end: bytes) -> str:

@@ -50,7 +50,7 @@ def pretrain(recipe: RecipeLike, **options: Unpack[RunOptions]) -> Report:
     are those of RunOptions. Raises the errors of `finetune.errors`. Where torchrun has started several processes, all
     train together and the first one writes.
     """
-    with start_run(options) as call:
+    with start_run(options, recipe) as call:
         return _pretrain(recipe, call)
 
 
@@ -66,7 +66,7 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
         check_adapters(network, recipe.phases)
         classifier = Classifier(network, setup.model, dict(setup.arguments), data.class_names, setup.spec)
         make_metadata(classifier, **metadata_fields)  # what cannot be saved is found now, not after training
-        outputs = check_outputs(call.out, name, writes=group.leader)
+        outputs = check_outputs(call.out, name, writes=group.leader, inputs=(*call.reads, recipe.data.name))
         fingerprint = run_fingerprint(recipe, setup.model, metadata_fields["data"], runtime)
         identity = RunIdentity(dump_recipe(recipe), fingerprint, environment(runtime))
         context = make_context(recipe, setup, console)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoint.format import encode, has_metadata, read_metadata
-from finetune.errors import HubError, OutputError
+from finetune.errors import HubError
 from finetune.hub.bundle import headline
 from finetune.hub.download import HubFile, fetch
 from finetune.hub.repo_id import parse_name
@@ -51,11 +51,8 @@ def pull(
     """
     console = console or Console(quiet=quiet, results=not quiet)
     name = parse_name(repository)
-    outputs = check_outputs(out, name.stem, writes=False)
+    outputs = check_outputs(out, name.stem, runs=False)
     path = outputs.checkpoint
-    for place in (outputs.checkpoint, outputs.report):
-        if place.is_dir():
-            raise OutputError(f"--out {path}: {place} is a folder; expected a file name that is free or a file")
     found = fetch(name, note=console.note, bars=not console.quiet)
     content, what = _content(found)
     digest = sha256_of(content)

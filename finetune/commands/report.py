@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from finetune.data.openers import is_hub_data
 from finetune.data.registry import DATASETS
-from finetune.errors import DataError, FinetuneError, OutputError, SettingError
-from finetune.io.safe_open import read_regular
+from finetune.errors import DataError, FinetuneError, SettingError
+from finetune.io.outputs import check_output
+from finetune.io.safe_open import is_file, is_folder, read_regular
 from finetune.io.text_path import to_path
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.check_report import CheckReport
@@ -56,14 +58,13 @@ def html_report(
     path, console = to_path(report), console or Console(quiet=True, results=False)
     if path.is_dir() or not path.name:
         raise SettingError(f"{report}: is a folder; expected the file of a report, such as NAME.report.json in it")
-    target = to_path(out, OutputError) if out is not None else path.with_suffix(ENDING)
-    if target.suffix != ENDING or target == path:
-        raise SettingError(f"--out {target}: expected a file name that ends in {ENDING}")
-    picture = to_path(plot, OutputError) if plot is not None else None
-    if picture is not None and picture.suffix not in PLOTS:
-        raise SettingError(f"--plot {picture}: expected a file name that ends in {' or '.join(PLOTS)}")
+    reads, root = (path, data), resolve_data_root(data_root)
+    if data is not None and not (data and (is_hub_data(data) or data in DATASETS or is_file(data) or is_folder(data))):
+        raise SettingError(f"--data {data}: expected pictures or a data set's name, and there is nothing of that name")
+    target = check_output(out if out is not None else path.with_suffix(ENDING), "--out", [ENDING], inputs=reads)
+    picture = check_output(plot, "--plot", PLOTS, inputs=reads) if plot is not None else None
     values = _read(path)
-    page = _checked(path, lambda: _page(values, path, data, resolve_data_root(data_root)))
+    page = _checked(path, lambda: _page(values, path, data, root))
     drawn = _checked(path, lambda: _plot(values, picture)) if picture is not None else b""
     write_page(target, page, console)
     if picture is not None:
@@ -186,7 +187,6 @@ def _with_pictures(material: Material, report: Report, path: Path, data: str | N
 def _measured_images(report: Report, path: Path, data: str | None, root: Path) -> tuple[Classifier, ImageSet]:
     """The classifier beside a report, and the images that it was measured on. DataError where they are others now."""
     from finetune.data.image_dataset import join
-    from finetune.data.openers import is_hub_data
     from finetune.run.data import open_test
     from finetune.run.measured import LearntFrom, choose_measured
     from finetune.sources.resolve import locate, open_source

@@ -79,7 +79,7 @@ def verify(
     read at all; other errors are those of `evaluate`.
     """
     console = console or Console(quiet=True, results=False)
-    runtime = choose_runtime(device, "float32")
+    runtime, root = choose_runtime(device, "float32"), resolve_data_root(data_root)
     subject = open_for_checks(locate(checkpoint, note=console.note, bars=not console.quiet))
     report, lineage = read_report_values(subject.report_path), lineage_check(subject)
     parents = find_parents(subject, report, may_fetch=fetch) if lineage.state == "ok" else []
@@ -91,7 +91,6 @@ def verify(
     elif subject.classifier is None:
         checks.append(Check.skipped("accuracy", "the tensors fit no network"))
     else:
-        root = resolve_data_root(data_root)
         learnt = LearntFrom.of(subject.metadata)
         found = evaluate_classifier(subject.classifier, str(checkpoint), data, root, runtime, console, learnt)
         evaluation, same = found.evaluation, _same_images(subject, found)

@@ -79,7 +79,9 @@ def is_image_path(name: str) -> bool:
 
 
 def check_images_name(name: str) -> None:
-    """DataError for the name of images that can be no path, and for one that is no UTF-8, which no recipe can hold."""
+    """DataError for the name of images that is empty, can be no path, or is no UTF-8, which no recipe can hold."""
+    if not name:
+        raise DataError("an empty text names no images; the current folder is .")
     if is_hub_data(name):
         return
     to_path(name, DataError)

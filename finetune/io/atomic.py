@@ -14,12 +14,14 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import OutputError
+from finetune.io.safe_open import open_to_append, read_regular, refuse_special
 from finetune.io.text_path import fitting_name
 
 CHUNK = 4 * 1024**2  # bytes handed to one write
@@ -59,6 +61,7 @@ def temporary_file(path: Path) -> Iterator[TemporaryFile]:
     """
     temporary, descriptor = None, None
     try:
+        refuse_special(path)
         make_folder(path.parent)
         _sweep_files(path)
         while descriptor is None:
@@ -119,12 +122,12 @@ def prepared_files(contents: Mapping[Path, bytes]) -> Iterator[None]:
 
 def append_line(path: Path, content: bytes) -> None:
     """Adds to the end of a file, all or nothing where the process lives on. It is not synced. OutputError."""
-    with raises_output_error(path, len(content)), _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
-        before = os.fstat(descriptor).st_size
+    with raises_output_error(path, len(content)), open_to_append(path) as file:
+        before = os.fstat(file.fileno()).st_size
         try:
-            write_all(descriptor, content)
+            write_all(file.fileno(), content)
         except BaseException:
-            os.ftruncate(descriptor, before)
+            os.ftruncate(file.fileno(), before)
             raise
 
 
@@ -136,7 +139,7 @@ def link_aside(path: Path, aside: Path) -> None:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            write_atomic(aside, path.read_bytes())
+            write_atomic(aside, read_regular(path, sys.maxsize))
         sync_folder(aside.parent)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from finetune.io.safe_open import open_to_append
 from finetune.io.sanitize import printable_lines
+from finetune.io.screen import Screen
 
 if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
 
@@ -24,16 +26,18 @@ class Console:
 
     `quiet` leaves progress and remarks out, warnings excepted. Lines are also written to the log, if any; tables are
     not, the report has them. Brackets and colons in names of files and classes mean nothing, and characters that would
-    move a terminal's cursor are shown as `�`.
+    move a terminal's cursor are shown as `�`. A stream that breaks is left alone from then on, and the log says so.
     """
 
     def __init__(self, *, quiet: bool = False, results: bool = True) -> None:
         from rich.console import Console as RichConsole
 
         self.quiet, self.results = quiet, results
-        width = None if sys.stdout.isatty() else PLAIN_WIDTH
-        self.err = RichConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self.out = RichConsole(highlight=False, markup=False, emoji=False, width=width)
+        self._screens = {"error": Screen("stderr"), "output": Screen("stdout")}
+        width = None if self._screens["output"].isatty() else PLAIN_WIDTH
+        plain: Any = {"highlight": False, "markup": False, "emoji": False}
+        self.err = RichConsole(file=cast("TextIO", self._screens["error"]), soft_wrap=True, **plain)
+        self.out = RichConsole(file=cast("TextIO", self._screens["output"]), width=width, **plain)
         self.log: Path | None = None
         self.hushed = False
 
@@ -46,7 +50,7 @@ class Console:
         text = printable_lines(text)
         self._log(text)
         if not self.quiet:
-            self.err.print(text)
+            self._print(self.err, text)
 
     def warn(self, text: str) -> None:
         """Something the person should know even when it is quiet."""
@@ -54,25 +58,29 @@ class Console:
         self._log(f"warning: {text}")
         if self.hushed:
             return
-        self.err.print(f"warning: {text}", style="yellow")
+        self._print(self.err, f"warning: {text}", style="yellow")
 
     def say(self, text: str) -> None:
         """A line that is part of the result."""
         text = printable_lines(text)
         self._log(text)
-        self._print(text)
+        self._show(text)
 
     def show(self, renderable: RenderableType) -> None:
         """A table that is part of the result."""
-        self._print(renderable)
+        self._show(renderable)
 
-    def _print(self, what: RenderableType) -> None:
-        if not self.results:
-            return
-        try:
-            self.out.print(what, soft_wrap=isinstance(what, str))
-        except SystemExit:  # rich's answer to a closed pipe; that nobody reads on must not end a run
-            self.results = False
+    def _show(self, what: RenderableType) -> None:
+        if self.results:
+            self._print(self.out, what, soft_wrap=isinstance(what, str))
+
+    def _print(self, console: RichConsole, what: RenderableType, **how: Any) -> None:
+        console.print(what, **how)
+        for name, screen in list(self._screens.items()):
+            if screen.error is not None:
+                del self._screens[name]
+                reason = getattr(screen.error, "strerror", None) or screen.error
+                self._log(f"warning: standard {name} can no longer be written ({reason}); going on without it")
 
     @contextmanager
     def phase(self, title: str, steps: int) -> Iterator[PhaseView]:
@@ -98,8 +106,8 @@ class Console:
         if self.log is None:
             return
         try:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            with open_to_append(self.log) as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
         except OSError as error:
             lost, self.log = self.log, None  # a log must not end a run
             self.warn(f"{lost}: cannot be written ({error.strerror}); going on without it")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from finetune.io.atomic import write_atomic
+from finetune.io.outputs import Note, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,9 @@ FOREST_ROW = 0.42  # inches of a line of a forest plot
 GAP = 2  # pixels between the images of a grid, at the size the images have
 
 
-def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path) -> None:
+def confusion_picture(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path, note: Note = lambda text: None
+) -> None:
     """Draws how often each class (row) was taken for each (column) as a PNG at `path`.
 
     A field's colour is its share of the row, its number the images. ValueError unless `confusion` is square with a row
@@ -56,10 +58,12 @@ def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]
             size = min(letters, cell * 72 * 1.4 / len(text))
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
-    _save(figure, Path(path))
+    _save(figure, Path(path), note)
 
 
-def grid_picture(images: npt.NDArray[np.uint8], labels: Sequence[str], path: str | Path) -> None:
+def grid_picture(
+    images: npt.NDArray[np.uint8], labels: Sequence[str], path: str | Path, note: Note = lambda text: None
+) -> None:
     """Draws a row for each image as a PNG at `path`: as the network is judged on it, then as it is trained on it.
 
     `images` is uint8, N×V×H×W×C with 1 or 3 channels, the first of the V versions the evaluation view; `labels` are the
@@ -85,7 +89,7 @@ def grid_picture(images: npt.NDArray[np.uint8], labels: Sequence[str], path: str
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _save(figure, Path(path))
+    _save(figure, Path(path), note)
 
 
 @dataclass(frozen=True)
@@ -212,9 +216,9 @@ def pictures(draw: Callable[[], Figure], endings: Sequence[str]) -> dict[str, by
         return {ending: encoded(figure, ending) for ending in endings}
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Writes the whole picture or nothing: to a temporary file beside `path`, then renamed."""
-    write_atomic(path, encoded(figure, "png"))
+def _save(figure: Figure, path: Path, note: Note) -> None:
+    """Writes the whole picture or nothing; an older one is moved aside, of which `note` is told."""
+    replace_file(path, encoded(figure, "png"), note)
 
 
 def encoded(figure: Figure, ending: str) -> bytes:

@@ -18,6 +18,7 @@ from finetune.data.image_dataset import ImageSet
 from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
+from finetune.io.outputs import is_kept_aside, move_files_aside
 from finetune.models.classifier import Classifier
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
@@ -37,7 +38,7 @@ from finetune.report.rows import Row, row_of
 from finetune.report.statistics import confusion, per_class
 from finetune.report.tables import report_tables
 from finetune.run.ledger import digest_of, record_opening
-from finetune.run.output_paths import OutputPaths, is_kept_aside, move_aside, move_files_aside, same_results
+from finetune.run.output_paths import OutputPaths, move_aside, same_results
 from finetune.run.setup import RunSetup
 from finetune.sources.save import make_metadata
 from finetune.system import versions
@@ -269,7 +270,7 @@ def save_run(
         console.note(f"{outputs.checkpoint}: the same bytes as the run before")
         with prepared_files(contents):
             if not same_results(outputs.report, report.to_dict()) and not is_kept_aside(outputs.report):
-                move_files_aside(list(contents), outputs.checkpoint.stem, console)
+                move_files_aside(list(contents), outputs.checkpoint.stem, console.note)
     else:
         with prepared_files({outputs.checkpoint: content, **contents}):
             move_aside(outputs, console)

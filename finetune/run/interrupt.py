@@ -97,7 +97,7 @@ class StopRequests:
 
 def _is_free(handler: Any) -> bool:
     """Whether a signal with this handler may be handled here."""
-    default = handler in (signal.SIG_DFL, signal.default_int_handler)
+    default = handler in (signal.SIG_DFL, signal.default_int_handler) or getattr(handler, "gives_way", False)
     return default or isinstance(getattr(handler, "__self__", None), StopRequests)
 
 

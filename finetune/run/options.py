@@ -63,6 +63,7 @@ class RunCall:
     html: bool = False
     logs: tuple[str, ...] = ()
     force: bool = False
+    reads: tuple[str | Path, ...] = ()
 
     def overrides(self, before: Mapping[str, Any] | None = None, after: Mapping[str, Any] | None = None) -> list[str]:
         """All KEY=VALUE changes of the recipe: `before`, settings, `after`. None in the outer two is no change."""
@@ -79,8 +80,11 @@ def _as_settings(values: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def start_run(options: RunOptions) -> Iterator[RunCall]:
-    """Joins the processes that torchrun started, if it did, and fills in defaults; all but the leader are silent."""
+def start_run(options: RunOptions, *reads: object) -> Iterator[RunCall]:
+    """Joins the processes that torchrun started, if it did, and fills in defaults; all but the leader are silent.
+
+    reads: what the call was given to read; texts and paths among it are never written over.
+    """
     quiet, device = options.get("quiet", True), options.get("device", "auto")
     console = options.get("console") or Console(quiet=quiet, results=not quiet)
     given = options.get("settings") or ()
@@ -98,4 +102,7 @@ def start_run(options: RunOptions) -> Iterator[RunCall]:
         html = options.get("html", False)
         seed = _as_settings(_given({"seed": options.get("seed")}))
         force = options.get("force", False)
-        yield RunCall(group, console, options.get("out"), root, device, (*settings, *seed), resume, html, logs, force)
+        given_paths = tuple(own for own in reads if isinstance(own, (str, Path)))
+        yield RunCall(
+            group, console, options.get("out"), root, device, (*settings, *seed), resume, html, logs, force, given_paths
+        )

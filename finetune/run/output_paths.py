@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import OutputError, SettingError
-from finetune.io.atomic import append_line, link_aside, raises_output_error, write_atomic
+from finetune.errors import OutputError
+from finetune.io.atomic import append_line, raises_output_error, remove_file, write_atomic
+from finetune.io.outputs import check_file_name, check_output, check_writable, move_files_aside, numbered
 from finetune.io.safe_open import sha256_of
-from finetune.io.text_path import MAX_NAME_BYTES, fitting_name, to_path
+from finetune.io.text_path import fitting_name, to_path
 from finetune.report.console import Console
 from finetune.report.report import read_report_values
 from finetune.run.lock import LOCK_NAME
@@ -25,7 +24,6 @@ SUFFIX = ".safetensors"
 TIMES = ("seconds", "images_per_second")  # keys of reports that differ from run to run
 RUNS = Path("runs")  # the folder of all run folders, in the current one
 STUDIES = Path("studies")  # the folder of reports of many trainings, in the current one
-ASIDE_ROOM = 40  # bytes of a second name for its mark and its ending
 SNAPSHOTS, LOG = "snapshots", "log.txt"  # in a run folder
 
 
@@ -94,21 +92,27 @@ class StudyPaths:
         return self.report.with_suffix(f".{ending}")
 
 
-def check_study_outputs(out: str | Path | None, name: str, kind: str, endings: Sequence[str]) -> StudyPaths:
+def check_study_outputs(
+    out: str | Path | None, name: str, kind: str, endings: Sequence[str], inputs: Iterable[str | Path | None] = ()
+) -> StudyPaths:
     """The paths of a study, which can all be written; OutputError, SettingError if not. Changes no existing file.
 
     out: the report's path, by default studies/`name`.`kind`.json. endings: of the files that are written beside it.
+    inputs: what the study reads.
     """
-    report = Path(out) if out is not None else STUDIES / f"{name}.{kind}.json"
-    if not report.name.endswith(f".{kind}.json") or report.name == f".{kind}.json":
-        raise SettingError(f"--out {report}: expected a file name that ends in .{kind}.json")
-    paths = StudyPaths(report, kind)
-    for path in (report, *map(paths.beside, endings)):
-        if to_path(path, _refused).is_dir():
-            raise OutputError(f"--out {report}: {path} is a folder; expected a file name that is free or a file")
-    check_writable(report.parent, "name another place with --out")
-    check_writable(paths.run_folder.parent, "run finetune in a folder that can be written")
+    report = out if out is not None else STUDIES / f"{name}.{kind}.json"
+    paths = StudyPaths(Path(report), kind)
+    check_output(report, "--out", [f".{kind}.json"], inputs=inputs, beside=[*map(paths.beside, (*endings, "html"))])
+    _check_run_folder(paths.run_folder)
     return paths
+
+
+def _check_run_folder(folder: Path) -> None:
+    """OutputError where a run could not have its folder."""
+    check_writable(folder.parent, "run finetune in a folder that can be written")
+    place = to_path(folder, OutputError)
+    if not place.is_dir() and (place.exists() or place.is_symlink()):
+        raise OutputError(f"{folder}: the run's folder cannot be there, where something else is; name another --out")
 
 
 def same_results(path: Path, values: Mapping[str, Any]) -> bool:
@@ -124,37 +128,28 @@ def _without_times(values: object) -> object:
     return [_without_times(value) for value in values] if isinstance(values, list) else values
 
 
-def check_outputs(out: str | Path | None, name: str, *, writes: bool = True) -> OutputPaths:
+def check_outputs(
+    out: str | Path | None,
+    name: str,
+    *,
+    writes: bool = True,
+    runs: bool = True,
+    inputs: Iterable[str | Path | None] = (),
+) -> OutputPaths:
     """The paths of a run, which can all be written; OutputError if not. Changes no existing file.
 
     out: the checkpoint's path, by default checkpoints/`name`.safetensors. Only a process that `writes` checks them.
+    runs: whether it will have a run folder. inputs: what the run reads.
     """
-    checkpoint = Path(out) if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
-    if checkpoint.suffix != SUFFIX:
-        raise SettingError(f"--out {checkpoint}: expected a file name that ends in {SUFFIX}")
-    outputs = OutputPaths(checkpoint, RUNS / checkpoint.stem)
-    if not writes:
-        return outputs
-    for path in (outputs.checkpoint, outputs.report, outputs.predictions):
-        if to_path(path, _refused).is_dir():
-            raise OutputError(f"--out {checkpoint}: {path} is a folder; expected a file name that is free or a file")
-    check_writable(checkpoint.parent, "name another place with --out")
-    check_writable(outputs.run_folder.parent, "run finetune in a folder that can be written")
+    checkpoint = out if out is not None else Path("checkpoints") / f"{name}{SUFFIX}"
+    check_file_name(checkpoint, "--out", [SUFFIX])
+    outputs = OutputPaths(Path(checkpoint), RUNS / Path(checkpoint).stem)
+    if writes:
+        beside = (outputs.report, outputs.predictions, outputs.report.with_suffix(".html"))
+        check_output(checkpoint, "--out", [SUFFIX], inputs=inputs, beside=beside)
+        if runs:
+            _check_run_folder(outputs.run_folder)
     return outputs
-
-
-def _refused(fault: str) -> OutputError:
-    return OutputError(f"--out: {fault}")
-
-
-def check_writable(folder: Path, hint: str) -> None:
-    """Makes a folder. OutputError where no file can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot write there ({error.strerror}); {hint}") from None
 
 
 def clear_run_folder(folder: Path, console: Console) -> bool:
@@ -163,7 +158,7 @@ def clear_run_folder(folder: Path, console: Console) -> bool:
         if not any(path.name != LOCK_NAME for path in folder.iterdir()):
             return False
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
-        names = (fitting_name(folder.name, f".was-{stamp}{_number(n)}") for n in count(1))
+        names = (fitting_name(folder.name, f".was-{stamp}{numbered(n)}") for n in count(1))
         aside = next(path for path in map(folder.with_name, names) if not path.exists())
         hint = _left_hint(folder)
         folder.rename(aside)
@@ -187,8 +182,7 @@ def rewrite_metrics(outputs: OutputPaths, rows: Sequence[dict[str, Any]]) -> Non
     if rows:
         write_atomic(outputs.metrics, "".join(map(_json_line, rows)).encode())
     else:
-        with raises_output_error(outputs.metrics):
-            outputs.metrics.unlink(missing_ok=True)
+        remove_file(outputs.metrics)
 
 
 def append_metrics(outputs: OutputPaths, row: dict[str, Any]) -> None:
@@ -203,63 +197,4 @@ def _json_line(row: dict[str, Any]) -> str:
 def move_aside(outputs: OutputPaths, console: Console) -> None:
     """Gives an older checkpoint, its report and predictions second names, as `move_files_aside` does."""
     files = (outputs.checkpoint, outputs.report, outputs.predictions)
-    move_files_aside(files, outputs.checkpoint.name.removesuffix(SUFFIX), console)
-
-
-def move_files_aside(paths: Sequence[Path], stem: str, console: Console) -> None:
-    """Gives older files second names, with the start of the first one's sha256 after `stem`, with which all begin.
-
-    All stay in place until they are replaced, so that there is no moment without them. A second name that an
-    interrupted attempt gave to the same content is used again.
-    """
-    existing = [path for path in paths if path.is_file()]
-    if not existing:
-        return
-    with raises_output_error(existing[0]):
-        asides = _second_names(existing, stem)
-    for old, aside in asides.items():
-        if not aside.exists():
-            link_aside(old, aside)
-        console.note(f"{old} was there already: moved to {aside.name}")
-
-
-def is_kept_aside(report: Path) -> bool:
-    """Whether a report's content has a second name already, as after an attempt that was cut short. OutputError."""
-    name = report.name.removesuffix(".report.json")
-    with raises_output_error(report):
-        there = report.parent.glob(f"{glob.escape(_aside_stem(name))}.was-*.report.json")
-        return not report.is_file() or sha256_of(report) in map(sha256_of, there)
-
-
-def move_file_aside(path: Path, content: bytes, console: Console) -> None:
-    """As `move_aside`, for one file that is about to become `content`; where it is that already, it stays."""
-    with raises_output_error(path):
-        if not path.is_file() or sha256_of(path) == sha256_of(content):
-            return
-        [(_, aside)] = _second_names([path], path.stem).items()
-    if not aside.exists():
-        link_aside(path, aside)
-    console.note(f"{path} was there already: moved to {aside.name}")
-
-
-def _second_names(existing: Sequence[Path], stem: str) -> dict[Path, Path]:
-    """For each file a path that is free or has the same content; all with the same middle, so that pairs stay pairs."""
-    digests = {old: sha256_of(old) for old in existing}
-
-    def usable(old: Path, aside: Path) -> bool:
-        return not aside.exists() or (aside.is_file() and sha256_of(aside) == digests[old])
-
-    middles = (f".was-{digests[existing[0]][:8]}{_number(n)}" for n in count(1))
-    start = _aside_stem(stem)
-    candidates = ({old: old.with_name(start + m + old.name.removeprefix(stem)) for old in existing} for m in middles)
-    return next(asides for asides in candidates if all(usable(*pair) for pair in asides.items()))
-
-
-def _aside_stem(stem: str) -> str:
-    """What second names begin with: the stem, cut where `.was-` and the longest ending would make a name too long."""
-    return fitting_name(stem, "", MAX_NAME_BYTES - ASIDE_ROOM)
-
-
-def _number(number: int) -> str:
-    """The end of the number-th name: "", "-2", "-3"."""
-    return "" if number == 1 else f"-{number}"
+    move_files_aside(files, outputs.checkpoint.name.removesuffix(SUFFIX), console.note)

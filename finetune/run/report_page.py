@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.errors import DataError, OutputError
-from finetune.io.atomic import prepared_files
+from finetune.errors import DataError
+from finetune.io.outputs import check_output, replace_file
 from finetune.io.safe_open import is_file, sha256_of
-from finetune.io.text_path import fitting_name, to_path
+from finetune.io.text_path import fitting_name
 from finetune.report.console import Console
 from finetune.report.page import Material, sure_and_wrong
 from finetune.report.predictions import Predictions, read_predictions
 from finetune.report.rows import OWN_ROWS
-from finetune.run.output_paths import STUDIES, SUFFIX, check_writable, move_file_aside
+from finetune.run.output_paths import STUDIES, SUFFIX
 from finetune.text import first_line
 
 ENDING = ".html"
@@ -21,18 +21,13 @@ ENDING = ".html"
 def write_page(path: Path, page: str | bytes, console: Console) -> None:
     """Writes a page or a picture; another one that was there is moved aside. OutputError."""
     content = page.encode(errors="backslashreplace") if isinstance(page, str) else page
-    if to_path(path, OutputError).is_dir():
-        raise OutputError(f"{path}: is a folder; expected a file name that is free or a file")
-    with prepared_files({path: content}):
-        move_file_aside(path, content, console)
+    replace_file(path, content, console.note)
     console.say(f"wrote {path}")
 
 
 def page_path(name: str, kind: str) -> Path:
-    """Where a command that writes no report writes its page: studies/NAME.KIND.html. OutputError."""
-    path = to_path(STUDIES / fitting_name(name, f".{kind}{ENDING}"), OutputError)
-    check_writable(path.parent, "run finetune in a folder that can be written")
-    return path
+    """Where a command that writes no report writes its page: studies/NAME.KIND.html, once it can. OutputError."""
+    return check_output(STUDIES / fitting_name(name, f".{kind}{ENDING}"), "--html", [ENDING])
 
 
 def files_beside(report: Path) -> Material:

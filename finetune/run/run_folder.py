@@ -15,8 +15,9 @@ from torch import Tensor
 
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from finetune.distributed.sync import MAX_LISTED, broadcast_state, check_same_run
-from finetune.errors import DriftError, FinetuneError, NonFiniteError, SettingError
-from finetune.io.atomic import write_atomic
+from finetune.errors import DriftError, FinetuneError, NonFiniteError, OutputError, SettingError
+from finetune.io.atomic import remove_file, write_atomic
+from finetune.io.safe_open import read_regular
 from finetune.report.console import Console
 from finetune.report.report import Report, read_report
 from finetune.report.tables import report_tables
@@ -28,6 +29,7 @@ from finetune.run.snapshot import NetworkState, PhaseState, ResumeOptions, Snaps
 from finetune.text import first_line, json_diff
 from finetune.train.loop import require_like
 
+MAX_FINISHED_BYTES = 100_000_000  # the fingerprint of a run lists its classes
 MAX_SNAPSHOT_SHARE = 1 / 20  # of the time, that snapshots at the ends of very short epochs may take
 
 
@@ -209,10 +211,13 @@ class RunFolder:
         self.delete_unfinished()
 
     def delete_unfinished(self) -> None:
-        """Deletes what only an unfinished run needs."""
+        """Deletes what only an unfinished run needs, as far as it goes."""
         self.moment = ""
-        self.store.clear()
-        self.outputs.interrupted.unlink(missing_ok=True)  # of an earlier attempt
+        try:
+            self.store.clear()
+            remove_file(self.outputs.interrupted)  # of an earlier attempt
+        except OutputError as error:
+            self.console.warn(f"left over, though the run has finished: {error}")
 
     def _acquire_lock(self) -> None:
         lock = self.stack.enter_context(RunLock(self.outputs.run_folder))
@@ -242,7 +247,7 @@ class RunFolder:
     def _load_finished(self) -> EarlierAttempt | None:
         """The report of this run where it has finished, and its checkpoint and report are still there."""
         try:
-            values = json.loads(self.outputs.finished.read_text(encoding="utf-8"))
+            values = json.loads(read_regular(self.outputs.finished, MAX_FINISHED_BYTES))
             run, digest = values["run"], values["sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -270,13 +275,14 @@ class RunFolder:
         ):
             self._acquire_lock()
         rewrite_metrics(self.outputs, [])
-        self.outputs.finished.unlink(missing_ok=True)
+        remove_file(self.outputs.finished)
         write_atomic(self.outputs.recipe, self.identity.recipe.encode())
 
     def _holds_same_recipe(self) -> bool:
         try:
-            return self.outputs.recipe.read_text(encoding="utf-8") == self.identity.recipe
-        except (OSError, ValueError):
+            recipe = self.identity.recipe.encode()
+            return read_regular(self.outputs.recipe, len(recipe)) == recipe
+        except OSError:
             return False
 
     def _report_status(self) -> None:

@@ -19,9 +19,11 @@ from trackio.sqlite_storage import SQLiteStorage
 
 from finetune.errors import OutputError
 from finetune.io.atomic import raises_output_error, write_atomic
+from finetune.io.safe_open import read_regular
 from finetune.run.loggers import Picture
 
 PROJECT = "finetune"
+MAX_ID_BYTES = 100
 RUN_ID = "trackio_run_id"  # a file in the run folder: which run of the database it is
 TRIALS = "trials"  # the folder of a study's trainings
 
@@ -60,7 +62,7 @@ class TrackioLog:
         """The id that an earlier attempt noted in the run folder, else a new one."""
         with raises_output_error(path):
             if path.exists():
-                return path.read_text(encoding="ascii").strip()
+                return read_regular(path, MAX_ID_BYTES).decode("ascii", "replace").strip()
         fresh = uuid.uuid4().hex
         write_atomic(path, f"{fresh}\n".encode())
         return fresh

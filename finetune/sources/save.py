@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from finetune.checkpoint.format import InputMetadata, Metadata, check_saveable, read_checkpoint, write_checkpoint
+from finetune.checkpoint.format import InputMetadata, Metadata, check_saveable, encode, read_checkpoint
 from finetune.errors import CheckpointError, SettingError
-from finetune.io.atomic import write_atomic
+from finetune.io.outputs import check_output, replace_file
 from finetune.io.safe_open import sha256_of
 from finetune.sources.resolve import Source
 from finetune.system import versions
@@ -17,26 +17,30 @@ from finetune.system import versions
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
 
+SUFFIX = ".safetensors"
+
 
 def save(classifier: Classifier, path: str | Path) -> str:
-    """Writes a classifier as a checkpoint, in place of any file of that name, and returns the new file's sha256.
+    """Writes a classifier as a checkpoint, and returns the new file's sha256. Another file of that name is moved aside.
 
     Recipe, data and results of the file it was loaded from are kept only while weights, classes and input are the same.
-    CheckpointError, and nothing is written, when the file could not be loaded again.
+    CheckpointError, and nothing is written, when the file could not be loaded again; SettingError for a name that does
+    not end in .safetensors; OutputError.
     """
     if not hasattr(classifier, "class_names"):
         raise SettingError(f"classifier: expected a finetune.Classifier, found {type(classifier).__name__}")
+    named = check_output(path, "save", [SUFFIX])
     state, origin = classifier.network.state_dict(), classifier.origin
     rows, names = classifier.network.head.out_features, len(classifier.class_names)
     if rows != names:
         raise CheckpointError(f"{path}: not written: the head has {rows} rows, and there are {names} class names")
     if not isinstance(origin, Source) or not names:
-        return write_checkpoint(Path(path), state, make_metadata(classifier))
-    content = _unchanged(classifier, origin)
-    if content is not None:
-        write_atomic(Path(path), content)
-        return origin.sha256
-    return write_checkpoint(Path(path), state, make_metadata(classifier, lineage=origin.lineage_of_child()))
+        content = encode(state, make_metadata(classifier))
+    else:
+        unchanged = _unchanged(classifier, origin)
+        content = unchanged or encode(state, make_metadata(classifier, lineage=origin.lineage_of_child()))
+    replace_file(named, content)
+    return sha256_of(content)
 
 
 def make_metadata(

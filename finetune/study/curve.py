@@ -12,6 +12,7 @@ import numpy as np
 from finetune.commands.adapt import DEFAULT_RECIPE
 from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
+from finetune.io.outputs import move_files_aside
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import compare_over_seeds, distinct, groups_line
 from finetune.report.console import Console
@@ -30,7 +31,7 @@ from finetune.report.report import Result, TargetSummary
 from finetune.report.statistics import group_count
 from finetune.run.finalize import open_test_set, public_recipe
 from finetune.run.options import RunCall, RunOptions, start_run
-from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
+from finetune.run.output_paths import StudyPaths, check_study_outputs, same_results
 from finetune.run.report_page import write_page
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds, rights
@@ -64,7 +65,7 @@ def curve(
     cluster that trains. Writes studies/NAME.curve.json, or `out`, and beside it a table (.csv) and a picture (.png,
     .svg); no weights are kept. The rest, and errors, are as for `finetune.adapt`.
     """
-    with start_run(options) as call:
+    with start_run(options, source, target, recipe) as call:
         refuse_seed(call)
         chosen, wanted = parse_seeds(seeds), parse_shots(shots)
         checked = open_study_recipe(source, recipe, ({"model.name": model}, {"data.name": target}), call)
@@ -124,7 +125,13 @@ def _curve(
     runner, console = TrialRunner(call), call.console
     every = row_trials(source, recipe, ROWS, (0,), shots=None, answers_only=True)[0]
     setup = runner.setup(every)
-    paths = check_study_outputs(call.out, f"{setup.source.name}-{setup.data.name}", "curve", ENDINGS)
+    paths = check_study_outputs(
+        call.out,
+        f"{setup.source.name}-{setup.data.name}",
+        "curve",
+        ENDINGS,
+        (*call.reads, recipe.data.name, setup.source.path),
+    )
     assert setup.data.splits is not None
     counts, notes = label_counts(wanted, list(setup.data.splits.train.counts().values()))
     trials = {count: row_trials(source, recipe, ROWS, seeds, shots=count.shots, answers_only=True) for count in counts}
@@ -244,7 +251,7 @@ def save_curve(report: CurveReport, paths: StudyPaths, console: Console) -> None
         if same_results(paths.report, report.to_dict()):
             console.note(f"{paths.report}: the same results as the run before")
         else:
-            move_files_aside(list(contents), paths.stem, console)
+            move_files_aside(list(contents), paths.stem, console.note)
     for part in curve_parts(report):
         console.show(part)
     console.say(f"wrote {paths.report}, and beside it {', '.join(paths.beside(e).name for e in ENDINGS)}")

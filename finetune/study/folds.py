@@ -63,7 +63,7 @@ def adapt_folds(
     trainings at once. engine: dask://HOST:PORT of a cluster that trains. metric: what the comparisons are about, by its
     name in `metrics.METRICS`. The rest, and errors, are as for `finetune.adapt`.
     """
-    with start_run(options) as call:
+    with start_run(options, source, target, recipe) as call:
         if type(folds) is not int or not 2 <= folds <= MAX_FOLDS:
             raise SettingError(f"--folds {folds}: expected a number of folds from 2 to {MAX_FOLDS:,}; 5 is a good one")
         find_metric(metric)
@@ -96,7 +96,9 @@ def _adapt_folds(
     for note in _notes(trials, runner):
         console.note(note)
     setup = runner.setup(last)
-    outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
+    outputs = check_outputs(
+        call.out, f"{setup.source.name}-{setup.data.name}", inputs=(*call.reads, recipe.data.name, setup.source.path)
+    )
     fields = metadata_fields(recipe, setup)
     fields["data"] = {**fields["data"], **_description(folded, folds)}
     fingerprint = {key: value for key, value in runner.fingerprint(last).items() if key != "rows"}

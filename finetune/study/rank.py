@@ -16,6 +16,7 @@ from torch import Tensor
 from finetune.commands.adapt import DEFAULT_RECIPE
 from finetune.errors import FinetuneError, SettingError
 from finetune.io.atomic import prepared_files, write_atomic
+from finetune.io.outputs import move_files_aside
 from finetune.io.safe_open import read_regular
 from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe
@@ -43,7 +44,7 @@ from finetune.report.tables import percent
 from finetune.run.finalize import public_recipe
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.options import RunCall, RunOptions, start_run
-from finetune.run.output_paths import StudyPaths, check_study_outputs, move_files_aside, same_results
+from finetune.run.output_paths import StudyPaths, check_study_outputs, same_results
 from finetune.run.report_page import write_page
 from finetune.run.setup import AdaptSetup, RecipeLike, expect_kind, open_recipe
 from finetune.study.analysis import result_over_seeds, rights
@@ -82,7 +83,7 @@ def rank(
     studies/NAME.rank.json, or `out`; no weights are kept. The rest is as for `finetune.adapt_seeds`. SettingError for
     a source given twice, and where fewer than two can be used.
     """
-    with start_run(options) as call:
+    with start_run(options, *sources, target, recipe) as call:
         refuse_torchrun(call)
         refuse_seed(call)
         overrides = call.overrides({}, {"data.name": target, "data.shots": shots})
@@ -106,7 +107,7 @@ def _rank(design: RankDesign, options: TrialOptions, call: RunCall) -> RankRepor
         notes.append(grouped)
     for note in notes:
         console.note(note)
-    paths = check_study_outputs(call.out, setup.data.name, "rank", ENDINGS)
+    paths = check_study_outputs(call.out, setup.data.name, "rank", ENDINGS, (*call.reads, design.recipe.data.name))
     with StudyFolder(paths.run_folder, design.as_json(), call) as folder:
         score_contenders(usable, design, runner, folder)
         chosen = choose([contender for contender in usable if contender.error is None], design.top)
@@ -331,7 +332,7 @@ def save_ranking(report: RankReport, paths: StudyPaths, call: RunCall) -> None:
         if same_results(paths.report, report.to_dict()):
             call.console.note(f"{paths.report}: the same results as the run before")
         else:
-            move_files_aside(list(contents), paths.stem, call.console)
+            move_files_aside(list(contents), paths.stem, call.console.note)
     for part in rank_parts(report):
         call.console.show(part)
     beside = f", and beside it {', '.join(path.name for path in list(contents)[1:])}" if plots else ""

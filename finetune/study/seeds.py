@@ -72,7 +72,7 @@ def adapt_seeds(
     once. engine: dask://HOST:PORT of a cluster that trains. metric: what the
     comparisons are about, by its name in `metrics.METRICS`. The rest, and errors, are as for `finetune.adapt`.
     """
-    with start_run(options) as call:
+    with start_run(options, source, target, recipe) as call:
         chosen = parse_seeds(seeds)
         refuse_seed(call)
         find_metric(metric)
@@ -123,7 +123,9 @@ def _adapt_seeds(
         console.note(note)
     if keep == AVERAGE and not len(setup.data.validation):
         raise SettingError("--keep average: there are no validation images to measure it by; set data.validation")
-    outputs = check_outputs(call.out, f"{setup.source.name}-{setup.data.name}")
+    outputs = check_outputs(
+        call.out, f"{setup.source.name}-{setup.data.name}", inputs=(*call.reads, recipe.data.name, setup.source.path)
+    )
     fingerprint = {key: value for key, value in runner.fingerprint(trials[0]).items() if key != "rows"}
     design = {"study": "adapt --seeds", "same_shots": same_shots, "keep": keep, **fingerprint}
     with StudyFolder(outputs.run_folder, design, call) as folder:

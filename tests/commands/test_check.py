@@ -79,7 +79,7 @@ def test_an_older_table_is_moved_aside_and_the_checked_one_never_replaced(tmp_pa
     (tmp_path / "clean.csv").write_text("mine")
     finetune.check(str(root), write="clean.csv")
     assert "mine" in {path.read_text() for path in tmp_path.glob("clean.was-*.csv")}
-    with pytest.raises(OutputError, match="is the table that is checked"):
+    with pytest.raises(OutputError, match="is what this command reads"):
         finetune.check("clean.csv", write="clean.csv")
 
 

@@ -347,7 +347,7 @@ def test_the_same_from_python(folder: Path, trees: Path, orchard: Path) -> None:
     assert json.loads(json.dumps(found)) == found
     endless = toolkit.predict(trees, itertools.cycle([orchard / "test/pear/1.png", "gone.png"]), batch=2)
     assert [sight.error for sight in itertools.islice(endless, 4)] == [None, "there is no such image file"] * 2
-    for images, said in (("x.png", "put it in a list"), (["x.png", ""], "an empty text names no picture")):
+    for images, said in (("x.png", "images: expected "), (["x.png", ""], "an empty text names no picture")):
         with pytest.raises(SettingError, match=re.escape(said)):
             toolkit.predict(trees, images)
     with pytest.raises(SettingError, match="top 0"):
