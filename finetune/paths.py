@@ -6,9 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-from finetune.errors import SettingError
-from finetune.io.text_path import to_path
-
 ROOT_VARIABLE = "FINETUNE_DATA_ROOT"
 CACHE_VARIABLE = "FINETUNE_CACHE"
 SHIPPED_CHECKPOINTS = ("mnist",)  # what `--from mnist` may name from anywhere
@@ -33,17 +30,13 @@ def shipped_checkpoint(name: str) -> Path | None:
 
 
 def data_root(given: str | Path | None) -> Path:
-    """The folder of the data sets: `given`, else $FINETUNE_DATA_ROOT, else ./data. SettingError for what is no path."""
-    name = "--data-root" if given else f"${ROOT_VARIABLE}"
-    return to_path(given or os.environ.get(ROOT_VARIABLE) or "data", lambda fault: SettingError(f"{name}: {fault}"))
+    """The folder of the data sets: `given`, else $FINETUNE_DATA_ROOT, else ./data."""
+    return Path(given or os.environ.get(ROOT_VARIABLE) or "data")
 
 
 def cache_folder(given: str | Path | None = None) -> Path:
-    """The cache folder, safe to delete: `given`, $FINETUNE_CACHE, $XDG_CACHE_HOME/finetune or ~/.cache/finetune.
-
-    SettingError for a given one that is no path.
-    """
+    """The cache folder, safe to delete: `given`, $FINETUNE_CACHE, $XDG_CACHE_HOME/finetune or ~/.cache/finetune."""
     if own := given or os.environ.get(CACHE_VARIABLE):
-        return to_path(own, lambda fault: SettingError(f"${CACHE_VARIABLE}: {fault}"))
+        return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path(os.path.expanduser("~")) / ".cache") / "finetune"  # noqa: PTH111
