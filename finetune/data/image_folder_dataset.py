@@ -21,9 +21,8 @@ from finetune.data.openers import read_manifest
 from finetune.data.split import choose_test, inseparable, name_hashes
 from finetune.data.split_names import SplitName
 from finetune.data.table_columns import ColumnNames
-from finetune.errors import DataError, SettingError
+from finetune.errors import DataError
 from finetune.io.sanitize import printable
-from finetune.io.text_path import to_path
 from finetune.paths import CACHE_VARIABLE, cache_folder
 from finetune.system import CONTAINER, available_memory, local_processes
 
@@ -81,8 +80,7 @@ def open_image_folder(
         manifest.check_trainable()
     elif not manifest.records:
         raise DataError("; ".join([f"{manifest.name}: no picture to measure", *manifest.unread.values()]))
-    place = to_path(cache_folder(cache), lambda fault: SettingError(f"${CACHE_VARIABLE}: {fault}"))
-    decoded = decode_images(manifest.records, spec, place, progress)
+    decoded = decode_images(manifest.records, spec, cache_folder(cache), progress)
     bad = sorted([*manifest.bad, *((manifest.records[i].where, reason) for i, reason in decoded.bad)])
     if bad and options.on_bad_image == "fail":
         raise DataError(_bad_images(manifest.name, bad))

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.errors import SettingError
-from finetune.io.text_path import to_path
-
 SAMPLES = Path(__file__).parent / "samples"  # files that come with this package
 
 
@@ -56,6 +53,6 @@ class DatasetSpec:
         return root / self.folder / "raw" if self.folder else SAMPLES
 
     def missing(self, root: Path) -> tuple[str, ...]:
-        """The names of `files` that exist neither plain nor as .gz. SettingError where `root` can be no path."""
-        raw = to_path(self.raw_folder(root), lambda fault: SettingError(f"--data-root: {fault}"))
+        """The names of `files` that exist neither plain nor as .gz."""
+        raw = self.raw_folder(root)
         return tuple(f for f in self.files if not (raw / f).is_file() and not (raw / f"{f}.gz").is_file())

@@ -12,7 +12,6 @@ from finetune.data.augment.affine import Augment
 from finetune.data.image_folder_dataset import memory_budget
 from finetune.data.normalize import Normalizer
 from finetune.distributed.process_group import ProcessGroup
-from finetune.io.text_path import to_path
 from finetune.paths import cache_folder
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings, PretrainRecipe
 from finetune.report.console import Console
@@ -84,7 +83,7 @@ def make_context(
         return TrainContext(
             data, normalize, augment, runtime, recipe.seed, shared, needs_features, True, balance=recipe.balance
         )
-    folder, given = to_path(cache_folder()), recipe.cache
+    folder, given = cache_folder(), recipe.cache
     memory = min(MAX_MEMORY, memory_budget()) if given is None else round(given.memory * GB)
     disk = MAX_DISK if given is None else round(given.disk * GB)
     disk = max(0, min(disk, (_free_bytes(folder) - RESERVED_DISK) // local_processes()))
