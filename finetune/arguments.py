@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import re
 import sys
@@ -108,6 +109,8 @@ def _convert(name: str, value: Any, accepted: _Accepted | None) -> Any:
     if not accepted.takes(value):
         expected = " or ".join(_WORDS.get(kind, kind.__name__) for kind in accepted.types)
         raise SettingError(f"{name}: expected {expected}, found {value!r:.80} ({type(value).__name__})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(f"{name}: expected a finite number, found {value}")
     if accepted.elements is not None and isinstance(value, Sequence) and not isinstance(value, str):
         return [_convert(f"{name}[{place}]", item, accepted.elements) for place, item in enumerate(value)]
     return value

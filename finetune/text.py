@@ -50,7 +50,7 @@ _ABSENT = object()
 
 
 def json_diff(there: object, here: object, at: str = "") -> list[str]:
-    """Lists the differences of two JSON values, one line each: `seed: 0 there, 1 here`."""
+    """Lists the differences of two JSON values, one line each: `seed: 0 there, 1 here`, `gpu: 1 there, and not here`."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         keys = [*here, *(key for key in there if key not in here)]
         return [
@@ -61,11 +61,17 @@ def json_diff(there: object, here: object, at: str = "") -> list[str]:
     if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         pairs = enumerate(zip(there, here, strict=True))
         return [line for place, (one, other) in pairs for line in json_diff(one, other, f"{at}[{place}]")]
-    return [] if there == here else [f"{at}: {_short_json(there)} there, {_short_json(here)} here"]
+    if there == here:
+        return []
+    if here is _ABSENT:
+        return [f"{at}: {_short_json(there)} there, and not here"]
+    if there is _ABSENT:
+        return [f"{at}: not there, and {_short_json(here)} here"]
+    return [f"{at}: {_short_json(there)} there, {_short_json(here)} here"]
 
 
 def _short_json(value: object) -> str:
-    text = "nothing" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

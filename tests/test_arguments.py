@@ -37,6 +37,8 @@ def test_paths_and_numpy_numbers_become_texts_and_numbers() -> None:
         ({"text": "a", "rate": True}, r"rate: expected a number, found True"),
         ({"text": "a", "numbers": [1.5]}, r"numbers\[0\]: expected a whole number or a text, found 1.5"),
         ({"text": "a", "numbers": b"ab"}, r"numbers: expected a text or a list, found b'ab'"),
+        ({"text": "a", "rate": np.float32("nan")}, r"rate: expected a finite number, found nan"),
+        ({"text": "a", "numbers": [float("inf")]}, r"numbers\[0\]: expected a whole number or a text, found inf"),
         ({"text": "a", "flag": 1}, r"flag: expected True or False, found 1"),
         ({"text": None}, r"text: expected a text, found None"),
     ],

@@ -8,10 +8,12 @@ import sys
 import click
 
 from finetune.cli import catalog, checkpoints, hub, study, train
+from finetune.distributed.error_file import tell_torchrun
 from finetune.errors import FinetuneError
 from finetune.io.sanitize import printable_lines
 from finetune.io.screen import open_standard_streams
-from finetune.system import VERSION, configure_process
+from finetune.system import VERSION, available_memory, configure_process
+from finetune.text import amount
 
 EXIT_CODES = """\b
 Exit codes:
@@ -76,6 +78,7 @@ def main() -> None:
             sys.stdout.flush()
     except click.ClickException as error:
         error.show()
+        tell_torchrun(f"finetune: {error.format_message()}")
         sys.exit(error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
@@ -89,7 +92,8 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _fail("out of memory; smaller images, a smaller model or fewer other programs need less", 1)
+        whole = amount(available_memory())
+        _fail(f"out of memory: this machine has {whole} in all; end other programs, or use one with more", 1)
     if output is not None and output.error is not None:
         _fail_to_print(output.error)
 
@@ -109,5 +113,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _fail(message: str, code: int) -> None:
     first, _, rest = printable_lines(message).partition("\n")  # it may repeat what is in other people's files
-    click.echo(f"finetune: {first}" + (f"\n{rest}" if rest else ""), err=True)
+    said = f"finetune: {first}" + (f"\n{rest}" if rest else "")
+    click.echo(said, err=True)
+    tell_torchrun(said)
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -35,6 +36,16 @@ class OutputFile(click.Path):
         # Before it is a Path, which forgets a slash at the end.
         check_file_name(os.fspath(value), param.opts[0] if param is not None else "output", self.endings)
         return super().convert(value, param, ctx)
+
+
+class FiniteFloat(click.FloatRange):
+    """A number in a range. Neither nan, which is in every range of click's, nor inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return found
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -80,7 +91,7 @@ OPTIONS = {
     ),
     "snapshot-every": click.option(
         "--snapshot-every",
-        type=click.FloatRange(min=0),
+        type=FiniteFloat(min=0),
         default=60.0,
         show_default=True,
         metavar="SECONDS",

@@ -193,7 +193,7 @@ class _Predictor:
     def predict(self, pictures: Iterable[_Picture], batch: int | None) -> Iterator[FilePrediction]:
         """Yields the predictions in order, a batch at a time."""
         waiting, most = iter(pictures), eval_batch_size(self.classifier.input.size**2, self.device)
-        size = batch or most
+        size = min(batch or most, sys.maxsize)
         with ThreadPoolExecutor() as pool:
             while given := list(islice(waiting, size)):
                 read = list(pool.map(self._read, given))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from finetune.data.openers import is_hub_data
 from finetune.data.registry import DATASETS
 from finetune.errors import DataError, FinetuneError, SettingError
 from finetune.io.outputs import check_output
-from finetune.io.safe_open import is_file, is_folder, read_regular
+from finetune.io.safe_open import is_file, is_folder
 from finetune.io.text_path import to_path
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.check_report import CheckReport
@@ -24,7 +23,7 @@ from finetune.report.curve_report import CurveReport, drawn_curves
 from finetune.report.page import Material, check_page, curve_page, rank_page, report_forest, report_page
 from finetune.report.plots import curve_figure, forest_figure, pictures
 from finetune.report.ranking import RankReport, rank_forest
-from finetune.report.report import MAX_REPORT_BYTES, Report, Result
+from finetune.report.report import Report, Result, read_report_values
 from finetune.run.output_paths import SUFFIX
 from finetune.run.report_page import ENDING, files_beside, surest_mistakes, write_page
 from finetune.text import first_line
@@ -63,7 +62,7 @@ def html_report(
         raise SettingError(f"--data {data}: expected pictures or a data set's name, and there is nothing of that name")
     target = check_output(out if out is not None else path.with_suffix(ENDING), "--out", [ENDING], inputs=reads)
     picture = check_output(plot, "--plot", PLOTS, inputs=reads) if plot is not None else None
-    values = _read(path)
+    values = read_report_values(path)
     page = _checked(path, lambda: _page(values, path, data, root))
     drawn = _checked(path, lambda: _plot(values, picture)) if picture is not None else b""
     write_page(target, page, console)
@@ -124,22 +123,6 @@ def _page(values: dict[str, Any], path: Path, data: str | None, root: Path) -> s
 
 def _kind(values: dict[str, Any]) -> str:
     return f"kind {values['kind']!r}" if "kind" in values else "JSON that does not say its kind"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_regular(path, MAX_REPORT_BYTES), parse_constant=_no_number)
-    except OSError as error:
-        raise SettingError(f"{path}: the report cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise SettingError(f"{path}: not a report: it is no JSON, or cut short ({first_line(str(error))})") from None
-    if not isinstance(found, dict):
-        raise SettingError(f"{path}: not a report: expected a JSON object")
-    return found
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of a report")
 
 
 def _check_numbers(value: Any, at: str = "") -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.evaluate import EvaluatedSet, Evaluation, evaluate_classifier, learnt_note
+from finetune.errors import SettingError
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
-from finetune.report.report import read_report_values, result_values
+from finetune.report.report import read_report_beside, result_values
 from finetune.report.rows import OWN_ROWS
 from finetune.report.tables import percent
 from finetune.run.measured import LearntFrom
@@ -81,10 +82,11 @@ def verify(
     console = console or Console(quiet=True, results=False)
     runtime, root = choose_runtime(device, "float32"), resolve_data_root(data_root)
     subject = open_for_checks(locate(checkpoint, note=console.note, bars=not console.quiet))
-    report, lineage = read_report_values(subject.report_path), lineage_check(subject)
+    report, unreadable = _read_report(subject)
+    lineage = lineage_check(subject)
     parents = find_parents(subject, report, may_fetch=fetch, note=console.note) if lineage.state == "ok" else []
     checks = [*self_checks(subject), lineage, *parent_checks(subject, parents), frozen_check(subject, parents)]
-    checks.append(report_check(subject, report))
+    checks.append(unreadable or report_check(subject, report))
     evaluation = None
     if data is None:
         checks.append(Check.skipped("accuracy", "no --data is named to measure it on"))
@@ -98,6 +100,14 @@ def verify(
         checks.append(_check_images(subject, evaluation, same) if unfair is None else Check.skipped("images", unfair))
         checks.append(_check_accuracy(subject, evaluation, same, _machine_differences(subject, report or {}, runtime)))
     return Verification(str(checkpoint), subject.checkpoint.sha256, checks, evaluation)
+
+
+def _read_report(subject: CheckpointUnderTest) -> tuple[dict[str, Any] | None, Check | None]:
+    """The values of the checkpoint's report, None where there are none, and the check that a damaged one fails."""
+    try:
+        return read_report_beside(subject.report_path), None
+    except SettingError as error:
+        return None, Check("report", "failed", f"{error}; put it right, or move it away")
 
 
 def _same_images(subject: CheckpointUnderTest, found: EvaluatedSet) -> bool:

@@ -34,6 +34,7 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 100_000  # each row costs memory of its own, and resizing them to a square R pixels wide R·4 bytes more
 MAX_PIXEL_BYTES = 16  # of memory for each pixel decoded, at worst: 16-bit colour with transparency
 MAX_BYTES = 600_000_000  # of a file: MAX_PIXELS of 4 channels of 16 bits, and some room
 MAX_SCANS = 100  # a progressive JPEG has about 10
@@ -167,8 +168,8 @@ def decode_image(content: bytes, spec: CropSpec | None = None) -> Image:
 
     With `spec.decode` "scaled" the decoder of JPEG makes 1/2, 1/4 or 1/8 of it, whose sides are at least twice
     `spec.side`. 16 bits become 8, where 2^spec.bits - 1 is white; transparent pixels lie over white. Safe in many
-    threads at once. DataError, which does not name the file, for a damaged image, and for one of more than MAX_PIXELS
-    before it is decoded.
+    threads at once. DataError, which does not name the file, for a damaged image, and for one of more than MAX_PIXELS,
+    or with a side over MAX_SIDE, before it is decoded.
     """
     with open_image(content) as image:
         _refuse_huge(image)
@@ -277,6 +278,8 @@ def _refuse_huge(image: Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{width:,}×{height:,} pixels, and at most {MAX_PIXELS:,} are decoded; save the image smaller")
+    if max(width, height) > MAX_SIDE:
+        raise DataError(f"{width:,}×{height:,} pixels, and a side has at most {MAX_SIDE:,}; save the image smaller")
 
 
 def crop_to_square(

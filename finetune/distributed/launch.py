@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
+from finetune.distributed.error_file import tell_torchrun
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, translate_lost_peer
 from finetune.errors import FinetuneError, Interrupted, ProcessLost, SettingError, TrainingError
 from finetune.text import first_line
@@ -136,11 +138,16 @@ def _exit_error(error: BaseException, group: ProcessGroup) -> BaseException:
     """The error, if this process is the one to report it; else a silent SystemExit."""
     stopped = isinstance(error, Interrupted | KeyboardInterrupt)
     delay = 0.0 if group.leader else _STOPPED_DELAY if stopped else _OWN_FAULT_DELAY
+    began = time.time()
     if group.elect_reporter(_PEER_FAULT_DELAY if isinstance(error, ProcessLost) else delay):
         if isinstance(error, FinetuneError) and not group.leader:
             message = f"process {group.rank} of {group.size} (on {socket.gethostname()}): {error}"
             error.args = (message, *error.args[1:])
+        if isinstance(error, FinetuneError):
+            tell_torchrun(f"finetune: {error}", began)
         return error
+    # Later than the reporter's, by whole seconds, which are what torchrun compares: it shows the earliest one last.
+    tell_torchrun("ended since another process failed, which says why", time.time() + 1)
     code = error.exit_code if isinstance(error, FinetuneError) else 130 if stopped else 1
     return SystemExit(code)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.checkpoint.format import Metadata, read_metadata, read_shapes
 from finetune.data.registry import ALIASES, DATASETS
-from finetune.errors import CheckpointError, RecipeError
+from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.hub.model_card import (
     LICENCES,
     BaseModel,
@@ -28,7 +28,7 @@ from finetune.hub.timm_config import make_config
 from finetune.io.sanitize import without_folders
 from finetune.recipe.load import check_recipe, dump_recipe
 from finetune.report.comparison import comparison_from, sentences
-from finetune.report.report import read_report_values
+from finetune.report.report import read_report_beside
 from finetune.report.rows import OWN_ROWS
 from finetune.report.tables import percent
 
@@ -115,11 +115,13 @@ def _report(checkpoint: Path, metadata: Metadata) -> tuple[dict[str, Any], list[
     path = checkpoint.with_suffix(".report.json")
     own = {"kind": metadata.recipe.get("kind"), "recipe": metadata.recipe, "results": metadata.results}
     own |= {"data": metadata.data, "lineage": metadata.lineage}
-    if not path.exists():
-        return own, [f"{path} is not there; report.json has what the checkpoint says"]
-    found = read_report_values(path)
+    try:
+        found = read_report_beside(path)
+    except SettingError as error:
+        cure = "put it right, or move it away: report.json then has what the checkpoint says"
+        raise CheckpointError(f"{error}; {cure}") from None
     if found is None:
-        raise CheckpointError(f"{path}: not the JSON of a report; move it away, and report.json is made anew")
+        return own, [f"{path} is not there; report.json has what the checkpoint says"]
     if found.get("recipe") != metadata.recipe or not _same_results(found.get("results"), metadata.results):
         return own, [f"{path} is of another run than {checkpoint}; report.json has what the checkpoint says"]
     source = found.get("source")

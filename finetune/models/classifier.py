@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -95,7 +96,8 @@ class Classifier(nn.Module):
             raise SettingError(f"expected several images, found {type(images).__name__}; put them in a list")
         if batch is not None and batch < 1:
             raise SettingError(f"expected a batch of at least 1 image, found {batch}")
-        return self._predict_each(iter(images), batch or max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2)))
+        size = batch or max(8, min(PREDICT_BATCH, MAX_PIXELS // self.input.size**2))
+        return self._predict_each(iter(images), min(size, sys.maxsize))
 
     def _predict_each(self, images: Iterator[ImageLike], batch: int) -> Iterator[Prediction]:
         while inputs := [self.preprocess(image) for image in islice(images, batch)]:

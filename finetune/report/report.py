@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -238,22 +240,66 @@ def read_report(path: Path) -> Report:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Report).validate_json(read_regular(path, MAX_REPORT_BYTES))
-    except OSError as error:
-        raise SettingError(f"{path}: the report cannot be read ({error.strerror})") from None
+        return TypeAdapter(Report).validate_python(read_report_values(path))
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"])) or "its beginning"
         raise SettingError(f"{path}: not a report of finetune: at {at}: {first['msg'].lower()}") from None
 
 
-def read_report_values(path: Path) -> dict[str, Any] | None:
-    """The JSON object in the file of a report, which anybody may have written; None where there is none to read."""
+def read_report_values(path: Path) -> dict[str, Any]:
+    """The JSON object in the file of a report, which anybody may have written. SettingError says why there is none."""
     try:
-        found = json.loads(read_regular(path, MAX_REPORT_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+        found = _parse(read_regular(path, MAX_REPORT_BYTES))
+    except OSError as error:
+        reason = "you may not read it" if isinstance(error, PermissionError) else error.strerror or error
+        raise SettingError(f"{path}: the report cannot be read ({reason}){_cure(error)}") from None
+    except ValueError as error:
+        raise SettingError(f"{path}: not a report: {error}") from None
+    except RecursionError:
+        raise SettingError(f"{path}: not a report: nested too deep") from None
+    if not isinstance(found, dict):
+        raise SettingError(f"{path}: not a report: expected a JSON object, found {type(found).__name__} {found!r:.40}")
+    return found
+
+
+def read_report_beside(path: Path) -> dict[str, Any] | None:
+    """As `read_report_values`; None where nothing is at this path."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return None
+    return read_report_values(path)
+
+
+def _cure(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "; allow it (chmod u+r)"
+    return "; name or make it anew" if error.errno == errno.EFBIG else ""
+
+
+def _parse(content: bytes) -> Any:
+    """The JSON value in the file of a report. ValueError says what is wrong with it, and where."""
+    if not content.strip():
+        raise ValueError("the file is empty")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start:,}") from None
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        fault = "cut short" if cut else f"no JSON ({error.msg})"
+        raise ValueError(f"{fault} at line {error.lineno}, column {error.colno}") from None
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is no number of a report")
+    return value
 
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, TypedDict
 
 from finetune.distributed.launch import distributed_context
 from finetune.distributed.process_group import ProcessGroup
+from finetune.errors import SettingError
 from finetune.paths import data_root
 from finetune.report.console import Console
 from finetune.run.loggers import check_logs
@@ -89,9 +91,12 @@ def start_run(options: RunOptions, *reads: object) -> Iterator[RunCall]:
     console = options.get("console") or Console(quiet=quiet, results=not quiet)
     given = options.get("settings") or ()
     settings = _as_settings(given) if isinstance(given, Mapping) else given
+    snapshot_every = options.get("snapshot_every", 60.0)
+    if not 0 <= snapshot_every < math.inf:
+        raise SettingError(f"snapshot_every: expected seconds, 0 or more, found {snapshot_every}")
     resume = ResumeOptions(
         options.get("resume", False),
-        options.get("snapshot_every", 60.0),
+        snapshot_every,
         options.get("resume_command", "the same call with resume=True"),
     )
     logs = check_logs(options.get("log", ()))

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import OutputError
+from finetune.errors import OutputError, SettingError
 from finetune.io.atomic import append_line, raises_output_error, remove_file, write_atomic
 from finetune.io.outputs import check_file_name, check_output, check_writable, move_files_aside, numbered
 from finetune.io.safe_open import sha256_of
@@ -117,8 +117,11 @@ def _check_run_folder(folder: Path) -> None:
 
 def same_results(path: Path, values: Mapping[str, Any]) -> bool:
     """Whether the report that is there says the same as these JSON values, all times aside."""
-    found = read_report_values(path)
-    return found is not None and not json_diff(_without_times(found), _without_times(values))
+    try:
+        found = read_report_values(path)
+    except SettingError:
+        return False
+    return not json_diff(_without_times(found), _without_times(values))
 
 
 def _without_times(values: object) -> object:

@@ -27,6 +27,7 @@ from finetune.run.loggers import RunLogs
 from finetune.run.output_paths import OutputPaths, clear_run_folder, rewrite_metrics
 from finetune.run.snapshot import NetworkState, PhaseState, ResumeOptions, Snapshot, SnapshotState, SnapshotStore
 from finetune.text import first_line, json_diff
+from finetune.train.device import environment_diff
 from finetune.train.loop import require_like
 
 MAX_FINISHED_BYTES = 100_000_000  # the fingerprint of a run lists its classes
@@ -254,7 +255,10 @@ class RunFolder:
         self._refuse_other_run(run)
         if digest != self.outputs.digest() or not self.outputs.report.exists():
             return None
-        report = read_report(self.outputs.report)
+        try:
+            report = read_report(self.outputs.report)
+        except SettingError as error:
+            raise SettingError(f"--resume: {error}; put it right, or move it away to train anew") from None
         self.delete_unfinished()  # it may have been killed while it did this
         return EarlierAttempt(report=report)
 
@@ -294,7 +298,7 @@ class RunFolder:
                 self.console.show(table)
         elif state is not None:
             self.console.note(f"{folder}: resuming from {state.moment}")
-            for line in json_diff(state.machine, self.identity.environment)[:MAX_LISTED]:
+            for line in environment_diff(state.machine, self.identity.environment)[:MAX_LISTED]:
                 self.console.warn(f"{line}: the result may differ in its last bits from that of a run never stopped")
         elif self.resume.resume:
             self.console.note(f"{folder}: no snapshot to resume from; starting from the beginning")

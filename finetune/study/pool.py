@@ -42,8 +42,9 @@ def run_in_processes(
     with _stop_file(stop), _silent_pool():
         requests.hold(partial(_touch, stop))
         try:
-            with parallel_config("loky", n_jobs=min(jobs, max(2, len(tasks))), **options):
-                pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=jobs)
+            count = min(jobs, max(2, len(tasks)))
+            with parallel_config("loky", n_jobs=count, **options):
+                pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=count)
                 with _ignored_signals():
                     found = pool(calls)
             with closing(found):

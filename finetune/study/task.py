@@ -97,7 +97,8 @@ def run_or_fail(runner: TrialRunner, trial: Trial, folder: Path) -> Outcome:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return FailedTrial("out of memory; fewer --jobs, smaller images or fewer other programs need less", 1)
+        cure = "try fewer --jobs or fewer other programs; `finetune plan` shows what a training takes"
+        return FailedTrial(f"out of memory; {cure}", 1)
 
 
 class ProcessState:

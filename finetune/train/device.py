@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from finetune.errors import SettingError, TrainingError
 from finetune.models.onednn import use_onednn_layout
 from finetune.system import versions
+from finetune.text import json_diff
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,15 @@ def environment(runtime: Runtime) -> dict[str, Any]:
     }
 
 
+def environment_diff(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Lists the differences of two environments, one line each; that of a single process has no count of processes."""
+
+    def counted(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {"processes": 1, **{key: own for key, own in found.items() if key != "backend"}}
+
+    return json_diff(counted(there), counted(here))
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -136,9 +146,11 @@ def translate_oom(phase: str, batch_size: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        smaller = f"a smaller batch_size, for example {batch_size // 2} with a lower learning rate, or "
         raise TrainingError(
-            f"out of memory in phase {phase} with batches of {batch_size} images; try a smaller batch_size, for "
-            f"example {max(1, batch_size // 2)} with a lower learning rate, fewer stages to train, or smaller images"
+            f"out of memory in phase {phase} with batches of {batch_size} images; try "
+            f"{smaller if batch_size > 1 else ''}fewer other programs; `finetune plan` shows what else takes memory: "
+            "weights, gradients, optimizer values or activations"
         ) from None
 
 

@@ -17,17 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import adapt_recipe, files_under, finetune, make_data, phase, pretrain_recipe, refused, worked
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import finetune as toolkit
 from finetune import __version__
 from finetune.cli.main import cli
 from finetune.data.registry import DATASETS
-from finetune.errors import CheckpointError
+from finetune.distributed.error_file import tell_torchrun
+from finetune.errors import CheckpointError, SettingError
 from finetune.recipe.load import find_recipe
 
 
@@ -111,6 +114,43 @@ def test_wrong_options(words: list[str], said: str, folder: Path) -> None:
     done = finetune(*words)
     assert done.code == 2 and said in done.err and done.out == "" and "Traceback" not in done.err
     assert files_under(folder) == set()
+
+
+NUMBERS = [
+    pytest.param(own, id=f"{name} {own.opts[0]}")
+    for name, command in cli.commands.items()
+    for own in command.params
+    if isinstance(own.type, (type(click.FLOAT), type(click.INT)))
+]
+
+
+@pytest.mark.parametrize("option", NUMBERS)
+@pytest.mark.parametrize("value", ["nan", "-nan", "inf", "-inf", "1e999"])
+def test_no_option_takes_a_number_that_is_none(option: click.Parameter, value: str) -> None:
+    with pytest.raises(click.BadParameter, match=value):
+        option.type.convert(value, option, None)
+
+
+def test_seconds_between_snapshots_are_a_number_from_python_too(folder: Path) -> None:
+    for value in (float("nan"), float("inf"), -1):
+        with pytest.raises(SettingError, match=f"snapshot_every: expected .*found {value}"):
+            toolkit.pretrain("digits", snapshot_every=value)
+    done = finetune("pretrain", "--recipe", "digits", "--snapshot-every", "nan")
+    assert done.code == 2 and "nan is not a finite number" in done.err
+
+
+@pytest.mark.parametrize("words", [("pretrain", "--recipe", "none"), ("pretrain", "--recipe", "digits", "--seed", "x")])
+def test_torchrun_ends_with_our_message(words: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "0.json")
+    finetune(*words)
+    assert not Path("0.json").exists(), "without torchrun nothing is written"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    said = finetune(*words).err.splitlines()[-1].removeprefix("Error: ").removeprefix("finetune: ")
+    tell_torchrun("a second message")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "1.json")
+    tell_torchrun("of a process that ended with it", time.time() + 1)
+    failures = {rank: ProcessFailure(rank, 1, 2, f"{rank}.json") for rank in (1, 0)}
+    assert f"finetune: {said}\n===" in str(ChildFailedError("finetune", failures)).partition("Root Cause")[2]
 
 
 def test_no_words_at_all_shows_the_help(folder: Path) -> None:

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from album import scenes
 from reports import adapt_report
+from rights import closed_folder
 from tiny import ROOT, adapt_recipe, make_data, phase, pretrain_recipe, refused, worked
+
+from finetune.errors import SettingError
+from finetune.report.report import read_report_values
 
 SHIPPED = ROOT / "checkpoints" / "mnist.report.json"
 RUN = ("pretrain", "--recipe", "mnist.yaml", "--quiet", "--html")
@@ -113,22 +117,30 @@ def test_reports_of_older_versions_have_pages(folder):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "cut short"),
-        (SHIPPED.read_bytes()[:-200], "cut short"),
+        (b"", "the file is empty"),
+        (SHIPPED.read_bytes()[:-200], "cut short at line "),
         (b"[]", "expected a JSON object"),
         (b"{}", "found JSON that does not say its kind"),
         (b'{"kind": "dream"}', "found kind 'dream'"),
         (b'{"kind": "adapt"}', "not a report of this version: at recipe"),
         (b'{"kind": ["rank"]}', "found kind"),
-        (b"[" * 100_000, "no JSON, or cut short"),
-        (b"\xff\xfe\x00", "no JSON, or cut short"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"kind": "\xff"}', "not UTF-8 at byte 10"),
+        (b'{"kind": 5,\n x}', "no JSON (Expecting property name enclosed in double quotes) at line 2, column 2"),
         (b'{"kind": "pretrain", "seconds": NaN}', "NaN is no number"),
+        (b'{"kind": "pretrain", "seconds": 1e999}', "1e999 is no number"),
     ],
 )
 def test_what_is_no_report_is_one_message(content, said, folder):
     Path("x.json").write_bytes(content)
     assert said in refused("report", "x.json")
     assert [path.name for path in folder.iterdir()] == ["x.json"]
+
+
+def test_a_report_that_may_not_be_read_says_so():
+    said = r"\(you may not read it\); allow it \(chmod u\+r"
+    with closed_folder() as closed, pytest.raises(SettingError, match=said):
+        read_report_values(closed / "inside.png")
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,11 @@ def test_very_large_pictures_are_refused_with_their_size_before_they_are_decoded
     assert "cut" in (message := refused(tmp_path / "a.png")) or "truncated" in message, "64 million are let through"
     (tmp_path / "a.png").write_bytes(png_head(100_000, 100_000))
     assert "decompression bomb" in refused(tmp_path / "a.png")
+    for size in ((1, 64_000_000), (100_001, 1)):
+        (tmp_path / "a.png").write_bytes(png_head(*size))
+        assert f"{size[0]:,}×{size[1]:,} pixels, and a side has at most 100,000" in refused(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(png_head(100_000, 640))
+    assert "truncated" in refused(tmp_path / "a.png")
 
 
 def test_a_picture_that_is_painted_over_without_end_is_refused(tmp_path):

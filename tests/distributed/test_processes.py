@@ -176,6 +176,7 @@ def stopped(root: Path) -> dict[str, tuple[int, str, float]]:
                     os.kill(pid, signal.SIGTERM)
             _, err = job.communicate(timeout=60)
         found[name] = (job.returncode, ours(err), time.monotonic() - began)
+        assert "finetune: " in err.rpartition("Root Cause")[2], "torchrun's own words end with ours"
         shutil.copytree(root / "runs" / name, root / "runs" / f"{name}-alone")
     return found
 

@@ -343,10 +343,10 @@ def test_the_report_goes_along_only_with_its_own_checkpoint(hub: Loopback, tmp_p
     assert "another run" in bundle.remarks[0]
     assert json.loads(bundle.files["report.json"])["results"]["after"]["accuracy"] == 0.9
     path.with_suffix(".report.json").write_text("{")
-    assert "not the JSON of a report" in hub.refused("push", path, "ada/x")
+    assert "not a report: cut short at line 1, column 2; put it right, or move" in hub.refused("push", path, "ada/x")
     path.with_suffix(".report.json").unlink()
     os.mkfifo(path.with_suffix(".report.json"))
-    assert "not the JSON of a report" in hub.refused("push", path, "ada/x")
+    assert "the report cannot be read (it is a pipe, not a regular file); put" in hub.refused("push", path, "ada/x")
     path.with_suffix(".report.json").unlink()
     for odd in ({"comparisons": [1]}, {"comparisons": {"a_vs_b": 1}}, {"retention": {"before": "x"}}, {"retention": 5}):
         write_report(path, **odd)

@@ -369,6 +369,13 @@ def test_a_finished_run_is_not_done_again() -> None:
     assert "this run has already finished; nothing to do" in again.err and again.json == first.json
     assert files == {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in Path("checkpoints").iterdir()}
     assert "holds a different run" in refused(*words, "--resume", "--seed", "1")
+    report = Path("checkpoints/small.report.json")
+    whole = report.read_bytes()
+    report.write_bytes(whole[:-9])
+    message = refused(*words, "--resume")
+    assert "--resume: checkpoints/small.report.json: not a report: cut short at line" in message
+    assert message.rstrip().endswith("put it right, or move it away to train anew")
+    report.write_bytes(whole)
     # Where what it wrote is gone, it is.
     Path("checkpoints/small.safetensors").unlink()
     done = worked(*words, "--resume")

@@ -13,7 +13,7 @@ from finetune.data.augment.affine import Augment
 from finetune.data.loader import Batches
 from finetune.errors import SettingError, TrainingError
 from finetune.models.cnn import ArticleCNN
-from finetune.train.device import Runtime, choose_runtime, seeded, translate_oom
+from finetune.train.device import Runtime, choose_runtime, environment_diff, seeded, translate_oom
 from finetune.train.freeze import frozen_prefix, set_trainable, training_mode
 from finetune.train.inference import outputs, predictions
 from finetune.train.loop import Training
@@ -332,17 +332,32 @@ def test_seeded_leaves_the_callers_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_running_out_of_memory_says_what_to_try():
-    with (
-        pytest.raises(
-            TrainingError,
-            match="out of memory in phase top with batches of 64 images; try a smaller batch_size, for example 32",
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (
+            64,
+            "of 64 images; try a smaller batch_size, for example 32 with a lower learning rate, or fewer other programs",
         ),
-        translate_oom("top", 64),
+        (1, "of 1 images; try fewer other programs; `finetune plan` shows"),
+    ],
+)
+def test_running_out_of_memory_says_what_to_try(size, said):
+    with (
+        pytest.raises(TrainingError, match=f"out of memory in phase top with batches {said}"),
+        translate_oom("top", size),
     ):
         torch.empty(10**15)
     with pytest.raises(RuntimeError, match="shapes"), translate_oom("top", 64):
         torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_other_machines_are_told_in_words():
+    two, one = {"threads": 4, "processes": 2, "backend": "gloo"}, {"threads": 4}
+    assert environment_diff(two, one) == ["processes: 2 there, 1 here"]
+    assert environment_diff(one, two | {"threads": 8}) == ["processes: 1 there, 2 here", "threads: 4 there, 8 here"]
+    assert environment_diff({"gpu": "A"}, {}) == ['gpu: "A" there, and not here']
+    assert environment_diff({}, {"gpu": "A"}) == ['gpu: not there, and "A" here']
 
 
 def test_bfloat16_trains_as_well_as_float32():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -447,10 +448,21 @@ def test_a_report_that_was_edited(home: Path, change: Callable[[dict[str, Any]],
     assert list(faults) == ["report"] and fault in faults["report"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", "[" * 100_000, "\x00"])
-def test_a_report_that_is_none(home: Path, text: str) -> None:
-    Path("child.report.json").write_text(text)
-    assert failed("child.safetensors")["report"] == "child.report.json: not the JSON of a report"
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not a report: the file is empty"),
+        ("{", "not a report: cut short at line 1, column 2"),
+        ("[]", "not a report: expected a JSON object, found list []"),
+        (None, "the report cannot be read (it is a pipe, not a regular file)"),
+        ("{ }" + " " * 200, "the report cannot be read (203 bytes, and at most 200 are read); name or make it anew"),
+    ],
+)
+def test_a_report_that_is_none(home: Path, text: str | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.report.report.MAX_REPORT_BYTES", 200)
+    Path("child.report.json").unlink()
+    os.mkfifo("child.report.json") if text is None else Path("child.report.json").write_text(text)
+    assert failed("child.safetensors")["report"] == f"child.report.json: {said}; put it right, or move it away"
 
 
 def test_the_report_of_another_run(home: Path) -> None:
