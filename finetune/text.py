@@ -50,7 +50,7 @@ _ABSENT = object()
 
 
 def json_diff(there: object, here: object, at: str = "") -> list[str]:
-    """Lists the differences of two JSON values, one line each: `seed: 0 there, 1 here`, `gpu: 1 there, and not here`."""
+    """Lists the differences of two JSON values, one line each: `seed: 0 there, 1 here`, `x: 5 there, and not here`."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         keys = [*here, *(key for key in there if key not in here)]
         return [

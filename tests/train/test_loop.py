@@ -337,7 +337,7 @@ def test_seeded_leaves_the_callers_random_state_alone():
     [
         (
             64,
-            "of 64 images; try a smaller batch_size, for example 32 with a lower learning rate, or fewer other programs",
+            "of 64 images; try a smaller batch_size, for example 32 with a lower learning rate, or fewer other",
         ),
         (1, "of 1 images; try fewer other programs; `finetune plan` shows"),
     ],
