@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from finetune.commands.check import check
     from finetune.commands.compare import compare
     from finetune.commands.evaluate import evaluate
+    from finetune.commands.export import export_checkpoint
     from finetune.commands.pretrain import pretrain
     from finetune.commands.pull import pull
     from finetune.commands.push import push
@@ -53,6 +54,7 @@ __all__ = [
     "compare",
     "curve",
     "evaluate",
+    "export_checkpoint",
     "html_report",
     "load",
     "pretrain",
@@ -77,6 +79,7 @@ _HOMES = {
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",
+    "export_checkpoint": "finetune.commands.export",
     "html_report": "finetune.commands.report",
     "load": "finetune.sources.resolve",
     "pretrain": "finetune.commands.pretrain",

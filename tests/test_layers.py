@@ -20,6 +20,7 @@ ROOMS = {
     "checkpoint": {"io", "system", "text", "errors"},
     "data": {"batching", "checkpoint", "io", "system", "paths", "text", "errors"},
     "models": {"data", "checkpoint", "io", "system", "text", "errors"},
+    "exports": {"models", "data", "checkpoint", "io", "text", "errors"},
     "report": {"io", "text", "errors"},
     "recipe": {"batching", "report", "io", "paths", "text", "errors"},
     "distributed": {"text", "errors"},
@@ -35,7 +36,19 @@ ROOMS = {
         *("run", "sources", "hub", "train", "models", "recipe", "report", "checkpoint", "io", "text", "errors"),
     },
     "commands": {
-        *("verification", "run", "app", "sources", "hub", "train", "distributed", "models", "data", "recipe"),
+        *(
+            "verification",
+            "exports",
+            "run",
+            "app",
+            "sources",
+            "hub",
+            "train",
+            "distributed",
+            "models",
+            "data",
+            "recipe",
+        ),
         *("report", "checkpoint", "io", "system", "paths", "text", "batching", "errors"),
     },
     "study": {
