@@ -204,6 +204,44 @@ def _own_data(source: Source) -> str | None:
     return name if name in DATASETS or name in ALIASES or (is_image_path(name) and there) else None
 
 
+def onnx_parts(
+    checkpoint: str | Path, data: str | None, data_root: str | Path | None, console: Console
+) -> tuple[bytes, bytes, Proof]:
+    """A checkpoint's ONNX file in its two parts, what makes pictures the input and the network, and what proves both.
+
+    data, data_root and errors: as in `export_checkpoint`. Nothing is written.
+    """
+    onnx_file.need_onnx()
+    source = open_source(locate(checkpoint))
+    learnt, root = LearntFrom.of(source.metadata), resolve_data_root(data_root)
+    pictures = _open_pictures(source, str(checkpoint), data, root, learnt, console, int8=False)
+    facts = _facts(source, raw=False)
+    console.note(f"exporting {printable(str(checkpoint))} to ONNX")
+    with eval_mode(source.classifier.network):
+        network = onnx_file.network_model(source.classifier.network, facts)
+    before = onnx_file.picture_model(facts)
+    whole = onnx_file.encode(onnx_file.with_pictures(before, network), facts)
+    files = {"file": onnx_file.OnnxFile(whole, facts.metadata.model)}
+    proof = _proven(source.classifier, str(checkpoint), "onnx", pictures, files, console)[0]
+    return onnx_file.encode(before, facts), onnx_file.encode(network, _facts(source, raw=True)), proof
+
+
+def _proven(
+    classifier: Classifier,
+    name: str,
+    to: Format,
+    pictures: DecodedPictures,
+    files: Mapping[str, OnnxFile | TorchFile],
+    console: Console,
+) -> tuple[Proof, dict[str, Logits]]:
+    """The proof of the "file", and the logits of the checkpoint and all files. ExportError where it does not hold."""
+    logits = _all_logits(classifier, pictures, files, console)
+    proof = Proof.of(logits["checkpoint"], logits["file"], pictures.names())
+    if not proof.holds:
+        raise ExportError(_failed(name, to, proof))
+    return proof, logits
+
+
 @dataclass(frozen=True)
 class _Made:
     """Files that were made and not yet proven; the int8 one with how."""
@@ -249,10 +287,7 @@ def _prove_and_write(
     files: dict[str, OnnxFile | TorchFile] = {"file": made.opened}
     if made.int8 is not None:
         files["int8"] = made.int8[1]
-    logits = _all_logits(source.classifier, pictures, files, console)
-    proof = Proof.of(logits["checkpoint"], logits["file"], pictures.names())
-    if not proof.holds:
-        raise ExportError(_failed(name, to, proof))
+    proof, logits = _proven(source.classifier, name, to, pictures, files, console)
     latency = _latencies(source.classifier, pictures, files)
     paths = {path: made.content}
     file = WrittenExport(path.name, len(made.content), sha256_of(made.content), latency["file"])
