@@ -103,9 +103,10 @@ def evaluate(
 ) -> Evaluation:
     """Measures a checkpoint on the test images of the classes that it shares by name with the data.
 
-    checkpoint: a file, hub:OWNER/NAME[@REVISION], timm:NAME[.TAG], or a FILE.onnx of `finetune
-    export`. data: a data set's name, a folder of pictures or a CSV file. data_root: the folder of the data sets, by default $FINETUNE_DATA_ROOT, else ./data. device: auto, cpu,
-    cuda[:N] or mps. on_bad_image: "fail" lists pictures that cannot be read and stops, "skip" leaves them out.
+    checkpoint: a file, hub:OWNER/NAME[@REVISION], timm:NAME[.TAG], or FILE.onnx of `finetune export`. data: a data
+    set's name, a folder of pictures or a CSV file. data_root: the folder of the data sets, by default
+    $FINETUNE_DATA_ROOT, else ./data. device: auto, cpu, cuda[:N] or mps. on_bad_image: "fail" lists pictures that
+    cannot be read and stops, "skip" leaves them out.
     group: which pictures belong together, as `data.group` of recipes, by default as in the checkpoint's training.
     predictions: a CSV file to write, of each image's label, prediction and probability; an older one is moved aside.
     html: also write a page to look at, studies/CHECKPOINT-DATA.evaluate.html. console: where progress is shown, by

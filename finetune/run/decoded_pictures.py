@@ -76,7 +76,7 @@ class DecodedPictures:
 
 def as_rgb(picture: Image) -> npt.NDArray[np.uint8]:
     """A decoded picture as an exported file takes it: uint8, H×W×3."""
-    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def open_decoded(
