@@ -42,8 +42,8 @@ def quantize(model: Any, images: npt.NDArray[np.float32]) -> Quantized:
         source, made = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(model.SerializeToString())
         try:
+            quantization.shape_inference.quant_pre_process(source, source, skip_symbolic_shape=True)
             if method == "static":
-                quantization.shape_inference.quant_pre_process(source, source, skip_symbolic_shape=True)
                 quantization.quantize_static(
                     source,
                     made,
