@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
+ONNX = "onnx"  # what --with takes
+
+
 class PushOptions(TypedDict, total=False):
     """Keyword options of `finetune.push`; all may be left out.
 
@@ -32,6 +35,8 @@ class PushOptions(TypedDict, total=False):
     create_pr: propose the files in a pull request instead of committing them to main.
     licence: one of the Hub's identifiers, for example "mit"; by default that of the timm weights it started from.
     dry_run: write the files to hub/OWNER/NAME, show them, and send nothing.
+    parts: what else to put there: "onnx" for onnx/model.onnx and what transformers.js reads.
+    data, data_root: of "onnx", whose pictures to prove it on, as in `finetune.export_checkpoint`.
     replace: replace another model that is there; without it `confirm` is asked, and without both that is refused.
     confirm: is given a question, and says whether the answer is yes.
     quiet: False shows progress and results on the terminal; `console` is where to show them.
@@ -43,6 +48,9 @@ class PushOptions(TypedDict, total=False):
     create_pr: bool
     licence: str | None
     dry_run: bool
+    parts: Sequence[str]
+    data: str | None
+    data_root: str | Path | None
     replace: bool
     confirm: Callable[[str], bool] | None
     quiet: bool
@@ -66,6 +74,10 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
     if tag is not None and create_pr:
         raise SettingError("--tag with --create-pr: a tag names what is on main, and a pull request is not; drop one")
     bundle = make_bundle(Path(checkpoint), name, check_licence(licence) if licence else None)
+    if options.get("parts"):
+        bundle = _with_parts(bundle, Path(checkpoint), name, options, console)
+    elif options.get("data") is not None:
+        raise SettingError("--data goes with --with onnx: it says what the ONNX file is proven on")
     check_no_token(bundle.files)
     note = console.note
     for remark in bundle.remarks:
@@ -85,6 +97,22 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
     done = publish(api, name, bundle.files, message=message, private=private, tag=tag, create_pr=create_pr, note=note)
     _say(done, console)
     return done
+
+
+def _with_parts(bundle: Bundle, checkpoint: Path, name: HubName, options: PushOptions, console: Console) -> Bundle:
+    """The upload with the ONNX files, which were proven just now. SettingError for a part that is not known."""
+    if unknown := [part for part in options.get("parts", ()) if part != ONNX]:
+        raise SettingError(f"--with {unknown[0]}: expected {ONNX}")
+    from finetune.commands.export import onnx_parts  # torch, which a push without it does not need
+    from finetune.hub.javascript import ONNX_INPUT, ONNX_MODEL, add_onnx
+
+    before, network, proof = onnx_parts(checkpoint, options.get("data"), options.get("data_root"), console)
+    said = (
+        f"On {proof.pictures:,} pictures both together gave the checkpoint's logits to within "
+        f"{proof.largest_difference:.1g}, and no other class."
+    )
+    console.note(said)
+    return add_onnx(bundle, name.repo, {ONNX_INPUT: before, ONNX_MODEL: network}, said)
 
 
 def _confirm_replacement(api: HfApi, there: Remote, bundle: Bundle, options: PushOptions, note: LogFn) -> None:
@@ -132,7 +160,7 @@ def _write_folder(bundle: Bundle, name: HubName, console: Console) -> Pushed:
         write_atomic(folder / file, content)
     console.say(f"wrote {folder}, which a push would upload to {name}; nothing was sent")
     for file, content in contents.items():
-        console.say(f"  {file:<18} {len(content):>12,} bytes")
+        console.say(f"  {file:<24} {len(content):>12,} bytes")
     for file in (CONFIG, CARD):
         console.say(f"\n--- {file}\n{contents[file].decode()}")
     digest = sha256_of(contents[WEIGHTS])

@@ -202,7 +202,7 @@ def _open_parts(
             train, test = train.with_classes(data.classes), test.with_classes(data.classes)
         return name, DataSplits(train, test), None
     fetched = fetch_dataset(name, note=console.note, bars=not console.quiet) if is_hub_data(name) else None
-    columns = ColumnNames(_column_names(data), required=to_train)
+    columns = ColumnNames(column_names(data), required=to_train)
     options = ReadOptions(data.classes, data.group, columns, data.on_bad_image, to_train)
     with console.task("decoding") as progress:
         found = open_image_folder(
@@ -219,6 +219,7 @@ def _open_parts(
     return short_name(name), found, fetched.id if fetched is not None else None
 
 
-def _column_names(data: DataSettings) -> dict[Role, str]:
+def column_names(data: DataSettings) -> dict[Role, str]:
+    """What a table calls its columns, where data settings say so."""
     named: dict[Role, str | None] = {role: getattr(data.columns, role, None) for role in ROLES}
     return {role: name for role, name in named.items() if name is not None}
