@@ -175,11 +175,11 @@ def check_target(name: str | None) -> None:
     """SettingError that repeats what was typed when --target is neither pictures nor a data set's name."""
     if name is None:
         return
-    from finetune.data.openers import check_text, is_image_path
+    from finetune.data.openers import check_images_name, is_image_path
     from finetune.data.registry import find_dataset
 
     try:
-        check_text(name)
+        check_images_name(name)
         if not is_image_path(name):
             find_dataset(name)
     except UserError as error:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from finetune.checkpoint.format import Metadata
 from finetune.data.image_dataset import ImageSet
-from finetune.data.openers import short_name
+from finetune.data.openers import check_images_name, short_name
 from finetune.errors import DataError, OutputError, SettingError
 from finetune.io.outputs import check_output, replace_file
 from finetune.io.sanitize import printable
@@ -199,6 +199,7 @@ def evaluate_classifier(
     """
     if not classifier.class_names:
         raise SettingError(f"{checkpoint}: these weights have no head, so they name no class; adapt makes one")
+    check_images_name(data)
     like = learnt.reading(data) | ({"group": group} if group is not None else {})
     data, found = open_test(data, root, classifier.input, console, on_bad_image=on_bad_image, like=like)
     whole, part, said = choose_measured(found, data, checkpoint, learnt)

@@ -14,7 +14,7 @@ from finetune.hub.errors import LogFn
 from finetune.hub.model_card import check_licence
 from finetune.hub.repo import Remote, describe, find_repo
 from finetune.hub.repo_id import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name
-from finetune.hub.upload import Pushed, check_card, check_no_token, check_tag, logged_in, publish
+from finetune.hub.upload import Pushed, check_no_token, check_tag, logged_in, publish
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
@@ -81,7 +81,6 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
         _confirm_replacement(api, there, bundle, options, note)
     if tag is not None:
         check_tag(api, there, bundle.files, tag, note)
-    check_card(api, bundle.card, note)
     message = options.get("message") or f"finetune: {bundle.headline}"
     done = publish(api, name, bundle.files, message=message, private=private, tag=tag, create_pr=create_pr, note=note)
     _say(done, console)

@@ -78,10 +78,13 @@ def is_image_path(name: str) -> bool:
     return is_hub_data(name) or any(opener.accepts(name) for opener in OPENERS.values())
 
 
-def check_text(name: str) -> None:
-    """DataError for the name of images that is empty or no UTF-8: no recipe and no checkpoint could hold it."""
+def check_images_name(name: str) -> None:
+    """DataError for the name of images that is empty, can be no path, or is no UTF-8, which no recipe can hold."""
     if not name:
         raise DataError("an empty text names no images; the current folder is .")
+    if is_hub_data(name):
+        return
+    to_path(name, DataError)
     if unicode_text(name) != name:
         raise DataError(f"{shown_path(name)}: not UTF-8, so that no recipe can hold this name; rename it or link to it")
 
@@ -124,5 +127,5 @@ def short_name(name: str) -> str:
     """
     if is_hub_data(name):
         return name.removeprefix(HUB_DATA).partition("@")[0].rpartition("/")[2]
-    path, endings = to_path(name, DataError).resolve(), {opener.suffix for opener in OPENERS.values()}
+    path, endings = Path(name).resolve(), {opener.suffix for opener in OPENERS.values()}
     return unicode_text(path.stem if path.suffix.lower() in endings else path.name)

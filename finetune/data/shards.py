@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from finetune.data.image_io import IMAGE_SUFFIXES
-from finetune.data.manifest import ImageRecord, Manifest, class_name, list_some, with_test_split
+from finetune.data.manifest import ImageRecord, Manifest, alike_classes, class_name, list_some, with_test_split
 from finetune.data.split_names import SPLIT_NAMES, SplitName, is_evaluation
 from finetune.errors import DataError
 from finetune.io.safe_open import read_regular
@@ -229,10 +229,17 @@ def _is_plain(name: str) -> bool:
 
 
 def make_manifest(
-    title: str, records: Sequence[ImageRecord], notes: Sequence[str], unlabelled: Sequence[str] = ()
+    title: str,
+    records: Sequence[ImageRecord],
+    notes: Sequence[str],
+    unlabelled: Sequence[str] = (),
+    spellings: Mapping[str, Iterable[str]] | None = None,
 ) -> Manifest:
-    """The manifest of all records. unlabelled: pictures without a label, left out. DataError where all are."""
-    said = list(notes)
+    """The manifest of all records. DataError where none has a label.
+
+    unlabelled: pictures without a label, left out. spellings: by class name, what labels called it.
+    """
+    said = [*notes, *alike_classes(title, spellings or {})]
     if unlabelled:
         said.append(f"{title}: {len(unlabelled):,} pictures without a label left out: {list_some(unlabelled)}")
     classes = tuple(sorted({record.label for record in records}))

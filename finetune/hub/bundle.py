@@ -25,6 +25,7 @@ from finetune.hub.model_card import (
 )
 from finetune.hub.repo_id import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
 from finetune.hub.timm_config import make_config
+from finetune.io.sanitize import without_folders
 from finetune.recipe.load import check_recipe, dump_recipe
 from finetune.report.comparison import comparison_from, sentences
 from finetune.report.report import read_report_values
@@ -124,7 +125,17 @@ def _report(checkpoint: Path, metadata: Metadata) -> tuple[dict[str, Any], list[
     source = found.get("source")
     if isinstance(source, dict) and isinstance(source.get("path"), str):
         found["source"] = source | {"path": re.split(r"[\\/]", source["path"])[-1]}  # folders here stay private
-    return found, []
+    public: dict[str, Any] = _without_folders(found)
+    return public, []
+
+
+def _without_folders(value: Any) -> Any:
+    """JSON values without the folders of absolute paths, of which older reports have some."""
+    if isinstance(value, str):
+        return without_folders(value)
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    return list(map(_without_folders, value)) if isinstance(value, list) else value
 
 
 def _same_results(report: Any, checkpoint: Mapping[str, Any]) -> bool:

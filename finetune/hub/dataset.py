@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from finetune.data.openers import HUB_DATA
 from finetune.data.shards import MAX_SHARDS, PARQUET, shard_folders
-from finetune.errors import HubRefusal
+from finetune.errors import HubError, HubRefusal
 from finetune.hub.client import is_offline, open_api
 from finetune.hub.download import fetch_file
 from finetune.hub.errors import LogFn, log_nothing
-from finetune.hub.repo import Remote, cache_folder, get_repo, remember_commit
-from finetune.hub.repo_id import HubName, parse_name
+from finetune.hub.repo import Remote, get_repo, remember_commit, snapshot_commit
+from finetune.hub.repo_id import HubName, fullest_id, parse_name
 from finetune.text import listed
 
 if TYPE_CHECKING:
@@ -52,11 +52,18 @@ def fetch_dataset(spec: str, *, note: LogFn = log_nothing, bars: bool = False) -
     folder, files = _choose_folder(name, files)
     if len(files) > MAX_SHARDS:
         raise HubRefusal(f"{name}: {len(files):,} Parquet files, and at most {MAX_SHARDS:,} are read")
-    for file in files:
-        fetch_file(api, remote, file, note)
+    paths = {file: fetch_file(api, remote, file, note) for file in files}
+    # The client has a folder for each commit that the Hub named as it sent a file; the set is read from one of them.
+    places = {
+        snapshot_commit(path, file): path.parents[len(PurePosixPath(file).parts) - 1] for file, path in paths.items()
+    }
+    if len(places) > 1:
+        raise HubError(f"{name}: its files come from {len(places)} revisions, {listed(sorted(places))}; fetch it again")
+    ((place, root),) = places.items()
+    commit = fullest_id(str(remote.commit), [place])
     if not is_offline():
-        remember_commit(asked, str(remote.commit))  # after the last file, so that offline all of them are there
-    return HubDataset(cache_folder(name) / "snapshots" / str(remote.commit) / folder, name.repo, str(remote.commit))
+        remember_commit(asked, commit)  # after the last file, so that offline all of them are there
+    return HubDataset(root / folder, name.repo, commit)
 
 
 def _find_files(api: HfApi, name: HubName, note: LogFn) -> tuple[HubName, Remote, list[str]]:

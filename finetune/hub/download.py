@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.checkpoint.format import read_shapes
 from finetune.errors import HubError, HubRefusal
-from finetune.hub.client import is_offline, open_api
-from finetune.hub.errors import LogFn, log_nothing, with_retry_no_xet
+from finetune.hub.client import endpoint, is_offline, open_api
+from finetune.hub.errors import FileMissing, LogFn, log_nothing, with_retry_no_xet
 from finetune.hub.repo import (
     Remote,
-    cache_folder,
-    cached_hash,
+    cached_facts,
     discard_cached,
     get_repo,
     read_json,
     remember_commit,
     repo_from_cache,
+    snapshot_commit,
 )
-from finetune.hub.repo_id import CONFIG, PREFIX, REPORT, WEIGHTS, HubName, parse_name
+from finetune.hub.repo_id import CONFIG, PREFIX, REPORT, WEIGHTS, HubName, fullest_id, parse_name, same_commit
 from finetune.hub.timm_config import HubConfig, parse_config
 from finetune.io.safe_open import sha256_of
 from finetune.text import listed
@@ -37,8 +37,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".joblib")
 class HubFile:
     """Weights that were downloaded and checked, as a file in the Hub's cache, which must not be changed.
 
-    `commit` is the full commit that the revision was at the time; `config` is what timm's config.json says, None where
-    there is none or it is not timm's; `report` is our report.json, if the repository has one.
+    `commit` is the commit that the revision was at the time, by its longest id; `config` is what timm's config.json
+    says, None where there is none or it is not timm's; `report` is our report.json, if the repository has one.
     """
 
     path: Path
@@ -71,22 +71,25 @@ def fetch(spec: str | HubName, *, note: LogFn = log_nothing, bars: bool = False)
     read_shapes(path)  # CheckpointError for a pickle under a good name
     others = {file: fetch_file(api, remote, file, note) for file in (CONFIG, REPORT) if file in remote.files}
     if not is_offline():
-        remember_commit(name, remote.commit)
+        remote = replace(remote, commit=fullest_id(remote.commit, [snapshot_commit(path, weights)]))
+        remember_commit(name, str(remote.commit))
     return _hub_file(remote, weights, {weights: path, **others})
 
 
 def cached_file(spec: str) -> HubFile | None:
-    """The weights of a full commit, hub:OWNER/NAME@COMMIT, if the cache has all its files; the Hub is not asked."""
+    """The weights of a commit, hub:OWNER/NAME@COMMIT, if the cache has all its files; the Hub is not asked."""
     name = parse_name(spec)
-    if not name.is_commit:
+    if name.revision is None:
         return None
-    folder = cache_folder(name) / "snapshots" / str(name.revision)
     try:
-        remote = repo_from_cache(name)
+        remote = repo_from_cache(name, commits_only=True)
         weights = _find_weights(remote, name)
-        paths = {file: folder / file for file in (weights, CONFIG, REPORT) if file in remote.files}
-        if not all(remote.files[file].fits(path) for file, path in paths.items()):
-            return None
+    except HubRefusal:
+        return None
+    paths = {file: remote.paths[file] for file in (weights, CONFIG, REPORT) if file in remote.files}
+    if not all(remote.files[file].fits(path) for file, path in paths.items()):
+        return None
+    try:
         return _hub_file(remote, weights, paths)
     except HubRefusal:
         return None
@@ -117,25 +120,70 @@ def _find_weights(remote: Remote, name: HubName) -> str:
 
 
 def fetch_file(api: HfApi, remote: Remote, name: str, note: LogFn) -> Path:
-    """One file of the commit, in the cache, with the content that the Hub says it has; fetched again once if not."""
-    expected, what = remote.files[name], f"fetch {name} of {remote.repo}@{str(remote.commit)[:12]}"
+    """One file of the commit, in the cache, with the size and hash that the Hub lists; fetched again once if not.
+
+    HubError when it has others; what the Hub does not list cannot be checked, and is noted.
+    """
+    if is_offline():
+        return _cached_file(remote, name)
+    what = f"fetch {name} of {remote.repo}@{str(remote.commit)[:12]}"
+    faults = ["", ""]
     for again in (False, True):
-        # Plain HTTP compares sizes only, and what is in the cache is not looked at at all.
         fetch = partial(api.hf_hub_download, remote.repo, name, repo_type=remote.kind, revision=remote.commit)
-        call = partial(fetch, force_download=again)
-        path = Path(with_retry_no_xet(what, call, note))
-        expected = expected if expected.is_known else cached_hash(path)  # the client names a blob after its hash
-        if expected.fits(path):
+        try:
+            path = Path(with_retry_no_xet(what, partial(fetch, force_download=again), note))
+        except FileMissing as error:
+            raise FileMissing(
+                f"{error}, though the Hub lists it: an upload that was never committed, as after a push that was "
+                "stopped. Push it again, or ask the repository's owner to; an older commit can be named after @"
+            ) from None
+        faults[again] = _fault(remote, name, path) or ""
+        if not faults[again]:
+            _note_unchecked(remote, name, note)
             return path
         discard_cached(path)
-        if is_offline():
-            break
         if not again:
-            note(f"{name} does not have the hash that the Hub says; fetching it again")
+            note(f"{name}: it {faults[again]}; fetching it again")
     cure = "Something on the way changes it twice: try another network, or ask the repository's owner"
-    if is_offline():
-        cure = "It was damaged in the cache; unset HF_HUB_OFFLINE to fetch it again"
-    digest = f"sha256 {expected.sha256[:12]}" if expected.sha256 else f"git sha1 {str(expected.git_sha1)[:12]}"
-    raise HubError(
-        f"could not {what}: its content does not have the {digest} that the Hub says; nothing was kept. {cure}"
+    if faults[0] == faults[1] and "another revision" in faults[1]:
+        cure = "Ask whoever runs that Hub, or set HF_ENDPOINT to another"
+    raise HubError(f"could not {what}: its content {faults[1]}; nothing was kept. {cure}")
+
+
+def _fault(remote: Remote, name: str, path: Path) -> str | None:
+    """What is wrong with a file that was fetched, as the end of 'its content ...'."""
+    listed, sent, commit = remote.files[name], cached_facts(path), snapshot_commit(path, name)
+    fault = listed.mismatch(path)
+    is_whole = sent.has_hash and sent.fits(path)
+    if fault is not None and is_whole:  # plain HTTP does not compare hashes: it is not what the Hub itself announced
+        return f"{fault}, and is whole: it is served from another revision"
+    if fault is None and not listed.has_hash and not sent.fits(path):
+        return sent.mismatch(path)
+    if fault is None and not (listed.has_hash and listed.listed) and not same_commit(commit, remote.commit):
+        return f"comes from another revision, {commit[:12]}"
+    return fault
+
+
+def _note_unchecked(remote: Remote, name: str, note: LogFn) -> None:
+    """Says what could not be compared with the commit's list of files."""
+    listed = remote.files[name]
+    if listed.has_hash and listed.listed:
+        return
+    lacks, compared = ("hash", "its size") if listed.size is not None else ("size or hash", "nothing")
+    note(
+        f"{name} of {remote.repo}: {endpoint()} lists no {lacks} of it for this commit; {compared} was compared with "
+        "the list, and its hash only with the one that came with it"
     )
+
+
+def _cached_file(remote: Remote, name: str) -> Path:
+    """The file in the cache, whose content has the hash that it lies under."""
+    path = remote.paths[name]
+    fault = remote.files[name].mismatch(path)
+    if fault is not None:
+        discard_cached(path)
+        raise HubError(
+            f"could not read {name} of {remote.repo}@{str(remote.commit)[:12]}: its content {fault}; nothing was kept. "
+            "It was damaged in the cache; unset HF_HUB_OFFLINE to fetch it again"
+        )
+    return path

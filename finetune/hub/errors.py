@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from finetune.errors import FinetuneError, HubError, HubRefusal, OutputError
 from finetune.hub.client import endpoint, redact, token, token_origin
@@ -19,6 +20,8 @@ LogFn = Callable[[str], None]
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 RETRY_TIMEOUT = 20.0  # seconds after which no further try is begun
 BACKOFF = (1.0, 2.0, 4.0)  # seconds before each further try
+REFUSED_BACKOFF = (0.5, 1.0, 1.5, 2.0, 1.0)  # seconds before each further try where nobody listens: a restart
+PROMPT = 1.0  # seconds within which a refusal comes, unless the client has tried again itself
 MAX_WAIT = 30  # seconds that a Hub may ask to wait before a person is told instead
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol", "InvalidURL")
@@ -42,6 +45,10 @@ class AccessGated(HubRefusal):
 
 class Offline(HubRefusal):
     """The cache does not have the file, and HF_HUB_OFFLINE forbids to fetch it."""
+
+
+class NotSupported(HubRefusal):
+    """This Hub does not have what was asked of it."""
 
 
 class TransferBroken(HubError):
@@ -69,6 +76,8 @@ _ANSWERS: dict[str | int, tuple[type[HubError], str]] = {
         "{who} does not permit it (403){said}; a push needs write access, and its owner may have to give leave to "
         "read: see {hub}",
     ),
+    405: (NotSupported, "{hub} does not support it (405){said}"),
+    501: (NotSupported, "{hub} does not support it (501){said}"),
     412: (HubError, "somebody changed the repository meanwhile (412); look at it and push again"),
     409: (HubError, "it conflicts with what is there (409){said}; look at the repository and try again"),
     429: (HubError, "too many requests for now (429); try again {when}"),
@@ -83,23 +92,34 @@ def with_retry(what: str, call: Callable[[], T], note: LogFn = log_nothing) -> T
     """Calls the Hub, and again while it fails in a way that may pass. Raises what `translate_error` makes of a failure.
 
     `what` completes 'could not ...'. The client itself retries some requests for about 20 s; together with that no new
-    try begins later than RETRY_TIMEOUT after the first. `call` must do no harm when it is done twice.
+    try begins later than RETRY_TIMEOUT after the first. A host that refuses connections may be restarting, and is tried
+    for the sum of REFUSED_BACKOFF. `call` must do no harm when it is done twice.
     """
     started = time.monotonic()
-    for wait in (*BACKOFF, None):
+    waits, refused_waits = iter(BACKOFF), iter(REFUSED_BACKOFF)
+    is_said = False
+    while True:
+        begun = time.monotonic()
         try:
             with _quiet_logging(note):
                 return call()
         except FinetuneError:
             raise
         except Exception as error:
-            pause = _retry_delay(error, wait)
+            if is_refused := _is_refused(error):
+                pause = next(refused_waits, None) if time.monotonic() - begun < PROMPT else None
+            else:
+                pause = _retry_delay(error, next(waits, None))
             if pause is None or time.monotonic() - started > RETRY_TIMEOUT:
                 raise translate_error(error, what) from None
             reason = _status_of(error) or ("a wrong size" if _wrong_size(error) else "cut off")
-            note(f"could not {what} yet ({reason}); trying again in {pause:.0f} s")
+            if not is_refused:
+                note(f"could not {what} yet ({reason}); trying again in {pause:.0f} s")
+            elif not is_said:
+                is_said = True
+                refusing = _storage_host(error) or endpoint()
+                note(f"{refusing} refuses connections; trying again for {sum(REFUSED_BACKOFF):.0f} s")
         time.sleep(pause)
-    raise AssertionError("the last try either returns or raises")
 
 
 def with_retry_no_xet(what: str, call: Callable[[], T], note: LogFn = log_nothing) -> T:
@@ -130,6 +150,9 @@ def translate_error(error: Exception, what: str) -> HubError | OutputError:
     if (full := _disk_full(error)) is not None:
         place = f" at {full.filename}" if full.filename else ""
         return OutputError(f"{failed}: no room on the disk{place} ({full.strerror}); make room, or move HF_HOME")
+    storage = _storage_host(error)
+    if storage is not None and (found := _storage_fault(error, storage)) is not None:
+        return found[0](f"{failed}: {found[1]}")
     if (status := _status_of(error)) is not None:
         raises, text = _ANSWERS.get(kind) or _ANSWERS.get(status) or _unexpected(status)
         return raises(f"{failed}: {text.format_map(_words(root))}")
@@ -145,6 +168,40 @@ def translate_error(error: Exception, what: str) -> HubError | OutputError:
     if kind in _CONNECTION_LOST:
         return TransferBroken(f"{failed}: the connection to {endpoint()} broke off ({said}); run it again")
     return TransferBroken(f"{failed}: {kind}: {said}; run it again")
+
+
+def _storage_host(error: Exception) -> str | None:
+    """The host of the failed request where that is not the Hub: large files lie elsewhere, in a storage of its own."""
+    root = _root_cause(error)
+    # The attribute `request` raises where there is none.
+    request = getattr(root, "_request", None) or getattr(getattr(root, "response", None), "_request", None)
+    asked, hub = (urlsplit(address) for address in (str(getattr(request, "url", "")), endpoint()))
+    if not asked.hostname or (asked.hostname, _port(asked)) == (hub.hostname, _port(hub)):
+        return None
+    return asked.netloc.rpartition("@")[2]
+
+
+def _port(address: SplitResult) -> int | None:
+    return address.port or {"http": 80, "https": 443}.get(address.scheme)
+
+
+def _storage_fault(error: Exception, host: str) -> tuple[type[HubError], str] | None:
+    """The error to raise for one of the storage host, and what completes 'could not ...: '."""
+    root, status = _root_cause(error), _status_of(error)
+    kind, where = type(root).__name__, f"the storage host {host}, where {endpoint()} keeps large files"
+    why = first_line(redact(str(root))) or kind
+    if kind in _UNREACHABLE:
+        return HubError, (
+            f"no connection to {where} ({why}); the Hub itself answers. Try again later; if it stays so, check that "
+            "proxy and firewall let this host through"
+        )
+    if kind in _CONNECTION_LOST:
+        return TransferBroken, f"the connection to {where}, broke off ({why}); run it again"
+    if status is None or status == 429:
+        return None
+    said = first_line(redact(str(getattr(root, "server_message", None) or "")))
+    meaning = {404: "not found", 401: "not permitted", 403: "not permitted"}.get(status, "a fault of its own")
+    return HubError, f"{where}, answered: {meaning} ({status}){f': {said}' if said else ''}; run it again later"
 
 
 def _unexpected(status: int) -> tuple[type[HubError], str]:
@@ -176,6 +233,13 @@ def _retry_delay(error: Exception, wait: float | None) -> float | None:
         return asked if status in RETRY_STATUS and asked <= MAX_WAIT else None
     may_pass = type(root).__name__ in _CONNECTION_LOST or _wrong_size(error)
     return wait if may_pass and _disk_full(error) is None else None
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether nobody listens at the address, as while a server restarts."""
+    return any(isinstance(e, ConnectionRefusedError) or "refused" in str(e).lower() for e in _causes(error)) and (
+        type(_root_cause(error)).__name__ in _UNREACHABLE
+    )
 
 
 def _wrong_size(error: Exception) -> bool:
@@ -228,13 +292,14 @@ def _quiet_logging(note: LogFn) -> Iterator[None]:
 
 
 class _RetryLog(logging.Handler):
-    """Lets through what the client says about waiting, which has no address in it, and nothing else."""
+    """Lets through what the client says first about waiting, which has no address in it, and nothing else."""
 
     def __init__(self, note: LogFn) -> None:
         super().__init__(logging.WARNING)
-        self.note = note
+        self.note, self.is_said = note, False
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text.startswith(("Retrying in", "Rate limited")):
+        if text.startswith(("Retrying in", "Rate limited")) and not self.is_said:
+            self.is_said = True
             self.note(f"the Hub is not answering well: {redact(text)}")

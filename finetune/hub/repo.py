@@ -2,84 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import re
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 from finetune.errors import HubError, HubRefusal, OutputError
-from finetune.hub.client import is_offline
-from finetune.hub.errors import LogFn, RepositoryMissing, log_nothing, with_retry
-from finetune.hub.repo_id import CONFIG, OUR_FILES, WEIGHTS, HubName, RepoKind
+from finetune.hub.client import endpoint, is_offline, redact
+from finetune.hub.errors import FileMissing, LogFn, RepositoryMissing, log_nothing, with_retry
+from finetune.hub.file_facts import FileFacts
+from finetune.hub.repo_id import (
+    CONFIG,
+    OUR_FILES,
+    WEIGHTS,
+    HubName,
+    RepoKind,
+    fullest_id,
+    is_commit_id,
+    same_commit,
+)
 from finetune.hub.timm_config import OURS
 from finetune.io.atomic import write_atomic
-from finetune.io.safe_open import read_regular, sha256_of
+from finetune.io.safe_open import read_regular
 from finetune.io.strict_json import parse_json
 
 if TYPE_CHECKING:
-    from huggingface_hub import DatasetInfo, HfApi, ModelInfo
+    from huggingface_hub import DatasetInfo, HfApi, HfFileMetadata, ModelInfo
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHA1 = re.compile(r"[0-9a-f]{40}")
 MAX_JSON = 5_000_000  # bytes of a config.json, whose largest part are class names
 
 
 @dataclass(frozen=True)
-class FileHash:
-    """The hash by which the Hub knows a file: sha256 of a large one, git's sha1 of a small one, or neither."""
-
-    sha256: str | None = None
-    git_sha1: str | None = None
-
-    @classmethod
-    def parse(cls, text: object) -> FileHash:
-        """The hash that a text is: 64 hex digits are a sha256, 40 git's sha1; unknown for anything else."""
-        found = str(text)
-        return cls(found if _SHA256.fullmatch(found) else None, found if _SHA1.fullmatch(found) else None)
-
-    @property
-    def is_known(self) -> bool:
-        return self.sha256 is not None or self.git_sha1 is not None
-
-    def fits(self, content: bytes | Path) -> bool:
-        """Whether the content has this hash; True when the hash is unknown."""
-        if self.sha256 is not None:
-            return sha256_of(content) == self.sha256
-        return self.git_sha1 is None or git_sha1_of(content) == self.git_sha1
-
-
-@dataclass(frozen=True)
 class Remote:
-    """A repository at one commit: its files, and the metadata of its card. `commit` is None where there is none yet."""
+    """A repository at one commit: its files, and the metadata of its card. `commit` is None where there is none yet.
+
+    `private` is None where the Hub does not say. `paths` has the files of a repository that was read from the cache.
+    """
 
     repo: str
     commit: str | None
-    files: Mapping[str, FileHash]
+    files: Mapping[str, FileFacts]
     private: bool | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
     kind: RepoKind = "model"
+    paths: Mapping[str, Path] = field(default_factory=dict)
 
     def changed(self, files: Mapping[str, bytes | Path]) -> list[str]:
         """The names of those files that are not known to be there with the same content."""
-        known = {name: hash for name, hash in self.files.items() if hash.is_known}
+        known = {name: facts for name, facts in self.files.items() if facts.has_hash}
         return replace(self, files=known).conflicts(files)
 
     def conflicts(self, files: Mapping[str, bytes | Path]) -> list[str]:
         """The names of those files that are missing, or are known to have another content."""
         return [n for n, content in files.items() if n not in self.files or not self.files[n].fits(content)]
-
-
-def git_sha1_of(content: bytes | Path) -> str:
-    """The sha1 (hex) by which git knows this content."""
-    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-        header = b"blob %d\0" % file.seek(0, os.SEEK_END)
-        file.seek(0)
-        return hashlib.file_digest(file, lambda: hashlib.sha1(header, usedforsecurity=False)).hexdigest()
 
 
 def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
@@ -91,18 +68,21 @@ def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
         return repo_from_cache(name)
     look = partial(api.repo_info, name.repo, repo_type=name.kind, revision=name.revision, files_metadata=True)
     info = cast("ModelInfo | DatasetInfo", with_retry(f"look at {name}", look, note))
-    files = {file.rfilename: _listed_hash(file) for file in info.siblings or []}
-    unknown = [file for file, known in files.items() if not known.is_known]
-    if unknown and info.sha:
-        files |= _tree_hashes(api, name, info.sha, unknown, note)
+    if info.sha and not is_commit_id(info.sha):
+        raise HubError(f"could not look at {name}: {endpoint()} calls its commit {redact(info.sha)[:99]!r}")
+    commit = fullest_id(info.sha, [name.revision]) if info.sha else None
+    files = {file.rfilename: _listed_facts(file) for file in info.siblings or []}
+    unknown = [file for file, known in files.items() if not known.has_hash]
+    if unknown and commit:
+        rows = _tree_facts(api, name, commit, unknown, note)
+        files |= {file: found.with_size_of(files[file]) for file, found in rows.items()}
         for file in OUR_FILES:
-            if file in files and not files[file].is_known:
-                call = partial(_head_hash, api, name, info.sha, file)
-                files[file] = with_retry(f"look at {file} of {name}", call, note)
+            if file in files and not files[file].has_hash:
+                files[file] = _head_facts(api, name, commit, file, note).with_size_of(files[file])
     # The client's own card object drops what it does not know, so the plain mapping is kept.
     card_data = getattr(info, "card_data", None)
     card = card_data.to_dict() if card_data is not None else {}
-    return Remote(name.repo, info.sha, files, info.private, card, name.kind)
+    return Remote(name.repo, commit, files, info.private, card, name.kind)
 
 
 def find_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote | None:
@@ -113,26 +93,46 @@ def find_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote | 
         return None
 
 
-def _listed_hash(file: Any) -> FileHash:
-    return FileHash(str(file.lfs.sha256)) if file.lfs is not None else FileHash.parse(file.blob_id)
+def _listed_facts(file: Any) -> FileFacts:
+    """The facts in a row of either list of the client's."""
+    if file.lfs is not None:
+        return FileFacts.of_large(file.lfs.sha256, file.lfs.size)  # the other size may be that of a pointer
+    return FileFacts.parse(file.blob_id, file.size)
 
 
-def _tree_hashes(api: HfApi, name: HubName, commit: str, wanted: list[str], note: LogFn) -> dict[str, FileHash]:
-    """The hashes from the list of the repository's tree, for a Hub whose description of it has none."""
-    tree = partial(api.list_repo_tree, name.repo, repo_type=name.kind, revision=commit, recursive=True, expand=False)
+def _tree_facts(api: HfApi, name: HubName, commit: str, wanted: list[str], note: LogFn) -> dict[str, FileFacts]:
+    """The facts from the list of the repository's tree, for a Hub whose description of it has no hashes."""
+
+    def call() -> list[Any]:
+        tree = api.list_repo_tree(name.repo, repo_type=name.kind, revision=commit, recursive=True, expand=False)
+        with contextlib.suppress(KeyError, TypeError):  # a Hub with another list
+            return list(tree)
+        return []
+
     try:
-        rows = with_retry(f"list {name.repo}", lambda: list(tree()), note)
-    except (RepositoryMissing, TypeError, KeyError):
+        rows = with_retry(f"list {name.repo}", call, note)
+    except RepositoryMissing:
         return {}  # a Hub without such a list
-    return {row.path: _listed_hash(row) for row in rows if row.path in wanted and hasattr(row, "blob_id")}
+    return {row.path: _listed_facts(row) for row in rows if row.path in wanted and hasattr(row, "blob_id")}
 
 
-def _head_hash(api: HfApi, name: HubName, commit: str, file: str) -> FileHash:
-    """The hash in the head of a file's download, for a Hub whose lists have none."""
+def _head_facts(api: HfApi, name: HubName, commit: str, file: str, note: LogFn) -> FileFacts:
+    """The hash in the head of a file's download, for a Hub whose lists have none; nothing where that is no help."""
+    try:
+        head = look_at_file(api, name, commit, file, note)
+    except FileMissing:
+        return FileFacts(listed=False)  # an upload that was never committed
+    if head.commit_hash is not None and not same_commit(head.commit_hash, commit):
+        return FileFacts(listed=False)  # another revision's
+    return replace(FileFacts.parse(head.etag), listed=False)
+
+
+def look_at_file(api: HfApi, name: HubName, commit: str, file: str, note: LogFn = log_nothing) -> HfFileMetadata:
+    """The head of a file's download. FileMissing where the Hub does not serve it, whatever its lists say."""
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(name.repo, file, repo_type=name.kind, revision=commit, endpoint=api.endpoint)
-    return FileHash.parse(api.get_hf_file_metadata(url=url).etag)
+    return with_retry(f"look at {file} of {name}", lambda: api.get_hf_file_metadata(url=url), note)
 
 
 def cache_folder(name: HubName) -> Path:
@@ -143,8 +143,8 @@ def cache_folder(name: HubName) -> Path:
 
 
 def remember_commit(name: HubName, commit: str) -> None:
-    """Notes in the cache which commit a branch or tag was, so that it is found offline too."""
-    if name.is_commit:
+    """Notes in the cache which commit a branch, a tag or a shorter id was, so that it is found offline too."""
+    if name.revision == commit:
         return
     try:
         write_atomic(cache_folder(name) / "refs" / (name.revision or "main"), commit.encode())
@@ -152,40 +152,57 @@ def remember_commit(name: HubName, commit: str) -> None:
         return  # a cache that may not be written still serves
 
 
-def repo_from_cache(name: HubName) -> Remote:
-    """What the cache knows of a repository from an earlier pull, without asking the Hub. HubRefusal if nothing."""
+def repo_from_cache(name: HubName, *, commits_only: bool = False) -> Remote:
+    """What the cache knows of a repository from an earlier pull, without asking the Hub. HubRefusal if nothing.
+
+    `commits_only`: the revision is a commit, and not the name of a branch or tag.
+    """
     folder = cache_folder(name)
-    reference = folder / "refs" / (name.revision or "main")
-    if name.is_commit:
-        commit = name.revision
-    elif reference.is_file():
-        commit = reference.read_text(encoding="utf-8").strip()
-    else:
-        is_start = re.fullmatch("[0-9a-f]{7,}", name.revision or "")
-        found = [p.name for p in (folder / "snapshots").glob(f"{name.revision}*")] if is_start else []
-        commit = found[0] if len(found) == 1 else None
-    snapshot = folder / "snapshots" / str(commit)
-    if commit is None or not snapshot.is_dir():
-        refs = sorted(p.relative_to(folder / "refs").as_posix() for p in (folder / "refs").rglob("*") if p.is_file())
+    snapshots = {path.name: path for path in (folder / "snapshots").glob("*") if path.is_dir()}
+    refs = {
+        path.relative_to(folder / "refs").as_posix(): path.read_text(encoding="utf-8").strip()
+        for path in sorted((folder / "refs").rglob("*"))
+        if path.is_file()
+    }
+    asked = name.revision or "main"
+    commit = asked if commits_only else refs.get(asked, asked)
+    same = sorted((n for n in snapshots if same_commit(n, commit)), key=len)
+    if not same or not all(same_commit(one, same[-1]) for one in same):
         has = f" (it has {', '.join(refs)})" if refs else ""
         raise HubRefusal(
             f"could not look at {name}: HF_HUB_OFFLINE is set, and the cache at {folder.parent} does not have it{has}; "
             "fetch it once without HF_HUB_OFFLINE"
         )
-    files = {p.relative_to(snapshot).as_posix(): cached_hash(p) for p in sorted(snapshot.rglob("*")) if p.is_file()}
-    return Remote(name.repo, commit, files, kind=name.kind)
+    # A Hub may name one commit by ids of several lengths, and the client has a folder for each.
+    commit = fullest_id(same[-1], [commit, asked, *refs.values()])
+    paths = {
+        path.relative_to(snapshots[one]).as_posix(): path
+        for one in same
+        for path in sorted(snapshots[one].rglob("*"))
+        if path.is_file()
+    }
+    files = {file: cached_facts(path) for file, path in paths.items()}
+    return Remote(name.repo, commit, files, kind=name.kind, paths=paths)
 
 
-def cached_hash(path: Path) -> FileHash:
+def snapshot_commit(path: Path, file: str) -> str:
+    """The commit in whose folder of the cache a file lies: the one that the Hub named when it sent it."""
+    return path.parents[len(PurePosixPath(file).parts) - 1].name
+
+
+def cached_facts(path: Path) -> FileFacts:
     """The hash after which the cache named a blob; unknown where the file system has no symbolic links."""
-    return FileHash.parse(path.resolve().name)
+    return replace(FileFacts.parse(path.resolve().name), listed=False)
 
 
 def discard_cached(path: Path) -> None:
-    """Takes a damaged file out of the cache, so that nothing finds it there: the name in the commit and the blob."""
+    """Takes a wrong file out of the cache: its name in the commit, and the blob unless it is another commit's too."""
     blob = path.resolve()
+    is_whole = cached_facts(path).has_hash and cached_facts(path).fits(path)
     path.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)
+    others = (blob.parent.parent / "snapshots").rglob("*") if is_whole else ()
+    if not any(other.is_symlink() and other.resolve() == blob for other in others):
+        blob.unlink(missing_ok=True)
 
 
 def read_json(path: Path | None) -> dict[str, Any]:

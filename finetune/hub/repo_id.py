@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,9 +16,10 @@ WEIGHTS, CONFIG, RECIPE, REPORT, CARD = "model.safetensors", "config.json", "rec
 OUR_FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, CARD)
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _REPO = re.compile(rf"{_PART}/[A-Za-z0-9._](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ABBREVIATED = re.compile(r"[0-9a-f]{7,}")
 # What git forbids in the name of a branch or tag, and what would mean something in a path or address.
 _BAD_REVISION = re.compile(r"[\s~^:?*\[\\%#@\x00-\x1f\x7f]|\.\.|//|^[/.-]|[/.]$|\.lock$")
+_MAX_COMMIT_LEN = 128  # characters
 _MAX_LEN = 96  # characters of OWNER/NAME, the Hub's own limit
 
 
@@ -31,11 +33,6 @@ class HubName:
 
     def __str__(self) -> str:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
-
-    @property
-    def is_commit(self) -> bool:
-        """Whether the revision is a full commit, which never means anything else."""
-        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     @property
     def stem(self) -> str:
@@ -73,3 +70,23 @@ def check_revision(text: str, where: str) -> None:
     """SettingError, beginning with `where`, unless the text can be the name of a branch, tag or commit."""
     if not text or _BAD_REVISION.search(text):
         raise SettingError(f"{where} expected the name of a branch, tag or commit, for example v1; found {text!r}")
+
+
+def is_commit_id(text: str) -> bool:
+    """Whether a Hub may call a commit so: by hex digits of any number, or another name that can follow @."""
+    return bool(text) and "/" not in text and len(text) <= _MAX_COMMIT_LEN and not _BAD_REVISION.search(text)
+
+
+def same_commit(one: str | None, other: str | None) -> bool:
+    """Whether two ids name one commit: they are equal, or one is the other's first 7 or more hex digits."""
+    if one is None or other is None or one == other:
+        return one == other
+    short, long = sorted((one, other), key=len)
+    return len(short) < len(long) and long.startswith(short) and all(map(_ABBREVIATED.fullmatch, (short, long)))
+
+
+def fullest_id(commit: str, others: Iterable[str | None]) -> str:
+    """The longest id of a commit among itself and others; itself where these are several commits."""
+    longer = sorted({other for other in others if other and same_commit(commit, other)} | {commit}, key=len)
+    is_chain = all(same_commit(one, longer[-1]) for one in longer)
+    return longer[-1] if is_chain else commit

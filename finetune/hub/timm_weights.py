@@ -9,7 +9,7 @@ import timm
 
 from finetune.errors import DownloadError, HubError, OutputError, SettingError
 from finetune.hub.errors import AccessGated, FileMissing, Offline, RepositoryMissing, with_retry_no_xet
-from finetune.hub.repo import cached_hash, discard_cached
+from finetune.hub.repo import cached_facts, discard_cached
 from finetune.hub.repo_id import WEIGHTS
 from finetune.models.timm.names import parse_name, timm_tags
 
@@ -39,7 +39,7 @@ def download_weights(name: str) -> Path:
         said = _REASONS.get(type(error), "{repository}/{file}: {error}")
         raise DownloadError(f"{name}: {said.format(repository=repository, file=file, error=error)}") from None
     # Large files lie in the cache under their sha256; the client compares sizes alone.
-    if not cached_hash(path).fits(path):
+    if not cached_facts(path).fits(path):
         discard_cached(path)
         raise DownloadError(f"{name}: {path.name} did not arrive as the Hub has it (another sha256); fetch it again")
     return path

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 
 _SHORT = 60  # characters of a text that are repeated in a message
+
+# The folders of an absolute path within a sentence, and no URL, fraction or "images/s". A folder's name may have spaces
+# and commas, but no path continues after ": ", ", " or "; ", and no name ends in a space.
+_NAME = r"(?:[^/\\\n:;,\"]|,(?! ))*[^/\\\n:;,\"\s]"
+_FOLDERS = re.compile(rf"(?<![\w.:/\\])(?:~?/|[A-Za-z]:\\|\\\\)(?:{_NAME}[/\\])*(?={_NAME})")
 
 
 def is_printable(text: str) -> bool:
@@ -37,6 +43,11 @@ def escaped_json(text: str) -> str:
         return text
     kept = [c == "\n" or is_printable(c) for c in text]
     return "".join(c if keep else json.dumps(c)[1:-1] for c, keep in zip(text, kept, strict=True))
+
+
+def without_folders(text: str) -> str:
+    """The text with the last name alone of each absolute path: what is passed on tells nothing of the machine."""
+    return _FOLDERS.sub("", text)
 
 
 def name_in_line(name: str, *, terminal: bool) -> str:

@@ -90,7 +90,7 @@ class Classifier(nn.Module):
         DataError at the first that cannot be read, after the predictions of the batches before it.
         """
         if isinstance(images, (str, bytes, Path)):
-            raise SettingError("expected several images, found one; put it in a list")
+            raise SettingError(f"expected several images, found the one path {images!r}; put it in a list")
         if not isinstance(images, Iterable):
             raise SettingError(f"expected several images, found {type(images).__name__}; put them in a list")
         if batch is not None and batch < 1:

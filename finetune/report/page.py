@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -423,6 +424,11 @@ def sure_and_wrong(predictions: Predictions, row: str) -> list[int]:
     return found
 
 
+def _without_folder(path: str) -> str:
+    """An absolute path's last name, since a page is passed on; any other path as it is."""
+    return PurePath(path).name if PurePath(path).is_absolute() else path
+
+
 def _mistake_parts(material: Material, row: str) -> list[Part]:
     predictions = material.predictions
     if predictions is None:
@@ -435,7 +441,7 @@ def _mistake_parts(material: Material, row: str) -> list[Part]:
         named, true = (predictions.class_names[int(x[index])] for x in (column.predicted, predictions.labels))
         name = predictions.images[index]
         caption = f"{named} {percent(float(column.probability[index]))}; is {true}"
-        shown.append(Shown(name, caption, material.pictures.get(name)))
+        shown.append(Shown(_without_folder(name), caption, material.pictures.get(name)))
     if not shown:
         return [Lines(["no answer is wrong, or probabilities are not known"])]
     heat = any(own.picture is not None and own.picture.heatmap is not None for own in shown)
@@ -457,7 +463,7 @@ def _finding_parts(finding: Mapping[str, Any], material: Material) -> list[Part]
         caption = str(picture.get("label", ""))
         caption += f" and {picture['twin_label']}" if "twin_label" in picture else ""
         caption += f"; more like {picture['likelier']}" if "likelier" in picture else ""
-        names = name if twin is None else f"{name} and {twin}"
+        names = " and ".join(_without_folder(str(each)) for each in (name, twin) if each is not None)
         shown.append(Shown(names, caption, material.pictures.get(name), material.pictures.get(str(twin))))
     parts: list[Part] = [Gallery(shown)] if any(own.picture is not None for own in shown) else []
     keys = [key for key in FINDING_KEYS if key in finding["pictures"][0]]
@@ -510,7 +516,8 @@ def _count_lines(report: Report) -> list[str]:
 def _provenance(report: Report, material: Material) -> list[Part]:
     lines = []
     if report.source is not None:
-        lines.append(f"started from {report.source.path or report.source.id}, sha256 {report.source.sha256}")
+        named = _without_folder(report.source.path or str(report.source.id))
+        lines.append(f"started from {named}, sha256 {report.source.sha256}")
     if report.test_set is not None:
         lines.append(f"test images: fingerprint {report.test_set.fingerprint}")
     lines += [f"{name}: sha256 {digest}" for name, digest in material.sha256.items()]
@@ -525,7 +532,7 @@ def _again(report: Report) -> str:
     """The command that repeats a run, with its recipe in a file."""
     words = ["finetune", report.kind, "--recipe", "recipe.yaml"]
     if report.source is not None:
-        words += ["--from", str(report.source.path or report.source.id)]
+        words += ["--from", _without_folder(report.source.path or str(report.source.id))]
     if report.folds is not None:
         words += ["--folds", str(report.folds)]
     elif len(report.seeds) > 1:

@@ -11,12 +11,13 @@ from typing import Any
 from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.image_folder_dataset import ReadOptions, open_image_folder
 from finetune.data.image_io import EXACT, CropSpec, Decoding
-from finetune.data.openers import check_text, is_hub_data, is_image_path, short_name
+from finetune.data.openers import is_hub_data, is_image_path, short_name
 from finetune.data.registry import find_dataset, open_dataset
 from finetune.data.split import hold_out, take_shots
 from finetune.data.table_columns import ROLES, ColumnNames, Role
 from finetune.errors import DataError, SettingError
 from finetune.hub.dataset import fetch_dataset
+from finetune.io.sanitize import without_folders
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
@@ -178,7 +179,6 @@ def open_test(
     like: data settings that say how a person's own images are read; of columns the usual names will do too. Where they
     have no test split, `train` has all of them, and `test` those that a training would hold out.
     """
-    check_text(name)
     data = DataSettings.model_validate({**(like or {}), "name": name, "on_bad_image": on_bad_image})
     short, found, _ = _open_parts(data, name, root, spec.crop_spec(spec.channels), console, to_train=False)
     return short, found
@@ -214,6 +214,8 @@ def _open_parts(
         )
     for note in found.notes:
         console.note(note)
+    notes, about_parts = (tuple(map(without_folders, each)) for each in (found.notes, found.split_notes))
+    found = replace(found, notes=notes, split_notes=about_parts)  # reports are passed on
     return short_name(name), found, fetched.id if fetched is not None else None
 
 

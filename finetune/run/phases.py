@@ -131,8 +131,8 @@ class _PhaseRun:
         adapters = phase.lora is not None
         parameters = set_trainable(network, self.stages, adapters=adapters)
         history, state, expected = progress.resume_point()
-        if state is not None:
-            network.load_state_dict(state.network)  # before anything is computed with the frozen part
+        if state is not None:  # before anything is computed with the frozen part
+            progress.load(network, state.network)
         # What each process has computed for itself (a solved head) may differ in last bits between unlike processors.
         context.runtime.group.broadcast_([*network.parameters(), *network.buffers()])
         check = FrozenCheck(network, phase.name, self.stages, phase.norms, adapters=adapters, expected=expected)
@@ -151,7 +151,8 @@ class _PhaseRun:
             validate=_validation(network, context, self.caches.planner.phase_depth(self.number)),
         )
         if state is not None:
-            training.restore(state)
+            with progress.run_folder.misfit_is_told():
+                training.restore(state)
             progress.run_folder.restore_rng_state()
         title = f"{self.title} train ({parameters:,} parameters), {steps:,} steps, {caching}"
         with self.logger.console.phase(title, steps) as view, _name_bad_images(context.data.train):

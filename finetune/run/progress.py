@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from finetune.report.report import EpochRow, PhaseSummary
 from finetune.run.run_folder import RunFolder
 from finetune.run.snapshot import NetworkState, PhaseState
-from finetune.train.loop import Training, TrainState, with_prefix
+from finetune.train.loop import Training, TrainState, require_like, with_prefix
 
 TRAINED, SCRATCH = "training", "scratch"
 
@@ -37,9 +39,15 @@ class NetworkProgress:
         self.state = earlier.networks[name]
         self.phase = earlier.phase if earlier.current == name else None
         if self.phase is None:
-            network.load_state_dict(with_prefix(tensors, f"{name}/"))
+            self.load(network, with_prefix(tensors, f"{name}/"))
             if earlier.current == name:
                 run_folder.restore_rng_state()
+
+    def load(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Copies the tensors of the snapshot into the network. SettingError where they do not fit it."""
+        with self.run_folder.misfit_is_told():
+            require_like(network.state_dict(), tensors)
+            network.load_state_dict(dict(tensors))
 
     def resume_point(self) -> tuple[list[EpochRow], TrainState | None, dict[str, str] | None]:
         """Returns rows, training state and hashes of frozen tensors to resume this phase from; only at the first call.

@@ -26,7 +26,8 @@ from finetune.run.lock import RunLock
 from finetune.run.loggers import RunLogs
 from finetune.run.output_paths import OutputPaths, clear_run_folder, rewrite_metrics
 from finetune.run.snapshot import NetworkState, PhaseState, ResumeOptions, Snapshot, SnapshotState, SnapshotStore
-from finetune.text import json_diff
+from finetune.text import first_line, json_diff
+from finetune.train.loop import require_like
 
 MAX_FINISHED_BYTES = 100_000_000  # the fingerprint of a run lists its classes
 MAX_SNAPSHOT_SHARE = 1 / 20  # of the time, that snapshots at the ends of very short epochs may take
@@ -183,10 +184,23 @@ class RunFolder:
 
     def restore_rng_state(self) -> None:
         """Puts back the random state of the snapshot that is resumed, as far as its GPUs are there."""
-        torch.set_rng_state(self.earlier.tensors["random/cpu"])
-        for index in range(torch.cuda.device_count()):
-            if (state := self.earlier.tensors.get(f"random/cuda:{index}")) is not None:
-                torch.cuda.set_rng_state(state, index)
+        with self.misfit_is_told():
+            require_like({"random/cpu": torch.get_rng_state()}, _only(self.earlier.tensors, "random/cpu"))
+            torch.set_rng_state(self.earlier.tensors["random/cpu"])
+            for index in range(torch.cuda.device_count()):
+                if (state := self.earlier.tensors.get(f"random/cuda:{index}")) is not None:
+                    torch.cuda.set_rng_state(state, index)
+
+    @contextmanager
+    def misfit_is_told(self) -> Iterator[None]:
+        """SettingError for a ValueError or RuntimeError of the block, which restores what the snapshot holds."""
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            raise SettingError(
+                f"{self.store.folder}: the newest snapshot does not fit this run: {first_line(error)}; delete it to go "
+                "on from the one before it, or start anew without --resume"
+            ) from None
 
     def finish(self, digest: str, report: Report) -> None:
         """Logs what the run came to, notes that it has finished with a checkpoint of this sha256, deletes snapshots."""
@@ -284,6 +298,10 @@ class RunFolder:
                 self.console.warn(f"{line}: the result may differ in its last bits from that of a run never stopped")
         elif self.resume.resume:
             self.console.note(f"{folder}: no snapshot to resume from; starting from the beginning")
+
+
+def _only(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {name: tensors[name]} if name in tensors else {}
 
 
 def rng_state() -> dict[str, Tensor]:

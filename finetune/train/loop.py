@@ -24,6 +24,7 @@ from finetune.train.optim import (
     Schedule,
     WeightAverage,
     build_optimizer,
+    check_optimizer,
     load_optimizer,
     optimizer_tensors,
     set_rate,
@@ -192,7 +193,11 @@ class Training:
         return copied
 
     def restore(self, state: TrainState) -> None:
-        """Returns to the state of another training of the same phase and batches; all of a group have `state`."""
+        """Returns to the state of another training of the same phase and batches; all of a group have `state`.
+
+        ValueError, before anything changes, for what cannot be such a state.
+        """
+        self._check_state(state)
         tensors, numbers = state.tensors, state.numbers
         self.parallel.load(state.network)
         load_optimizer(self.optimizer, with_prefix(tensors, "optimizer/"))
@@ -206,6 +211,24 @@ class Training:
             like = self.network.state_dict()
             self.best.accuracy = numbers["best"]
             self.best.state = {n: torch.empty_like(like[n]).copy_(t) for n, t in with_prefix(tensors, "best/").items()}
+
+    def _check_state(self, state: TrainState) -> None:
+        """ValueError for missing or strange tensors and counts."""
+        own, numbers = self.trained.state_dict(), state.numbers
+        require_like(own, state.network)
+        if best := with_prefix(state.tensors, "best/"):  # none before the first row
+            require_like(own, best)
+        if self.average is not None:
+            values = {str(place): t for place, t in enumerate(self.average.values)}
+            require_like(values, with_prefix(state.tensors, "average/"))
+        check_optimizer(self.optimizer, with_prefix(state.tensors, "optimizer/"))
+        meter = {name: t.flatten()[0] for name, t in with_prefix(state.tensors, "meter/").items() if t.numel()}
+        require_like({"loss": self.meter.loss, "right": self.meter.right}, meter)
+        counts = ["step", "epoch", "batch", "images", "steps", *(["averaged"] if self.average is not None else [])]
+        if odd := [name for name in counts if type(numbers.get(name)) is not int or numbers[name] < 0]:
+            raise ValueError(f"expected counts from 0: {listed(odd)}")
+        if numbers["step"] >= self.phase.steps:
+            raise ValueError(f"it is at step {numbers['step']:,}, and the phase has {self.phase.steps:,}")
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
         """One optimizer step. `labels`: classes (int64, N), or for mixed images the classes' shares (N×classes)."""
@@ -290,6 +313,14 @@ class Training:
                 f"the weights are no longer finite numbers after step {self.step:,} (epoch {self.epoch + 1}): "
                 f"{listed(bad)}; {HINT}"
             )
+
+
+def require_like(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """ValueError unless `found` has the names of `wanted`, with the same shapes and types."""
+    if odd := sorted(wanted.keys() ^ found.keys()):
+        raise ValueError(f"tensors are missing or too many: {listed(odd)}")
+    if odd := sorted(n for n, t in found.items() if (t.shape, t.dtype) != (wanted[n].shape, wanted[n].dtype)):
+        raise ValueError(f"tensors have another shape or type: {listed(odd)}")
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

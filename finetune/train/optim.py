@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from finetune.models.staged import StagedNetwork
+from finetune.text import listed
 from finetune.train.parallel import fill_tensor
 
 Schedule = Callable[[float], float]
@@ -123,6 +124,23 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
         for name, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
+
+
+def check_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError unless `load_optimizer` can restore these: all numbers of a parameter, or none."""
+    parameters, defaults = _parameters(optimizer), optimizer.defaults
+    momentum = {"momentum_buffer"} if defaults.get("momentum") else set()
+    names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in defaults else momentum
+    found: dict[str, set[str]] = {} if tensors or not names else {"0": set()}
+    for key, value in tensors.items():
+        index, _, name = key.partition("/")
+        found.setdefault(index, set()).add(name)
+        like = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
+        fits = value.numel() == 1 if name == "step" else like is not None and value.shape == like.shape
+        if like is None or not fits or (name != "step" and value.dtype != like.dtype):
+            raise ValueError(f"the optimizer's tensor {key} fits no parameter")
+    if odd := sorted(index for index, own in found.items() if own != names):
+        raise ValueError(f"the optimizer's tensors of parameter {listed(odd)} are not {listed(sorted(names))}")
 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:

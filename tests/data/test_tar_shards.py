@@ -25,6 +25,18 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_labels_of_one_class_written_in_two_ways_are_said():
+    labels = ("cafe\u0301", "caf\u00e9", "dog")
+    members = [
+        pair
+        for number, label in enumerate(labels)
+        for pair in ((f"{number}.cls", label.encode()), (f"{number}.png", pictures("a", 1)[0][0]))
+    ]
+    put_tar(Path("pets.tar"), members)
+    (note,) = read_manifest("pets.tar").notes
+    assert r"'cafe\u0301', 'caf\xe9' are taken for one class" in note
+
+
 @pytest.mark.parametrize("label", ["cls", "json"])
 def test_tars_are_opened_as_a_data_set(label):
     put_tar(Path("fruit/fruit-train-000000.tar"), samples("a", 8, label))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rights import closed_folder
 
-from finetune.errors import DataError, SettingError
+import finetune as toolkit
+from finetune.errors import DataError, FinetuneError, SettingError
 from finetune.io.text_path import MAX_SHOWN, fitting_name, shown_path, to_path, unicode_text
 
 
@@ -60,3 +61,35 @@ def test_a_name_that_is_too_long_is_cut_and_stays_its_own():
     names = [fitting_name(stem, ".part") for stem in ("n" * 251, "n" * 252, "é" * 200, os.fsdecode(b"\xe9" * 255))]
     assert all(len(os.fsencode(name)) in (254, 255) and name.endswith(".part") for name in names)
     assert len(set(names)) == len(names)
+
+
+CALLS = {
+    "load": toolkit.load,
+    "evaluate": lambda text: toolkit.evaluate(text, "digits"),
+    "data": lambda text: toolkit.evaluate("mnist", f"./{text}"),
+    "table": lambda text: toolkit.evaluate("mnist", f"{text}.csv"),
+    "tars": lambda text: list(toolkit.predict("mnist", [f"{text}.tar"])),
+    "root": lambda text: toolkit.evaluate("mnist", "mnist", data_root=text),
+    "predictions": lambda text: toolkit.evaluate("mnist", "digits", predictions=f"{text}.csv"),
+    "source": lambda text: toolkit.adapt(text, "digits"),
+    "target": lambda text: toolkit.adapt("mnist", f"./{text}"),
+    "recipe": toolkit.pretrain,
+    "seeds": lambda text: toolkit.adapt_seeds(text, "digits"),
+    "curve": lambda text: toolkit.curve(text, "digits"),
+    "rank": lambda text: toolkit.rank([text, "mnist"], "digits"),
+    "compare": lambda text: toolkit.compare(text, "b.csv"),
+    "report": toolkit.html_report,
+    "check": lambda text: toolkit.check(f"./{text}"),
+    "verify": toolkit.verify,
+    "push": lambda text: toolkit.push(text, "ada/cnn"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_every_function_refuses_a_text_that_can_be_no_path(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("ring").symlink_to("ring")
+    for text in ("n" * 256, "a\0b", "ring/x", "\ud800"):
+        with pytest.raises(FinetuneError):
+            call(text)
+    assert [path.name for path in tmp_path.iterdir()] == ["ring"], "nothing was written"

@@ -5,12 +5,16 @@ import hashlib
 import json
 import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from tampering import tampered
+from tiny import adapt_recipe, files_under, phase, refused, worked
 from torch import nn
 
-from finetune.checkpoint.format import Metadata, read_checkpoint
+from finetune.checkpoint.format import Metadata, read_checkpoint, read_metadata
 from finetune.checkpoint.tensor_hash import hash_named, hash_tensor
 from finetune.errors import Interrupted, OutputError, SettingError, TrainingError
 from finetune.report.console import Console
@@ -264,3 +268,31 @@ def test_a_failed_write_at_the_end_keeps_the_weights_too(outputs):
         keeper.update(nn.Linear(1, 1), "now")
         raise OutputError("no room")
     assert outputs.interrupted.exists()
+
+
+def test_what_the_end_of_a_run_needs_is_tried_before_its_start(
+    folder: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source of an odd name, and of long words about its data; and a checkpoint of the longest name there can be."""
+    source, out = os.fsdecode(b"caf\xe9.safetensors"), f"{'n' * 239}.safetensors"
+    shutil.copy(pretrained, source)
+    tampered(source, lambda said: said["data"].update(name="d" * 600))
+    Path("adapt.yaml").write_text(adapt_recipe(phase("head", "steps: 2", 10)))
+    words = ("adapt", "--from", source, "--recipe", "adapt.yaml", "--target", "kmnist", "--out", out, "--quiet")
+    for seed in (1, 1, 2):
+        worked(*words, "--seed", seed)
+    (parent,) = read_metadata(Path(out)).lineage
+    assert parent["id"] == r"caf\xe9.safetensors" and parent["task"] == "d" * 499 + "…"
+    asides = [path.name for path in Path().glob("nnn*~*.was-*")]
+    assert sorted(name.rpartition("-")[2].partition(".")[2] for name in asides) == [
+        "predictions.csv",
+        "report.json",
+        "safetensors",
+    ]
+    assert len([path for path in Path("runs").iterdir() if path.is_dir()]) > 1, "the older runs were moved aside"
+    worked("verify", out)
+    before = files_under(Path())
+    long = refused("adapt", *words[1:7], "--out", f"{'n' * 240}.safetensors")
+    assert "predictions.csv: too long for a file's name (a name of 256 bytes)" in long
+    monkeypatch.setattr("finetune.checkpoint.format.MAX_METADATA", 100)
+    assert "cannot be saved" in refused(*words, "--seed", 3) and files_under(Path()) == before

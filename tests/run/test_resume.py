@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import adapt_recipe, drawn, make_data, phase, pretrain_recipe, refused, report_of, worked, write_part
 
 import finetune as toolkit
@@ -24,7 +25,7 @@ from finetune.errors import Interrupted
 from finetune.run import phases
 from finetune.run.lock import RunLock
 from finetune.run.output_paths import OutputPaths
-from finetune.run.snapshot import SnapshotStore
+from finetune.run.snapshot import MANIFEST, STATE, SnapshotStore
 from finetune.train import meter
 
 OFTEN = ("--snapshot-every", "0", "--quiet")
@@ -247,6 +248,43 @@ def test_a_damaged_newest_snapshot_is_named_and_the_one_before_used(monkeypatch:
     assert newest.parent.name in done.err and "warning" in done.err
     assert sha256("checkpoints/small.safetensors") == sha256("whole.safetensors")
     assert rows_of("small") == rows_of("whole")
+
+
+def forged(tensors: dict[str, torch.Tensor], name: str, change: str) -> dict[str, torch.Tensor]:
+    """The tensors with one of them renamed, left out, reshaped or retyped."""
+    found = dict(tensors)
+    value = found.pop(name)
+    if change == "renamed":
+        return {**found, f"{name}x": value}
+    other = {"reshaped": value.reshape(-1, 1), "retyped": value.to(torch.float16)}
+    return found if change == "left out" else {**found, name: other[change]}
+
+
+def test_a_snapshot_of_other_tensors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its manifest is hashed anew, so that it is whole."""
+    adamw = "{name: adamw, lr: 1e-3}"
+    recipe = pretrain_recipe(
+        phase("all", "epochs: 3", batch=64, optimizer=adamw, more="ema: 0.9"),
+        "{name: mnist, validation: 0.2}",
+    )
+    words = ["pretrain", "--recipe", write(recipe)]
+    stopped_after(words, monkeypatch, 6)
+    newest = max(Path("runs/small/snapshots").glob("[0-9]*"))
+    tensors, manifest = load_file(newest / STATE), json.loads((newest / MANIFEST).read_text())
+    changes = [("training/head.weight", change) for change in ("renamed", "left out", "reshaped", "retyped")]
+    changes += [("phase/optimizer/0/exp_avg", "renamed"), ("phase/optimizer/1/step", "left out")]
+    changes += [("phase/average/0", "retyped"), ("phase/meter/loss", "left out"), ("random/cpu", "retyped")]
+    for name, change in changes:
+        save_file(forged(tensors, name, change), newest / STATE)
+        content = (newest / STATE).read_bytes()
+        manifest["files"][STATE] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (newest / MANIFEST).write_text(json.dumps(manifest))
+        said = refused(*words, *OFTEN, "--resume")
+        assert "the newest snapshot does not fit this run: " in said and "without --resume" in said, (name, change)
+    save_file(tensors, newest / STATE)
+    manifest["files"][STATE] = {"size": (newest / STATE).stat().st_size, "sha256": sha256(newest / STATE)}
+    (newest / MANIFEST).write_text(json.dumps(manifest))
+    worked(*words, *OFTEN, "--resume")
 
 
 def stopped_after(words: list[object], monkeypatch: pytest.MonkeyPatch, saves: int = 5) -> None:

@@ -64,10 +64,10 @@ class Loopback:
         home: Path | None = None,
         cwd: Path | None = None,
         largest_file: int = 0,
-        patient: bool = False,
+        haste: int = 20,
         **env: str | None,
     ) -> Done:
-        """`finetune WORDS...` in a process of its own."""
+        """`finetune WORDS...` in a process of its own; pauses before another try are `haste` times shorter."""
         out, err = self.root / "out.txt", self.root / "err.txt"
         asked = {
             "words": [str(w) for w in words],
@@ -76,7 +76,7 @@ class Loopback:
             "out": str(out),
             "err": str(err),
             "largest_file": largest_file,
-            "patient": patient,
+            "haste": haste,
         }
         assert self.runner.stdin is not None and self.runner.stdout is not None
         self.runner.stdin.write(json.dumps(asked) + "\n")

@@ -2,7 +2,7 @@
 
 All but huggingface_hub is imported once; every command is then a fork that sets its own environment before it imports
 the client, which reads HF_ENDPOINT and the like at import. Reads one JSON request a line, answers with the exit code.
-Pauses before another try take a twentieth of their time, unless `patient`. The modules named as arguments are
+Pauses before another try take a part of their time, one in `haste`. The modules named as arguments are
 imported once, too, such as those that load torch, where commands need it.
 """
 
@@ -38,9 +38,8 @@ def child(asked: dict[str, Any]) -> None:
         os.dup2(opened, number)
     if asked.get("largest_file"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest_file"],) * 2)
-    if not asked.get("patient"):
-        sleep = time.sleep
-        time.sleep = lambda seconds: sleep(seconds / 20)
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(seconds / asked["haste"])
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as in a process of its own, where nothing was read yet
     sys.argv = ["finetune", *asked["words"]]
     code = 0

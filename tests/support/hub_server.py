@@ -11,9 +11,17 @@ DIR/faults.json is a list of planted faults, looked at on every request; the fir
  "status": 500 (with "code", "message", "headers"), "cut": bytes sent before the connection ends, "cut_after": true
  (the request is carried out, then the connection ends without an answer), "flip": true (one byte), "short": true,
  "replace": [[old, new], ...] in the answer,
- "sleep": seconds}. DIR/options.json: {"preupload_oid": false, "blobs": false, "refs": false} makes a poorer Hub, and
+ "sleep": seconds, "restart": seconds (the server goes away without an answer, and refuses connections so long),
+ "commit": {name: text} (somebody else commits these to main before the request is carried out)}.
+
+DIR/options.json: {"preupload_oid": false, "blobs": false, "refs": false} makes a poorer Hub, and
 {"other": true} one that makes every other choice that the contract leaves: small files by a relative redirect, weak
 ETags, large files on another host, hashes of a commit in pages of the tree only, no error codes, 201 for uploads.
+Others: "ids": 64 or "words" (see the store), "short_ids": 40 (digits of an id everywhere but in a description),
+"visibility": false (all are public), "says_private": false, "parents": false (parentCommit is not heeded), "commits":
+false (no history), "pulls": "none" (501) or "main" (pull requests become commits), "lists": "sizes" or "names" (all
+that lists of files have), "serves": "first commit" (its files, whatever is asked for), "staged": [names] (listed, not
+served), "storage": "dead" (large files are on a port where nobody listens).
 """
 
 from __future__ import annotations
@@ -27,13 +35,14 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_rules import card_data, card_faults
-from hub_store import Refused, Store, git_sha1
+from hub_store import Refused, Store
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ROUTES: list[tuple[str, str, str]] = [
@@ -61,6 +70,7 @@ class Hub:
     def __init__(self, root: Path) -> None:
         self.root, self.store, self.lock = root, Store(root), threading.RLock()
         self.main_port = self.storage_port = 0
+        self.restart: Callable[[float], None] = lambda seconds: None
         self.other_host = "127.0.0.1"
 
     def read(self, name: str, otherwise: Any) -> Any:
@@ -108,9 +118,21 @@ class Connection(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.answer("PUT")
 
+    def option(self, name: str, otherwise: Any = None) -> Any:
+        return self.hub.read("options.json", {}).get(name, otherwise)
+
     @property
     def other(self) -> bool:
-        return bool(self.hub.read("options.json", {}).get("other"))
+        return bool(self.option("other"))
+
+    def shown(self, oid: str) -> str:
+        """The id of a commit as most answers have it."""
+        digits: int | None = self.option("short_ids")
+        return oid[:digits]
+
+    @property
+    def storage_port(self) -> int:
+        return 9 if self.option("storage") == "dead" else self.hub.storage_port
 
     # the frame of every answer
 
@@ -121,6 +143,10 @@ class Connection(BaseHTTPRequestHandler):
         port = self.server.server_address[1]
         self.hub.note(method=method, path=self.path, port=port, authorization=self.headers.get("Authorization"))
         time.sleep(self.fault.get("sleep", 0))
+        if "restart" in self.fault:
+            self.close_connection = True
+            self.hub.restart(self.fault["restart"])
+            return
         try:
             if "status" in self.fault:
                 raise Refused(
@@ -133,6 +159,8 @@ class Connection(BaseHTTPRequestHandler):
                 if port == self.hub.storage_port:
                     self.storage(method)
                 else:
+                    if "commit" in self.fault:
+                        self.commit_meanwhile(self.fault["commit"])
                     self.route(method)
         except Refused as error:
             headers = {"X-Error-Message": error.message, **error.headers}
@@ -143,6 +171,11 @@ class Connection(BaseHTTPRequestHandler):
             self.send(error.status, json.dumps({"error": error.message}).encode(), headers)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+
+    def commit_meanwhile(self, texts: dict[str, str]) -> None:
+        repo = re.sub(r"^/api/models/([^/]+/[^/?]+).*", r"\1", self.path)
+        files = {name: self.hub.store.put_blob(text.encode()) for name, text in texts.items()}
+        self.hub.store.commit(repo, "main", "by hand", "", files=files)
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
@@ -264,7 +297,7 @@ class Connection(BaseHTTPRequestHandler):
             message = {"error": "You already created this model repo"}
             self.send(409, json.dumps(answer | message).encode(), {"Content-Type": "application/json"})
             return
-        self.hub.store.create(repo, asked.get("visibility") == "private")
+        self.hub.store.create(repo, asked.get("visibility") == "private" and self.option("visibility", True))
         self.send_json(answer)
 
     # pushing
@@ -280,7 +313,7 @@ class Connection(BaseHTTPRequestHandler):
             if self.other and file["path"].endswith(".json"):
                 answer["uploadMode"] = "lfs"
             there = tree.get(file["path"])
-            if there and self.hub.read("options.json", {}).get("preupload_oid", True):
+            if there and self.option("preupload_oid", True):
                 answer["oid"] = there["lfs"]["sha256"] if "lfs" in there else there["oid"]
             answers.append(answer)
         self.send_json({"files": answers})
@@ -291,7 +324,7 @@ class Connection(BaseHTTPRequestHandler):
         for item in asked["objects"]:
             answer = {"oid": item["oid"], "size": item["size"]}
             if not (self.hub.root / "objects" / item["oid"]).exists():
-                storage = f"http://127.0.0.1:{self.hub.storage_port}/put/{item['oid']}?signature=yes"
+                storage = f"http://127.0.0.1:{self.storage_port}/put/{item['oid']}?signature=yes"
                 verify = f"http://127.0.0.1:{self.hub.main_port}/{repo}.git/info/lfs/objects/verify"
                 answer["actions"] = {"upload": {"href": storage, "header": {}}, "verify": {"href": verify}}
                 if self.other:
@@ -308,6 +341,9 @@ class Connection(BaseHTTPRequestHandler):
 
     def on_commit(self, repo: str, rev: str) -> None:
         pull_request = "create_pr" in self.query
+        if pull_request and self.option("pulls") == "none":
+            raise Refused(501, "Pull requests are not implemented")
+        pull_request = pull_request and self.option("pulls") != "main"
         self.opened(repo, write=not pull_request, known=True)
         header: dict[str, Any] = {}
         files, deleted = {}, []
@@ -331,7 +367,9 @@ class Connection(BaseHTTPRequestHandler):
             deleted=tuple(deleted),
             parent=header.get("parentCommit"),
             pull_request=pull_request,
+            check_parent=self.option("parents", True),
         )
+        oid = self.shown(oid)
         base = f"http://127.0.0.1:{self.hub.main_port}/{repo}"
         answer = {"success": True, "commitOid": oid, "commitUrl": f"{base}/commit/{oid}", "hookOutput": ""}
         if self.other:
@@ -355,7 +393,7 @@ class Connection(BaseHTTPRequestHandler):
         state = self.opened(repo)
         oid = self.hub.store.resolve(state, rev)
         files = state["commits"][oid]["files"]
-        blobs = "blobs" in self.query and self.hub.read("options.json", {}).get("blobs", not self.other)
+        blobs = "blobs" in self.query and self.option("lists") is None and self.option("blobs", not self.other)
         siblings = []
         for path, entry in files.items():
             row: dict[str, Any] = {"rfilename": path}
@@ -363,11 +401,16 @@ class Connection(BaseHTTPRequestHandler):
                 row |= {"size": entry["size"], "blobId": entry["oid"]}
                 if "lfs" in entry:
                     row["lfs"] = entry["lfs"]
+            elif self.option("lists") == "sizes":
+                row["size"] = entry["size"]
             siblings.append(row)
+        siblings += [{"rfilename": path} for path in self.option("staged", []) if path not in files]
         card = card_data(self.hub.store.content(files["README.md"]).decode()) if "README.md" in files else {}
         name = repo.removeprefix("datasets/")
         answer: dict[str, Any] = {"_id": "0", "id": name, "modelId": name, "sha": oid, "siblings": siblings}
-        answer |= {"private": state["private"], "gated": state["gated"], "disabled": state["disabled"]}
+        if self.option("says_private", True):
+            answer["private"] = state["private"]
+        answer |= {"gated": state["gated"], "disabled": state["disabled"]}
         answer |= {"tags": card.get("tags", []), "downloads": 0, "likes": 0}
         answer["lastModified"] = answer["createdAt"] = "2026-01-01T00:00:00.000Z"
         if card:
@@ -377,6 +420,8 @@ class Connection(BaseHTTPRequestHandler):
 
     def on_tree(self, repo: str, rev: str) -> None:
         state = self.opened(repo)
+        if self.option("lists") is not None:
+            raise Refused(404, "no such page")
         files = state["commits"][self.hub.store.resolve(state, rev)]["files"]
         rows = []
         for path, entry in files.items():
@@ -395,11 +440,11 @@ class Connection(BaseHTTPRequestHandler):
 
     def on_refs(self, repo: str) -> None:
         state = self.opened(repo)
-        if not self.hub.read("options.json", {}).get("refs", True):
+        if not self.option("refs", True):
             raise Refused(404, "no such page")
 
         def listed(refs: str, prefix: str) -> list[dict[str, str]]:
-            return [{"name": n, "ref": prefix + n, "targetCommit": oid} for n, oid in state[refs].items()]
+            return [{"name": n, "ref": prefix + n, "targetCommit": self.shown(oid)} for n, oid in state[refs].items()]
 
         answer = {"branches": listed("branches", "refs/heads/"), "tags": listed("tags", "refs/tags/"), "converts": []}
         if "include_prs" in self.query:
@@ -408,11 +453,12 @@ class Connection(BaseHTTPRequestHandler):
 
     def on_commits(self, repo: str, rev: str) -> None:
         state = self.opened(repo)
+        if not self.option("commits", True):
+            raise Refused(404, "no such page")
         rows = self.hub.store.history(state, self.hub.store.resolve(state, rev))
         date = "2026-01-01T00:00:00.000Z"
-        self.send_json(
-            [{"id": r["id"], "title": r["title"], "message": r["message"], "date": date, "authors": []} for r in rows]
-        )
+        names = {"date": date, "authors": []}
+        self.send_json([{k: r[k] for k in ("title", "message")} | {"id": self.shown(r["id"])} | names for r in rows])
 
     def on_discussions(self, repo: str) -> None:
         state = self.opened(repo)
@@ -433,13 +479,16 @@ class Connection(BaseHTTPRequestHandler):
     def on_resolve(self, repo: str, rev: str, path: str) -> None:
         state = self.opened(repo, content=True)
         oid = self.hub.store.resolve(state, rev)
-        entry = state["commits"][oid]["files"].get(path)
+        tree = state["commits"][oid]["files"]
+        if self.option("serves") == "first commit":  # the one after the Hub's own
+            tree = self.hub.store.history(state, oid)[-2]["files"]
+        entry = tree.get(path)
         if entry is None:
             raise Refused(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": oid})
-        headers = {"X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": self.shown(oid), "Accept-Ranges": "bytes"}
         if "lfs" in entry:
             sha256 = entry["lfs"]["sha256"]
-            headers["Location"] = f"http://127.0.0.1:{self.hub.storage_port}/get/{sha256}?signature=yes"
+            headers["Location"] = f"http://127.0.0.1:{self.storage_port}/get/{sha256}?signature=yes"
             headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(entry["size"])}
             if self.other:
                 headers["Location"] = headers["Location"].replace("127.0.0.1", self.hub.other_host)
@@ -450,10 +499,10 @@ class Connection(BaseHTTPRequestHandler):
         if self.other and "/api/resolve-cache/" not in self.path:
             kind = "datasets" if repo.startswith("datasets/") else "models"
             place = f"/api/resolve-cache/{kind}/{repo.removeprefix('datasets/')}/{oid}/{path}"
-            self.send(307, b"", {"Location": place, "X-Repo-Commit": oid, "ETag": f'W/"{git_sha1(content)}"'})
+            self.send(307, b"", {"Location": place, "X-Repo-Commit": oid, "ETag": f'W/"{entry["oid"]}"'})
             return
         weak = "W/" if self.other else ""
-        self.send(200, content, {**headers, "ETag": f'{weak}"{git_sha1(content)}"'})
+        self.send(200, content, {**headers, "ETag": f'{weak}"{entry["oid"]}"'})
 
     # the second origin
 
@@ -484,6 +533,18 @@ def serve(root: Path, port: int) -> None:
     handler = type("BoundConnection", (Connection,), {"hub": hub})
     servers = [ThreadingHTTPServer(("127.0.0.1", number), handler) for number in (port, 0)]
     hub.main_port, hub.storage_port = (server.server_address[1] for server in servers)
+
+    def restart(seconds: float) -> None:
+        servers[0].shutdown()
+        servers[0].server_close()
+        threading.Timer(seconds, come_back).start()
+
+    def come_back() -> None:
+        servers[0] = ThreadingHTTPServer(("127.0.0.1", hub.main_port), handler)
+        servers[0].daemon_threads = True
+        threading.Thread(target=servers[0].serve_forever, args=(0.05,), daemon=True).start()
+
+    hub.restart = restart
     with contextlib.suppress(OSError):  # not every system has more than one loopback address
         servers.append(ThreadingHTTPServer(("127.0.0.2", hub.storage_port), handler))
         hub.other_host = "127.0.0.2"

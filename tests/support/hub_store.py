@@ -28,8 +28,10 @@ class Refused(Exception):
         self.status, self.message, self.code, self.headers = status, message, code, headers or {}
 
 
-def git_sha1(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def git_id(content: bytes, digits: int = 40) -> str:
+    """Git's id of a blob, in a repository of either kind."""
+    kind = hashlib.sha1 if digits == 40 else hashlib.sha256
+    return kind(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def pointer_of(sha256: str, size: int) -> bytes:
@@ -43,6 +45,13 @@ class Store:
         self.root, self.lock = root, threading.RLock()
         for name in ("repos", "blobs", "objects"):
             (root / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def ids(self) -> int | str:
+        """How commits are called: by 40 or 64 hex digits, or "words"."""
+        path = self.root / "options.json"
+        found: int | str = json.loads(path.read_text()).get("ids", 40) if path.exists() else 40
+        return found
 
     def accounts(self) -> dict[str, dict[str, Any]]:
         path = self.root / "accounts.json"
@@ -75,7 +84,7 @@ class Store:
     # contents
 
     def put_blob(self, content: bytes) -> dict[str, Any]:
-        oid = git_sha1(content)
+        oid = git_id(content, 64 if self.ids == 64 else 40)
         (self.root / "blobs" / oid).write_bytes(content)
         return {"oid": oid, "size": len(content)}
 
@@ -126,13 +135,15 @@ class Store:
         deleted: tuple[str, ...] = (),
         parent: str | None = None,
         pull_request: bool = False,
+        check_parent: bool = True,
     ) -> tuple[str, int | None]:
         """Adds a commit to a branch, or as a new pull request; returns its oid and the request's number."""
         state = self.load(repo)
         head = state["branches"].get(branch)
         if head is None and state["commits"]:
             raise Refused(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-        if parent is not None and not pull_request and not str(head).startswith(parent):
+        is_stale = str(head) != parent if self.ids == 64 else not str(head).startswith(str(parent))
+        if check_parent and parent is not None and not pull_request and is_stale:
             raise Refused(412, f"A commit has happened since. Please refresh and try again (head is {head}).")
         base = parent if pull_request and parent else head
         tree = dict(state["commits"][base]["files"]) if base else {}
@@ -142,7 +153,9 @@ class Store:
             del tree[path]
         tree.update(files)
         body = {"parent": base, "title": summary, "message": description, "date": time.time(), "files": tree}
-        oid = hashlib.sha1(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        kind = hashlib.sha256 if self.ids == 64 else hashlib.sha1
+        oid = kind(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        oid = f"Change_{len(state['commits'])}.{oid[:6]}" if self.ids == "words" else oid
         state["commits"][oid] = body
         number = None
         if pull_request:
