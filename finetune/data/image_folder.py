@@ -210,8 +210,8 @@ class _FolderScan:
         self.entries_seen += more
         if self.entries_seen > MANY_ENTRIES and len(self.records) < MIN_PICTURES * self.entries_seen:
             raise DataError(
-                f"{self.root}: of the first {self.entries_seen:,} files and folders in it only {len(self.records):,} are "
-                "pictures; name the folder that holds the pictures"
+                f"{self.root}: of the first {self.entries_seen:,} files and folders in it only {len(self.records):,} "
+                "are pictures; name the folder that holds the pictures"
             )
 
     @staticmethod

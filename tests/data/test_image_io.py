@@ -19,8 +19,7 @@ from timm.data import create_transform
 from finetune.data import image_io
 from finetune.data.bit_depth import DEPTHS
 from finetune.data.image_facts import ImageFacts, look_at
-from finetune.data.image_formats import FORMATS, readable_formats
-from finetune.data.image_formats import slow_ppm
+from finetune.data.image_formats import FORMATS, readable_formats, slow_ppm
 from finetune.data.image_io import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,

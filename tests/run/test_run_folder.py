@@ -117,7 +117,9 @@ def test_what_cannot_be_deleted_after_the_end_is_said_and_no_failure(outputs, mo
         monkeypatch.setattr(os, "unlink", refuse)
         run.delete_unfinished()
     said = capsys.readouterr().err
-    assert said.startswith("warning: left over, though the run has finished: runs/mnist/interrupted.safetensors: cannot")
+    assert said.startswith(
+        "warning: left over, though the run has finished: runs/mnist/interrupted.safetensors: cannot"
+    )
 
 
 def test_what_has_to_be_deleted_before_the_start_is_an_error(outputs, monkeypatch):

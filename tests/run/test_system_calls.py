@@ -42,15 +42,35 @@ def test_all(place):
         assert finetune(*RUN).code == 0
     right = digest()
     for site in calls.seen:
-      for code in ERRORS:
-        anew(place)
-        try:
-            with Calls(site, code).watched():
-                done = finetune(*RUN)
-        except BaseException as e:
-            import traceback
-            print("RAISED", site, code, repr(e), traceback.format_exc().split("File")[-1].replace(chr(10)," ")[:200], flush=True); continue
-        lines=[l for l in done.err.splitlines() if l.startswith(("finetune:","warning")) or "cannot" in l]
-        again = finetune(*RUN, "--resume")
-        if "holds a different run" in again.err: again = finetune(*RUN)
-        print(site, os.strerror(code)[:6], done.code, "AGAIN", again.code, digest()==right, lines[:3], again.err[-150:] if again.code else "", flush=True)
+        for code in ERRORS:
+            anew(place)
+            try:
+                with Calls(site, code).watched():
+                    done = finetune(*RUN)
+            except BaseException as e:
+                import traceback
+
+                print(
+                    "RAISED",
+                    site,
+                    code,
+                    repr(e),
+                    traceback.format_exc().split("File")[-1].replace(chr(10), " ")[:200],
+                    flush=True,
+                )
+                continue
+            lines = [l for l in done.err.splitlines() if l.startswith(("finetune:", "warning")) or "cannot" in l]
+            again = finetune(*RUN, "--resume")
+            if "holds a different run" in again.err:
+                again = finetune(*RUN)
+            print(
+                site,
+                os.strerror(code)[:6],
+                done.code,
+                "AGAIN",
+                again.code,
+                digest() == right,
+                lines[:3],
+                again.err[-150:] if again.code else "",
+                flush=True,
+            )
