@@ -80,7 +80,7 @@ def test_saving_moves_what_is_there_aside_and_takes_the_ending_of_a_checkpoint(h
     assert [p.read_bytes() for p in here.glob("x.was-*.safetensors")] == [b"somebody's"]
     toolkit.save(classifier, "x.safetensors")
     assert len(list(here.iterdir())) == 2 and toolkit.load("x.safetensors").class_names == classifier.class_names
-    with pytest.raises(SettingError, match="save x.png: expected a file name that ends in .safetensors"):
+    with pytest.raises(SettingError, match=r"save x\.png: expected a file name that ends in \.safetensors"):
         toolkit.save(classifier, "x.png")
     with pytest.raises(OutputError, match="is a folder"):
         Path("y.safetensors").mkdir()

@@ -20,6 +20,42 @@ OUTPUTS = ("checkpoints", "runs")
 BY_PATH = ("open", "stat", "lstat", "listdir", "scandir", "mkdir", "rmdir", "unlink", "rename", "replace", "link")
 BY_DESCRIPTOR = ("write", "read", "pread", "fsync", "fchmod", "ftruncate")
 
+CALLS = {
+    "checkpoints/small.safetensors": "stat open link",
+    "checkpoints/small.report.json": "stat open link",
+    "checkpoints/small.predictions.csv": "stat open link read",
+    "checkpoints/small.report.html": "stat open link",
+    "checkpoints": "mkdir stat open listdir fsync",
+    "runs": "mkdir stat open",
+    "runs/small": "stat mkdir open listdir rename fsync",
+    "runs/small/lock": "open pread stat ftruncate write unlink",
+    "runs/small.was-TIME": "stat",
+    "runs/small/trials": "stat",
+    "runs/small/snapshots": "stat listdir mkdir open fsync rmdir",
+    "runs/small/metrics.jsonl": "unlink stat open write",
+    "runs/small/finished.json": "unlink stat",
+    "runs/small/recipe.yaml": "stat",
+    "runs/small/.recipe.yaml.TEMPORARY": "open fchmod write fsync replace unlink",
+    "runs/small/log.txt": "stat open",
+    "runs/small/snapshots/.NUMBER.TEMPORARY": "mkdir open fsync rename lstat scandir rmdir",
+    "runs/small/snapshots/.NUMBER.TEMPORARY/state.safetensors": "open fchmod write fsync unlink",
+    "runs/small/snapshots/.NUMBER.TEMPORARY/facts.json": "open fchmod write fsync unlink",
+    "runs/small/snapshots/.NUMBER.TEMPORARY/manifest.json": "open fchmod write fsync unlink",
+    "runs/test-sets.jsonl": "stat open read write",
+    "checkpoints/.small.safetensors.TEMPORARY": "open fchmod write fsync replace unlink",
+    "checkpoints/.small.report.json.TEMPORARY": "open fchmod write fsync replace unlink",
+    "checkpoints/.small.predictions.csv.TEMPORARY": "open fchmod write fsync replace unlink",
+    "checkpoints/small.was-HASH.safetensors": "stat",
+    "checkpoints/small.was-HASH.report.json": "stat",
+    "checkpoints/small.was-HASH.predictions.csv": "stat",
+    "runs/small/.finished.json.TEMPORARY": "open fchmod write fsync replace unlink",
+    "runs/small/snapshots/NUMBER": "rename",
+    "runs/small/interrupted.safetensors": "unlink",
+    "checkpoints/.small.report.html.TEMPORARY": "open fchmod write fsync replace unlink",
+    "checkpoints/small.report.was-HASH.html": "stat",
+    "runs/small.was-TIME/lock": "ftruncate unlink",
+}
+
 Site = tuple[str, str]  # a call, and the file's part in the run
 
 
