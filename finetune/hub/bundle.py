@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.checkpoint.format import Metadata, read_metadata, read_shapes
 from finetune.data.registry import ALIASES, DATASETS
-from finetune.errors import CheckpointError, RecipeError
+from finetune.errors import CheckpointError
 from finetune.hub.model_card import (
     LICENCES,
     BaseModel,
@@ -24,8 +24,8 @@ from finetune.hub.model_card import (
     model_card,
 )
 from finetune.hub.repo_id import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
-from finetune.hub.timm_config import make_config
-from finetune.recipe.load import check_recipe, dump_recipe
+from finetune.hub.timm_config import make_config, read_published
+from finetune.recipe.yaml_loader import write_recipe
 from finetune.report.comparison import comparison_from, sentences
 from finetune.report.report import read_report_values
 from finetune.report.rows import OWN_ROWS
@@ -53,9 +53,10 @@ def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
     CheckpointError when the checkpoint cannot be read, HubRefusal when the card does not hold.
     """
     metadata = read_metadata(checkpoint)
-    config = make_config(metadata, read_shapes(checkpoint))
     report, remarks = _report(checkpoint, metadata)
-    base = find_base_model(metadata.lineage)
+    published = read_published(_recorded(report, metadata.model).get("timm"))
+    config = make_config(metadata, read_shapes(checkpoint), published)
+    base = find_base_model(metadata, published)
     licence = _choose_licence(licence, base, config)
     if licence == "unknown":
         remarks.append("no licence is named, so the card says unknown; name one with --license, for example mit")
@@ -67,7 +68,7 @@ def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
     files: dict[str, bytes | Path] = {
         WEIGHTS: checkpoint,
         CONFIG: json_text(config).encode(),
-        RECIPE: _recipe(metadata).encode(),
+        RECIPE: _recipe(report["recipe"]).encode(),
         REPORT: json_text(report).encode(),
         CARD: card.encode(),
     }
@@ -99,14 +100,17 @@ def headline(metadata: Metadata) -> str:
     return text
 
 
-def _recipe(metadata: Metadata) -> str:
-    """The resolved recipe as YAML; JSON, which is YAML too, where this version does not know all of it."""
-    if not metadata.recipe:
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    """The resolved recipe as YAML, as it was when the weights were made; this version need not know all of it."""
+    if not recipe:
         return "# These weights were saved without a recipe.\n"
-    try:
-        return dump_recipe(check_recipe(metadata.recipe))
-    except RecipeError:
-        return json_text(metadata.recipe)
+    return write_recipe({key: recipe[key] for key in ("kind", "model", "data") if key in recipe} | dict(recipe))
+
+
+def _recorded(report: Mapping[str, Any], model: str) -> Mapping[str, Any]:
+    """What a report says of the network, if it is this model; empty otherwise."""
+    network = report.get("network")
+    return network if isinstance(network, Mapping) and network.get("model") == model else {}
 
 
 def _report(checkpoint: Path, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:

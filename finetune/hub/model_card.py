@@ -73,9 +73,12 @@ class CardFacts:
     verdicts: Sequence[str] = ()
 
 
-def find_base_model(lineage: Sequence[Mapping[str, Any]]) -> BaseModel | None:
-    """The nearest ancestor that came from the Hub or timm, out of a checkpoint's lineage."""
-    for parent in lineage:
+def find_base_model(metadata: Metadata, published: Mapping[str, Any] | None = None) -> BaseModel | None:
+    """The nearest ancestor that came from the Hub or timm, out of a checkpoint's lineage.
+
+    `published` is what timm publishes of the network, asked of timm where it is None and needed.
+    """
+    for parent in metadata.lineage:
         named = parent.get("id")
         if not isinstance(named, str):
             continue
@@ -83,12 +86,12 @@ def find_base_model(lineage: Sequence[Mapping[str, Any]]) -> BaseModel | None:
             repo, _, commit = named.removeprefix(PREFIX).partition("@")
             return BaseModel(repo, commit or None)
         if named.startswith("timm:"):
-            from timm.models import get_pretrained_cfg
+            name = TIMM + named.removeprefix("timm:")
+            if published is None or name != metadata.model:
+                from finetune.models.timm.names import published_settings
 
-            name = named.removeprefix("timm:")
-            config = get_pretrained_cfg(name, allow_unregistered=True)
-            repository = getattr(config, "hf_hub_id", None) or TIMM + name
-            return BaseModel(str(repository).partition("@")[0], through_timm=True)
+                published = published_settings(name)
+            return BaseModel(str(published.get("hub") or name), through_timm=True)
     return None
 
 

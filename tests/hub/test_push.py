@@ -17,6 +17,7 @@ from hub_home import (
     READ_TOKEN,
     RECIPE,
     STRANGE_TOKEN,
+    TIMM_RESNET,
     TOKEN,
     Loopback,
     loopback,
@@ -25,6 +26,7 @@ from hub_home import (
 )
 from hub_rules import card_data, card_faults
 
+from finetune.checkpoint.safetensors_io import read_header
 from finetune.cli.main import cli
 from finetune.hub.bundle import make_bundle
 from finetune.hub.repo_id import parse_name
@@ -209,6 +211,38 @@ def test_json_is_all_there_is_on_standard_output_and_quiet_is_quiet(hub: Loopbac
     assert hub.refused("pull", "ada/nothing", "--json").startswith("could not look at")
 
 
+def make_timm_checkpoint(path: Path, **changes) -> tuple[Path, dict]:
+    """A checkpoint that says it is timm's test_resnet, of which only the head is there, and its report's values."""
+    metadata = {
+        "model": "timm/test_resnet",
+        "input": {"channels": 3, "size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"},
+        "lineage": [{"id": "timm:test_resnet", "sha256": "0" * 64, "task": None}],
+        **changes,
+    }
+    made = make_checkpoint(path, **metadata)
+    from safetensors.numpy import load, save
+
+    header = read_header(made).texts
+    made.write_bytes(save({"fc.weight": load(made.read_bytes())["head.weight"][:, :96].copy()}, header))
+    network = {"model": "timm/test_resnet", "parameters": 372_691, "multiply_adds": 16_097_000, "timm": TIMM_RESNET}
+    return made, network
+
+
+def test_neither_push_nor_pull_imports_torch_or_timm(hub: Loopback, tmp_path):
+    path, network = make_timm_checkpoint(tmp_path / "x.safetensors")
+    write_report(path, network=network)
+    for words in (["push", path, "ada/light", "--dry-run"], ["push", path, "ada/light"], ["pull", "ada/light"]):
+        hub.worked(*words, cwd=tmp_path)
+        assert not {"torch", "timm", "torchvision", "transformers"} & hub.imported(), words
+    recorded = json.loads(hub.files("ada/light")["config.json"])["pretrained_cfg"]
+    assert "tag" not in recorded, "these weights are no longer timm's"
+    assert card_data(hub.files("ada/light")["README.md"].decode())["base_model"] == "timm/test_resnet.r160_in1k"
+    for odd in ({"classifier": 5}, {"hub": "../x"}, {"unknown": 1}):  # then timm itself is asked
+        write_report(path, network=network | {"timm": TIMM_RESNET | odd})
+        bundle = make_bundle(path, parse_name("ada/light"), None)
+        assert json.loads(bundle.files["config.json"])["pretrained_cfg"] == recorded, odd
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -359,7 +393,7 @@ def test_the_recipe_goes_up_whole_and_readable(tmp_path):
     assert read["data"]["name"] == "kmnist" and read["phases"][0]["batch_size"] == 10
     strange = make_checkpoint(tmp_path / "y.safetensors", recipe={"kind": "of another version", "n": [1]})
     bundle = make_bundle(strange, parse_name("ada/x"), None)
-    assert yaml.safe_load(bundle.files["recipe.yaml"]) == {"kind": "of another version", "n": [1]}
+    assert bundle.files["recipe.yaml"] == b'kind: "of another version"\nn: [1]\n'
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):

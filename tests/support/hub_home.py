@@ -75,6 +75,7 @@ class Loopback:
             "cwd": str(cwd or self.work),
             "out": str(out),
             "err": str(err),
+            "imported": str(self.root / "imported.txt"),
             "largest_file": largest_file,
             "patient": patient,
         }
@@ -97,6 +98,10 @@ class Loopback:
         said = f"\n{done.err}".split("\nfinetune: ")
         assert len(said) == 2, done.err
         return said[1]
+
+    def imported(self) -> set[str]:
+        """The packages that were imported by the end of the latest command."""
+        return set((self.root / "imported.txt").read_text().split())
 
     # what the server has and did
 
@@ -183,6 +188,18 @@ RESULTS = {
     "after": {"correct": 90, "total": 100, "accuracy": 0.9, "ci95": [0.826, 0.945]},
     "scratch": None,
 }
+
+
+TIMM_RESNET = {
+    "hub": "timm/test_resnet.r160_in1k",
+    "classifier": "fc",
+    "first_conv": "conv1.0",
+    "pool_size": [5, 5],
+    "license": "apache-2.0",
+    "fixed_input_size": False,
+    "input_size": [3, 160, 160],
+}
+"""What timm publishes of test_resnet, as a report has it."""
 
 
 def make_checkpoint(path: Path, seed: int = 0, **changes: Any) -> Path:
