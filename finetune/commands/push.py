@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from finetune.errors import OutputError, SettingError
 from finetune.hub.bundle import Bundle, make_bundle
 from finetune.hub.client import endpoint, open_api, redact
+from finetune.hub.download import fetch_file
 from finetune.hub.errors import LogFn
 from finetune.hub.model_card import check_licence
 from finetune.hub.repo import Remote, describe, find_repo
 from finetune.hub.repo_id import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name
-from finetune.hub.upload import Pushed, check_card, check_no_token, check_tag, logged_in, publish
+from finetune.hub.upload import Pushed, check_card, check_no_token, check_no_token_typed, check_tag, logged_in, publish
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
@@ -55,6 +56,8 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
     Nothing is sent that is there already. `options` are those of PushOptions. The token is HF_TOKEN's or the one that
     `hf auth login` stored. Raises the errors of `finetune.errors`.
     """
+    check_no_token_typed({"OWNER/NAME": repository, "--license": options.get("licence")})
+    check_no_token_typed({"--message": options.get("message"), "--tag": options.get("tag")})
     quiet, tag, create_pr = options.get("quiet", True), options.get("tag"), options.get("create_pr", False)
     private, licence = options.get("private", False), options.get("licence")
     console = options.get("console") or Console(quiet=quiet, results=not quiet)
@@ -65,12 +68,11 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
         check_revision(tag, "--tag:")
     if tag is not None and create_pr:
         raise SettingError("--tag with --create-pr: a tag names what is on main, and a pull request is not; drop one")
-    bundle = make_bundle(Path(checkpoint), name, check_licence(licence) if licence else None)
+    licence = check_licence(licence) if licence else None
+    bundle, note = make_bundle(Path(checkpoint), name, licence), console.note
     check_no_token(bundle.files)
-    note = console.note
-    for remark in bundle.remarks:
-        note(remark)
     if options.get("dry_run"):
+        _note_all(bundle.remarks, note)
         return _write_folder(bundle, name, console)
     api = open_api(bars=not console.quiet)
     note(f"pushing to {name} on {endpoint()} as {logged_in(api, note)}")
@@ -79,6 +81,11 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
         raise SettingError(f"--private: {name} is there and public; make it private in its settings, or drop --private")
     if there is not None and not create_pr:
         _confirm_replacement(api, there, bundle, options, note)
+    if there is not None and CARD in there.files and not there.files[CARD].fits(bundle.card.encode()):
+        card = fetch_file(api, there, CARD, note).read_text(encoding="utf-8", errors="replace")
+        bundle = make_bundle(Path(checkpoint), name, licence, card)
+        check_no_token(bundle.files)
+    _note_all(bundle.remarks, note)
     if tag is not None:
         check_tag(api, there, bundle.files, tag, note)
     check_card(api, bundle.card, note)
@@ -86,6 +93,11 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
     done = publish(api, name, bundle.files, message=message, private=private, tag=tag, create_pr=create_pr, note=note)
     _say(done, console)
     return done
+
+
+def _note_all(remarks: Iterable[str], note: LogFn) -> None:
+    for remark in remarks:
+        note(remark)
 
 
 def _confirm_replacement(api: HfApi, there: Remote, bundle: Bundle, options: PushOptions, note: LogFn) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from finetune.errors import HubError, HubRefusal, OutputError
 from finetune.hub.client import is_offline
 from finetune.hub.errors import LogFn, RepositoryMissing, log_nothing, with_retry
-from finetune.hub.repo_id import CONFIG, OUR_FILES, WEIGHTS, HubName, RepoKind
+from finetune.hub.repo_id import CONFIG, EXAMPLES, OUR_FILES, WEIGHTS, HubName, RepoKind
 from finetune.hub.timm_config import OURS
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import read_regular, sha256_of
@@ -95,8 +95,8 @@ def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
     unknown = [file for file, known in files.items() if not known.is_known]
     if unknown and info.sha:
         files |= _tree_hashes(api, name, info.sha, unknown, note)
-        for file in OUR_FILES:
-            if file in files and not files[file].is_known:
+        for file in [name for name in files if name in OUR_FILES or name.startswith(EXAMPLES)]:
+            if not files[file].is_known:
                 call = partial(_head_hash, api, name, info.sha, file)
                 files[file] = with_retry(f"look at {file} of {name}", call, note)
     # The client's own card object drops what it does not know, so the plain mapping is kept.

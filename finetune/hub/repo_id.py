@@ -13,6 +13,7 @@ PREFIX = "hub:"
 RepoKind: TypeAlias = Literal["model", "dataset"]
 WEIGHTS, CONFIG, RECIPE, REPORT, CARD = "model.safetensors", "config.json", "recipe.yaml", "report.json", "README.md"
 OUR_FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, CARD)
+EXAMPLES = "examples/"  # the folder of the card's pictures
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 REPO = re.compile(rf"{_PART}/[A-Za-z0-9._](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -352,7 +352,11 @@ def test_the_card_links_data_sets_that_the_hub_has_and_no_folders(tmp_path, name
     changes = {"recipe": {**RECIPE, "data": {**RECIPE["data"], "name": name}}, "data": {"name": short}}
     bundle = make_bundle(make_checkpoint(tmp_path / "x.safetensors", **changes), parse_name("ada/x"), None)
     data = card_data(bundle.card)
-    assert data.get("datasets") == datasets and f"trained on {title}," in bundle.card
+    assert data.get("datasets") == datasets
+    assert (
+        f"trained on {title if Path(name).name == name and '.' not in name else f'a data set called {title}'},"
+        in bundle.card
+    )
     assert "/home/ada" not in bundle.card
     assert any("/home/ada/mnist" in remark for remark in bundle.remarks) == name.startswith("/")
 

@@ -55,6 +55,7 @@ class Loopback:
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1",
             "PYTHONPATH": str(ROOT),
+            "FINETUNE_DATA_ROOT": str(self.root / "no-data"),
         }
         return {k: v for k, v in {**kept, **ours, **changes}.items() if v is not None}
 
@@ -236,5 +237,6 @@ def write_report(checkpoint: Path, **changes: Any) -> None:
         "results": RESULTS,
         "comparisons": {"after_vs_before": compared, "after_vs_scratch": None},
         "retention": {"dataset": "mnist", "before": 0.99, "after": 0.66},
+        "network": {"model": "cnn", "parameters": 420_739, "multiply_adds": 4_240_256, "timm": None},
     }
     checkpoint.with_suffix(".report.json").write_text(json.dumps(values | changes))
