@@ -30,6 +30,7 @@ from finetune.checkpoint.safetensors_io import read_header
 from finetune.cli.main import cli
 from finetune.hub.bundle import make_bundle
 from finetune.hub.repo_id import parse_name
+from finetune.system import VERSION
 
 FILES = {"model.safetensors", "config.json", "recipe.yaml", "report.json", "README.md"}
 
@@ -285,12 +286,54 @@ def test_the_stored_token_serves_too(hub: Loopback, checkpoint):
     assert "the stored token" in hub.refused("push", checkpoint, "ada/stored", home=home, HF_TOKEN=None)
 
 
+@pytest.mark.parametrize("planted", [TOKEN, "hf_" + "Q" * 34])
+@pytest.mark.parametrize(
+    "words", [["ada/x", "--message"], ["ada/x", "--tag"], ["ada/x", "--license"], []], ids=lambda w: str(w[-1:])
+)
+def test_a_token_that_was_typed_is_not_sent_and_not_repeated(hub: Loopback, checkpoint, words, planted):
+    before = len(hub.log())
+    typed = planted if words else f"ada/{planted}"
+    said = hub.refused("push", checkpoint, *words, typed)
+    assert "holds a token" in said and planted not in said and len(hub.log()) == before
+    assert words[-1:] == [] or said.startswith(words[-1])
+
+
 def test_a_token_among_the_files_stops_the_push(hub: Loopback, tmp_path):
     inside = make_checkpoint(tmp_path / "leak.safetensors", recipe={"note": TOKEN})
     said = hub.refused("push", inside, "ada/leak")
     assert "holds a token" in said and TOKEN not in said and not hub.store.exists("ada/leak")
     anybodys = make_checkpoint(tmp_path / "leak2.safetensors", recipe={"note": "hf_" + "Q" * 34})
     assert "holds a token" in hub.refused("push", anybodys, "ada/leak")
+
+
+def test_every_request_says_which_version_made_it(hub: Loopback, checkpoint, tmp_path):
+    asked = hub.requests_of("push", checkpoint, "ada/agent")
+    asked += hub.requests_of("pull", "ada/agent", "--out", tmp_path / "x.safetensors")
+    ours = [row["agent"] for row in asked if "/api/models/ada" in row["path"] or "validate" in row["path"]]
+    assert len(ours) > 5 and all(agent.startswith(f"finetune/{VERSION}") for agent in ours), ours
+
+
+def test_what_a_person_wrote_into_the_card_survives_the_next_push(hub: Loopback, checkpoint, other):
+    hub.worked("push", checkpoint, "ada/edited")
+    card = hub.files("ada/edited")["README.md"].decode()
+    edited = card.replace("<!-- Your own words", "## How I took the pictures\n\nWith care.\n\n<!-- Your own words")
+    edited = edited.replace("license: unknown", "license: mit\nlanguage: [en]")
+    edited = edited.replace("- finetune\n", "- finetune\n- mine\n")
+    edited = edited.replace("Nobody has tested it", "Nobody but me has tested it") + "\nThanks to Bob.\n"
+    edited = edited.replace("| after | fine-tuned", "| after | fine-tuned by me")
+    hub.add("ada/edited", {"README.md": edited.encode()})
+    assert "pushed README.md to" in hub.worked("push", checkpoint, "ada/edited").out, "it names a licence now"
+    assert "no new commit" in hub.worked("push", checkpoint, "ada/edited").out
+    done = hub.worked("push", other, "ada/edited", "--yes")
+    now = hub.files("ada/edited")["README.md"].decode()
+    for words in ("## How I took the pictures\n\nWith care.\n", "Nobody but me has tested it", "\nThanks to Bob.\n"):
+        assert now.count(words) == 1
+    assert "'use' was changed by hand and is kept" in done.err and "'results'" in done.err
+    data = card_data(now)
+    assert (data["license"], data["language"], data["tags"][-1]) == ("mit", ["en"], "mine")
+    assert now.count("<!-- finetune:begin") == card.count("<!-- finetune:begin") and "fine-tuned by me" in now
+    hub.worked("push", other, "ada/edited", "--license", "apache-2.0")
+    assert card_data(hub.files("ada/edited")["README.md"].decode())["license"] == "apache-2.0"
 
 
 def test_a_card_that_the_hub_does_not_accept_stops_everything(hub: Loopback, checkpoint):
