@@ -253,7 +253,10 @@ def _augmentation(recipe: Mapping[str, Any]) -> str:
     given = data.get("augment") if isinstance(data, Mapping) else None
     if not isinstance(given, Mapping):
         return "not augmented"
-    said = [f"{key} {value:g}" if type(value) is not bool else key for key, value in given.items() if _is_on(value)]
+    on = {key: value for key, value in given.items() if _is_on(value)}
+    if "elastic" not in on:
+        on.pop("elastic_grid", None)  # of no meaning then
+    said = [f"{key} {value:g}" if type(value) is not bool else key for key, value in on.items()]
     return f"augmented by {plain_text(', '.join(said))}" if said else "not augmented"
 
 
@@ -286,7 +289,7 @@ def _phase(phase: Mapping[str, Any]) -> str:
     said.append(f"batches of {phase.get('batch_size')}")
     optimizer, schedule = phase.get("optimizer"), phase.get("schedule")
     if isinstance(optimizer, Mapping):
-        said.append(f"{optimizer.get('name')} at {optimizer.get('lr')}")
+        said.append(f"{optimizer.get('name')} with a learning rate of {optimizer.get('lr')}")
     if isinstance(schedule, Mapping):
         said.append(f"{schedule.get('name')} schedule".replace("_", " "))
     return plain_text(", ".join(said))

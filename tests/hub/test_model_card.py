@@ -50,7 +50,7 @@ def test_the_card_has_what_a_stranger_asks(tmp_path, monkeypatch):
         "| multiply-adds of one image | 4.2 M |",
         "| input | 1×28×28: channels, height, width |",
         "| mean | 0.1307 of values scaled to 0..1 |\n| deviation | 0.3081 |",
-        "- **Phases**: all layers, 1 epoch, batches of 10, sgd at 0.01.",
+        "- **Phases**: all layers, 1 epoch, batches of 10, sgd with a learning rate of 0.01.",
         "- **Run**: seed 3, on cpu; finetune 0.1.0.",
         "| ki | 9 / 10 | 90.00 % |",
         "Most frequent mistakes: o taken for ki: 1 image;",

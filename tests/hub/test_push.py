@@ -30,6 +30,8 @@ from finetune.checkpoint.safetensors_io import read_header
 from finetune.cli.main import cli
 from finetune.hub.bundle import make_bundle
 from finetune.hub.repo_id import parse_name
+from finetune.recipe.load import check_recipe
+from finetune.recipe.yaml_loader import read_yaml
 from finetune.system import VERSION
 
 FILES = {"model.safetensors", "config.json", "recipe.yaml", "report.json", "README.md"}
@@ -437,7 +439,11 @@ def test_the_report_goes_along_only_with_its_own_checkpoint(hub: Loopback, tmp_p
 def test_the_recipe_goes_up_whole_and_readable(tmp_path):
     text = make_bundle(make_checkpoint(tmp_path / "x.safetensors"), parse_name("ada/x"), None).files["recipe.yaml"]
     read = yaml.safe_load(text)
-    assert read["data"]["name"] == "kmnist" and read["phases"][0]["batch_size"] == 10
+    assert read == RECIPE and check_recipe(read_yaml(text.decode()).data) == check_recipe(RECIPE)
+    phase = RECIPE["phases"][0] | {"optimizer": {"name": "adamw", "lr": 1e-05}}
+    small = RECIPE | {"phases": [phase], "data": {"name": "on"}}
+    made = make_checkpoint(tmp_path / "z.safetensors", recipe=small)
+    assert yaml.safe_load(make_bundle(made, parse_name("ada/x"), None).files["recipe.yaml"]) == small, "YAML 1.1 too"
     strange = make_checkpoint(tmp_path / "y.safetensors", recipe={"kind": "of another version", "n": [1]})
     bundle = make_bundle(strange, parse_name("ada/x"), None)
     assert bundle.files["recipe.yaml"] == b'kind: "of another version"\nn: [1]\n'
