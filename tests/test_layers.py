@@ -26,7 +26,7 @@ ROOMS = {
     "recipe": {"batching", "report", "io", "paths", "text", "errors"},
     "distributed": {"text", "errors"},
     "train": {"distributed", "models", "data", "checkpoint", "system", "text", "errors"},
-    "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "text", "errors"},
+    "hub": {"models", "recipe", "report", "data", "checkpoint", "io", "system", "paths", "text", "errors"},
     "sources": {"hub", "models", "report", "checkpoint", "io", "system", "paths", "text", "errors"},
     "app": {"train", "models", "errors"},
     "run": {

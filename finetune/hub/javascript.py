@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from finetune.hub.bundle import Bundle
-from finetune.hub.model_card import check_card_here, json_text
-from finetune.hub.repo_id import CARD, CONFIG
-from finetune.hub.timm_config import OURS
+from finetune.checkpoint.format import Metadata
+from finetune.hub.bundle import Parts, json_text
 from finetune.models.spec import InputSpec
 
 ONNX_MODEL, ONNX_INPUT, PREPROCESSOR = "onnx/model.onnx", "onnx/picture_input.onnx", "preprocessor_config.json"
@@ -40,23 +36,19 @@ The library's own resizing is another one than Python's, so `preprocessor_config
 """
 
 
-def add_onnx(bundle: Bundle, repo: str, parts: Mapping[str, bytes], proof: str) -> Bundle:
-    """The upload with ONNX files, settings for transformers.js, and a section of the card on them.
+def onnx_bundle(metadata: Metadata, repo: str, files: Mapping[str, bytes], proof: str) -> Parts:
+    """What an upload with ONNX files has besides: settings for transformers.js, and a section of the card on them.
 
-    parts: the files by their names in the repository. proof: a sentence on what they were proven on. config.json gets
-    the labels as transformers.js reads them; what timm and transformers read stays. HubRefusal where the card does not
-    hold.
+    files: by their names in the repository. proof: a sentence on what they were proven on. config.json gets the labels
+    as transformers.js reads them; what timm and transformers read stays.
     """
-    content = bundle.files[CONFIG]
-    assert isinstance(content, bytes)
-    config: dict[str, Any] = json.loads(content)
-    given = config[OURS]["input"]
-    spec = InputSpec(**{**given, "mean": tuple(given["mean"]), "std": tuple(given["std"])})
-    config["id2label"] = {str(index): name for index, name in enumerate(config[OURS]["classes"])}
-    card = bundle.card + _SECTION.format(repo=repo, channels=spec.channels, size=spec.size, proof=proof)
-    check_card_here(card)
-    more = {CONFIG: json_text(config).encode(), PREPROCESSOR: json_text(preprocessor_config(spec)).encode()}
-    return replace(bundle, files={**bundle.files, **more, **parts, CARD: card.encode()})
+    given = metadata.input
+    mean, std = tuple(given.mean), tuple(given.std)
+    spec = InputSpec(given.channels, given.size, mean, std, given.interpolation, given.crop, given.resize)
+    settings = json_text(preprocessor_config(spec)).encode()
+    section = _SECTION.format(repo=repo, channels=spec.channels, size=spec.size, proof=proof).strip()
+    labels = {"id2label": {str(index): name for index, name in enumerate(metadata.classes)}}
+    return Parts({**files, PREPROCESSOR: settings}, labels, {"javascript": section})
 
 
 def preprocessor_config(spec: InputSpec) -> dict[str, Any]:

@@ -94,6 +94,20 @@ class TargetSummary:
 
 
 @dataclass(frozen=True)
+class NetworkSummary:
+    """The network: its parameters, and the multiply-adds of one image through it (None where they cannot be counted).
+
+    `timm` is what timm publishes of an architecture of its own, so that nobody has to import timm to know it; None for
+    another.
+    """
+
+    model: str
+    parameters: int
+    multiply_adds: int | None
+    timm: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Transplant:
     """Which tensors were taken over, which started new, and {target class: source class} for head rows taken over."""
 
@@ -186,6 +200,7 @@ class Report:
     seeds: list[int] = field(default_factory=list)
     test_set: TestSetUse | None = None
     folds: int | None = None
+    network: NetworkSummary | None = None
     phases_per_seed: dict[str, list[PhaseSummary]] = field(default_factory=dict)
     """The phases of each training by its seed, where there are several; `phases` has the first one's."""
 

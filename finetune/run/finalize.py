@@ -20,6 +20,8 @@ from finetune.errors import SettingError
 from finetune.io.atomic import prepared_files
 from finetune.io.outputs import is_kept_aside, move_files_aside
 from finetune.models.classifier import Classifier
+from finetune.models.cost import network_cost
+from finetune.models.spec import TIMM, InputSpec
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.report.comparison import ACCURACY, Comparison, Score, compare_answers
@@ -27,6 +29,7 @@ from finetune.report.console import Console
 from finetune.report.metrics import Answers, find_metric, measure_all
 from finetune.report.predictions import Column, ColumnKey, Predictions, image_names, predictions_csv
 from finetune.report.report import (
+    NetworkSummary,
     PhaseSummary,
     Report,
     Result,
@@ -246,7 +249,19 @@ def build_report(
         phases=phases,
         results=dict(results),
         seeds=[recipe.seed],
+        network=summarize_network(setup.model, setup.arguments, len(data.class_names), setup.spec),
     )
+
+
+def summarize_network(model: str, arguments: Mapping[str, Any], classes: int, spec: InputSpec) -> NetworkSummary:
+    """A network's size, and what timm publishes of it. SettingError for a model that does not exist."""
+    cost = network_cost(model, arguments, classes, spec.channels, spec.size)
+    published = None
+    if model.startswith(TIMM):
+        from finetune.models.timm.names import published_settings
+
+        published = published_settings(model)
+    return NetworkSummary(model, cost.parameters, cost.multiply_adds, published)
 
 
 def save_run(
