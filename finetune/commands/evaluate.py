@@ -26,14 +26,14 @@ from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
 from finetune.report.report import Result, TestSetUse, result_values
 from finetune.report.tables import evaluation_parts, percent, test_set_lines
 from finetune.run.data import open_test
-from finetune.run.finalize import RowAnswers, as_predictions, row_predictions, score
+from finetune.run.finalize import Grading, RowAnswers, as_predictions, row_predictions, score
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.measured import LearntFrom, Part, choose_measured
 from finetune.run.output_paths import RUNS, move_file_aside
 from finetune.run.page_pictures import with_pictures
 from finetune.run.report_page import page_path, write_page
 from finetune.sources.resolve import locate, open_source
-from finetune.text import first_line
+from finetune.text import first_line, listed, places_of
 from finetune.train.device import Runtime, choose_runtime
 from finetune.train.inference import outputs
 
@@ -199,11 +199,12 @@ def evaluate_classifier(
     like = learnt.reading(data) | ({"group": group} if group is not None else {})
     data, found = open_test(data, root, classifier.input, console, on_bad_image=on_bad_image, like=like)
     whole, part, said = choose_measured(found, data, checkpoint, learnt)
-    shared = [name for name in classifier.class_names if name in whole.class_names]
-    if not any(whole.counts()[name] for name in shared):
+    counts = whole.counts()
+    shared = [name for name in classifier.class_names if name in counts]
+    if not any(counts[name] for name in shared):
         raise DataError(
             f"{checkpoint} and {data} have no class in common: the checkpoint knows "
-            f"{', '.join(classifier.class_names)}; {data} has {', '.join(whole.class_names)}. "
+            f"{listed(classifier.class_names)}; {data} has {listed(whole.class_names)}. "
             f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
         )
     if said:
@@ -215,13 +216,20 @@ def evaluate_classifier(
         test = replace(test, labels=labels, class_names=classifier.class_names)
     runtime.place(classifier.network)
     normalize = classifier.input.normalizer(runtime.device)
-    logits = outputs(classifier.network, test.images.to(runtime.device), normalize)
-    rows = [classifier.class_names.index(name) for name in shared]
-    answers = RowAnswers.of(logits[:, rows])
+    rows, grading = places_of(shared, classifier.class_names), Grading.of(test)
+    numbers = outputs(
+        classifier.network,
+        test.images.to(runtime.device),
+        normalize,
+        reduce=lambda logits, start: grading.reduce(logits[:, rows], start),
+    )
+    answers = RowAnswers.of_numbers(numbers)
     result = score(test, answers, row="test")
-    not_offered = [name for name in classifier.class_names if name not in shared]
+    offered = set(shared)
+    not_offered = [name for name in classifier.class_names if name not in offered]
+    chosen = set(own)
     evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None, part=part)
-    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in own), answers)
+    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in chosen), answers)
 
 
 def check_predictions_path(path: Path) -> None:
