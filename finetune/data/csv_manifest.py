@@ -158,7 +158,7 @@ class _Table:
             path = self._find(line, name)
         if label is None or split is None or path is None or self.problem_count > before:
             return
-        self.spellings.setdefault(label, set()).add(row[columns.label].strip())
+        self.spellings.setdefault(label, set()).add(row[columns.label])
         found_name = name if path == self.path.parent / name else self.finder.name_of(path)
         self._add_record(line, cell, FileRecord(found_name, label, split, path, group=group))
 

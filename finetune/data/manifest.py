@@ -248,7 +248,7 @@ def alike_classes(origin: str, spellings: Mapping[str, Iterable[str]]) -> list[s
     notes = []
     for name, written in sorted(spellings.items()):
         if len(every := sorted(set(written))) > 1:
-            notes.append(f"{origin}: {', '.join(map(ascii, every))} are taken for one class, {name!r}")
+            notes.append(f"{origin}: {listed(map(ascii, every))} are taken for one class, {name!r}")
     folded: dict[str, list[str]] = {}
     for name in sorted(spellings):
         folded.setdefault(name.casefold(), []).append(name)
@@ -257,7 +257,8 @@ def alike_classes(origin: str, spellings: Mapping[str, Iterable[str]]) -> list[s
         for names in folded.values()
         if len(names) > 1
     ]
-    return notes
+    more = len(notes) - MAX_SHOWN
+    return [*notes[:MAX_SHOWN], *([f"{origin}: so it is with {more:,} more classes"] if more > 0 else [])]
 
 
 def list_some(names: Sequence[str], most: int = MAX_SHOWN) -> str:

@@ -6,6 +6,7 @@ the schema, or a text.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def read_parquet(name: str, columns: ColumnNames | None = None, folder: Path | N
         if row.label is not None
     ]
     unlabelled = [name for name, row in zip(names, rows, strict=True) if row.label is None]
-    return make_manifest(name, records, found.notes, unlabelled)
+    return make_manifest(name, records, found.notes, found.spellings, unlabelled)
 
 
 def unlabelled_parquet(name: str, folder: Path | None = None) -> list[ParquetRecord]:
@@ -125,6 +126,7 @@ class _ParquetSet:
         self.split_column = None if any(shard_split(file.name, title) for file in self.files) else self.layout.split
         self.class_names = self.layout.class_names or read_class_list(place, title)
         self.shards = [self._describe(file) for file in self.files]
+        self.spellings: dict[str, set[str]] = defaultdict(set)  # by class name, the labels that were normalized to it
         if labelled and self.class_names is None and is_number(self.schema, self.layout.label):
             self.notes.append(
                 f"{title}: the labels are numbers without names, so the classes are called by their numbers; a file "
@@ -188,6 +190,8 @@ class _ParquetSet:
             try:
                 if value not in classes:
                     classes[value] = label_class(value, self.class_names)
+                    if classes[value] is not None:
+                        self.spellings[classes[value]].add(str(value))
                 label = classes[value]
             except ValueError as error:
                 raise DataError(f"{self.title}: {file.name} row {row}: {error}") from None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from finetune.data.image_io import IMAGE_SUFFIXES
-from finetune.data.manifest import ImageRecord, Manifest, class_name, list_some, with_test_split
+from finetune.data.manifest import ImageRecord, Manifest, alike_classes, class_name, list_some, with_test_split
 from finetune.data.split_names import SPLIT_NAMES, SplitName, is_evaluation
 from finetune.errors import DataError
 from finetune.io.safe_open import read_regular
@@ -203,7 +203,7 @@ def label_class(label: Label, names: Sequence[str] | None) -> str | None:
     """
     if label is None or label == -1 or label == "":
         return None
-    if isinstance(label, str) and names is not None and label not in names and label.isascii() and label.isdecimal():
+    if isinstance(label, str) and names is not None and label.isascii() and label.isdecimal() and label not in names:
         label = int(label) if len(label) < 10 else -2
     if isinstance(label, int) and names is not None:
         if not 0 <= label < len(names):
@@ -229,10 +229,17 @@ def _is_plain(name: str) -> bool:
 
 
 def make_manifest(
-    title: str, records: Sequence[ImageRecord], notes: Sequence[str], unlabelled: Sequence[str] = ()
+    title: str,
+    records: Sequence[ImageRecord],
+    notes: Sequence[str],
+    spellings: Mapping[str, Iterable[str]],
+    unlabelled: Sequence[str] = (),
 ) -> Manifest:
-    """The manifest of all records. unlabelled: pictures without a label, left out. DataError where all are."""
-    said = list(notes)
+    """The manifest of all records. DataError where none has a label.
+
+    spellings: of each class's name, as the shards have it. unlabelled: pictures without a label, left out.
+    """
+    said = [*notes, *alike_classes(title, spellings)]
     if unlabelled:
         said.append(f"{title}: {len(unlabelled):,} pictures without a label left out: {list_some(unlabelled)}")
     classes = tuple(sorted({record.label for record in records}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,7 @@ def read_tar(name: str, columns: object = None) -> Manifest:
     names = _names(found)
     records: list[TarRecord] = []
     unlabelled, numbers = [], False
+    spellings: dict[str, set[str]] = defaultdict(set)
     for (shard, sample), own in zip(found, names, strict=True):
         try:
             label = label_class(sample.label, class_names)
@@ -117,12 +119,13 @@ def read_tar(name: str, columns: object = None) -> Manifest:
             unlabelled.append(own)
         else:
             records.append(_record(shard, sample, own, label))
+            spellings[label].add(str(sample.label))
     if numbers and class_names is None:
         notes.append(
             f"{name}: labels are numbers without names, so the classes are called by their numbers; a file classes.txt "
             "beside the shards, one name a line, names them"
         )
-    return make_manifest(name, records, notes, unlabelled)
+    return make_manifest(name, records, notes, spellings, unlabelled)
 
 
 def unlabelled_tar(name: str) -> list[TarRecord]:

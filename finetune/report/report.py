@@ -199,10 +199,11 @@ class Report:
             del found["phases_per_seed"]
         if self.source is not None:
             found["source"] = {k: v for k, v in found["source"].items() if not (k in ("path", "id") and v is None)}
-        found["results"] = {
+        values = json_values(found)
+        values["results"] = {
             name: None if result is None else result_values(result) for name, result in self.results.items()
         }
-        return json_values(found)
+        return values
 
     def to_json(self) -> str:
         """The text of `NAME.report.json`."""
@@ -261,7 +262,9 @@ def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
     if brief:
         result = replace(result, per_class=None, confusion=None, per_seed=None, metrics=None, without_twins=None)
-    found = asdict(replace(result, confusion=None))
+    values = json_values(asdict(replace(result, per_class=None, confusion=None)))
+    if result.per_class is not None:  # it and the confusion are JSON values as they are
+        values["per_class"] = {name: dict(own) for name, own in result.per_class.items()}
     if result.confusion is not None:
-        found["confusion"] = result.confusion.to_json()
-    return {key: value for key, value in json_values(found).items() if value is not None}
+        values["confusion"] = result.confusion.to_json()
+    return {key: value for key, value in values.items() if value is not None}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Any
 
@@ -378,7 +378,7 @@ class Confusion:
     def to_json(self) -> list[list[int]] | dict[str, Any]:
         """The whole matrix of at most MAX_DENSE classes; of more the pairs that occur, by the names of the fields."""
         dense: list[list[int]] = self.rows().tolist() if self.classes <= MAX_DENSE else []
-        return dense or asdict(self)
+        return dense or {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:

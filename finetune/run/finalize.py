@@ -45,7 +45,7 @@ from finetune.text import listed
 from finetune.train.device import Runtime, environment
 
 MAX_PROBABILITIES = 16_000_000  # images × classes of a row whose probabilities are all kept; 64 MB
-MAX_SOFTMAX = 1_000_000  # numbers whose softmax is taken at once, in float64
+MAX_SOFTMAX = 250_000  # numbers whose softmax is taken at once, in float64: what a processor keeps at hand
 
 
 @dataclass(frozen=True)

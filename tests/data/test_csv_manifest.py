@@ -324,6 +324,8 @@ def test_rows_of_test_alone_are_listed_and_are_not_for_training(place):
 
 def test_labels_of_one_class_written_in_two_ways_are_said(place):
     content = "path,label\na/1.png,cafe\u0301\na/2.png,caf\u00e9\na/3.png,Caf\u00e9\n"
+    (spaced,) = read_csv(table(place, "path,label\na/1.png,cat\na/2.png,cat \na/3.png,dog\n")).notes
+    assert "'cat', 'cat ' are taken for one class, 'cat'" in spaced
     taken, capitals = read_csv(table(place, content)).notes
     assert r"'cafe\u0301', 'caf\xe9' are taken for one class" in taken and "differ in capitals only" in capitals
 

@@ -9,13 +9,17 @@ import torch
 from reports import adapt_report
 
 from finetune.data.image_dataset import ImageSet
+from finetune.data.manifest import MAX_SHOWN, alike_classes
+from finetune.data.split import choose_test
 from finetune.errors import SettingError
+from finetune.models.head import class_means
 from finetune.report.metrics import METRICS, Answers, measure_all
 from finetune.report.page import Material, report_page
 from finetune.report.report import read_report, read_report_values
 from finetune.report.statistics import MAX_DENSE
 from finetune.report.tables import MAX_CLASSES, class_table, confusion_lines, evaluation_parts, mapping_lines
 from finetune.run.finalize import Grading, check_metric, metric_answers, score
+from finetune.train.linear_probe import stratified_folds
 
 CLASSES, EACH = 2_000, 2
 NAMES = tuple(f"class-{k:05}" for k in range(CLASSES))
@@ -78,12 +82,12 @@ def test_thousands_of_classes_cost_little(monkeypatch, tmp_path):
     answers, _ = graded(images, monkeypatch, most=1)
     report, path = adapt_report(("ant", "bee")), tmp_path / "many.report.json"
     target = replace(report.target, classes=list(NAMES))
+    score(image_set(), answers, row="after")  # imports scikit-learn
     tracemalloc.start()
     try:
         result = score(images, answers, row="after")
         report = replace(report, target=target, results={"after": result}, comparisons={})
         path.write_text(report.to_json())
-        page = report_page(report, Material())
         table, lines = class_table(result), confusion_lines(result.confusion, NAMES)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -93,11 +97,42 @@ def test_thousands_of_classes_cost_little(monkeypatch, tmp_path):
     assert read_report_values(path)["results"]["after"]["confusion"].keys() == {
         *("classes", "true", "predicted", "images")
     }
+    page = report_page(report, Material())
     assert len(page) < 300_000 and "and 1,000 more" in page and "Of 2,000 classes the 20 with the most" in page
     assert table.row_count == MAX_CLASSES and "the first 40 of 2,000" in table.title
     assert sum(result.confusion.images) == len(images) and len(lines) == 5
     dense = score(image_set(MAX_DENSE, 1), graded(image_set(MAX_DENSE, 1), monkeypatch)[0], row="after")
     assert len(dense.confusion.to_json()) == MAX_DENSE
+
+
+def test_what_is_done_for_each_class_is_as_it_was_one_class_after_the_other():
+    random = np.random.default_rng(0)
+    labels, keys = random.integers(0, 60, 200), random.integers(0, 2**63, 200).astype(np.uint64)
+    sets = random.integers(0, 150, 200)
+    chosen = choose_test(keys, sets, labels, 0.3)
+    assert np.array_equal(chosen, one_after_the_other(keys, sets, labels, 0.3))
+    assert {len(np.unique(chosen[sets == own])) for own in np.unique(sets)} == {1}
+
+    features = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    means = class_means(features, torch.from_numpy(labels), 60)
+    nearest = (features.double() @ means.weight.T + means.bias).argmax(1)
+    every = torch.stack([features.double()[labels == c].mean(0) for c in range(60)])
+    assert torch.equal(nearest, torch.cdist(features.double(), every).argmin(1))
+    folds = stratified_folds(torch.from_numpy(labels))
+    assert all(folds[labels == c].tolist() == [k % 5 for k in range((labels == c).sum())] for c in range(60))
+
+
+def one_after_the_other(keys, sets, labels, fraction):
+    """What `choose_test` does, class by class."""
+    keys = np.array([keys[sets == own].max() for own in sets])
+    chosen, count = keys < np.uint64(fraction * 2**64), np.bincount(labels)
+    for label in np.flatnonzero((np.bincount(labels[~chosen], minlength=len(count)) == 0) & (count > 0)):
+        chosen &= keys != keys[labels == label].max()
+    for label in np.flatnonzero((np.bincount(labels[~chosen], minlength=len(count)) == count) & (count > 0)):
+        lowest = keys == keys[labels == label].min()
+        if set(labels[lowest].tolist()) == {label} and lowest.sum() < count[label]:
+            chosen |= lowest
+    return chosen
 
 
 def test_no_line_names_thousands_of_classes(monkeypatch):
@@ -106,3 +141,5 @@ def test_no_line_names_thousands_of_classes(monkeypatch):
     shown = evaluation_parts(result, "many", images.class_names, None, not_offered=NAMES)
     lines = [*map(str, shown), *mapping_lines({"classes": list(NAMES)})]
     assert max(map(len, lines)) < 700 and sum("class-00029 and 1970 more" in line for line in lines) == 2
+    alike = alike_classes("many", {name: [name, f"{name} "] for name in NAMES})
+    assert len(alike) == MAX_SHOWN + 1 and alike[-1] == f"many: so it is with {CLASSES - MAX_SHOWN:,} more classes"
