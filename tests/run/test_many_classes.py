@@ -107,7 +107,8 @@ def test_thousands_of_classes_cost_little(monkeypatch, tmp_path):
 
 def test_what_is_done_for_each_class_is_as_it_was_one_class_after_the_other():
     random = np.random.default_rng(0)
-    labels, keys = random.integers(0, 60, 200), random.integers(0, 2**63, 200).astype(np.uint64)
+    labels = random.permutation(np.concatenate([np.arange(60), random.integers(0, 60, 140)]))
+    keys = random.integers(0, 2**63, 200).astype(np.uint64)
     sets = random.integers(0, 150, 200)
     chosen = choose_test(keys, sets, labels, 0.3)
     assert np.array_equal(chosen, one_after_the_other(keys, sets, labels, 0.3))
