@@ -62,14 +62,15 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
         check_output(confusion, "--confusion", [".png"], inputs=(checkpoint, data))
     console = make_console(quiet, results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
-    if confusion is not None:
-        confusion_picture(found.result.confusion or [], found.classes, confusion, console.note)
-        console.note(f"wrote {confusion}")
     if as_json:
         print_json(found.to_dict())
-        return
-    for part in command.shown_parts(found):
-        console.show(part)
+    else:
+        for part in command.shown_parts(found):
+            console.show(part)
+    if confusion is not None:
+        assert found.result.confusion is not None
+        confusion_picture(found.result.confusion, found.classes, confusion, console.note)
+        console.note(f"wrote {confusion}")
 
 
 @click.command(epilog=example("finetune check --target pictures/ --write clean.csv"))

@@ -30,14 +30,14 @@ from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
 from finetune.report.report import Result, TestSetUse, result_values
 from finetune.report.tables import evaluation_parts, percent, test_set_lines
 from finetune.run.data import open_test
-from finetune.run.finalize import RowAnswers, as_predictions, row_predictions, score
+from finetune.run.finalize import Grading, RowAnswers, as_predictions, row_predictions, score
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.measured import LearntFrom, Part, choose_measured
 from finetune.run.output_paths import RUNS
 from finetune.run.page_pictures import with_pictures
 from finetune.run.report_page import page_path, write_page
 from finetune.sources.resolve import locate, open_source, recorded_accuracy
-from finetune.text import first_line
+from finetune.text import first_line, listed, places_of
 from finetune.train.device import Runtime, choose_runtime
 from finetune.train.inference import outputs
 
@@ -244,11 +244,12 @@ def evaluate_classifier(
     like = learnt.reading(data) | ({"group": group} if group is not None else {})
     data, found = open_test(data, root, classifier.input, console, on_bad_image=on_bad_image, like=like)
     whole, part, said = choose_measured(found, data, checkpoint, learnt)
-    shared = [name for name in classifier.class_names if name in whole.class_names]
-    if not any(whole.counts()[name] for name in shared):
+    counts = whole.counts()
+    shared = [name for name in classifier.class_names if name in counts]
+    if not any(counts[name] for name in shared):
         raise DataError(
             f"{checkpoint} and {data} have no class in common: the checkpoint knows "
-            f"{', '.join(classifier.class_names)}; {data} has {', '.join(whole.class_names)}. "
+            f"{listed(classifier.class_names)}; {data} has {listed(whole.class_names)}. "
             f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
         )
     if said:
@@ -258,21 +259,29 @@ def evaluate_classifier(
         shared = list(classifier.class_names)
         labels = torch.full_like(test.labels, shared.index(own[0]))
         test = replace(test, labels=labels, class_names=classifier.class_names)
-    logits = _logits(classifier, test, runtime)
-    rows = [classifier.class_names.index(name) for name in shared]
-    answers = RowAnswers.of(logits[:, rows])
+    grading = Grading.of(test)
+    numbers = _graded(classifier, test, grading, places_of(shared, classifier.class_names), runtime)
+    answers = RowAnswers.of_numbers(numbers)
     result = score(test, answers, row="test")
-    not_offered = [name for name in classifier.class_names if name not in shared]
+    offered = set(shared)
+    not_offered = [name for name in classifier.class_names if name not in offered]
+    chosen = set(own)
     evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None, part=part)
-    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in own), answers)
+    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in chosen), answers)
 
 
-def _logits(classifier: Classifier | OnnxFile, test: ImageSet, runtime: Runtime) -> torch.Tensor:
+def _graded(
+    classifier: Classifier | OnnxFile, test: ImageSet, grading: Grading, rows: Sequence[int], runtime: Runtime
+) -> torch.Tensor:
+    """What `grading` keeps of the logits for the classes `rows`, of all images."""
     if isinstance(classifier, OnnxFile):
-        return classifier.logits(test.images)
+        return grading.reduce(classifier.logits(test.images)[:, rows], 0)
     runtime.place(classifier.network)
     normalize = classifier.input.normalizer(runtime.device)
-    return outputs(classifier.network, test.images.to(runtime.device), normalize)
+    images = test.images.to(runtime.device)
+    return outputs(
+        classifier.network, images, normalize, reduce=lambda logits, start: grading.reduce(logits[:, rows], start)
+    )
 
 
 def check_predictions_path(path: str | Path, inputs: Sequence[str | Path]) -> None:

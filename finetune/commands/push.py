@@ -97,8 +97,8 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
         check_no_token(bundle.files)
     _note_all(bundle.remarks, note)
     if there is not None and WEIGHTS in there.files and not there.files[WEIGHTS].fits(bundle.files[WEIGHTS]):
-        if older := [file for file in there.files if file.startswith("onnx/") and file not in bundle.files]:
-            note(f"{', '.join(older)}: of the weights that were there; --with onnx makes new ones")
+        older = [file for file in there.files if file.startswith("onnx/") and file not in bundle.files]
+        _note_all([f"{file}: of the weights that were there; --with onnx makes a new one" for file in older], note)
     if tag is not None:
         check_tag(api, there, bundle.files, tag, note)
     message = options.get("message") or f"finetune: {bundle.headline}"

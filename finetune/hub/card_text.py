@@ -12,6 +12,7 @@ from finetune.hub.repo_id import CARD, CONFIG, EXAMPLES, PREFIX, RECIPE, REPORT,
 from finetune.models.spec import TIMM
 from finetune.report.metrics import METRICS
 from finetune.report.rows import row_of
+from finetune.report.statistics import Confusion
 from finetune.report.tables import confusion_lines, metric_text, percent
 from finetune.text import DISTRIBUTION, listed
 
@@ -179,12 +180,14 @@ def _is_class_score(score: object) -> bool:
 
 
 def _mistakes(confusion: object, classes: Sequence[str]) -> list[str]:
-    def is_row(row: object) -> bool:
-        return isinstance(row, list) and len(row) == len(classes) and all(type(count) is int for count in row)
+    """The commonest mistakes in words; none for what is no confusion of these classes, as in a report made by hand."""
+    from pydantic import TypeAdapter, ValidationError
 
-    if not isinstance(confusion, list) or len(confusion) != len(classes) or not all(map(is_row, confusion)):
+    try:
+        found = TypeAdapter(Confusion).validate_python(confusion, strict=True)
+    except ValidationError:
         return []
-    return confusion_lines(confusion, classes)
+    return confusion_lines(found, classes) if found.classes == len(classes) else []
 
 
 # --- where it came from, and how it was made --------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from finetune.io.sanitize import without_folders
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
+from finetune.text import listed
 
 UNEVEN = 5  # times as many images to learn from of one class as of another, from which on a note is due
 
@@ -112,13 +113,11 @@ def choose_run_data(name: str, found: DataSplits, data: DataSettings, seed: int)
     if data.shots is not None:
         scarce = [f"{label} ({count:,})" for label, count in train.counts().items() if 0 < count < data.shots]
         if scarce:
-            notes = (*notes, f"{data.shots:,} shots asked for; all there are of {', '.join(scarce)}")
+            notes = (*notes, f"{data.shots:,} shots asked for; all there are of {listed(scarce)}")
         train = take_shots(train, data.shots, seed=seed)
     empty = [name for name, count in train.counts().items() if count == 0]
     if empty:
-        raise DataError(
-            f"{train.origin}: no image to learn from of {', '.join(empty)}; leave them out with data.classes"
-        )
+        raise DataError(f"{train.origin}: no image to learn from of {listed(empty)}; leave them out with data.classes")
     if found.validation is not None and len(found.validation):
         return RunData(name, train, found.validation, found.test, notes, found)
     train, validation = hold_out(train, data.validation)
