@@ -33,7 +33,7 @@ COMMANDS = {
         *(checkpoints.report, checkpoints.app, checkpoints.check, checkpoints.inspect),
         *(catalog.models, catalog.datasets, catalog.recipes),
     ),
-    "Share": (hub.push, hub.pull),
+    "Share": (checkpoints.export, hub.push, hub.pull),
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,32 @@ def walk_files(folder: str) -> Iterator[WalkedFile]:
                 yield WalkedFile(path, f"the folder cannot be read ({error.strerror or error})")
         else:
             yield WalkedFile(path)
+
+
+def walk_tree(folder: str | Path, onerror: Callable[[OSError], object]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk` from the top, of folders however deep: that of Python before 3.12 calls itself for each level.
+
+    Folders that are removed from the list are not entered; links to folders have to be removed.
+    """
+    waiting = [os.fspath(folder)]
+    while waiting:
+        name = waiting.pop()
+        try:
+            with os.scandir(name) as entries:
+                found = [(entry.name, _is_folder(entry)) for entry in entries]
+        except OSError as error:
+            onerror(error)
+            continue
+        folders, files = ([own for own, is_one in found if is_one is wanted] for wanted in (True, False))
+        yield name, folders, files
+        waiting += [f"{name.rstrip(os.sep)}{os.sep}{own}" for own in reversed(folders)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _paths(folder: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune.data.file_kinds import describe_kinds, is_system_name
-from finetune.data.folder_walk import BROKEN_LINK, why_link_is_not_followed
+from finetune.data.folder_walk import BROKEN_LINK, walk_tree, why_link_is_not_followed
 from finetune.data.image_io import IMAGE_SUFFIXES
 from finetune.data.manifest import FileRecord, Manifest, alike_classes, class_name, list_some, with_test_split
 from finetune.data.split_names import FILLERS, SplitName, affixed_split, find_splits, split_of
@@ -19,6 +19,8 @@ from finetune.io.sanitize import printable
 from finetune.text import name_hint
 
 LAYOUT = "expected {0}/CLASS/picture.jpg, or {0}/train/CLASS/picture.jpg and the same under val or test"
+MANY_ENTRIES = 20_000  # of a folder, after which pictures should have been among them
+MIN_PICTURES = 0.01  # of all entries by then
 _NUMBER = re.compile(r"[\d\W_]*\d[\d\W_]*")
 
 
@@ -65,6 +67,7 @@ class _FolderScan:
         self.notes: list[str] = []
         self.unlabelled: list[str] = []  # what to say of parts without class folders
         self.question: str | None = None
+        self.entries_seen = 0
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -188,8 +191,9 @@ class _FolderScan:
         def add_unreadable(error: OSError) -> None:
             self.bad.append((self.relative(Path(os.fsdecode(error.filename))), error.strerror or str(error)))
 
-        for name, folders, files in os.walk(folder, onerror=add_unreadable):
+        for name, folders, files in walk_tree(folder, add_unreadable):
             parent = Path(name)
+            self.refuse_other_things(len(folders) + len(files))
             self.system.update(entry for entry in (*folders, *files) if is_system_name(entry))
             visible = sorted(folder for folder in folders if not is_system_name(folder))
             folders[:] = [folder for folder in visible if not (parent / folder).is_symlink()]
@@ -200,6 +204,15 @@ class _FolderScan:
                 self.below.setdefault(place, () if self.pictures(own) else tuple(folders))
             prefix = self.relative(parent)
             yield from ((parent / file, f"{prefix}/{file}") for file in own)
+
+    def refuse_other_things(self, more: int) -> None:
+        """DataError where after many entries hardly any is a picture, as where a whole disk was named."""
+        self.entries_seen += more
+        if self.entries_seen > MANY_ENTRIES and len(self.records) < MIN_PICTURES * self.entries_seen:
+            raise DataError(
+                f"{self.root}: of the first {self.entries_seen:,} files and folders in it only {len(self.records):,} "
+                "are pictures; name the folder that holds the pictures"
+            )
 
     @staticmethod
     def pictures(names: Sequence[str]) -> list[str]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 from functools import cache
 
 from finetune.text import install_hint
 
+MAX_PPM_HEAD = 65_536  # bytes, comments included
+MAX_PPM_COMMENTS = 1_000  # of a PPM whose pixels are written as text
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # every Pillow decodes them
+_PPM_HEAD = re.compile(rb"P(?:[14]|[2356]\s+\d+)\s+\d+\s+\d+\s")  # the kind, then width, height and white
 _HEAD = 1_000  # bytes in which a text is looked for
 _AS_PICTURE = "save it as PNG or JPEG"
 
@@ -116,6 +120,17 @@ def is_animation(content: bytes) -> bool:
     if content[:4] == b"RIFF" and content[8:16] == b"WEBPVP8X":
         return bool(content[20] & 2) if len(content) > 20 else False
     return _brand(content) == b"avis"
+
+
+def slow_ppm(content: bytes) -> str | None:
+    """What makes a PPM or PGM slow to read, in words: Pillow reads its head byte by byte and copies at each comment."""
+    if content[:1] != b"P" or content[1:2] not in (b"1", b"2", b"3", b"4", b"5", b"6"):
+        return None
+    head = re.sub(rb"#[^\r\n]*", b"", content[:MAX_PPM_HEAD])
+    if len(content) > MAX_PPM_HEAD and _PPM_HEAD.match(head) is None:
+        return f"a PPM of over {MAX_PPM_HEAD:,} bytes before its pixels"
+    plain = content[1:2] in (b"1", b"2", b"3")
+    return f"a PPM of over {MAX_PPM_COMMENTS:,} comments" if plain and content.count(b"#") > MAX_PPM_COMMENTS else None
 
 
 def is_tiff(content: bytes) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.bit_depth import deep_to_bytes, is_deep, says_its_white
-from finetune.data.image_formats import describe_content, readable_formats
+from finetune.data.image_formats import describe_content, readable_formats, slow_ppm
 from finetune.errors import DataError
 from finetune.io.safe_open import read_regular
 from finetune.system import available_memory
@@ -190,6 +190,8 @@ def open_image(content: bytes) -> Iterator[Image]:
         raise DataError("cannot be read as an image (the file is empty)")
     if has_too_many_scans(content):
         raise DataError(f"cannot be read as an image (a JPEG of over {MAX_SCANS} scans; save it anew)")
+    if fault := slow_ppm(content):
+        raise DataError(f"cannot be read as an image ({fault}; save it anew)")
     try:
         with QUIET_WARNINGS, Image.open(io.BytesIO(content), formats=readable_formats()) as image:
             _refuse_raw(image, content)

@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 # Regular expressions for `data.group`, the most common first: a burst's or a slice's number at the end, what stands
 # before the first - or _, a number before anything else, and the folder.
 PATTERNS = (r"(.+)_\d+", r"(.+)-\d+", r"(.+) \(\d+\)", r"(.+/[^/_-]+)[_-]", r"(.+/\D*\d+)\D", "folder")
+MAX_PATH = 300  # characters; a pattern takes time with the cube of them
 COMPARED = 2_000  # pictures whose likeness within and outside their group is compared, at most
 MIN_COMPARED = 40
 ALIKE = 0.75  # share of these that must be more like one of their group than like one of another group, by chance half
@@ -80,9 +81,9 @@ def likely_grouping(
 
 
 def group_names(pattern: str, names: Sequence[str], labels: Integers, class_names: Sequence[str]) -> list[str]:
-    """The group of each picture by one of PATTERNS, "" for none, as `data.group` finds it."""
+    """The group of each picture by one of PATTERNS, "" for none and for a very long path, as `data.group` finds it."""
     paths = [path_in_class(name, class_names[label]) for name, label in zip(names, labels.tolist(), strict=True)]
-    return [find_group(pattern, path) for path in paths]
+    return [find_group(pattern, path) if len(path) <= MAX_PATH else "" for path in paths]
 
 
 def _likeness(groups: Sequence[str], several: set[str], labels: Integers, vectors: Tensor) -> tuple[int, float]:

@@ -46,6 +46,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 def open_to_append(path: str | Path) -> BinaryIO:
     """Opens a regular file, or a new one, to write at its end. OSError for anything else, such as a pipe."""
+    refuse_special(Path(path))  # first, since a pipe without a reader has an error of its own
     handle = os.open(path, _APPEND, 0o644)
     try:
         _refuse_others(path, os.fstat(handle).st_mode)

@@ -174,12 +174,11 @@ NUMBER = itertools.count()
 
 @pytest.mark.parametrize(("command", "option"), path_options())
 def test_what_is_no_file_is_refused(command, option, place):
-    """Two kinds for each option, so that all of them have every kind; the slow test gives every kind to each."""
+    """One kind for each option, so that all kinds are met; the slow test gives every kind to each."""
     found = bad_outputs(option) if isinstance(option.type, OutputFile) else bad_inputs(option)
     kinds = [kind for kind in found if option.name not in FOLDERS or kind not in ("folder", "to-folder")]
-    for _ in range(2):
-        kind = kinds[next(NUMBER) % len(kinds)]
-        refuses(command, option, found[kind], kind)
+    kind = kinds[next(NUMBER) % len(kinds)]
+    refuses(command, option, found[kind], kind)
 
 
 @pytest.mark.slow
@@ -192,7 +191,7 @@ def test_whatever_is_no_file_is_refused(command, option, place):
     with closed_folder() as closed:
         ending = option.type.endings[0] if isinstance(option.type, OutputFile) else ".png"
         done = finetune(*words(command, option, f"{closed}/x{ending}"))
-    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert done.code in (1, 2) and "Traceback" not in done.err, done.err
 
 
 OUTPUTS = [found for found in path_options() if isinstance(found.values[1].type, OutputFile)]

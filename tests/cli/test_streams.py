@@ -1,5 +1,6 @@
 """Standard streams that are closed, full or gone, and Ctrl-C before anything runs."""
 
+import contextlib
 import os
 import pty
 import signal
@@ -45,16 +46,19 @@ def lost(log):
 
 @pytest.mark.parametrize("kind", ["full", "closed"])
 def test_a_run_outlives_both_streams(kind, folder, monkeypatch):
-    for name in ("stdout", "stderr"):
-        stream = Path("/dev/full").open("w")  # noqa: SIM115
+    streams = [Path("/dev/full").open("w") for _ in range(2)]  # noqa: SIM115
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
         if kind == "closed":
             stream.close()
         monkeypatch.setattr(sys, name, stream)
     report = toolkit.pretrain("small.yaml", data_root="data", quiet=False)
+    for stream in streams:
+        with contextlib.suppress(OSError):  # for what was still to be written
+            stream.close()
     assert report.results["test"].total == 100
     assert files_under(folder) >= WRITTEN
     reason = "No space left on device" if kind == "full" else "I/O operation on closed file."
-    assert lost(Path("runs/small/log.txt")) == [
+    assert lost(folder / "runs/small/log.txt") == [
         f"warning: standard {name} can no longer be written ({reason}); going on without it"
         for name in ("error", "output")
     ]

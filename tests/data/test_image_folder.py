@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from album import album, put
@@ -321,3 +322,34 @@ def test_groups_in_two_parts_are_named(tmp_path):
         replace(found, records=tuple(grouped)).check_groups()
     found.check_groups()
     replace(found, records=tuple(r for r in grouped if r.split == "train")).check_groups()
+
+
+def test_folders_of_any_depth_are_walked(tmp_path):
+    """Deeper than Python may call itself."""
+    put(tmp_path / "a" / "x.png")
+    put(tmp_path / "b" / "x.png")
+    deep = [tmp_path / "a"]
+    for _ in range(1200):
+        deep.append(Path(f"{deep[-1]}/d"))
+        deep[-1].mkdir()
+    try:
+        (deep[-1] / "y.png").write_bytes((tmp_path / "a" / "x.png").read_bytes())
+        listing = list_folder(tmp_path)
+        assert [len(record.name.split("/")) for record in listing.records] == [1202, 2, 2]
+    finally:  # shutil.rmtree calls itself, too
+        (deep[-1] / "y.png").unlink(missing_ok=True)
+        for folder in reversed(deep[1:]):
+            folder.rmdir()
+
+
+def test_a_folder_of_other_things_is_left_soon(tmp_path, monkeypatch):
+    """Such as the whole disk."""
+    monkeypatch.setattr("finetune.data.image_folder.MANY_ENTRIES", 20)
+    put(tmp_path / "a" / "x.png")
+    for number in range(30):
+        (tmp_path / "b" / f"{number}").mkdir(parents=True)
+    assert list_folder(tmp_path).records, "one picture in thirty is enough"
+    monkeypatch.setattr("finetune.data.image_folder.MIN_PICTURES", 0.1)
+    assert refused(tmp_path).endswith(
+        "of the first 31 files and folders in it only 1 are pictures; name the folder that holds the pictures"
+    )

@@ -19,7 +19,7 @@ from timm.data import create_transform
 from finetune.data import image_io
 from finetune.data.bit_depth import DEPTHS
 from finetune.data.image_facts import ImageFacts, look_at
-from finetune.data.image_formats import FORMATS, readable_formats
+from finetune.data.image_formats import FORMATS, readable_formats, slow_ppm
 from finetune.data.image_io import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -239,6 +239,21 @@ def test_what_is_no_picture(tmp_path):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert "not a regular file" in refused(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.parametrize("kind", [b"P1", b"P2", b"P3", b"P5", b"P6"])
+def test_a_ppm_of_comments_is_refused_at_once(kind, tmp_path):
+    """Pillow would take a minute for 10 MB of them."""
+    white, pixels = (b"" if kind == b"P1" else b"255\n"), b"1 0 1 0 1 0 1 0 1 0 1 0"
+    head, many = kind + b"\n# by a program\n2 2\n" + white, b"# a comment\n" * 1_000_000
+    assert decode_image(head + pixels).size == (2, 2)
+    (tmp_path / "a.ppm").write_bytes(kind + b"\n" + many + head[3:] + pixels)
+    assert "a PPM of over 65,536 bytes before its pixels; save it anew" in refused(tmp_path / "a.ppm")
+    dark = kind + b"\n200 200\n" + white + b" " * 120_000  # pixels of value 32
+    if kind in (b"P5", b"P6"):
+        assert slow_ppm(dark) is None and slow_ppm(head + b"#" * 120_000) is None
+    else:
+        assert slow_ppm(head + many) == "a PPM of over 1,000 comments"
 
 
 def test_no_format_that_starts_a_program_is_tried(tmp_path):

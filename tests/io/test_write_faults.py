@@ -10,7 +10,7 @@ import tempfile
 
 import pytest
 from fault_cases import CASES
-from faulty import BROKEN, FULL, KILLED, KILLED_AFTER, KINDS, STOPPED, UNSURE, Plant
+from faulty import BROKEN, DENIED, FULL, KILLED, KILLED_AFTER, KINDS, STOPPED, UNSURE, Plant
 from tiny import SUPPORT
 
 HERE = SUPPORT
@@ -40,7 +40,7 @@ def test_a_fault_at_any_call_leaves_the_old_or_the_new(name, ended):
     assert list(counts) == list(KINDS)
     assert counts[KILLED].keys() == counts[KILLED_AFTER].keys() == {"killed"}
     assert counts[STOPPED].keys() == {"stopped"}
-    for kind in (FULL, BROKEN, UNSURE):
+    for kind in (FULL, BROKEN, DENIED, UNSURE):
         assert counts[kind]["refused"] and counts[kind].keys() <= {"refused", "done"}
 
 

@@ -1,10 +1,12 @@
 """The run folder: whether an earlier attempt is resumed, begun anew or moved aside, and when snapshots are due."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from finetune.errors import SettingError
+from finetune.errors import OutputError, SettingError
 from finetune.report.console import Console
 from finetune.run.output_paths import append_metrics, check_outputs
 from finetune.run.run_folder import EarlierAttempt, RunFolder, RunIdentity, SnapshotTimer
@@ -84,3 +86,46 @@ def test_a_snapshot_is_due_after_its_interval_and_at_the_end_of_an_epoch_that_is
     with timer.measure():
         pass
     assert timer.cost < 1 and not timer.due(epoch_ended=False)
+
+
+PIPES = ("recipe.yaml", "finished.json", "log.txt", "metrics.jsonl", "snapshots", "interrupted.safetensors", "lock")
+
+
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_pipe_in_the_run_folder_is_not_waited_for(outputs, name, resume, capsys):
+    """Reading one would last for ever; what is in its place is said, moved aside with the folder, or not needed."""
+    attempt(outputs)
+    (outputs.run_folder / name).unlink(missing_ok=True)
+    os.mkfifo(outputs.run_folder / name)
+    try:
+        with opened(outputs, resume=resume) as run:
+            assert run.finished is None
+            run.console.note("a line")
+            append_metrics(outputs, {"epoch": 1})
+        assert name != "lock"
+    except OutputError as error:
+        assert f"runs/mnist/{name}: " in str(error) and ("it is a pipe" in str(error) or name in ("lock", "snapshots"))
+
+
+def test_what_cannot_be_deleted_after_the_end_is_said_and_no_failure(outputs, monkeypatch, capsys):
+    def refuse(path, *_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with opened(outputs) as run:
+        (outputs.interrupted).touch()
+        monkeypatch.setattr(os, "unlink", refuse)
+        run.delete_unfinished()
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "warning: left over, though the run has finished: runs/mnist/interrupted.safetensors: cannot"
+    )
+
+
+def test_what_has_to_be_deleted_before_the_start_is_an_error(outputs, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\)"), opened(outputs):
+        pass

@@ -28,6 +28,7 @@ OLD, NEW = b"old " * 1000, b"new!" * 5000
 REFUSED = (
     "cannot be written (No space left on device); make room",
     "cannot be written (Input/output error); the disk",
+    "cannot be written (Permission denied); name another place",
     "cannot be written (File too large); its disk",
 )
 

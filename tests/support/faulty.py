@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 WATCHED = ("open", "write", "fsync", "fchmod", "ftruncate", "replace", "rename", "link", "unlink", "mkdir", "rmdir")
-FULL, BROKEN, UNSURE = "full disk", "broken disk", "done, and said to have failed"
+FULL, BROKEN, DENIED, UNSURE = "full disk", "broken disk", "no permission", "done, and said to have failed"
 STOPPED, KILLED, KILLED_AFTER = "Ctrl-C", "killed in it", "killed after it"
-KINDS = (FULL, BROKEN, UNSURE, STOPPED, KILLED, KILLED_AFTER)
+KINDS = (FULL, BROKEN, DENIED, UNSURE, STOPPED, KILLED, KILLED_AFTER)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Plant:
                 os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == STOPPED:
             raise KeyboardInterrupt
-        code = errno.ENOSPC if self.kind == FULL else errno.EIO
+        code = {FULL: errno.ENOSPC, DENIED: errno.EACCES}.get(self.kind, errno.EIO)
         raise OSError(code, os.strerror(code))
 
 
