@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.commands.check import check
     from finetune.commands.compare import compare
     from finetune.commands.evaluate import evaluate
+    from finetune.commands.export import export_checkpoint
     from finetune.commands.predict import FilePrediction, predict
     from finetune.commands.pretrain import pretrain
     from finetune.commands.pull import pull
@@ -55,6 +56,7 @@ __all__ = [
     "compare",
     "curve",
     "evaluate",
+    "export_checkpoint",
     "html_report",
     "load",
     "predict",
@@ -81,6 +83,7 @@ _HOMES = {
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",
     "evaluate": "finetune.commands.evaluate",
+    "export_checkpoint": "finetune.commands.export",
     "html_report": "finetune.commands.report",
     "load": "finetune.sources.resolve",
     "predict": "finetune.commands.predict",

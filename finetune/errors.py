@@ -15,6 +15,7 @@
     │   ├── DriftError             a tensor that a phase freezes is not what it was
     │   └── ProcessLost            another process of the same job is gone
     ├── ClaimError                 what a checkpoint says of itself does not hold
+    ├── ExportError                a network that cannot be exported, or a file that does not answer as it does
     └── Interrupted                exit code 130: stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP); says what was kept
 
 The innermost raise names the fault; whoever knows the context adds it. A message says what was expected, what was
@@ -98,6 +99,10 @@ class ProcessLost(TrainingError):
 
 class ClaimError(FinetuneError):
     """`verify` found that some of a checkpoint's statements about itself are false."""
+
+
+class ExportError(FinetuneError):
+    """A network that cannot be exported, or an exported file that does not answer as its checkpoint does."""
 
 
 class Interrupted(FinetuneError):

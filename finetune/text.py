@@ -22,6 +22,12 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(every[:_MAX_NAMES]) + more
 
 
+def places_of(names: Iterable[str], known: Iterable[str]) -> list[int]:
+    """Where each of `names` is in `known`, each of whose names is there once."""
+    places = {name: place for place, name in enumerate(known)}
+    return [places[name] for name in names]
+
+
 def amount(size: float) -> str:
     """Formats a number of bytes for a person, as in '4.9 MB' (decimal units)."""
     for unit in ("bytes", "kB", "MB", "GB"):

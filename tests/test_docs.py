@@ -56,6 +56,6 @@ def test_commands_in_the_pages_exist(page):
         name, rest = line
         assert name in cli.commands, f"finetune {name}"
         known = {opt for param in cli.commands[name].params for opt in param.opts} | {"--help"}
-        assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= known, f"finetune {name}{rest}"
+        assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", rest)) <= known, f"finetune {name}{rest}"
         for recipe in re.findall(r"recipes/[\w-]+\.yaml", rest):
             assert (ROOT / recipe).exists(), recipe

@@ -18,6 +18,7 @@ from finetune.io.safe_open import open_regular
 from finetune.io.sanitize import is_printable, printable, quoted
 from finetune.io.strict_json import parse_json
 from finetune.system import available_memory
+from finetune.text import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,7 @@ MAX_NAME_LEN = 500  # characters of a tensor's name
 MAX_AXES = 16
 _MAX_VALUES = 1_000_000  # of the JSON: of so many the parser makes at most some 100 MB
 _MAX_NAMED = 20  # tensors in one message
+_LARGEST = 1e15  # a weight; the product of two is still far from what float32 can hold
 _CHUNK = 1 << 18  # numbers tested for NaN together, so that they stay in the processor's cache
 
 # The types that torch can hold, and their bytes.
@@ -214,6 +216,7 @@ def read_tensors(
         raise CheckpointError(unreadable_error(path, error)) from None
     if finite:
         check_finite(tensors, str(path))
+        _check_magnitude(tensors, path)
     return said, tensors, digest.hexdigest()
 
 
@@ -258,6 +261,15 @@ def safetensors_chunks(
     for name in names:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().data
+
+
+def _check_magnitude(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """CheckpointError for numbers that are finite and overflow as soon as a network multiplies with them."""
+    large = [n for n, t in tensors.items() if t.is_floating_point() and t.numel() and float(t.abs().max()) > _LARGEST]
+    if large:
+        raise CheckpointError(
+            f"{path}: numbers above {_LARGEST:g} in {listed(large)}; such weights give outputs that are not finite"
+        )
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

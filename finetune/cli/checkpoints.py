@@ -1,4 +1,4 @@
-"""Commands that read and train nothing: evaluate, check, verify, predict, app, inspect."""
+"""Commands that read and train nothing: evaluate, check, verify, predict, app, inspect, export."""
 
 from __future__ import annotations
 
@@ -62,14 +62,15 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
         check_output(confusion, "--confusion", [".png"], inputs=(checkpoint, data))
     console = make_console(quiet, results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
-    if confusion is not None:
-        confusion_picture(found.result.confusion or [], found.classes, confusion, console.note)
-        console.note(f"wrote {confusion}")
     if as_json:
         print_json(found.to_dict())
-        return
-    for part in command.shown_parts(found):
-        console.show(part)
+    else:
+        for part in command.shown_parts(found):
+            console.show(part)
+    if confusion is not None:
+        assert found.result.confusion is not None
+        confusion_picture(found.result.confusion, found.classes, confusion, console.note)
+        console.note(f"wrote {confusion}")
 
 
 @click.command(epilog=example("finetune check --target pictures/ --write clean.csv"))
@@ -234,3 +235,27 @@ def inspect(checkpoint: str, as_json: bool, quiet: bool) -> None:
     from finetune.commands import inspect as command
 
     print_listing(command.inspect(checkpoint, bars=not quiet), as_json)
+
+
+@click.command(epilog=example("finetune export mnist --to onnx --out digits.onnx"))
+@click.argument("checkpoint")
+@click.option("--to", type=click.Choice(["onnx", "torch-export"]), required=True, help="The kind of file.")
+@click.option("--raw", is_flag=True, help="It takes the network's own input, float tensors, instead of pictures.")
+@click.option("--int8", is_flag=True, help="Also writes NAME.int8.onnx, quantized, and judges it against the first.")
+@click.option("--data", metavar="DATA", help=f"What to prove it on [default: what it was tested on]: {IMAGES}")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="[default: NAME.onnx or NAME.pt2 beside CHECKPOINT]"
+)
+@with_options("data-root", "json", "quiet")
+def export(checkpoint: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """A file for other programs, ONNX or torch.export, kept only if it answers as the checkpoint does.
+
+    It takes pictures as they are decoded, and has the labels in it. On real pictures its logits must be within 1e-4 of
+    the checkpoint's and no class another one; else nothing is written, and the command ends with 1. NAME.export.json
+    has the proof and the times. ONNX needs the extra `onnx`.
+    """
+    from finetune.commands import export as command
+
+    found = command.export_checkpoint(checkpoint, console=make_console(quiet, results=not as_json), **options)
+    if as_json:
+        print_json(found.to_dict())

@@ -19,9 +19,17 @@ from finetune.cli.options import example, make_console, print_json, with_options
 @click.option("--message", metavar="TEXT", help="The commit's message [default: what the model is].")
 @click.option("--create-pr", is_flag=True, help="Proposes the files in a pull request instead.")
 @click.option("--license", "licence", metavar="ID", help="The weights' licence, for example mit or cc-by-4.0.")
+@click.option(
+    "--with",
+    "parts",
+    type=click.Choice(["onnx"]),
+    multiple=True,
+    help="Also onnx/model.onnx, for JavaScript too.",
+)
+@click.option("--data", metavar="DATA", help="Of --with onnx: what to prove it on [default: what it was tested on].")
 @click.option("--dry-run", is_flag=True, help="Writes the files to hub/OWNER/NAME, shows them, and sends nothing.")
 @click.option("--yes", "replace", is_flag=True, help="Replaces another model that is there, without asking.")
-@with_options("json", "quiet")
+@with_options("data-root", "json", "quiet")
 def push(checkpoint: str, repository: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """Uploads a checkpoint, its configuration, recipe, report and model card to the Hub, in one commit."""
     from finetune.commands import push as command

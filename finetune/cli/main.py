@@ -31,7 +31,7 @@ COMMANDS = {
         *(checkpoints.report, checkpoints.app, checkpoints.check, checkpoints.inspect),
         *(catalog.models, catalog.datasets, catalog.recipes),
     ),
-    "Share": (hub.push, hub.pull),
+    "Share": (checkpoints.export, hub.push, hub.pull),
 }
 
 
@@ -89,7 +89,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _fail("out of memory; smaller images, a smaller model or fewer other programs need less", 1)
+        _fail("out of memory; smaller images, fewer classes, a smaller model or fewer other programs need less", 1)
     if output is not None and output.error is not None:
         _fail_to_print(output.error)
 

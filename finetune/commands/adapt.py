@@ -22,7 +22,7 @@ from finetune.data.image_dataset import ImageSet
 from finetune.errors import SettingError
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
-from finetune.report.comparison import ACCURACY, Comparison
+from finetune.report.comparison import ACCURACY, Comparison, Score
 from finetune.report.metrics import find_metric
 from finetune.report.report import Report, Result, Retention, SourceSummary, TestSetUse
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
@@ -33,6 +33,7 @@ from finetune.run.finalize import (
     check_metric,
     checkpoint_results,
     compare_rows,
+    correct_mask,
     open_test_set,
     public_recipe,
     row_predictions,
@@ -126,7 +127,8 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
 
 def _score(test: ImageSet, answers: RowAnswers, row: str, pictures: QuickCheck) -> Result:
     """A row's result, with that on the images without twins."""
-    apart = without_twins(pictures, test, lambda some, kept: score(some, answers.subset(kept), row=row))
+    right = correct_mask(test, answers.predicted)
+    apart = without_twins(pictures, test, lambda some, kept: Score.of(right[kept], some.group_indices()))
     return replace(score(test, answers, row=row), without_twins=apart)
 
 

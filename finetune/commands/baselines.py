@@ -29,14 +29,16 @@ from finetune.report.report import PhaseSummary, Retention, Transplant
 from finetune.report.rows import ADAPT_ROWS
 from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
-from finetune.run.finalize import RowAnswers, majority_logits
+from finetune.run.finalize import Grading, RowAnswers
 from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import SCRATCH, TRAINED, NetworkProgress, completed_phases
 from finetune.run.run_folder import RunFolder
 from finetune.run.setup import AdaptSetup
 from finetune.sources.resolve import Source
+from finetune.text import listed, places_of
 from finetune.train.activation_cache import TEST, TRAIN, VALIDATION, ActivationCache, ActivationKey, CachePart
 from finetune.train.device import seeded
+from finetune.train.inference import top_class
 from finetune.train.linear_probe import fit_linear_head
 
 
@@ -116,9 +118,9 @@ class Adaptation:
             self.shared.test = self.context.cache.outputs(self.source.network, TEST, -1)
         return self.shared.test
 
-    def test_logits(self, network: StagedNetwork) -> Tensor:
-        """What a network answers to the test images: float, N×C."""
-        return self.context.cache.outputs(network, TEST).float().cpu()
+    def answers(self, network: StagedNetwork, grading: Grading) -> RowAnswers:
+        """What a network answers to the test images."""
+        return RowAnswers.of_numbers(self.context.cache.outputs(network, TEST, reduce=grading.reduce))
 
 
 @dataclass
@@ -159,10 +161,10 @@ def extract_source_features(
 class RowMaker:
     """How one row is made: `train` what it needs, before the test set is opened; then `predict` the test images.
 
-    `predict` returns logits (float, N×C), and how the source answered where that is not always the same.
+    `predict` gets what the answers are read by, one for all rows.
     """
 
-    predict: Callable[[Adaptation], tuple[Tensor, str | None]]
+    predict: Callable[[Adaptation, Grading], RowAnswers]
     train: Callable[[Adaptation], Any] | None = None
 
 
@@ -177,16 +179,11 @@ def answer_rows(adaptation: Adaptation, rows: Sequence[str]) -> dict[str, RowAns
     """Opens the test set, once, after all training: the answers of each row to the same images."""
     frozen = ActivationKey(TEST, adaptation.caches.planner.frozen_depth())
     adaptation.context.cache.keep_in_memory(adaptation.source.network, frozen)
-    return {name: RowAnswers.of(*ROW_MAKERS[name].predict(adaptation)) for name in rows}
+    grading = Grading.of(adaptation.setup.data.test)
+    return {name: ROW_MAKERS[name].predict(adaptation, grading) for name in rows}
 
 
-def predict_majority(adaptation: Adaptation) -> tuple[Tensor, str | None]:
-    """The commonest class of the training images for every image."""
-    data = adaptation.setup.data
-    return majority_logits(data.train, len(data.test))
-
-
-def predict_before(adaptation: Adaptation) -> tuple[Tensor, str]:
+def predict_before(adaptation: Adaptation, grading: Grading) -> RowAnswers:
     """The source's own answers: by its head where it knows every class of the target, else by the nearest class mean.
 
     Its head is offered the target's classes only. Class means are those of the training images' features.
@@ -194,11 +191,21 @@ def predict_before(adaptation: Adaptation) -> tuple[Tensor, str]:
     source, classes = adaptation.source, adaptation.classes
     features, means = adaptation.source_test_features(), adaptation.source_features().means
     if set(classes) <= set(source.class_names):
-        rows = torch.tensor([source.class_names.index(name) for name in classes], device=features.device)
-        with torch.no_grad():
-            return source.network.head(features)[:, rows].cpu(), OWN_HEAD
+        rows = torch.tensor(places_of(classes, source.class_names), device=features.device)
+        return _head_answers(lambda own: source.network.head(own)[:, rows], features, grading, OWN_HEAD)
     assert means is not None, "class means are computed where the source's head does not know every class"
-    return features.cpu().double() @ means.weight.cpu().T + means.bias.cpu(), NEAREST_MEAN
+    weight, bias = means.weight.cpu().T, means.bias.cpu()
+    return _head_answers(lambda own: own.double() @ weight + bias, features.cpu(), grading, NEAREST_MEAN)
+
+
+@torch.no_grad()
+def _head_answers(
+    head: Callable[[Tensor], Tensor], features: Tensor, grading: Grading, method: str | None = None
+) -> RowAnswers:
+    """A head's answers to the test images, from their features (float, N×F)."""
+    size = grading.head_batch
+    parts = [grading.reduce(head(features[i : i + size]), i) for i in range(0, len(features), size)]
+    return RowAnswers.of_numbers(torch.cat(parts), method)
 
 
 def train_linear_probe(adaptation: Adaptation) -> torch.nn.Linear:
@@ -210,10 +217,9 @@ def train_linear_probe(adaptation: Adaptation) -> torch.nn.Linear:
     return fit_linear_head(features[TRAIN], data.train.labels, len(data.class_names), validation, balance)
 
 
-def predict_linear_probe(adaptation: Adaptation) -> tuple[Tensor, None]:
+def predict_linear_probe(adaptation: Adaptation, grading: Grading) -> RowAnswers:
     """The linear probe's answers."""
-    with torch.no_grad():
-        return adaptation.trained["linear_probe"](adaptation.source_test_features().cpu()), None
+    return _head_answers(adaptation.trained["linear_probe"], adaptation.source_test_features().cpu(), grading)
 
 
 def train_after(adaptation: Adaptation) -> TrainedNetwork:
@@ -246,10 +252,10 @@ def _swap_head(network: StagedNetwork, recipe: AdaptRecipe, means: ClassMeans | 
 def _log_head_rows(transplant: Transplant, recipe: AdaptRecipe, classes: tuple[str, ...], console: Console) -> None:
     fresh = [name for name in classes if name not in transplant.head_rows_reused]
     if transplant.head_rows_reused:
-        console.note(f"head: rows kept for {', '.join(transplant.head_rows_reused)}")
+        console.note(f"head: rows kept for {listed(transplant.head_rows_reused)}")
     if fresh:
         start = "random weights" if recipe.head == "random" else "their class means"
-        console.note(f"head: new rows from {start} for {', '.join(fresh)}")
+        console.note(f"head: new rows from {start} for {listed(fresh)}")
 
 
 def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
@@ -294,14 +300,14 @@ def train_scratch(adaptation: Adaptation) -> StagedNetwork:
 
 
 ROW_MAKERS: dict[str, RowMaker] = {
-    "majority": RowMaker(predict_majority),
+    "majority": RowMaker(lambda adaptation, grading: grading.majority(adaptation.setup.data.train)),
     "before": RowMaker(predict_before),
     "linear_probe": RowMaker(predict_linear_probe, train=train_linear_probe),
     "after": RowMaker(
-        lambda adaptation: (adaptation.test_logits(adaptation.trained["after"].network), None), train=train_after
+        lambda adaptation, grading: adaptation.answers(adaptation.trained["after"].network, grading), train=train_after
     ),
     "scratch": RowMaker(
-        lambda adaptation: (adaptation.test_logits(adaptation.trained["scratch"]), None), train=train_scratch
+        lambda adaptation, grading: adaptation.answers(adaptation.trained["scratch"], grading), train=train_scratch
     ),
 }
 assert ROW_MAKERS.keys() == ADAPT_ROWS.keys(), "each row has a maker"
@@ -327,9 +333,11 @@ def retention(adaptation: Adaptation, root: Path) -> Retention | None:
         {SOURCE_TEST: CachePart(test.images)}, context.normalize, runtime, kept.room, kept.folder, kept.warn
     ) as cache:
         cache.keep_in_memory(original, ActivationKey(SOURCE_TEST, frozen))
-        before = float((cache.outputs(original, SOURCE_TEST).argmax(1).cpu() == test.labels).double().mean())
+        known = cache.outputs(original, SOURCE_TEST, reduce=top_class).cpu()
+        before = float((known == test.labels).double().mean())
         if set(names) <= set(classes):
-            found = cache.outputs(adapted, SOURCE_TEST)[:, [classes.index(name) for name in names]].argmax(1).cpu()
+            offered = places_of(names, classes)
+            found = cache.outputs(adapted, SOURCE_TEST, reduce=lambda logits, _: logits[:, offered].argmax(1)).cpu()
         else:
             with torch.no_grad():
                 found = original.head(cache.outputs(adapted, SOURCE_TEST, -1)).argmax(1).cpu()

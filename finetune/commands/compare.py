@@ -20,7 +20,7 @@ from finetune.report.predictions import Predictions, read_predictions
 from finetune.report.report import json_values
 from finetune.report.rows import ADAPT_ROWS, row_of
 from finetune.report.statistics import Booleans, Integers, accuracy_interval, group_count
-from finetune.text import listed, name_hint
+from finetune.text import listed, name_hint, places_of
 
 DEFAULT_ROW = "after"
 UNTRAINED = ("majority", "before")
@@ -241,7 +241,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _answers(found: Predictions, row: str, names: Sequence[str], order: Any, groups: Integers | None) -> list[Answers]:
     """What each training of a row said, its classes renumbered to those of `names` and its images put in order."""
-    place = np.array([names.index(name) for name in found.class_names])
+    place = np.array(places_of(found.class_names, names))
     chosen = slice(None) if order is None else order
     answers = []
     for seed in found.seeds(row):

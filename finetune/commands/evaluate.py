@@ -16,8 +16,11 @@ from rich.text import Text
 from finetune.checkpoint.format import Metadata
 from finetune.data.image_dataset import ImageSet
 from finetune.data.openers import check_images_name, short_name
-from finetune.errors import DataError, OutputError, SettingError
+from finetune.errors import CheckpointError, DataError, OutputError, SettingError
+from finetune.exports import onnx_file, torch_file
+from finetune.exports.onnx_file import OnnxFile
 from finetune.io.outputs import check_output, replace_file
+from finetune.io.safe_open import sha256_of
 from finetune.io.sanitize import printable
 from finetune.models.classifier import Classifier
 from finetune.paths import data_root as resolve_data_root
@@ -27,14 +30,14 @@ from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
 from finetune.report.report import Result, TestSetUse, result_values
 from finetune.report.tables import evaluation_parts, percent, test_set_lines
 from finetune.run.data import open_test
-from finetune.run.finalize import RowAnswers, as_predictions, row_predictions, score
+from finetune.run.finalize import Grading, RowAnswers, as_predictions, row_predictions, score
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.measured import LearntFrom, Part, choose_measured
 from finetune.run.output_paths import RUNS
 from finetune.run.page_pictures import with_pictures
 from finetune.run.report_page import page_path, write_page
-from finetune.sources.resolve import locate, open_source
-from finetune.text import first_line
+from finetune.sources.resolve import locate, open_source, recorded_accuracy
+from finetune.text import first_line, listed, places_of
 from finetune.train.device import Runtime, choose_runtime
 from finetune.train.inference import outputs
 
@@ -101,9 +104,10 @@ def evaluate(
 ) -> Evaluation:
     """Measures a checkpoint on the test images of the classes that it shares by name with the data.
 
-    checkpoint: a file, hub:OWNER/NAME[@REVISION] or timm:NAME[.TAG]. data: a data set's name, a folder of pictures or a
-    CSV file. data_root: the folder of the data sets, by default $FINETUNE_DATA_ROOT, else ./data. device: auto, cpu,
-    cuda[:N] or mps. on_bad_image: "fail" lists pictures that cannot be read and stops, "skip" leaves them out.
+    checkpoint: a file, hub:OWNER/NAME[@REVISION], timm:NAME[.TAG], or FILE.onnx of `finetune export`. data: a data
+    set's name, a folder of pictures or a CSV file. data_root: the folder of the data sets, by default
+    $FINETUNE_DATA_ROOT, else ./data. device: auto, cpu, cuda[:N] or mps. on_bad_image: "fail" lists pictures that
+    cannot be read and stops, "skip" leaves them out.
     group: which pictures belong together, as `data.group` of recipes, by default as in the checkpoint's training.
     predictions: a CSV file to write, of each image's label, prediction and probability; an older one is moved aside.
     html: also write a page to look at, studies/CHECKPOINT-DATA.evaluate.html. console: where progress is shown, by
@@ -116,23 +120,60 @@ def evaluate(
         check_predictions_path(predictions, (checkpoint, data))
     if html:
         page_path(f"{Path(checkpoint).stem}-{short_name(data)}", "evaluate")
-    source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
+    subject = _open_subject(checkpoint, device, console)
+    if html and isinstance(subject.classifier, OnnxFile):
+        raise SettingError(f"{checkpoint}: --html shows heatmaps, which need the weights; name the checkpoint itself")
     runtime, root = choose_runtime(device, "float32"), resolve_data_root(data_root)
-    learnt = LearntFrom.of(source.metadata)
+    metadata, learnt = subject.metadata, LearntFrom.of(subject.metadata)
     found = evaluate_classifier(
-        source.classifier, str(checkpoint), data, root, runtime, console, learnt, on_bad_image=on_bad_image, group=group
+        subject.classifier,
+        str(checkpoint),
+        data,
+        root,
+        runtime,
+        console,
+        learnt,
+        on_bad_image=on_bad_image,
+        group=group,
     )
-    recorded = source.metadata.data.get("test") if source.metadata is not None else None
+    recorded = metadata.data.get("test") if metadata is not None else None
     same = isinstance(recorded, dict) and recorded.get("fingerprint") == found.test.fingerprint()
     if predictions is not None:
         content = row_predictions(found.test, {(PREDICTION, None): found.answers})
         write_predictions(Path(predictions), content, console)
-    use = _note_opening(found.test.fingerprint(), str(checkpoint), source.sha256)
-    unfair = learnt_note(source.metadata, found) if source.metadata is not None else None
-    evaluation = replace(found.evaluation, claimed=source.accuracy if same else None, test_set=use, learnt=unfair)
-    if html:
-        _write_page(evaluation, found, source.classifier, {str(checkpoint): source.sha256}, console)
+    use = _note_opening(found.test.fingerprint(), str(checkpoint), subject.sha256)
+    unfair = learnt_note(metadata, found) if metadata is not None else None
+    claimed = recorded_accuracy(metadata) if same else None
+    evaluation = replace(found.evaluation, claimed=claimed, test_set=use, learnt=unfair)
+    if html and isinstance(subject.classifier, Classifier):
+        _write_page(evaluation, found, subject.classifier, {str(checkpoint): subject.sha256}, console)
     return evaluation
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is measured: a checkpoint's classifier, or an exported file with the metadata of its checkpoint."""
+
+    classifier: Classifier | OnnxFile
+    metadata: Metadata | None
+    sha256: str
+
+
+def _open_subject(checkpoint: str | Path, device: str, console: Console) -> _Subject:
+    """Opens a checkpoint or an ONNX file. CheckpointError, SettingError."""
+    path = Path(checkpoint)
+    if path.suffix == torch_file.SUFFIX:
+        raise CheckpointError(
+            f"{checkpoint}: expected a checkpoint or an ONNX file of `finetune export`, found a torch.export program; "
+            "NAME.export.json beside it says what it was proven on"
+        )
+    if path.suffix == onnx_file.SUFFIX:
+        if device not in ("auto", "cpu"):
+            raise SettingError(f"--device {device}: an ONNX file is run on the processor; leave --device out")
+        file = OnnxFile.read(path)
+        return _Subject(file, file.facts.metadata, sha256_of(path))
+    source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
+    return _Subject(source.classifier, source.metadata, source.sha256)
 
 
 def _write_page(
@@ -180,7 +221,7 @@ def _note_opening(fingerprint: str, checkpoint: str, sha256: str) -> TestSetUse 
 
 
 def evaluate_classifier(
-    classifier: Classifier,
+    classifier: Classifier | OnnxFile,
     checkpoint: str,
     data: str,
     root: Path,
@@ -203,11 +244,12 @@ def evaluate_classifier(
     like = learnt.reading(data) | ({"group": group} if group is not None else {})
     data, found = open_test(data, root, classifier.input, console, on_bad_image=on_bad_image, like=like)
     whole, part, said = choose_measured(found, data, checkpoint, learnt)
-    shared = [name for name in classifier.class_names if name in whole.class_names]
-    if not any(whole.counts()[name] for name in shared):
+    counts = whole.counts()
+    shared = [name for name in classifier.class_names if name in counts]
+    if not any(counts[name] for name in shared):
         raise DataError(
             f"{checkpoint} and {data} have no class in common: the checkpoint knows "
-            f"{', '.join(classifier.class_names)}; {data} has {', '.join(whole.class_names)}. "
+            f"{listed(classifier.class_names)}; {data} has {listed(whole.class_names)}. "
             f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
         )
     if said:
@@ -217,15 +259,29 @@ def evaluate_classifier(
         shared = list(classifier.class_names)
         labels = torch.full_like(test.labels, shared.index(own[0]))
         test = replace(test, labels=labels, class_names=classifier.class_names)
+    grading = Grading.of(test)
+    numbers = _graded(classifier, test, grading, places_of(shared, classifier.class_names), runtime)
+    answers = RowAnswers.of_numbers(numbers)
+    result = score(test, answers, row="test")
+    offered = set(shared)
+    not_offered = [name for name in classifier.class_names if name not in offered]
+    chosen = set(own)
+    evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None, part=part)
+    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in chosen), answers)
+
+
+def _graded(
+    classifier: Classifier | OnnxFile, test: ImageSet, grading: Grading, rows: Sequence[int], runtime: Runtime
+) -> torch.Tensor:
+    """What `grading` keeps of the logits for the classes `rows`, of all images."""
+    if isinstance(classifier, OnnxFile):
+        return grading.reduce(classifier.logits(test.images)[:, rows], 0)
     runtime.place(classifier.network)
     normalize = classifier.input.normalizer(runtime.device)
-    logits = outputs(classifier.network, test.images.to(runtime.device), normalize)
-    rows = [classifier.class_names.index(name) for name in shared]
-    answers = RowAnswers.of(logits[:, rows])
-    result = score(test, answers, row="test")
-    not_offered = [name for name in classifier.class_names if name not in shared]
-    evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None, part=part)
-    return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in own), answers)
+    images = test.images.to(runtime.device)
+    return outputs(
+        classifier.network, images, normalize, reduce=lambda logits, start: grading.reduce(logits[:, rows], start)
+    )
 
 
 def check_predictions_path(path: str | Path, inputs: Sequence[str | Path]) -> None:

@@ -17,11 +17,11 @@ from finetune.report.report import Report
 from finetune.report.rows import PRETRAIN_ROWS
 from finetune.run.context import TrainContext, make_context
 from finetune.run.finalize import (
+    Grading,
     RowAnswers,
     build_report,
     checkpoint_results,
     compare_rows,
-    majority_logits,
     open_test_set,
     public_recipe,
     row_predictions,
@@ -88,10 +88,9 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
             phases = run_phases(network, recipe.phases, context, logger, NetworkProgress(run_folder, TRAINED, network))
             use = open_test_set(outputs.run_folder, "pretrain", identity.fingerprint) if group.leader else None
             images = data.test.images.to(runtime.device)
-            answers = {
-                "majority": RowAnswers.of(*majority_logits(data.train, len(data.test))),
-                "test": RowAnswers.of(test_outputs(network, images, context.normalize, group=group)),
-            }
+            grading = Grading.of(data.test)
+            numbers = test_outputs(network, images, context.normalize, group=group, reduce=grading.reduce)
+            answers = {"majority": grading.majority(data.train), "test": RowAnswers.of_numbers(numbers)}
             results = {name: score(data.test, found, row=name) for name, found in answers.items()}
             each = {row: [found] for row, found in answers.items()}
             comparisons = compare_rows(data.test, each, "test", PRETRAIN_ROWS)

@@ -15,8 +15,6 @@ from finetune.io.atomic import prepared_files, remove_file, write_atomic
 from finetune.io.safe_open import sha256_of
 from finetune.report.console import Console
 from finetune.run.output_paths import check_outputs, move_aside
-from finetune.sources.resolve import SourceRef, open_source
-from finetune.sources.save import make_metadata
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,9 @@ def _content(found: HubFile) -> tuple[bytes, str]:
         use = "without finetune's metadata and timm's config.json; name their model where you use them, with --model"
         what = f"weights {use}"
     else:
+        from finetune.sources.resolve import SourceRef, open_source
+        from finetune.sources.save import make_metadata
+
         source = open_source(SourceRef(found.id, found.path, found))
         if source.sha256 != found.sha256:
             raise changed

@@ -166,9 +166,8 @@ def _check_counts(result: Result | None, classes: int) -> None:
             case {"correct": int(correct), "total": int(total)} if 0 <= correct <= total:
                 continue
         raise ValueError(f"per_class of {name!r}: expected `correct` of `total` images, found {score}")
-    rows = result.confusion
-    if rows is not None and (len(rows) != classes or any(len(row) != classes or min(row) < 0 for row in rows)):
-        raise ValueError(f"confusion: expected {classes} rows of as many counts, as there are classes")
+    if result.confusion is not None and result.confusion.classes != classes:
+        raise ValueError(f"confusion: expected {classes} classes, found {result.confusion.classes}")
 
 
 def _with_pictures(material: Material, report: Report, path: Path, data: str | None, root: Path) -> Material:

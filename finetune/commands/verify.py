@@ -82,7 +82,7 @@ def verify(
     runtime, root = choose_runtime(device, "float32"), resolve_data_root(data_root)
     subject = open_for_checks(locate(checkpoint, note=console.note, bars=not console.quiet))
     report, lineage = read_report_values(subject.report_path), lineage_check(subject)
-    parents = find_parents(subject, report, may_fetch=fetch) if lineage.state == "ok" else []
+    parents = find_parents(subject, report, may_fetch=fetch, note=console.note) if lineage.state == "ok" else []
     checks = [*self_checks(subject), lineage, *parent_checks(subject, parents), frozen_check(subject, parents)]
     checks.append(report_check(subject, report))
     evaluation = None

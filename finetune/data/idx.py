@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from finetune.data.image_dataset import DataSplits, ImageSet
 from finetune.data.spec import SAMPLES
 from finetune.errors import DataError
 from finetune.io.safe_open import open_regular
 
 if TYPE_CHECKING:
+    from finetune.data.image_dataset import DataSplits, ImageSet
     from finetune.data.spec import DatasetSpec
 
 MAX_ITEMS = 2_000_000  # images or labels in one file; EMNIST's largest has 697,932
@@ -54,10 +53,27 @@ _FORMATS = {
 
 def read_splits(row: DatasetSpec, root: Path) -> DataSplits:
     """Reads the train and test images of a data set from `root`, plain or .gz. DataError for a damaged file."""
+    from finetune.data.image_dataset import DataSplits
+
     return DataSplits(_read_split(row, root, "train", row.train_files), _read_split(row, root, "test", row.test_files))
 
 
 def _read_split(row: DatasetSpec, root: Path, split: str, files: tuple[str, ...]) -> ImageSet:
+    import torch
+
+    from finetune.data.image_dataset import ImageSet
+
+    images, classes = (torch.from_numpy(values) for values in read_arrays(row, root, files))
+    return ImageSet(images.unsqueeze(1), classes, row.class_names, f"{row.name} {split}")
+
+
+def read_arrays(
+    row: DatasetSpec, root: Path, files: tuple[str, ...]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Reads two files of a data set, images and labels, without torch: uint8 N×H×W, upright, and classes from 0 (N).
+
+    DataError for a damaged file.
+    """
     paths = [row.raw_folder(root) / name for name in files]
     image_path, label_path = (path if path.is_file() else path.with_name(f"{path.name}.gz") for path in paths)
     images, labels = _read_idx(image_path, row.size), _read_idx(label_path, row.size)
@@ -72,8 +88,7 @@ def _read_split(row: DatasetSpec, root: Path, split: str, files: tuple[str, ...]
         found = f"{lowest + row.first_label} to {highest + row.first_label}"
         raise _damaged(label_path, f"labels from {first} to {last}", found)
     upright = np.ascontiguousarray(images.transpose(0, 2, 1)) if row.transposed else images
-    pixels = torch.from_numpy(upright).unsqueeze(1)
-    return ImageSet(pixels, torch.from_numpy(classes), row.class_names, f"{row.name} {split}")
+    return upright.astype(np.uint8, copy=False), classes
 
 
 def _read_idx(path: Path, side: int) -> npt.NDArray[np.generic]:

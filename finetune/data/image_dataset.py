@@ -16,6 +16,7 @@ from torch import Tensor
 from finetune.data.image_io import EXACT, Decoding
 from finetune.data.manifest import check_class_choice
 from finetune.errors import DataError
+from finetune.text import listed, places_of
 
 CHUNK = 64 << 20  # bytes of pixels read at once where all are read
 
@@ -125,7 +126,7 @@ class ImageSet:
         if self.groups and len(self.groups) != len(labels):
             self._refuse(f"expected one group an image, found {len(self.groups):,} for {len(images):,} images")
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
-            self._refuse(f"expected class names, each once, found {', '.join(self.class_names) or 'none'}")
+            self._refuse(f"expected class names, each once, found {listed(self.class_names) or 'none'}")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.class_names):
             last = len(self.class_names) - 1
             self._refuse(f"expected labels from 0 to {last}, found {int(labels.min())} to {int(labels.max())}")
@@ -161,10 +162,9 @@ class ImageSet:
         check_class_choice(self.origin, names, self.class_names)
         counts = self.counts()
         if (without := [name for name in names if counts[name] == 0]) and not empty:
-            self._refuse(f"no image of class {', '.join(without)}; leave it out of the classes asked for")
+            self._refuse(f"no image of class {listed(without)}; leave it out of the classes asked for")
         new_label = torch.full((len(self.class_names),), -1, dtype=torch.int64, device=self.labels.device)
-        for label, name in enumerate(names):
-            new_label[self.class_names.index(name)] = label
+        new_label[places_of(names, self.class_names)] = torch.arange(len(names), device=new_label.device)
         kept = self.subset(torch.nonzero(new_label[self.labels] >= 0).flatten())
         return replace(kept, labels=new_label[kept.labels], class_names=tuple(names))
 

@@ -98,7 +98,8 @@ class Manifest:
         if names is None:
             return self
         check_class_choice(self.name, names, self.class_names)
-        kept = tuple(record for record in self.records if record.label in names)
+        chosen = set(names)
+        kept = tuple(record for record in self.records if record.label in chosen)
         return replace(self, records=kept, class_names=tuple(names), question=None)
 
     def with_groups(self, pattern: str | None) -> Manifest:
@@ -211,11 +212,12 @@ def _group_notes(name: str, records: Sequence[ImageRecord], found: Mapping[str, 
 
 def check_class_choice(origin: str, names: Sequence[str], known: Sequence[str]) -> None:
     """DataError where the classes asked for are none, unknown, or not each given once."""
+    there = set(known)
     for name in names:
-        if name not in known:
+        if name not in there:
             raise DataError(f"{origin}: unknown class {name!r}{name_hint(name, known, 'classes')}")
     if not names or len(set(names)) < len(names):
-        found = ", ".join(names) or "none"
+        found = listed(names) or "none"
         raise DataError(f"{origin}: expected classes, each once, found {found}; classes are {listed(known)}")
 
 
@@ -246,7 +248,7 @@ def alike_classes(origin: str, spellings: Mapping[str, Iterable[str]]) -> list[s
     notes = []
     for name, written in sorted(spellings.items()):
         if len(every := sorted(set(written))) > 1:
-            notes.append(f"{origin}: {', '.join(map(ascii, every))} are taken for one class, {name!r}")
+            notes.append(f"{origin}: {listed(map(ascii, every))} are taken for one class, {name!r}")
     folded: dict[str, list[str]] = {}
     for name in sorted(spellings):
         folded.setdefault(name.casefold(), []).append(name)
@@ -255,7 +257,8 @@ def alike_classes(origin: str, spellings: Mapping[str, Iterable[str]]) -> list[s
         for names in folded.values()
         if len(names) > 1
     ]
-    return notes
+    more = len(notes) - MAX_SHOWN
+    return [*notes[:MAX_SHOWN], *([f"{origin}: so it is with {more:,} more classes"] if more > 0 else [])]
 
 
 def list_some(names: Sequence[str], most: int = MAX_SHOWN) -> str:

@@ -16,13 +16,12 @@ from finetune.data.manifest import ImageRecord, Manifest
 from finetune.data.parquet_shards import read_parquet, unlabelled_parquet
 from finetune.data.registry import ALIASES, DATASETS
 from finetune.data.shards import PARQUET, TAR, shard_kind, shard_suffix
+from finetune.data.spec import HUB_DATA
 from finetune.data.table_columns import ColumnNames
 from finetune.data.tar_shards import read_tar, unlabelled_tar
 from finetune.errors import DataError
 from finetune.io.safe_open import is_folder
 from finetune.io.text_path import shown_path, to_path, unicode_text
-
-HUB_DATA = "hub-data:"  # before OWNER/NAME[@REVISION] of a data set on the Hub, whose files are fetched before
 
 
 class Opener(NamedTuple):

@@ -203,7 +203,7 @@ def label_class(label: Label, names: Sequence[str] | None) -> str | None:
     """
     if label is None or label == -1 or label == "":
         return None
-    if isinstance(label, str) and names is not None and label not in names and label.isascii() and label.isdecimal():
+    if isinstance(label, str) and names is not None and label.isascii() and label.isdecimal() and label not in names:
         label = int(label) if len(label) < 10 else -2
     if isinstance(label, int) and names is not None:
         if not 0 <= label < len(names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+HUB_DATA = "hub-data:"  # before OWNER/NAME[@REVISION] of a data set on the Hub, whose files are fetched first
 SAMPLES = Path(__file__).parent / "samples"  # files that come with this package
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from finetune.data.image_dataset import Images, ImageSet, chunks
 from finetune.errors import DataError
+from finetune.text import listed
 
 Integers = npt.NDArray[np.int64]
 
@@ -108,7 +109,7 @@ def hold_out(data: ImageSet, amount: int | float, *, salt: str = "validation") -
         of = "groups" if groups is not None else "images"
         raise DataError(
             f"{data.origin}: holding out {amount} of {len(data):,} images leaves no image to train on for class "
-            f"{', '.join(data.class_names[c] for c in np.flatnonzero(emptied))}; hold out fewer {of}, or leave the "
+            f"{listed(data.class_names[c] for c in np.flatnonzero(emptied))}; hold out fewer {of}, or leave the "
             "class out"
         )
     return data.subset(np.flatnonzero(~out)), data.subset(np.flatnonzero(out))
@@ -131,14 +132,15 @@ def choose_test(
     chosen = keys < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
     count = np.bincount(labels)
     left = np.bincount(labels[~chosen], minlength=len(count))
-    for label in np.flatnonzero((left == 0) & (count > 0)).tolist():
-        chosen &= keys != keys[labels == label].max()
+    _, set_of, sizes = np.unique(keys, return_inverse=True, return_counts=True)  # sets in the order of their keys
+    last = np.zeros(len(count), dtype=np.int64)
+    np.maximum.at(last, labels, set_of)
+    chosen &= ~np.isin(set_of, last[(left == 0) & (count > 0)])
     left = np.bincount(labels[~chosen], minlength=len(count))
-    for label in np.flatnonzero((left == count) & (count > 0)).tolist():
-        lowest = keys == keys[labels == label].min()
-        if set(labels[lowest].tolist()) == {label} and np.count_nonzero(lowest) < count[label]:
-            chosen |= lowest
-    return chosen
+    untested = np.flatnonzero((left == count) & (count > 0))
+    first = _home(labels, set_of)[untested]
+    alone = (_home(set_of, labels)[first] == untested) & (_home(set_of, -labels)[first] == -untested)
+    return chosen | np.isin(set_of, first[alone & (sizes[first] < count[untested])])
 
 
 def _in_group(data: ImageSet) -> npt.NDArray[np.bool_]:
@@ -153,7 +155,7 @@ def _set_keys(keys: npt.NDArray[np.uint64], sets: Integers) -> npt.NDArray[np.ui
 
 
 def _home(sets: Integers, labels: Integers) -> Integers:
-    """The lowest label of each set."""
+    """The lowest label of each set (int64), or of whatever else is numbered from 0."""
     home = np.full(int(sets.max(initial=-1)) + 1, np.iinfo(np.int64).max, dtype=np.int64)
     np.minimum.at(home, sets, labels)
     return home
@@ -169,10 +171,15 @@ def _choose_sets(
     _, set_of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     home = _home(set_of, labels)
     chosen = np.zeros(len(sizes), dtype=bool)
-    for label in np.unique(home).tolist():
-        own = np.flatnonzero(home == label)
-        chosen[own[choose(label, sizes[own])]] = True
+    for own in _by_value(home):
+        chosen[own[choose(int(home[own[0]]), sizes[own])]] = True
     return chosen[set_of]
+
+
+def _by_value(values: Integers) -> list[Integers]:
+    """The indices of the values that are equal, in their order, of the lowest value first."""
+    order = np.argsort(values, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(values[order])) + 1) if len(order) else []
 
 
 def take_shots(data: ImageSet, shots: int, *, seed: int) -> ImageSet:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 from finetune.checkpoint.format import Metadata, read_metadata, read_shapes
 from finetune.data.registry import ALIASES, DATASETS
-from finetune.errors import CheckpointError, RecipeError
-from finetune.hub.model_card import (
-    LICENCES,
+from finetune.errors import CheckpointError
+from finetune.hub.card_facts import (
     BaseModel,
     CardFacts,
     DataFacts,
-    check_card_here,
     data_title,
     find_base_model,
     is_result,
-    json_text,
-    model_card,
+    network_facts,
 )
+from finetune.hub.example_images import example_images
+from finetune.hub.model_card import LICENCES, check_card_here, model_card, stated_licence
 from finetune.hub.repo_id import CARD, CONFIG, RECIPE, REPORT, WEIGHTS, HubName
-from finetune.hub.timm_config import make_config
+from finetune.hub.timm_config import make_config, read_published
 from finetune.io.sanitize import without_folders
-from finetune.recipe.load import check_recipe, dump_recipe
+from finetune.paths import data_root
+from finetune.recipe.yaml_loader import write_recipe
 from finetune.report.comparison import comparison_from, sentences
 from finetune.report.report import read_report_values
 from finetune.report.rows import OWN_ROWS
@@ -48,31 +49,54 @@ class Bundle:
         return content.decode()
 
 
-def make_bundle(checkpoint: Path, name: HubName, licence: str | None) -> Bundle:
+@dataclass(frozen=True)
+class Parts:
+    """What goes up besides: files by their names in the repository, entries of config.json, sections of the card."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sections: Mapping[str, str] = field(default_factory=dict)
+
+
+def make_bundle(
+    checkpoint: Path, name: HubName, licence: str | None, previous: str | None = None, parts: Parts | None = None
+) -> Bundle:
     """Makes all files of a push, and checks the card. The same input gives the same bytes.
 
-    CheckpointError when the checkpoint cannot be read, HubRefusal when the card does not hold.
+    `previous` is the card that is in the repository, in which a person's words stay. CheckpointError where the
+    checkpoint cannot be read, HubRefusal where the card does not hold.
     """
+    parts = parts or Parts()
     metadata = read_metadata(checkpoint)
-    config = make_config(metadata, read_shapes(checkpoint))
     report, remarks = _report(checkpoint, metadata)
-    base = find_base_model(metadata.lineage)
-    licence = _choose_licence(licence, base, config)
+    recorded = _recorded(report, metadata.model)
+    published = read_published(recorded.get("timm"))
+    config = make_config(metadata, read_shapes(checkpoint), published)
+    base = find_base_model(metadata, published)
+    licence = _choose_licence(licence or (stated_licence(previous) if previous else None), base, config)
     if licence == "unknown":
         remarks.append("no licence is named, so the card says unknown; name one with --license, for example mit")
     folder = _data_folder(metadata)
     if folder is not None and PurePath(folder).is_absolute():
         remarks.append(f"the recipe names the folder {folder}, and goes up with the weights as it is")
-    card = model_card(CardFacts(name.repo, metadata, _describe_data(metadata), base, licence, _verdicts(report)))
+    data = _describe_data(metadata)
+    examples = example_images(data.name, metadata.classes, data_root(None)) if data.is_public else {}
+    titles = {file: title for file, (title, _) in examples.items()}
+    facts = CardFacts(
+        name.repo, metadata, data, base, licence, report, network_facts(recorded, metadata), _verdicts(report), titles
+    )
+    card, said = model_card(facts, previous, parts.sections)
     check_card_here(card)
-    files: dict[str, bytes | Path] = {
+    files: dict[str, bytes | Path] = {file: content for file, (_, content) in examples.items()}
+    files |= {
         WEIGHTS: checkpoint,
-        CONFIG: json_text(config).encode(),
-        RECIPE: _recipe(metadata).encode(),
+        CONFIG: json_text({**config, **parts.config}).encode(),
+        RECIPE: _recipe(report["recipe"]).encode(),
         REPORT: json_text(report).encode(),
         CARD: card.encode(),
+        **parts.files,
     }
-    return Bundle(files, headline(metadata), tuple(remarks))
+    return Bundle(files, headline(metadata), (*remarks, *said))
 
 
 def _choose_licence(given: str | None, base: BaseModel | None, config: dict[str, Any]) -> str:
@@ -100,14 +124,17 @@ def headline(metadata: Metadata) -> str:
     return text
 
 
-def _recipe(metadata: Metadata) -> str:
-    """The resolved recipe as YAML; JSON, which is YAML too, where this version does not know all of it."""
-    if not metadata.recipe:
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    """The resolved recipe as YAML, as it was when the weights were made; this version need not know all of it."""
+    if not recipe:
         return "# These weights were saved without a recipe.\n"
-    try:
-        return dump_recipe(check_recipe(metadata.recipe))
-    except RecipeError:
-        return json_text(metadata.recipe)
+    return write_recipe({key: recipe[key] for key in ("kind", "model", "data") if key in recipe} | dict(recipe))
+
+
+def _recorded(report: Mapping[str, Any], model: str) -> Mapping[str, Any]:
+    """What a report says of the network, if it is this model; empty otherwise."""
+    network = report.get("network")
+    return network if isinstance(network, Mapping) and network.get("model") == model else {}
 
 
 def _report(checkpoint: Path, metadata: Metadata) -> tuple[dict[str, Any], list[str]]:
@@ -155,7 +182,10 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
     """The report's comparisons and its retention of the source's data, in sentences."""
     given = report.get("comparisons")
     comparisons = {key: comparison_from(values) for key, values in given.items()} if isinstance(given, Mapping) else {}
-    found = sentences(comparisons)
+    results = report.get("results")
+    majority = results.get("majority") if isinstance(results, Mapping) else None
+    commonest = majority.get("method") if isinstance(majority, Mapping) else None
+    found = sentences(comparisons, commonest if isinstance(commonest, str) else None)
     kept = report.get("retention")
     if isinstance(kept, Mapping) and all(isinstance(kept.get(key), float) for key in ("before", "after")):
         before, after = percent(kept["before"]), percent(kept["after"])
@@ -178,3 +208,8 @@ def _describe_data(metadata: Metadata) -> DataFacts:
     if row is None:
         return DataFacts(data_title(name), data_title(name))
     return DataFacts(row.name, row.title, row.licence, row.source, is_public=True)
+
+
+def json_text(values: Mapping[str, Any]) -> str:
+    """JSON as it is written into the repository: the same values, the same bytes."""
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

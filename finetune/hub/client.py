@@ -6,14 +6,19 @@ import contextlib
 import os
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from finetune.system import VERSION
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+CLIENT: dict[str, Any] = {"library_name": "finetune", "library_version": VERSION}
+"""What requests say of the program that makes them, in their User-Agent."""
 STALL_TIMEOUT = 120.0  # seconds without a byte in either direction before a connection is given up
 MIN_TOKEN_LEN = 8  # characters
-_TOKEN_LIKE = re.compile(r"hf_[A-Za-z0-9]{16,}")
+_TOKEN_LIKE = re.compile(r"(?:hf_|api_org_)[A-Za-z0-9]{16,}")
+_TOKEN_LIKE_BYTES = re.compile(_TOKEN_LIKE.pattern.encode())
 _SIGNATURE = re.compile(r"(https?://[^\s?]+)\?[^\s)]+")
 _LOGIN_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -54,9 +59,9 @@ def redact(text: str) -> str:
 
 
 def holds_token(content: bytes) -> bool:
-    """Whether bytes that are about to be sent contain the token."""
+    """Whether bytes that are about to be sent contain the token in use, or anything that looks like one."""
     secret = _secret()
-    return bool(secret) and secret.encode() in content
+    return (bool(secret) and secret.encode() in content) or _TOKEN_LIKE_BYTES.search(content) is not None
 
 
 def _secret() -> str:
@@ -74,4 +79,4 @@ def open_api(*, bars: bool = False) -> HfApi:
         (enable_progress_bars if bars and sys.stderr.isatty() else disable_progress_bars)()
     with contextlib.suppress(AttributeError):
         get_session().timeout = STALL_TIMEOUT
-    return HfApi(library_name="finetune")
+    return HfApi(**CLIENT)

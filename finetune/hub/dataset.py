@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from finetune.data.openers import HUB_DATA
 from finetune.data.shards import MAX_SHARDS, PARQUET, shard_folders
+from finetune.data.spec import HUB_DATA
 from finetune.errors import HubError, HubRefusal
 from finetune.hub.client import is_offline, open_api
 from finetune.hub.download import fetch_file

@@ -138,7 +138,8 @@ def with_retry_no_xet(what: str, call: Callable[[], T], note: LogFn = log_nothin
         if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
             raise
         constants.HF_HUB_DISABLE_XET = True
-        note(f"{error}; now over plain HTTP, without hf-xet")
+        why = "this Hub has no such storage" if "404" in str(error) else str(error)
+        note(f"without hf-xet, over plain HTTP ({why}); HF_HUB_DISABLE_XET=1 does so from the start")
     return with_retry(what, call, note)
 
 

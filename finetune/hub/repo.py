@@ -15,6 +15,7 @@ from finetune.hub.errors import FileMissing, LogFn, RepositoryMissing, log_nothi
 from finetune.hub.file_facts import FileFacts
 from finetune.hub.repo_id import (
     CONFIG,
+    EXAMPLES,
     OUR_FILES,
     WEIGHTS,
     HubName,
@@ -76,8 +77,8 @@ def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
     if unknown and commit:
         rows = _tree_facts(api, name, commit, unknown, note)
         files |= {file: found.with_size_of(files[file]) for file, found in rows.items()}
-        for file in OUR_FILES:
-            if file in files and not files[file].has_hash:
+        for file in files:
+            if file.startswith((*OUR_FILES, EXAMPLES, "onnx/")) and not files[file].has_hash:
                 files[file] = _head_facts(api, name, commit, file, note).with_size_of(files[file])
     # The client's own card object drops what it does not know, so the plain mapping is kept.
     card_data = getattr(info, "card_data", None)

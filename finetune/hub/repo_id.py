@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from finetune.data.openers import HUB_DATA
+from finetune.data.spec import HUB_DATA
 from finetune.errors import SettingError
 
 PREFIX = "hub:"
 RepoKind: TypeAlias = Literal["model", "dataset"]
 WEIGHTS, CONFIG, RECIPE, REPORT, CARD = "model.safetensors", "config.json", "recipe.yaml", "report.json", "README.md"
 OUR_FILES = (WEIGHTS, CONFIG, RECIPE, REPORT, CARD)
+EXAMPLES = "examples/"  # the folder of the card's pictures
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_REPO = re.compile(rf"{_PART}/[A-Za-z0-9._](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
+REPO = re.compile(rf"{_PART}/[A-Za-z0-9._](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _ABBREVIATED = re.compile(r"[0-9a-f]{7,}")
 # What git forbids in the name of a branch or tag, and what would mean something in a path or address.
 _BAD_REVISION = re.compile(r"[\s~^:?*\[\\%#@\x00-\x1f\x7f]|\.\.|//|^[/.-]|[/.]$|\.lock$")
@@ -54,7 +55,7 @@ def parse_name(text: str, *, revision_allowed: bool = True, kind: RepoKind = "mo
     repo, at, revision = given.partition("@")
     if "://" in given:
         raise SettingError(f"{text!r}: expected OWNER/NAME, not an address; HF_ENDPOINT says which Hub is asked")
-    if not _REPO.fullmatch(repo) or len(repo) > _MAX_LEN or "--" in repo or ".." in repo or repo.endswith(".git"):
+    if not REPO.fullmatch(repo) or len(repo) > _MAX_LEN or "--" in repo or ".." in repo or repo.endswith(".git"):
         raise SettingError(
             f"{text!r}: expected OWNER/NAME{'[@REVISION]' if revision_allowed else ''}, for example ada/kmnist-cnn; "
             f"letters, digits, '-', '_' and '.', at most {_MAX_LEN} of them"

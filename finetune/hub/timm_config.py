@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.checkpoint.format import Metadata
 from finetune.checkpoint.limits import MAX_CLASSES, check_classes
 from finetune.errors import CheckpointError, HubRefusal, SettingError
+from finetune.hub.repo_id import REPO
 from finetune.models.spec import TIMM
 
 OURS = "finetune"
 """The key of config.json under which a push says more than timm asks for."""
 
-# What of timm's own pretrained_cfg still holds for weights that were trained further. Where they came from, other test
-# sizes and special loaders do not.
-_KEPT = ("tag", "pool_size", "first_conv", "classifier", "license", "fixed_input_size", "min_input_size")
+# What a report says timm publishes of its architecture, and what each value has to be.
+_PUBLISHED: dict[str, Callable[[Any], bool]] = {
+    "hub": lambda value: isinstance(value, str) and REPO.fullmatch(value) is not None,
+    "license": lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9.-]{2,40}", value) is not None,
+    "classifier": lambda value: _are_module_names(value),
+    "first_conv": lambda value: _are_module_names(value),
+    "fixed_input_size": lambda value: isinstance(value, bool),
+    "pool_size": lambda value: value is None or _are_sizes(value),
+    "input_size": lambda value: _are_sizes(value) and len(value) == 3,
+    "min_input_size": lambda value: _are_sizes(value),
+}
+_NOT_WRITTEN = ("hub", "input_size")
 
 
 @dataclass(frozen=True)
@@ -101,16 +112,36 @@ def _arguments(given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
     return found
 
 
-def make_config(metadata: Metadata, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+def read_published(values: object) -> dict[str, Any] | None:
+    """What a report says that timm publishes of its architecture; None unless every value is of its kind."""
+    if not isinstance(values, Mapping) or not {"classifier", "input_size"} <= values.keys():
+        return None
+    holds = all(key in _PUBLISHED and _PUBLISHED[key](value) for key, value in values.items())
+    return dict(values) if holds else None
+
+
+def _are_module_names(value: object) -> bool:
+    names = value if isinstance(value, list) else [value]
+    return all(isinstance(name, str) and re.fullmatch(r"[\w.]{1,200}", name) for name in names)
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, list) and len(value) < 5 and all(type(size) is int and size > 0 for size in value)
+
+
+def make_config(
+    metadata: Metadata, shapes: Mapping[str, list[int]], published: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The config.json of a checkpoint. `shapes` are those of its tensors.
 
     For a timm architecture everything that timm.create_model("hf_hub:...") and transformers read, and our own key;
-    otherwise our own key alone. CheckpointError when timm does not have the architecture.
+    otherwise our own key alone. `published` is what timm publishes of it (`published_settings`), asked of timm where it
+    is None. CheckpointError when timm does not have the architecture.
     """
     ours = metadata.model_dump(include={"model", "arguments", "classes", "input", "results", "versions"})
     if not metadata.model.startswith(TIMM):
         return {"library_name": "finetune", "num_classes": len(metadata.classes), OURS: ours}
-    pretrained, arguments = _pretrained_cfg(metadata)
+    pretrained, arguments = _pretrained_cfg(metadata, published)
     return {
         "architecture": metadata.model.removeprefix(TIMM).partition(".")[0],
         "num_classes": len(metadata.classes),
@@ -122,20 +153,18 @@ def make_config(metadata: Metadata, shapes: Mapping[str, list[int]]) -> dict[str
     }
 
 
-def _pretrained_cfg(metadata: Metadata) -> tuple[dict[str, Any], dict[str, Any]]:
+def _pretrained_cfg(metadata: Metadata, published: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """pretrained_cfg, timm's own with the input these weights were trained with, and the network's arguments.
 
     A vision transformer that takes any size is built for one size and may be used at another, which timm takes for the
-    same unless img_size is given.
+    same unless img_size is given. There is no tag: it would name timm's weights, which these no longer are.
     """
-    from timm.models import get_pretrained_cfg, is_model
+    if published is None:
+        from finetune.models.timm.names import published_settings
 
-    name = metadata.model.removeprefix(TIMM)
-    architecture, _, tag = name.partition(".")
-    if not is_model(architecture):
+        published = published_settings(metadata.model)
+    if not published:
         raise CheckpointError(f"made with {metadata.model!r}, which the installed timm does not have; upgrade timm")
-    found = get_pretrained_cfg(name, allow_unregistered=True) or get_pretrained_cfg(architecture)
-    timms = found.to_dict() if found is not None else {}  # type: ignore[no-untyped-call]
     given = metadata.input
     own = {
         "num_classes": len(metadata.classes),
@@ -146,13 +175,13 @@ def _pretrained_cfg(metadata: Metadata) -> tuple[dict[str, Any], dict[str, Any]]
         "crop_pct": given.crop,
         "crop_mode": "squash" if given.resize == "squash" else "center",
     }
-    kept = {key: timms[key] for key in _KEPT if timms.get(key) is not None}
+    kept = {key: value for key, value in published.items() if key not in _NOT_WRITTEN}
     arguments = dict(metadata.arguments)
     if kept.get("fixed_input_size"):
-        built = arguments.get("img_size", timms["input_size"][1])
+        built = arguments.get("img_size", published["input_size"][1])
         if built != given.size:
             kept["fixed_input_size"], arguments["img_size"] = False, built
-    return ({"tag": tag} if tag else {}) | kept | own, arguments
+    return kept | own, arguments
 
 
 def _features(classifier: object, shapes: Mapping[str, list[int]]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import timm
 
 from finetune.errors import DownloadError, HubError, OutputError, SettingError
+from finetune.hub.client import CLIENT
 from finetune.hub.errors import AccessGated, FileMissing, Offline, RepositoryMissing, with_retry_no_xet
 from finetune.hub.repo import cached_facts, discard_cached
 from finetune.hub.repo_id import WEIGHTS
@@ -30,7 +31,8 @@ def download_weights(name: str) -> Path:
 
     repository, revision, file = _hub_location(name)
     try:
-        path = Path(with_retry_no_xet("fetch it", partial(hf_hub_download, repository, file, revision=revision)))
+        fetch = partial(hf_hub_download, repository, file, revision=revision, **CLIENT)
+        path = Path(with_retry_no_xet("fetch it", fetch))
     except FileMissing:
         raise SettingError(
             f"{name}: {repository} has no {file} on the Hub, and other formats are not read; {_other_tags(name)}"

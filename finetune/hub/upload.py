@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import FinetuneError, HubError, HubRefusal
-from finetune.hub.client import endpoint, holds_token, redact, token
+from finetune.errors import FinetuneError, HubError, HubRefusal, SettingError
+from finetune.hub.client import CLIENT, endpoint, holds_token, redact, token
 from finetune.hub.errors import (
     FileMissing,
     LogFn,
@@ -32,7 +32,6 @@ Files = Mapping[str, bytes | Path]
 """Names in the repository, and their contents: bytes, or a file on this disk."""
 
 _HEX = re.compile(r"[0-9a-fA-F]{5,}")
-_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,20 @@ def logged_in(api: HfApi, note: LogFn = log_nothing) -> str:
 
 
 def check_no_token(files: Files) -> None:
-    """HubRefusal when a file holds a token: the one in use, or in a text anything that looks like one."""
+    """HubRefusal when a file holds a token: the one in use, or anything that looks like one."""
     for name, content in files.items():
-        read = content if isinstance(content, bytes) else content.read_bytes()
-        if holds_token(read) or (isinstance(content, bytes) and _TOKEN.search(read)):
+        if holds_token(content if isinstance(content, bytes) else content.read_bytes()):
             raise HubRefusal(f"{name} holds a token; nothing was uploaded. Take it out of the recipe or the checkpoint")
+
+
+def check_no_token_typed(words: Mapping[str, str | None]) -> None:
+    """SettingError when what was typed for an option, by its name, holds a token; the message does not repeat it."""
+    for option, text in words.items():
+        if text is not None and holds_token(text.encode(errors="replace")):
+            raise SettingError(
+                f"{option}: what was given holds a token, which everybody could read on the Hub; nothing was sent. "
+                "Take it out; the token itself comes from `hf auth login` or HF_TOKEN"
+            )
 
 
 def check_card(api: HfApi, card: str, note: LogFn = log_nothing) -> None:
@@ -83,7 +91,7 @@ def check_card(api: HfApi, card: str, note: LogFn = log_nothing) -> None:
         answer = get_session().post(
             f"{constants.ENDPOINT}/api/validate-yaml",
             json={"content": card, "repoType": "model"},
-            headers=build_hf_headers(token=api.token),
+            headers=build_hf_headers(token=api.token, **CLIENT),
         )
         if answer.status_code != 400:
             hf_raise_for_status(answer)

@@ -28,7 +28,8 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> ClassMeans:
     are divided by the mean squared distance within classes so that the softmax is neither flat nor a step.
     """
     features = features.double()
-    means = torch.stack([features[labels == c].mean(0) for c in range(classes)])
+    order, counts = labels.argsort(stable=True), torch.bincount(labels, minlength=classes)
+    means = torch.stack([own.mean(0) for own in torch.split(features[order], counts.tolist())])
     centre = means.mean(0)
     within = (features - means[labels]).square().sum(1).mean().clamp_min(1e-6)
     weight = (means - centre) / within

@@ -29,6 +29,7 @@ MODELS: dict[str, ModelSpec] = {
         stages=("conv1", "conv2", "fc1", "head"),
         input=InputSpec(channels=1, size=28, mean=(0.1307,), std=(0.3081,)),
         build=_build_cnn,
+        cost=lambda classes: (420_352 + 129 * classes, 4_239_872 + 128 * classes),
     ),
 }
 

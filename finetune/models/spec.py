@@ -64,6 +64,7 @@ class ModelSpec:
     """One kind of network. `build(classes, arguments)` makes it with random weights from torch's current generator.
 
     `check_size(size)` raises SettingError when images of size×size pixels do not fit. `arguments` are the names taken.
+    `cost(classes)` is the number of parameters, and of multiply-adds for one image; None where torch has to count them.
     """
 
     title: str
@@ -73,3 +74,4 @@ class ModelSpec:
     build: Callable[[int, Mapping[str, Any]], StagedNetwork]
     arguments: tuple[str, ...] = ()
     check_size: Callable[[int], None] | None = None
+    cost: Callable[[int], tuple[int, int]] | None = None

@@ -23,7 +23,7 @@ from finetune.recipe.error_messages import near_keys, resolve_discriminators, tr
 from finetune.recipe.problems import Place, Problem, drop_duplicates, found_text, render_problems
 from finetune.recipe.rules import rule_problems
 from finetune.recipe.schema import KINDS, AdaptRecipe, PretrainRecipe
-from finetune.recipe.yaml_loader import MAX_DEPTH, Document, from_python, read_yaml, refused_scalar, write_flow
+from finetune.recipe.yaml_loader import MAX_DEPTH, Document, from_python, read_yaml, refused_scalar, write_recipe
 
 __all__ = ["KnownNames", "Recipe", "check_recipe", "dump_recipe", "parse_recipe", "read_recipe", "resolve_recipe"]
 Recipe = PretrainRecipe | AdaptRecipe
@@ -107,22 +107,7 @@ def resolve_recipe(recipe: Recipe) -> dict[str, object]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Returns the resolved recipe as YAML. Reading it gives an equal recipe; equal recipes give the same text."""
-    return "".join(line + "\n" for line in _block(resolve_recipe(recipe)))
-
-
-def _block(data: Mapping[str, object], indent: str = "") -> list[str]:
-    lines = []
-    for key, value in data.items():
-        if key == "phases" and isinstance(value, list):
-            lines.append(f"{key}:")
-            for phase in value:
-                first, *rest = _block(phase, indent + "    ")
-                lines += [f"{indent}  - {first.lstrip()}", *rest]
-        elif key in ("data", "scratch") and isinstance(value, Mapping) and value:
-            lines += [f"{indent}{key}:", *_block(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{write_flow(key)}: {write_flow(value)}")
-    return lines
+    return write_recipe(resolve_recipe(recipe))
 
 
 # --- overrides: --set KEY=VALUE ---------------------------------------------------------------------------------------

@@ -159,6 +159,16 @@ class InputSettings(Settings):
 PresetName = Literal["none", "digits", "photo"]
 
 
+def _beta_shape(value: float) -> float:
+    """Below 0.001 draws from the distribution are no numbers."""
+    if value and not 0.001 <= value <= 10:
+        raise _expected("0, or a number from 0.001 to 10")
+    return value
+
+
+BetaShape = Annotated[float, AfterValidator(_beta_shape)]
+
+
 class AugmentSettings(Settings):
     """Random changes made to every training image anew in each epoch; 0 leaves a change out.
 
@@ -192,9 +202,9 @@ class AugmentSettings(Settings):
     """Largest change of brightness, contrast and saturation, as a fraction: 0.3 is 0.7 to 1.3 times."""
     erasing: float = Field(default=0.0, ge=0, le=1)
     """How often a rectangle of 2 % to 33 % of the image is painted over with the mean colour."""
-    mixup: float = Field(default=0.0, ge=0, le=10)
+    mixup: BetaShape = 0.0
     """Blend each image and its label with another's; the share follows Beta(mixup, mixup). 0: do not."""
-    cutmix: float = Field(default=0.0, ge=0, le=10)
+    cutmix: BetaShape = 0.0
     """Paste a box of another image into each, and mix the labels by area; the area follows Beta(cutmix, cutmix). With
     mixup too, each image gets one of the two by chance."""
 

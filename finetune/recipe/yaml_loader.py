@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from ruamel.yaml import YAML, events
 from ruamel.yaml.error import MarkedYAMLError
@@ -317,6 +318,7 @@ def _plain_scalar(value: object) -> tuple[Scalar, str | None]:
     return None, f"expected text, a number, a list or a mapping, found {found_text(value)}"
 
 
+_YAML_1_1_BOOL = re.compile(r"(?i)yes|no|on|off")  # true or false to readers of YAML 1.1, such as PyYAML
 _PLAIN = re.compile(r"[A-Za-z_.][A-Za-z0-9_./+-]*")  # text that needs no quotes, if it is not a word such as true
 
 
@@ -327,8 +329,33 @@ def write_flow(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(write_flow, value)) + "]"
     if not isinstance(value, str):
-        return json.dumps(value)
-    if _PLAIN.fullmatch(value) and isinstance(resolve_scalar(value), str):
+        # YAML 1.1 takes 1e-05 for a text, and 1.0e-05 for a number.
+        return re.sub(r"^(-?\d+)e", r"\1.0e", json.dumps(value))
+    if _PLAIN.fullmatch(value) and not _YAML_1_1_BOOL.fullmatch(value) and isinstance(resolve_scalar(value), str):
         return value
     escaped = json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped)
+
+
+def write_recipe(data: Mapping[str, object]) -> str:
+    """Writes a recipe, or any mapping, as YAML: phases and data as blocks, what is deeper on one line each."""
+    return "".join(line + "\n" for line in _block(data))
+
+
+def _block(data: Mapping[str, object], indent: str = "") -> list[str]:
+    lines = []
+    for key, value in data.items():
+        if key == "phases" and _are_mappings(value):
+            lines.append(f"{indent}{key}:")
+            for phase in value:
+                first, *rest = _block(phase, indent + "    ")
+                lines += [f"{indent}  - {first.lstrip()}", *rest]
+        elif key in ("data", "scratch") and isinstance(value, Mapping) and value:
+            lines += [f"{indent}{key}:", *_block(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{write_flow(str(key))}: {write_flow(value)}")
+    return lines
+
+
+def _are_mappings(value: object) -> TypeGuard[list[Mapping[str, object]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) and item for item in value)

@@ -43,6 +43,7 @@ class Answers:
 
     labels, predicted: int, N, 0 to C - 1. confidence: the probability of the predicted class, float, N, if known.
     probabilities: of all classes, float, N×C, if known. groups: each image's group, int, N, where images come in them.
+    true_probability: that of the true class, float, N, where it is known and `probabilities` are too many to be kept.
     ValueError where any of this does not hold, and for N = 0.
     """
 
@@ -52,6 +53,7 @@ class Answers:
     confidence: Floats | None = None
     probabilities: Floats | None = None
     groups: Integers | None = None
+    true_probability: Floats | None = None
 
     def __post_init__(self) -> None:
         images = len(self.labels)
@@ -68,6 +70,7 @@ class Answers:
             raise ValueError(f"groups: expected integers of shape ({images},), got {self.groups.shape}")
         for name, given, shape in (
             ("confidence", self.confidence, (images,)),
+            ("true_probability", self.true_probability, (images,)),
             ("probabilities", self.probabilities, (images, self.classes)),
         ):
             if given is not None and given.shape != shape:
@@ -157,10 +160,46 @@ class Answers:
         """How many images a mean over classes is worth (Kish): N where all classes have as many, else fewer."""
         return float(len(self.present) ** 2 / (1 / self.totals[self.present]).sum())
 
+    @cached_property
+    def losses(self) -> crossed.Floats:
+        """-log of the true class's probability, float64, N; clipped at the type's precision, as in scikit-learn."""
+        true = self.true_probability
+        if true is None:
+            assert self.probabilities is not None
+            true = np.take_along_axis(self.probabilities, self.labels[:, None], 1)[:, 0]
+        smallest = np.finfo(true.dtype).eps
+        return -np.log(np.clip(true, smallest, 1 - smallest).astype(np.float64))
+
+    @cached_property
+    def placements(self) -> tuple[Floats, Floats]:
+        """The area under the ROC curve of each class that is told from the rest, and AUROC's influence of each image.
+
+        An image's placement is the share of the other images, of the class or not, on its right side. All of a class
+        follow from how many of the class's own images are below each image, and how many are equal.
+        """
+        assert self.probabilities is not None
+        classes, found = _ranked_classes(self), np.zeros(len(self.labels))
+        areas = np.zeros(len(classes))
+        for place, c in enumerate(classes.tolist()):
+            own, scores = self.labels == c, self.probabilities[:, c].copy()
+            inside = np.sort(scores[own])
+            size, rest = len(inside), len(scores) - len(inside)
+            below, upto = np.searchsorted(inside, scores, "left"), np.searchsorted(inside, scores, "right")
+            others = ~own
+            # Of the class's k-th lowest image: how many others are below, and how many are not above.
+            lower = np.bincount(upto[others], minlength=size + 1).cumsum()
+            not_above = np.bincount(below[others], minlength=size + 1).cumsum()
+            above = ((lower + not_above) / 2 / rest)[below[own]]
+            under = 1 - (below + upto)[others] / 2 / size
+            found[own] += (above - above.mean()) / size
+            found[others] += (under - under.mean()) / rest
+            areas[place] = above.mean()
+        return areas, found / max(1, len(classes))
+
     def has(self, needs: Needs) -> bool:
-        """Whether what a metric needs is known."""
+        """Whether what a metric needs is known; probabilities that were too many to be kept are."""
         known = {"predictions": True, "confidence": self.confidence is not None}
-        return known.get(needs, self.probabilities is not None)
+        return known.get(needs, self.probabilities is not None or self.true_probability is not None)
 
 
 @dataclass(frozen=True)
@@ -318,51 +357,25 @@ def _ranked_classes(answers: Answers) -> Integers:
 
 
 def _auroc(answers: Answers) -> float | None:
-    from sklearn.metrics import roc_auc_score
-
-    assert answers.probabilities is not None
-    areas = [float(roc_auc_score(answers.labels == c, answers.probabilities[:, c])) for c in _ranked_classes(answers)]
-    return float(np.mean(areas)) if areas else None
+    """None for images of one class, and where there are too many probabilities to have been kept."""
+    if answers.probabilities is None or len(answers.present) == 1:
+        return None
+    return float(answers.placements[0].mean())
 
 
 def _auroc_influence(answers: Answers) -> Floats:
-    """From each image's placement: the share of the other images, of the class or not, on its right side."""
-    assert answers.probabilities is not None
-    classes = _ranked_classes(answers)
-    found = np.zeros(len(answers.labels))
-    for c in classes:
-        own, scores = answers.labels == c, answers.probabilities[:, c]
-        inside, outside = np.sort(scores[own]), np.sort(scores[~own])
-        above = _midrank(outside, scores[own]) / len(outside)  # of an image of the class: the share of the rest below
-        below = 1 - _midrank(inside, scores[~own]) / len(inside)  # of another: the share of the class above
-        found[own] += (above - above.mean()) / len(inside)
-        found[~own] += (below - below.mean()) / len(outside)
-    return found / len(classes)
-
-
-def _midrank(ordered: Floats, scores: Floats) -> Floats:
-    """How many of `ordered` are below each score, an equal one counted half."""
-    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / 2
+    return answers.placements[1]
 
 
 # --- log loss
 
 
-def _losses(answers: Answers) -> crossed.Floats:
-    """-log of the probability of the true class, float64, N; clipped at the type's precision, as in scikit-learn."""
-    assert answers.probabilities is not None
-    true = np.take_along_axis(answers.probabilities, answers.labels[:, None], 1)[:, 0]
-    smallest = np.finfo(true.dtype).eps
-    return -np.log(np.clip(true, smallest, 1 - smallest).astype(np.float64))
-
-
 def _log_loss(answers: Answers) -> float:
-    return float(_losses(answers).mean())
+    return float(answers.losses.mean())
 
 
 def _log_loss_influence(answers: Answers) -> Floats:
-    losses = _losses(answers)
-    return cast(Floats, (losses - losses.mean()) / len(losses))
+    return cast(Floats, (answers.losses - answers.losses.mean()) / len(answers.losses))
 
 
 def _log_loss_interval(answers: Answers, value: float) -> Interval | None:
@@ -372,7 +385,7 @@ def _log_loss_interval(answers: Answers, value: float) -> Interval | None:
     """
     if answers.freedom < 1:
         return None
-    losses = _losses(answers)
+    losses = answers.losses
     if answers.group_numbers is not None:
         losses = crossed.by_group(losses[None], answers.group_numbers)[0]
     images = len(losses)
@@ -550,6 +563,8 @@ def measure(name: str, answers: Answers, class_names: Sequence[str] = ()) -> Met
     _check_applies(name, answers)
     value = metric.value(answers)
     names = list(class_names) or [str(c) for c in range(answers.classes)]
+    if value is None and answers.probabilities is None:
+        return MetricValue(None, None, f"not measured: {len(answers.labels):,} images × {len(names):,} classes")
     if value is None:
         return MetricValue(None, None, f"not defined: every image is of class {names[answers.labels[0]]}")
     note = f"positive: {names[POSITIVE]}; negative: {names[1 - POSITIVE]}" if metric.binary else None

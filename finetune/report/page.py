@@ -31,11 +31,11 @@ from finetune.report.predictions import Predictions
 from finetune.report.ranking import RankReport, rank_forest, rank_parts
 from finetune.report.report import Report, Result
 from finetune.report.rows import OWN_ROWS, row_of
-from finetune.report.statistics import wilson
+from finetune.report.statistics import Confusion, wilson
 from finetune.report.tables import confusion_lines, mapping_lines, metrics_table, percent, report_tables, verdict_lines
 
 MAX_CLASSES = 20  # of a confusion matrix; of more classes those with the most mistakes
-MAX_ROWS = 40  # of a table; more are folded
+MAX_ROWS, MAX_FOLDED = 40, 1_000  # of a table: more than the first are folded, more than the second left out
 MAX_TEXT = 4_000  # characters of a cell or sentence, which anybody may have written
 FINDING_KEYS = ("image", "part", "label", "twin", "twin_label", "likelier")  # of what `check` found, in its table
 MAX_PICTURES = 12  # of the most sure and wrong
@@ -52,7 +52,10 @@ class Lines:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; rows from MAX_ROWS on are folded. numbers: columns that are set to the right."""
+    """A table of text; rows from MAX_ROWS on are folded, from MAX_FOLDED on left out.
+
+    numbers: columns that are set to the right.
+    """
 
     title: str
     columns: Sequence[str]
@@ -66,7 +69,11 @@ class Table:
 
     @property
     def folded(self) -> Sequence[Sequence[str]]:
-        return self.rows[MAX_ROWS:]
+        return self.rows[MAX_ROWS:MAX_FOLDED]
+
+    @property
+    def left_out(self) -> int:
+        return max(0, len(self.rows) - MAX_FOLDED)
 
 
 @dataclass(frozen=True)
@@ -362,7 +369,7 @@ def _result_parts(result: Result, classes: Sequence[str], several: str = "", tra
     parts: list[Part] = html_parts([metrics_table(result.metrics)]) if result.metrics else []
     if result.per_class:
         parts.append(_class_table(result.per_class, several, trainings))
-    if result.confusion:
+    if result.confusion is not None and result.confusion.classes:
         parts += [_matrix(result.confusion, classes), Lines(confusion_lines(result.confusion, classes))]
     return parts
 
@@ -380,14 +387,12 @@ def _class_table(per_class: Mapping[str, Mapping[str, Any]], several: str, train
     return Table(f"per class, worst first{several}", columns, rows, [1, 2, 3, 4])
 
 
-def _matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Part:
-    counts = np.array(confusion, dtype=np.int64)
-    wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    kept = np.sort(np.argsort(-wrong, kind="stable")[:MAX_CLASSES])
+def _matrix(confusion: Confusion, classes: Sequence[str]) -> Part:
+    kept = confusion.most_confused(MAX_CLASSES)
     caption = "A row is a true class, a column what it was taken for; colour: the share of the row."
     if len(kept) < len(classes):
         caption += f" Of {len(classes):,} classes the {len(kept)} with the most mistakes."
-    return Matrix([classes[place] for place in kept.tolist()], counts[np.ix_(kept, kept)].tolist(), caption)
+    return Matrix([classes[place] for place in kept], confusion.rows(kept).tolist(), caption)
 
 
 def _probability_parts(result: Result | None, predictions: Predictions | None, row: str) -> list[Part]:

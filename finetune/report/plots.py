@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.io.outputs import Note, replace_file
+from finetune.report.statistics import Confusion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 DOTS = 120  # per inch
 MAX_NAME_LEN = 24  # characters of a class name
 MAX_COUNTS = 30  # classes; above, the counts would not be readable
+MAX_CLASSES = 100  # of a confusion matrix; of more classes those with the most mistakes
 SMALLEST = 1.0  # inches an image of a grid is wide, at least
 # Colours that colour-blind people can tell apart (Okabe and Ito, 2008): C0 to C3 of figures, C2 for what is faint.
 COLOURS = ("#0072b2", "#d55e00", "#9a9a9a", "#009e73")
@@ -29,17 +31,19 @@ GAP = 2  # pixels between the images of a grid, at the size the images have
 
 
 def confusion_picture(
-    confusion: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path, note: Note = lambda text: None
+    confusion: Confusion, class_names: Sequence[str], path: str | Path, note: Note = lambda text: None
 ) -> None:
     """Draws how often each class (row) was taken for each (column) as a PNG at `path`.
 
-    A field's colour is its share of the row, its number the images. ValueError unless `confusion` is square with a row
-    per class; OutputError when the file cannot be written.
+    A field's colour is its share of the class's images, its number the images. Of more than MAX_CLASSES classes those
+    with the most mistakes are drawn. ValueError unless there is a name for each class, and one at least; OutputError
+    when the file cannot be written.
     """
-    counts = np.asarray(confusion, dtype=np.int64)
-    if not len(classes) or counts.shape != (len(classes), len(classes)):
-        raise ValueError(f"expected {len(classes)}×{len(classes)} counts for as many classes, found {counts.shape}")
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    if not class_names or confusion.classes != len(class_names):
+        raise ValueError(f"expected a name for each of {confusion.classes} classes, found {len(class_names)}")
+    kept = confusion.most_confused(MAX_CLASSES)
+    classes, counts = [class_names[place] for place in kept], confusion.rows(kept)
+    shares = counts / np.maximum(confusion.totals()[kept][:, None], 1)
     cell = min(0.8, max(0.17, 8 / len(classes)))  # inches
     figure = new_figure(cell * len(classes), cell * len(classes))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -51,7 +55,10 @@ def confusion_picture(
     axes.set_yticks(places, names, fontsize=letters, parse_math=False)
     axes.set_xlabel("predicted" + (" (#: classes by number, from 0, where the font lacks letters)" if numbered else ""))
     axes.set_ylabel("true")
-    axes.set_title(f"{np.trace(counts):,} of {counts.sum():,} right; colour: share of the row")
+    title = f"{confusion.right:,} of {confusion.totals().sum():,} right; colour: share of the class's images"
+    if len(kept) < len(class_names):
+        title += f"\nof {len(class_names):,} classes the {len(kept)} with the most mistakes"
+    axes.set_title(title)
     if len(classes) <= MAX_COUNTS:
         for row, column in np.argwhere(counts > 0):
             text = str(counts[row, column])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from finetune.errors import SettingError
 from finetune.io.safe_open import read_regular
 from finetune.report.comparison import Comparison, Score
 from finetune.report.metrics import MetricValue
+from finetune.report.statistics import Confusion
 
-MAX_REPORT_BYTES = 100_000_000  # bytes of a report; the confusion of a thousand classes is a million numbers
+MAX_REPORT_BYTES = 100_000_000  # bytes of a report; of ten thousand classes it has three million
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ class FoldScore:
 class Result(Score):
     """A score and, where it applies, how it was got (`method`), each class's score, and the confusion matrix.
 
-    `confusion[i][j]` counts the images of true class i that were taken for class j. Over several seeds `accuracy` is
-    the mean and all counts are sums; `per_seed` has each training's own. Of a cross-validation every image counts once,
-    and `per_fold` has each training's own. `metrics` are those of `metrics.METRICS`.
+    Over several seeds `accuracy` is the mean and all counts are sums; `per_seed` has each training's own. Of a
+    cross-validation every image counts once, and `per_fold` has each training's own. `metrics` are those of
+    `metrics.METRICS`.
     """
 
     method: str | None = None
     per_class: dict[str, dict[str, Any]] | None = None
-    confusion: list[list[int]] | None = None
+    confusion: Confusion | None = None
     per_seed: list[SeedScore] | None = None
     per_fold: list[FoldScore] | None = None
     metrics: dict[str, MetricValue] | None = None
@@ -91,6 +92,20 @@ class TargetSummary:
     validation: int
     test: int
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class NetworkSummary:
+    """The network: its parameters, and the multiply-adds of one image through it (None where they cannot be counted).
+
+    `timm` is what timm publishes of an architecture of its own, so that nobody has to import timm to know it; None for
+    another.
+    """
+
+    model: str
+    parameters: int
+    multiply_adds: int | None
+    timm: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,22 +201,24 @@ class Report:
     seeds: list[int] = field(default_factory=list)
     test_set: TestSetUse | None = None
     folds: int | None = None
+    network: NetworkSummary | None = None
     phases_per_seed: dict[str, list[PhaseSummary]] = field(default_factory=dict)
     """The phases of each training by its seed, where there are several; `phases` has the first one's."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        found = asdict(self)
+        found = asdict(replace(self, results={}))
         if self.folds is None:
             del found["folds"]
         if not self.phases_per_seed:
             del found["phases_per_seed"]
         if self.source is not None:
             found["source"] = {k: v for k, v in found["source"].items() if not (k in ("path", "id") and v is None)}
-        found["results"] = {
+        values = json_values(found)
+        values["results"] = {
             name: None if result is None else result_values(result) for name, result in self.results.items()
         }
-        return json_values(found)
+        return values
 
     def to_json(self) -> str:
         """The text of `NAME.report.json`."""
@@ -258,6 +275,11 @@ def read_report_values(path: Path) -> dict[str, Any] | None:
 
 def result_values(result: Result, *, brief: bool = False) -> dict[str, Any]:
     """A result as JSON values without the parts that do not apply; `brief` leaves classes and confusion out too."""
-    left_out = ("per_class", "confusion", "per_seed", "metrics", "without_twins") if brief else ()
-    found = json_values(asdict(result))
-    return {k: v for k, v in found.items() if v is not None and k not in left_out}
+    if brief:
+        result = replace(result, per_class=None, confusion=None, per_seed=None, metrics=None, without_twins=None)
+    values = json_values(asdict(replace(result, per_class=None, confusion=None)))
+    if result.per_class is not None:  # it and the confusion are JSON values as they are
+        values["per_class"] = {name: dict(own) for name, own in result.per_class.items()}
+    if result.confusion is not None:
+        values["confusion"] = result.confusion.to_json()
+    return {key: value for key, value in values.items() if value is not None}

@@ -6,6 +6,7 @@ and the recipe's `compare` follow from the two.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -53,6 +54,12 @@ STUDY_ROWS: dict[str, Row] = {"average": Row("average", "the seeds' weights aver
 
 OWN_ROWS = ("average", "after", "test")
 """The rows that are about a checkpoint's own weights; the first that its metadata has is its accuracy."""
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Keys of rows in the order of the verdict's table; those that are not known here come last, as they are."""
+    known = list(ADAPT_ROWS | PRETRAIN_ROWS | STUDY_ROWS)
+    return sorted(keys, key=lambda key: known.index(key) if key in known else len(known))
 
 
 def row_of(key: str) -> Row:

@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune.text import listed
+
 Booleans = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
 ClassScores = dict[str, dict[str, int | float | None]]
+MAX_DENSE = 100  # classes of a confusion matrix that is written whole
 MAX_COUNTED = 10_000  # images that two classifiers answer differently; summing up their ways takes some milliseconds
 MAX_TURNED = 300_000_000  # groups answered differently × images so; counting how they may turn takes a second
 
@@ -262,20 +265,145 @@ def per_class(labels: Integers, predictions: Integers, class_names: Sequence[str
     Raises ValueError for numbers outside that range, shapes that differ, or a class name given twice.
     """
     if len(set(class_names)) != len(class_names):
-        raise ValueError(f"a class name is given twice in {list(class_names)}")
-    counts = confusion(labels, predictions, len(class_names))
-    scores: ClassScores = {}
-    for index, name in enumerate(class_names):
-        correct, total = counts[index][index], sum(counts[index])
-        scores[name] = {"correct": correct, "total": total, "accuracy": correct / total if total else None}
-    return scores
+        raise ValueError(f"a class name is given twice in {listed(class_names)}")
+    truth, given = _checked(labels, predictions, len(class_names))
+    every = np.bincount(truth, minlength=len(class_names)).tolist()
+    right = np.bincount(truth[truth == given], minlength=len(class_names)).tolist()
+    return {
+        name: {"correct": correct, "total": total, "accuracy": correct / total if total else None}
+        for name, correct, total in zip(class_names, right, every, strict=True)
+    }
 
 
-def confusion(labels: Integers, predictions: Integers, n: int) -> list[list[int]]:
-    """How many images of each true class (row) were given each class (column): n rows of n counts.
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix, as the pairs of classes that occur: there are never more of these than images.
 
-    `labels` and `predictions` are integers of shape (images,), 0 to n - 1. Raises ValueError for anything else.
+    `images[k]` (1 or more) images of class `true[k]` were taken for class `predicted[k]`; classes go by number, 0 to
+    `classes` - 1, and pairs by these numbers, each once. ValueError where any of this does not hold.
     """
+
+    classes: int
+    true: list[int]
+    predicted: list[int]
+    images: list[int]
+
+    def __post_init__(self) -> None:
+        rows, columns, counts = self._arrays()
+        if not len(rows) == len(columns) == len(counts):
+            raise ValueError(f"expected as many of each, found {len(rows)}, {len(columns)} and {len(counts)}")
+        if not len(rows):
+            return
+        if min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) >= self.classes:
+            raise ValueError(f"expected classes from 0 to {self.classes - 1}")
+        if counts.min() < 1 or (np.diff(rows * self.classes + columns) <= 0).any():
+            raise ValueError("expected each pair of classes once, in order, with its images")
+
+    def _arrays(self) -> tuple[Integers, Integers, Integers]:
+        """True classes, predicted classes and images, each int64."""
+        return _int64(self.true), _int64(self.predicted), _int64(self.images)
+
+    @classmethod
+    def of(cls, labels: Integers, predictions: Integers, classes: int) -> Confusion:
+        """From `labels` and `predictions`: integers of shape (images,), 0 to classes - 1. ValueError for all else."""
+        truth, given = _checked(labels, predictions, classes)
+        return cls._of_pairs(classes, truth * classes + given, np.ones(len(truth), dtype=np.int64))
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[int]]) -> Confusion:
+        """From the whole matrix: a row of counts for each true class. ValueError unless it is square."""
+        classes = len(rows)
+        if any(len(row) != classes for row in rows):
+            raise ValueError(f"expected {classes} rows of as many counts")
+        counts = _int64(rows).reshape(-1)
+        if len(counts) and counts.min() < 0:
+            raise ValueError("expected no count below 0")
+        pairs = np.flatnonzero(counts)
+        return cls._of_pairs(classes, pairs, counts[pairs])
+
+    @classmethod
+    def total(cls, tables: Sequence[Confusion]) -> Confusion:
+        """The sum of several, at least one, of the same classes."""
+        classes, parts = tables[0].classes, [table._arrays() for table in tables]
+        pairs = np.concatenate([rows * classes + columns for rows, columns, _ in parts])
+        return cls._of_pairs(classes, pairs, np.concatenate([counts for *_, counts in parts]))
+
+    @classmethod
+    def _of_pairs(cls, classes: int, pairs: Integers, counts: Integers) -> Confusion:
+        """From `true · classes + predicted` and the images of each, where a pair may be there again (both int64, N)."""
+        every, where = np.unique(pairs, return_inverse=True)
+        sums = np.zeros(len(every), dtype=np.int64)
+        np.add.at(sums, where, counts)
+        return cls(classes, (every // classes).tolist(), (every % classes).tolist(), sums.tolist())
+
+    @property
+    def right(self) -> int:
+        """Images that were named rightly."""
+        rows, columns, counts = self._arrays()
+        return int(counts[rows == columns].sum())
+
+    def totals(self) -> Integers:
+        """The images of each true class: int64, classes."""
+        rows, _, counts = self._arrays()
+        return np.bincount(rows, counts, self.classes).astype(np.int64)
+
+    def most_confused(self, most: int) -> list[int]:
+        """At most `most` classes, in their order: those that have the most mistakes, of their images or for them."""
+        if self.classes <= most:
+            return list(range(self.classes))
+        rows, columns, counts = self._arrays()
+        wrong = np.where(rows == columns, 0, counts)
+        mistakes = np.bincount(rows, wrong, self.classes) + np.bincount(columns, wrong, self.classes)
+        chosen: list[int] = np.sort(np.argsort(-mistakes, kind="stable")[:most]).tolist()
+        return chosen
+
+    def rows(self, chosen: Sequence[int] | None = None) -> Integers:
+        """The matrix of all classes, or of `chosen` ones, each once: int64, a row for each true class."""
+        kept = range(self.classes) if chosen is None else chosen
+        place = np.full(self.classes, -1, dtype=np.int64)
+        place[list(kept)] = np.arange(len(kept))
+        rows, columns, counts = self._arrays()
+        shown = (place[rows] >= 0) & (place[columns] >= 0)
+        found = np.zeros((len(kept), len(kept)), dtype=np.int64)
+        found[place[rows[shown]], place[columns[shown]]] = counts[shown]
+        return found
+
+    def mistakes(self, most: int) -> list[tuple[int, int, int]]:
+        """The most frequent mistakes, as (true class, class it was taken for, images)."""
+        rows, columns, counts = self._arrays()
+        wrong = np.flatnonzero(rows != columns)
+        first = wrong[np.argsort(-counts[wrong], kind="stable")[:most]].tolist()
+        return [(self.true[k], self.predicted[k], self.images[k]) for k in first]
+
+    def to_json(self) -> list[list[int]] | dict[str, Any]:
+        """The whole matrix of at most MAX_DENSE classes; of more the pairs that occur, by the names of the fields."""
+        dense: list[list[int]] = self.rows().tolist() if self.classes <= MAX_DENSE else []
+        return dense or {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Reads both forms of `to_json`, a whole matrix of any size."""
+        from pydantic import TypeAdapter
+        from pydantic_core import core_schema
+
+        def read(value: Any) -> Any:
+            return (
+                cls.of_rows(TypeAdapter(list[list[int]]).validate_python(value)) if isinstance(value, list) else value
+            )
+
+        return core_schema.no_info_before_validator_function(read, handler(source))
+
+
+def _int64(values: Sequence[int] | Sequence[Sequence[int]]) -> Integers:
+    """As an array. ValueError for a number that no file has so many images for."""
+    try:
+        return np.array(values, dtype=np.int64)
+    except OverflowError:
+        raise ValueError("expected numbers below 2^63") from None
+
+
+def _checked(labels: Integers, predictions: Integers, n: int) -> tuple[Integers, Integers]:
+    """Both as int64. ValueError unless they are integers of one shape (images,), 0 to n - 1."""
     truth, given = np.asarray(labels), np.asarray(predictions)
     if truth.ndim != 1 or truth.shape != given.shape:
         raise ValueError(f"expected two arrays of one shape (images,), got {truth.shape} and {given.shape}")
@@ -284,9 +412,7 @@ def confusion(labels: Integers, predictions: Integers, n: int) -> list[list[int]
             raise ValueError(f"{name}: expected integers, got {values.dtype}")
         if len(values) and not 0 <= values.min() <= values.max() < n:
             raise ValueError(f"{name}: expected 0 to {n - 1}, got {values.min()} to {values.max()}")
-    counts = np.zeros((n, n), dtype=np.int64)
-    np.add.at(counts, (truth, given), 1)
-    return [[int(count) for count in row] for row in counts]
+    return truth.astype(np.int64), given.astype(np.int64)
 
 
 def _mcnemar(only_first: int, only_second: int) -> tuple[float, float]:

@@ -13,11 +13,12 @@ from finetune.report.comparison import ACCURACY, CROSSED, SIGNIFICANT, Score, gr
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import OWN_ROWS, row_of
-from finetune.report.statistics import wilson
-from finetune.text import amount
+from finetune.report.statistics import Confusion, wilson
+from finetune.text import amount, listed
 
 BALANCED = "balanced_accuracy"
 MAX_CONFUSED = 5
+MAX_CLASSES = 40  # of the table by class, on the screen
 UNEVEN = 2  # times as many test images of one class as of another
 TUNED_FROM = 2  # other choices tried on the same test images, from which on a sentence is due
 MAX_FAULTS = 20  # of one check, on the screen
@@ -195,28 +196,25 @@ def _counts(train: int, validation: int, test: int) -> str:
 
 
 def class_table(result: Result) -> Table:
-    """Accuracy for each class that has images, worst first."""
-    table = Table(title="per class, worst first", title_justify="left")
+    """Accuracy for each class that has images, worst first; of many classes the worst only."""
+    scores = {name: score for name, score in (result.per_class or {}).items() if score["total"]}
+    every = sorted(scores.items(), key=lambda item: item[1]["accuracy"])
+    title = "per class, worst first"
+    if len(every) > MAX_CLASSES:
+        title += f": the first {MAX_CLASSES} of {len(every):,}; --json has all"
+    table = Table(title=title, title_justify="left")
     for column in ("class", "right", "total", "accuracy"):
         table.add_column(column, justify="left" if column == "class" else "right", overflow="fold")
-    scores = {name: score for name, score in (result.per_class or {}).items() if score["total"]}
-    for name, score in sorted(scores.items(), key=lambda item: item[1]["accuracy"]):
+    for name, score in every[:MAX_CLASSES]:
         table.add_row(name, f"{score['correct']:,}", f"{score['total']:,}", percent(score["accuracy"]))
     return table
 
 
-def confusion_lines(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[str]:
+def confusion_lines(confusion: Confusion, classes: Sequence[str]) -> list[str]:
     """The most frequent mistakes, as in '4 taken for 9: 12 images'."""
-    mistakes = [
-        (count, classes[i], classes[j])
-        for i, row in enumerate(confusion)
-        for j, count in enumerate(row)
-        if i != j and count
-    ]
-    mistakes.sort(key=lambda m: -m[0])
     return [
-        f"{true} taken for {taken}: {count} {'image' if count == 1 else 'images'}"
-        for count, true, taken in mistakes[:MAX_CONFUSED]
+        f"{classes[true]} taken for {classes[taken]}: {count} {'image' if count == 1 else 'images'}"
+        for true, taken, count in confusion.mistakes(MAX_CONFUSED)
     ]
 
 
@@ -245,7 +243,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value) or "none"
+        return listed(_plain(item) for item in value) or "none"
     if value is None or value == {}:
         return "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -275,16 +273,15 @@ def evaluation_parts(
     if left_out:
         parts.append(Text(f"{left_out:,} test images of classes that the checkpoint does not know are left out"))
     if not_offered:
-        parts.append(
-            Text(f"classes of the checkpoint that {data} does not have were no choice: {', '.join(not_offered)}")
-        )
+        parts.append(Text(f"classes of the checkpoint that {data} does not have were no choice: {listed(not_offered)}"))
     if claimed is not None:
         same = "the same" if abs(claimed - result.accuracy) < 1e-12 else "NOT the same"
         parts.append(Text(f"the checkpoint says {percent(claimed)} on these images: {same}"))
     if result.metrics:
         parts.append(metrics_table(result.metrics))
     parts.append(class_table(result))
-    parts += [Text(line) for line in confusion_lines(result.confusion or [], classes)]
+    if result.confusion is not None:
+        parts += [Text(line) for line in confusion_lines(result.confusion, classes)]
     return parts
 
 

@@ -21,6 +21,7 @@ from finetune.io.sanitize import without_folders
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
+from finetune.text import listed
 
 UNEVEN = 5  # times as many images to learn from of one class as of another, from which on a note is due
 
@@ -112,13 +113,11 @@ def choose_run_data(name: str, found: DataSplits, data: DataSettings, seed: int)
     if data.shots is not None:
         scarce = [f"{label} ({count:,})" for label, count in train.counts().items() if 0 < count < data.shots]
         if scarce:
-            notes = (*notes, f"{data.shots:,} shots asked for; all there are of {', '.join(scarce)}")
+            notes = (*notes, f"{data.shots:,} shots asked for; all there are of {listed(scarce)}")
         train = take_shots(train, data.shots, seed=seed)
     empty = [name for name, count in train.counts().items() if count == 0]
     if empty:
-        raise DataError(
-            f"{train.origin}: no image to learn from of {', '.join(empty)}; leave them out with data.classes"
-        )
+        raise DataError(f"{train.origin}: no image to learn from of {listed(empty)}; leave them out with data.classes")
     if found.validation is not None and len(found.validation):
         return RunData(name, train, found.validation, found.test, notes, found)
     train, validation = hold_out(train, data.validation)
@@ -202,7 +201,7 @@ def _open_parts(
             train, test = train.with_classes(data.classes), test.with_classes(data.classes)
         return name, DataSplits(train, test), None
     fetched = fetch_dataset(name, note=console.note, bars=not console.quiet) if is_hub_data(name) else None
-    columns = ColumnNames(_column_names(data), required=to_train)
+    columns = ColumnNames(column_names(data), required=to_train)
     options = ReadOptions(data.classes, data.group, columns, data.on_bad_image, to_train)
     with console.task("decoding") as progress:
         found = open_image_folder(
@@ -219,6 +218,7 @@ def _open_parts(
     return short_name(name), found, fetched.id if fetched is not None else None
 
 
-def _column_names(data: DataSettings) -> dict[Role, str]:
+def column_names(data: DataSettings) -> dict[Role, str]:
+    """What a table calls its columns, where data settings say so."""
     named: dict[Role, str | None] = {role: getattr(data.columns, role, None) for role in ROLES}
     return {role: name for role, name in named.items() if name is not None}

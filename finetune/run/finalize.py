@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
 from finetune.data.openers import is_hub_data, is_image_path, short_name
-from finetune.errors import SettingError
+from finetune.errors import NonFiniteError, SettingError
 from finetune.io.atomic import prepared_files
 from finetune.io.outputs import is_kept_aside, move_files_aside
 from finetune.models.classifier import Classifier
+from finetune.models.cost import network_cost
+from finetune.models.spec import TIMM, InputSpec
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.report.comparison import ACCURACY, Comparison, Score, compare_answers
@@ -27,6 +29,7 @@ from finetune.report.console import Console
 from finetune.report.metrics import Answers, find_metric, measure_all
 from finetune.report.predictions import Column, ColumnKey, Predictions, image_names, predictions_csv
 from finetune.report.report import (
+    NetworkSummary,
     PhaseSummary,
     Report,
     Result,
@@ -35,7 +38,7 @@ from finetune.report.report import (
     result_values,
 )
 from finetune.report.rows import Row, row_of
-from finetune.report.statistics import confusion, per_class
+from finetune.report.statistics import Confusion, per_class
 from finetune.report.tables import report_tables
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.output_paths import OutputPaths, move_aside, same_results
@@ -45,37 +48,116 @@ from finetune.system import versions
 from finetune.text import listed
 from finetune.train.device import Runtime, environment
 
+MAX_PROBABILITIES = 16_000_000  # images × classes of a row whose probabilities are all kept; 64 MB
+MAX_SOFTMAX = 250_000  # numbers whose softmax is taken at once, in float64: what a processor keeps at hand
+
 
 @dataclass(frozen=True)
 class RowAnswers:
-    """What a row answers to the test images: the class of each (int64, N), and probabilities (float32, N×C).
+    """What a row answers to the test images: the class of each (int64, N) and its probability (float32, N).
 
-    method: how the source answered, where that is not always the same; of the commonest class, which one it is.
+    true_probability: that of the true class (float32, N). probabilities: of all classes (float32, N×C), None where they
+    are more than MAX_PROBABILITIES. method: how the source answered, where that is not always the same; of the
+    commonest class, which one it is.
     """
 
     predicted: Tensor
-    probabilities: Tensor
+    confidence: Tensor
+    true_probability: Tensor
+    probabilities: Tensor | None = None
     method: str | None = None
 
     @classmethod
-    def of(cls, logits: Tensor, method: str | None = None) -> RowAnswers:
-        """From logits (float, N×C)."""
-        return cls(logits.argmax(1).cpu(), logits.double().softmax(1).float().cpu(), method)
+    def of_numbers(cls, numbers: Tensor, method: str | None = None) -> RowAnswers:
+        """From what `Grading.reduce` keeps."""
+        numbers = numbers.cpu()
+        every = numbers[:, 3:] if numbers.shape[1] > 3 else None
+        return cls(numbers[:, 0].long(), numbers[:, 1], numbers[:, 2], every, method)
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], method: str | None = None) -> RowAnswers:
+        """From what `tensors` gives. KeyError where one is missing."""
+        predicted, confidence, true = (tensors[name] for name in ("predicted", "confidence", "true_probability"))
+        return cls(predicted, confidence, true, tensors.get("probabilities"), method)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by the names of their fields."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def subset(self, indices: npt.NDArray[np.int64]) -> RowAnswers:
         """The answers to the images at these indices."""
-        return RowAnswers(self.predicted[indices], self.probabilities[indices], self.method)
+        return self.of_tensors({name: own[indices] for name, own in self.tensors().items()}, self.method)
 
 
-def majority_logits(train: ImageSet, count: int) -> tuple[Tensor, str | None]:
-    """Always naming the commonest class of the training images: log shares of the classes (count×C), and that class.
+@dataclass(frozen=True)
+class Grading:
+    """Turns logits into answers batch by batch, as those of all test images may not fit into memory.
 
-    None where several classes are as common.
+    labels: of the test images, int64, N. classes: how many there are.
     """
-    counts = train.counts()
-    shares = torch.tensor(list(counts.values())).double() / len(train)
-    commonest = [name for name, images in counts.items() if images == max(counts.values())]
-    return shares.log().expand(count, -1), commonest[0] if len(commonest) == 1 else None
+
+    labels: Tensor
+    classes: int
+
+    @classmethod
+    def of(cls, images: ImageSet) -> Grading:
+        return cls(images.labels.cpu(), len(images.class_names))
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the probabilities of all classes are kept."""
+        return len(self.labels) * self.classes <= MAX_PROBABILITIES
+
+    @property
+    def head_batch(self) -> int:
+        """How many images go through a head at once: all, where all probabilities are kept."""
+        return max(1, MAX_PROBABILITIES // self.classes)
+
+    def reduce(self, logits: Tensor, start: int) -> Tensor:
+        """What is kept of a batch's logits (float, B×C) of the images from `start` on: float32, B×(3+K).
+
+        The predicted class, its probability, and that of the true class; then those of all K = C classes, or of K = 0.
+        NonFiniteError for logits that are no numbers.
+        """
+        if strange := int((~logits.isfinite().all(1)).sum()):
+            raise NonFiniteError(
+                f"the network's outputs are NaN or infinite for {strange:,} of {len(logits):,} images: its weights "
+                "overflow, and name no class; train again at a lower learning rate (`finetune verify` checks a file)"
+            )
+        given, size = logits.detach().cpu(), max(1, MAX_SOFTMAX // self.classes)
+        found = torch.empty(len(given), 3 + self.classes * self.keeps_all)
+        for first in range(0, len(given), size):
+            rows = slice(first, min(first + size, len(given)))
+            chances, predicted = given[rows].double().softmax(1).float(), given[rows].argmax(1)
+            labels = self.labels[start + rows.start : start + rows.stop]
+            chosen = chances.gather(1, torch.stack([predicted, labels], 1))
+            found[rows, :3] = torch.cat([predicted[:, None].float(), chosen], 1)
+            if self.keeps_all:
+                found[rows, 3:] = chances
+        return found.to(logits.device)
+
+    def answers(self, logits: Tensor, method: str | None = None) -> RowAnswers:
+        """The answers to all images, from their logits (float, N×C)."""
+        return RowAnswers.of_numbers(self.reduce(logits, 0), method)
+
+    def majority(self, train: ImageSet) -> RowAnswers:
+        """Always naming the commonest class of the training images, with the share of each class as its probability.
+
+        `method` is that class; None where several are as common.
+        """
+        counts = train.counts()
+        shares = (torch.tensor(list(counts.values())).double() / len(train)).log().softmax(0).float()
+        most = max(counts.values())
+        commonest = [name for name, images in counts.items() if images == most]
+        count, first = len(self.labels), int(shares.argmax())
+        return RowAnswers(
+            torch.full((count,), first),
+            shares[first].expand(count),
+            shares[self.labels],
+            shares.expand(count, -1) if self.keeps_all else None,
+            commonest[0] if len(commonest) == 1 else None,
+        )
 
 
 def correct_mask(images: ImageSet, predicted: Tensor) -> npt.NDArray[np.bool_]:
@@ -92,16 +174,20 @@ def score(images: ImageSet, answers: RowAnswers, row: str) -> Result:
         return Result(**score)
     labels, found = images.labels.numpy(), answers.predicted.numpy()
     classes = {name: dict(values) for name, values in per_class(labels, found, images.class_names).items()}
-    counts = confusion(labels, found, len(images.class_names))
-    return Result(**score, per_class=classes, confusion=counts)
+    return Result(**score, per_class=classes, confusion=Confusion.of(labels, found, len(images.class_names)))
 
 
 def metric_answers(images: ImageSet, answers: RowAnswers) -> Answers:
     """A row's answers to labelled images, as metrics take them."""
-    probabilities, predicted = answers.probabilities.numpy(), answers.predicted.numpy()
-    confidence = np.take_along_axis(probabilities, predicted[:, None], 1)[:, 0]
-    classes, groups = len(images.class_names), images.group_indices()
-    return Answers(images.labels.numpy(), predicted, classes, confidence, probabilities, groups)
+    return Answers(
+        images.labels.numpy(),
+        answers.predicted.numpy(),
+        len(images.class_names),
+        answers.confidence.numpy(),
+        None if answers.probabilities is None else answers.probabilities.numpy(),
+        images.group_indices(),
+        answers.true_probability.numpy(),
+    )
 
 
 def row_predictions(
@@ -164,6 +250,11 @@ def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
 def check_metric(metric: str, test: ImageSet) -> None:
     """SettingError unless the metric can be had of these test images; before anything is trained."""
     found, present = find_metric(metric), [name for name, count in test.counts().items() if count]
+    if metric == "auroc" and not Grading.of(test).keeps_all:
+        raise SettingError(
+            f"--metric {metric}: it needs every probability, and {len(test):,} test images × {len(test.class_names):,} "
+            f"classes are more than the {MAX_PROBABILITIES:,} that are kept; choose another metric, such as log_loss"
+        )
     if found.binary and len(test.class_names) != 2:
         raise SettingError(f"--metric {metric}: it is for two classes, and {test.origin} has {len(test.class_names)}")
     if (found.binary or metric == "auroc") and len(present) < 2:
@@ -246,7 +337,19 @@ def build_report(
         phases=phases,
         results=dict(results),
         seeds=[recipe.seed],
+        network=summarize_network(setup.model, setup.arguments, len(data.class_names), setup.spec),
     )
+
+
+def summarize_network(model: str, arguments: Mapping[str, Any], classes: int, spec: InputSpec) -> NetworkSummary:
+    """A network's size, and what timm publishes of it. SettingError for a model that does not exist."""
+    cost = network_cost(model, arguments, classes, spec.channels, spec.size)
+    published = None
+    if model.startswith(TIMM):
+        from finetune.models.timm.names import published_settings
+
+        published = published_settings(model)
+    return NetworkSummary(model, cost.parameters, cost.multiply_adds, published)
 
 
 def save_run(

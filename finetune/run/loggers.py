@@ -23,7 +23,6 @@ from finetune.report.rows import OWN_ROWS
 from finetune.text import install_hint
 
 LOGS = {"tensorboard": "TensorboardLog", "trackio": "TrackioLog"}  # by package; its class, in NAME_log.py beside this
-MAX_CLASSES = 200  # of a confusion matrix that is logged; a picture of more is tens of thousands of pixels wide
 
 Row = Mapping[str, Any]
 Picture = npt.NDArray[np.uint8]
@@ -108,17 +107,16 @@ def result_scalars(report: Report) -> dict[str, float]:
 
 
 def confusion_of(report: Report) -> Picture | None:
-    """The confusion matrix of the trained network as a picture (uint8, H×W×3); None without one, or of many classes."""
+    """The confusion matrix of the trained network as a picture (uint8, H×W×3); None without one."""
     from PIL import Image
 
     from finetune.report.plots import confusion_picture
 
     own = next((report.results[name] for name in OWN_ROWS if report.results.get(name) is not None), None)
-    classes = report.target.classes
-    if own is None or own.confusion is None or len(classes) > MAX_CLASSES:
+    if own is None or own.confusion is None:
         return None
     with TemporaryDirectory() as folder:
         path = Path(folder) / "confusion.png"
-        confusion_picture(own.confusion, classes, path)
+        confusion_picture(own.confusion, report.target.classes, path)
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))

@@ -87,7 +87,8 @@ class LearntFrom:
             return None
 
     def _own_classes(self, images: ImageSet) -> ImageSet:
-        names = [name for name in self.classes if name in images.class_names]
+        known = set(images.class_names)
+        names = [name for name in self.classes if name in known]
         return images.with_classes(names, empty=True) if names else images.subset([])
 
     def _same(self, images: ImageSet, split: str) -> bool:

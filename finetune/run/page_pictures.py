@@ -20,7 +20,7 @@ from finetune.report.predictions import image_names
 from finetune.report.report import Report
 from finetune.run.output_paths import OutputPaths
 from finetune.run.report_page import ENDING, files_beside, surest_mistakes, write_page
-from finetune.text import first_line
+from finetune.text import first_line, places_of
 from finetune.train.device import seeded
 from finetune.train.heatmap import heated, heatmaps
 
@@ -59,7 +59,7 @@ def heated_pictures(
 
     images: uint8, N×C×H×W. answered: the class that each of them, by name, was taken for.
     """
-    names, answers = list(answered), [classifier.class_names.index(own) for own in answered.values()]
+    names, answers = list(answered), places_of(answered.values(), classifier.class_names)
     normalize = classifier.input.normalizer(torch.device("cpu"))
     shown = normalize.center_view(images).round().byte()
     plain = [picture_file(image) for image in shown]

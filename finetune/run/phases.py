@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
 from finetune.data.image_dataset import ImageSet
@@ -24,11 +23,12 @@ from finetune.run.output_paths import OutputPaths, append_metrics
 from finetune.run.progress import NetworkProgress
 from finetune.train import loop
 from finetune.train.activation_cache import TRAIN, VALIDATION
-from finetune.train.balance import LossBalance, balanced_accuracy, balanced_cross_entropy
+from finetune.train.balance import LossBalance, balanced_accuracy
 from finetune.train.device import translate_oom
 from finetune.train.freeze import set_trainable
 from finetune.train.frozen_check import FrozenCheck
-from finetune.train.linear_probe import fit_linear_head
+from finetune.train.inference import top_class
+from finetune.train.linear_probe import fit_linear_head, head_score
 from finetune.train.lora import check_adaptable, low_rank_adapters, merged
 from finetune.train.meter import Row, Tick, ValidationScore
 from finetune.train.optim import make_schedule
@@ -204,23 +204,23 @@ def run_solver_phase(network: StagedNetwork, context: TrainContext) -> Row:
     balance = context.loss_balance(solved=True)
     network.set_head(fit_linear_head(features, labels, len(data.class_names), held, balance))
     context.runtime.place(network)
-    with torch.no_grad():
-        logits = network.head(features).float().cpu()
-        found = _validation_score(network.head(held[0]), held_labels, context) if held else None
-    accuracy = _accuracy(logits, labels)
+    loss, predicted = head_score(network.head, features, labels, balance)
+    found = None
+    if held:
+        found = _validation_score(head_score(network.head, *held, balance)[1], held_labels, context)
+    accuracy = _accuracy(predicted, labels)
     seconds = time.perf_counter() - started
-    loss = float(balanced_cross_entropy(logits, labels, balance))
     validation, balanced = (found.accuracy, found.balanced_accuracy) if found is not None else (None, None)
     return Row(1, loss, accuracy, validation, 0.0, len(labels) / seconds, seconds, balanced)
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1).cpu() == labels).double().mean())
+def _accuracy(predicted: Tensor, labels: Tensor) -> float:
+    return float((predicted.cpu() == labels).double().mean())
 
 
-def _validation_score(logits: Tensor, labels: Tensor, context: TrainContext) -> ValidationScore:
-    balanced = balanced_accuracy(logits.argmax(1), labels) if context.balance is not None else None
-    return ValidationScore(_accuracy(logits, labels), balanced)
+def _validation_score(predicted: Tensor, labels: Tensor, context: TrainContext) -> ValidationScore:
+    balanced = balanced_accuracy(predicted, labels) if context.balance is not None else None
+    return ValidationScore(_accuracy(predicted, labels), balanced)
 
 
 def _validation(network: StagedNetwork, context: TrainContext, frozen: int) -> Callable[[], ValidationScore] | None:
@@ -228,8 +228,8 @@ def _validation(network: StagedNetwork, context: TrainContext, frozen: int) -> C
     labels = context.data.validation.labels
     if not len(labels):
         return None
-    logits = context.cache.logits_from_cache(network, VALIDATION, frozen)
-    return lambda: _validation_score(logits(), labels, context)
+    predicted = context.cache.logits_from_cache(network, VALIDATION, frozen, reduce=top_class)
+    return lambda: _validation_score(predicted(), labels, context)
 
 
 def _epoch_row(row: Row) -> EpochRow:

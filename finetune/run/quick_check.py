@@ -18,7 +18,8 @@ from finetune.data.manifest import list_some
 from finetune.data.quality import likely_grouping
 from finetune.data.split import image_hashes
 from finetune.data.twins import descriptors, find_twins, fit_model, thumbnails
-from finetune.report.report import Result, WithoutTwins
+from finetune.report.comparison import Score
+from finetune.report.report import WithoutTwins
 from finetune.run.data import RunData
 
 MAX_NAMED = 3  # twins named in the note
@@ -110,7 +111,7 @@ def every_kth(count: int, most: int) -> Integers:
 
 
 def without_twins(
-    check: QuickCheck, test: ImageSet, measure: Callable[[ImageSet, Integers], Result]
+    check: QuickCheck, test: ImageSet, measure: Callable[[ImageSet, Integers], Score]
 ) -> WithoutTwins | None:
     """A row's result on the test images without a twin among those to learn from; None where no image has one.
 

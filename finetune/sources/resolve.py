@@ -75,11 +75,7 @@ class Source:
     @property
     def accuracy(self) -> float | None:
         """The test accuracy in its metadata, a fraction."""
-        for name in OWN_ROWS:
-            result = self.metadata.results.get(name) if self.metadata is not None else None
-            if isinstance(result, dict) and isinstance(result.get("accuracy"), float):
-                return float(result["accuracy"])
-        return None
+        return recorded_accuracy(self.metadata)
 
     def lineage_of_child(self) -> list[dict[str, Any]]:
         """The lineage of a checkpoint made from this source: the source itself, then its own parents, nearest first."""
@@ -130,6 +126,15 @@ class SourceRef:
                 raise CheckpointError(f"{self.text}: its config.json does not hold: {error}") from None
             return Architecture(model, arguments, fixed=True)
         return None
+
+
+def recorded_accuracy(metadata: Metadata | None) -> float | None:
+    """The test accuracy that a checkpoint's metadata records, a fraction."""
+    for name in OWN_ROWS:
+        result = metadata.results.get(name) if metadata is not None else None
+        if isinstance(result, dict) and isinstance(result.get("accuracy"), float):
+            return float(result["accuracy"])
+    return None
 
 
 def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False) -> SourceRef:

@@ -12,6 +12,7 @@ from finetune.report.comparison import distinct
 from finetune.report.crossed import crossed_mean
 from finetune.report.metrics import measure_over_seeds
 from finetune.report.report import Result, SeedScore
+from finetune.report.statistics import Confusion
 from finetune.run.finalize import RowAnswers, correct_mask, metric_answers, score
 
 
@@ -31,6 +32,7 @@ def result_over_seeds(test: ImageSet, answers: Sequence[RowAnswers], seeds: Sequ
         for seed, own in zip(seeds, each, strict=True)
     ]
     table, groups = distinct(rights(test, answers)), test.group_indices()
+    tables = [own.confusion for own in each if own.confusion is not None]
     first, total = each[0], sum(own.total for own in each)
     correct = sum(own.correct for own in each)
     return Result(
@@ -42,7 +44,7 @@ def result_over_seeds(test: ImageSet, answers: Sequence[RowAnswers], seeds: Sequ
         effective_images=first.effective_images if len(table) == 1 else None,
         method=first.method,
         per_class=_summed_classes(each),
-        confusion=_summed_confusion(each),
+        confusion=Confusion.total(tables) if tables else None,
         per_seed=per_seed,
         metrics=measure_over_seeds([metric_answers(test, found) for found in answers], test.class_names),
     )
@@ -57,8 +59,3 @@ def _summed_classes(results: Sequence[Result]) -> dict[str, dict[str, int | floa
         correct, total = sum(one["correct"] for one in own), sum(one["total"] for one in own)
         found[name] = {"correct": correct, "total": total, "accuracy": correct / total if total else None}
     return found
-
-
-def _summed_confusion(results: Sequence[Result]) -> list[list[int]] | None:
-    tables = [result.confusion for result in results if result.confusion is not None]
-    return [[int(count) for count in row] for row in np.sum(tables, axis=0)] if tables else None

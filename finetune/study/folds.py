@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from torch import Tensor
 
 from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
 from finetune.data.folds import Fold, FoldedImages
@@ -19,6 +20,7 @@ from finetune.report.metrics import find_metric
 from finetune.report.report import FoldScore, Report, Result
 from finetune.report.rows import ADAPT_ROWS, MIN_SEEDS, wanted_rows
 from finetune.run.finalize import (
+    Grading,
     RowAnswers,
     build_report,
     check_metric,
@@ -144,15 +146,18 @@ def _description(folded: FoldedImages, folds: int) -> dict[str, Any]:
 
 def _joined(trials: Sequence[Trial], results: Mapping[str, TrialResult], row: str, folded: FoldedImages) -> RowAnswers:
     """A row's answers to all images, each by the training that had it as a test image."""
-    predicted = torch.empty(len(folded.images), dtype=torch.int64)
-    probabilities = torch.empty(len(folded.images), len(folded.images.class_names))
     numbers, method = torch.from_numpy(folded.numbers), None
+    joined: dict[str, Tensor] = {}
     for trial in trials:
         found = results[trial.name].answers.get(row)
         if found is not None and trial.fold is not None:
-            own = numbers == trial.fold.number
-            predicted[own], probabilities[own], method = found.predicted, found.probabilities, found.method
-    return RowAnswers(predicted, probabilities, method)
+            tensors, method = found.tensors(), found.method
+            if not Grading.of(folded.images).keeps_all:
+                tensors.pop("probabilities", None)
+            for name, own in tensors.items():
+                whole = joined.setdefault(name, own.new_empty(len(folded.images), *own.shape[1:]))
+                whole[numbers == trial.fold.number] = own
+    return RowAnswers.of_tensors(joined, method)
 
 
 def _report(

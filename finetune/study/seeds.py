@@ -23,6 +23,7 @@ from finetune.report.predictions import ColumnKey
 from finetune.report.report import Report, Result, WithoutTwins
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
 from finetune.run.finalize import (
+    Grading,
     RowAnswers,
     build_report,
     check_metric,
@@ -44,6 +45,7 @@ from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
 from finetune.study.trial import TrialResult, TrialRunner
 from finetune.train.inference import outputs as network_outputs
+from finetune.train.inference import predictions
 
 FIRST, AVERAGE = "first", "average"
 
@@ -154,8 +156,8 @@ def _adapt_seeds(
             fields["results"] = checkpoint_results({**dict.fromkeys(ADAPT_ROWS), **own})
         each: dict[ColumnKey, RowAnswers] = {}
         each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
-        predictions = row_predictions(setup.data.test, each)
-        save_run(classifier, fields, report, predictions, outputs, console)
+        content = row_predictions(setup.data.test, each)
+        save_run(classifier, fields, report, content, outputs, console)
         log_outcome(call.logs, outputs.run_folder, report)
         if call.html:
             write_run_page(report, outputs, classifier, setup.data.test, console)
@@ -245,7 +247,7 @@ def _average(
     normalize, device = setup.spec.normalizer(setup.runtime.device), setup.runtime.device
 
     def right(own: Classifier) -> int:
-        found = network_outputs(own.network, validation.images.to(device), normalize).argmax(1).cpu()
+        found = predictions(own.network, validation.images.to(device), normalize)
         return int((found == validation.labels).sum())
 
     averaged, single, total = right(classifier), right(first), len(validation)
@@ -254,5 +256,6 @@ def _average(
         call.console.note(f"{said}; the first seed's are kept")
         return None
     call.console.note(f"{said}; the average is kept")
-    logits = network_outputs(classifier.network, setup.data.test.images.to(device), normalize)
-    return classifier, RowAnswers.of(logits)
+    reduce = Grading.of(setup.data.test).reduce
+    numbers = network_outputs(classifier.network, setup.data.test.images.to(device), normalize, reduce=reduce)
+    return classifier, RowAnswers.of_numbers(numbers)

@@ -97,7 +97,7 @@ def run_or_fail(runner: TrialRunner, trial: Trial, folder: Path) -> Outcome:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return FailedTrial("out of memory; fewer --jobs, smaller images or fewer other programs need less", 1)
+        return FailedTrial("out of memory; fewer --jobs, classes or other programs, or smaller images, need less", 1)
 
 
 class ProcessState:

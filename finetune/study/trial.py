@@ -107,7 +107,7 @@ class TrialResult:
         """Writes it into the trial's folder, whole or not at all. OutputError."""
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
         for row, found in self.answers.items():
-            tensors |= {f"{row}/predicted": found.predicted, f"{row}/probabilities": found.probabilities}
+            tensors |= {f"{row}/{name}": part.contiguous() for name, part in found.tensors().items()}
         SnapshotStore(folder / RESULT, keep=1).save(Snapshot(tensors, self.facts.model_dump(mode="json")))
 
     @classmethod
@@ -119,14 +119,17 @@ class TrialResult:
         try:
             facts = TrialFacts.model_validate(found.facts)
             rows = {
-                row: RowAnswers(found.tensors[f"{row}/predicted"], found.tensors[f"{row}/probabilities"], method)
+                row: RowAnswers.of_tensors(_below(f"{row}/", found.tensors), method)
                 for row, method in facts.methods.items()
             }
         except (ValidationError, KeyError):
             return None
-        start = "weights/"
-        kept = {name.removeprefix(start): t for name, t in found.tensors.items() if name.startswith(start)}
-        return cls(facts, rows, kept)
+        return cls(facts, rows, _below("weights/", found.tensors))
+
+
+def _below(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names have this start, under the rest of their names."""
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 class TrialRunner:

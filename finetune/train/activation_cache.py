@@ -23,7 +23,7 @@ from finetune.errors import TrainingError
 from finetune.models.staged import StagedNetwork
 from finetune.text import amount
 from finetune.train.device import Runtime
-from finetune.train.inference import Rows, batched_apply, empty_rows, eval_batch_size
+from finetune.train.inference import Reduce, Rows, batched_apply, empty_rows, eval_batch_size
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"  # the parts that every run has
 MEMORY, FILE = "memory", "file"
@@ -225,20 +225,25 @@ class ActivationCache:
         if key.cut and self._memory_used() + self.size(network, key) <= self.room[MEMORY]:
             self.keep(network, {key: MEMORY})
 
-    def outputs(self, network: StagedNetwork, part: str, stop: int | None = None) -> Tensor:
-        """Outputs of `stages[:stop]` for the images in evaluation mode, from the last boundary that is kept."""
-        return self.logits_from_cache(network, part, len(network.stages), stop)()
+    def outputs(
+        self, network: StagedNetwork, part: str, stop: int | None = None, reduce: Reduce | None = None
+    ) -> Tensor:
+        """Outputs of `stages[:stop]` for the images in evaluation mode, or what `reduce` keeps of them.
+
+        They are computed from the last boundary that is kept.
+        """
+        return self.logits_from_cache(network, part, len(network.stages), stop, reduce)()
 
     def logits_from_cache(
-        self, network: StagedNetwork, part: str, frozen: int, stop: int | None = None
+        self, network: StagedNetwork, part: str, frozen: int, stop: int | None = None, reduce: Reduce | None = None
     ) -> Callable[[], Tensor]:
         """A function that gives `outputs` for as long as `stages[:frozen]` do not change; later stages may."""
         end = slice(stop).indices(len(network.stages))[1]
         start, rows = self._nearest(network, part, min(end, frozen))
-        if start == end and isinstance(rows, Tensor):
+        if start == end and isinstance(rows, Tensor) and reduce is None:
             return lambda: rows
         run, size = self._stage_runner(network, part, start, end), self._batch_size(part)
-        return lambda: batched_apply(run, network, rows, size, self.runtime.group)
+        return lambda: batched_apply(run, network, rows, size, self.runtime.group, reduce)
 
     def change_parts(self, parts: Mapping[str, CachePart]) -> None:
         """Replaces the images by those of another training, which gets the full room; keeps what still applies.

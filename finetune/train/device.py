@@ -138,7 +138,8 @@ def translate_oom(phase: str, batch_size: int) -> Iterator[None]:
             raise
         raise TrainingError(
             f"out of memory in phase {phase} with batches of {batch_size} images; try a smaller batch_size, for "
-            f"example {max(1, batch_size // 2)} with a lower learning rate, fewer stages to train, or smaller images"
+            f"example {max(1, batch_size // 2)} with a lower learning rate, fewer stages to train, smaller "
+            "images, or fewer classes"
         ) from None
 
 

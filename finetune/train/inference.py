@@ -19,6 +19,13 @@ from finetune.models.staged import StagedNetwork, eval_mode
 PROCESSOR, ACCELERATOR = (16, 250, 2**19), (8, 500, 4_000_000)
 
 
+Reduce = Callable[[Tensor, int], Tensor]
+"""What is kept of a batch's outputs, as many rows, from these and the index of the batch's first image.
+
+A million logits a batch need not be kept until all images are done, where a class of each is all that is asked for.
+"""
+
+
 class Rows(Protocol):
     """Images, or activations in memory or on disk."""
 
@@ -41,34 +48,53 @@ def outputs(
     *,
     stop: int | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
+    reduce: Reduce | None = None,
 ) -> Tensor:
-    """Outputs of `stages[:stop]` for uint8 images (N×C×H×W) in evaluation mode, on the network's device."""
+    """Outputs of `stages[:stop]` for uint8 images (N×C×H×W) in evaluation mode, on the network's device.
+
+    Or what `reduce` keeps of them.
+    """
     size = eval_batch_size(normalize.pixels(images), normalize.scale.device)
-    return batched_apply(lambda x: network.run(normalize(x), stop=stop), network, images, size, group)
+    return batched_apply(lambda x: network.run(normalize(x), stop=stop), network, images, size, group, reduce)
 
 
 def predictions(
     network: StagedNetwork, images: Images, normalize: Normalizer, *, group: ProcessGroup = SINGLE_PROCESS
 ) -> Tensor:
     """The index of the most probable class for each image: int64, N, on the CPU."""
-    return outputs(network, images, normalize, group=group).argmax(1).cpu()
+    return outputs(network, images, normalize, group=group, reduce=top_class).cpu()
+
+
+def top_class(logits: Tensor, start: int) -> Tensor:
+    """A `Reduce` that keeps the index of the most probable class: int64, N."""
+    return logits.argmax(1)
 
 
 @torch.no_grad()
 def batched_apply(
-    run: Callable[[Tensor], Tensor], network: nn.Module, rows: Rows, size: int, group: ProcessGroup = SINGLE_PROCESS
+    run: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    rows: Rows,
+    size: int,
+    group: ProcessGroup = SINGLE_PROCESS,
+    reduce: Reduce | None = None,
 ) -> Tensor:
-    """Concatenates `run(rows[i : i + size])` of all batches, with the network in evaluation mode.
+    """Concatenates `run(rows[i : i + size])` of all batches, or what `reduce` keeps of each, in evaluation mode.
 
     The processes of a group share the batches out; each gets the whole result.
     """
+
+    def batch(start: int) -> Tensor:
+        found = run(rows[start : start + size])
+        return found if reduce is None else reduce(found, start)
+
     with eval_mode(network):
         count = -(-len(rows) // size)
         if count < group.size:  # not a batch for each process: then every process runs all of them
             group = SINGLE_PROCESS
         first, end = group.shard(count)
         starts = range(first * size, min(end * size, len(rows)), size)
-        own = _concatenate((run(rows[i : i + size]) for i in starts), min(end * size, len(rows)) - first * size)
+        own = _concatenate(map(batch, starts), min(end * size, len(rows)) - first * size)
         return group.all_gather(own, [min(size, len(rows) - i * size) for i in range(count)])
 
 

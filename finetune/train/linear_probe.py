@@ -14,6 +14,7 @@ from finetune.train.balance import LossBalance, balanced_cross_entropy
 PENALTIES = tuple(10.0**k for k in range(1, -7, -1))
 PATIENCE = 2  # penalties in a row that are no better before the weaker ones are left out
 FOLDS = 5
+MAX_LOGITS = 16_000_000  # images × classes at once: 128 MB in float64, and several times as much with gradients
 Pair = tuple[Tensor, Tensor]
 
 
@@ -67,17 +68,36 @@ def _penalty_path(
     start = None
     for penalty in PENALTIES:
         start = _fit(train, classes, penalty, start, balance)
-        logits = held[0] @ start[0].T + start[1]
-        yield *start, float(balanced_cross_entropy(logits, held[1], balance, reduction="sum"))
+        weight, bias, loss = *start, 0.0
+        for rows in row_blocks(len(held[1]), classes):
+            logits = held[0][rows] @ weight.T + bias
+            loss += float(balanced_cross_entropy(logits, held[1][rows], balance, reduction="sum"))
+        yield weight, bias, loss
 
 
 def stratified_folds(labels: Tensor) -> Tensor:
     """The fold of each image, 0 to 4: the images of a class (`labels`: int64, N) go round the five."""
-    fold = torch.empty_like(labels)
-    for c in range(int(labels.max()) + 1):
-        where = (labels == c).nonzero().squeeze(1)
-        fold[where] = torch.arange(len(where)) % FOLDS
+    fold, order, counts = torch.empty_like(labels), labels.argsort(stable=True), torch.bincount(labels)
+    fold[order] = (torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]) % FOLDS
     return fold
+
+
+def row_blocks(count: int, classes: int) -> Iterator[slice]:
+    """Slices of `count` rows, each of at most MAX_LOGITS logits (a row at least)."""
+    size = max(1, MAX_LOGITS // classes)
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def head_score(head: nn.Linear, features: Tensor, labels: Tensor, balance: LossBalance | None) -> tuple[float, Tensor]:
+    """Mean loss of a head on features (float, N×F) with labels (int64, N), and the class it names: int64, N."""
+    loss, named = 0.0, []
+    with torch.no_grad():
+        for rows in row_blocks(len(labels), head.out_features):
+            logits = head(features[rows]).float().cpu()
+            share = len(logits) / len(labels)
+            loss += share * float(balanced_cross_entropy(logits, labels[rows], balance))
+            named.append(logits.argmax(1))
+    return loss, torch.cat(named)
 
 
 def _folds(inputs: Tensor, labels: Tensor) -> Iterator[tuple[Pair, Pair]]:
@@ -100,11 +120,17 @@ def _fit(train: Pair, classes: int, penalty: float, start: Pair | None, balance:
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = balanced_cross_entropy(inputs @ weight.T + bias, labels, balance)
-        loss = loss + 0.5 * penalty * weight.square().sum()
+        total = torch.zeros((), dtype=weight.dtype)
+        for rows in row_blocks(len(labels), classes):
+            share = (rows.stop - rows.start) / len(labels)
+            loss = share * balanced_cross_entropy(inputs[rows] @ weight.T + bias, labels[rows], balance)
+            loss.backward()
+            total += loss.detach()
+        loss = 0.5 * penalty * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return total + loss.detach()
 
     with torch.enable_grad():
         solver.step(closure)  # type: ignore[no-untyped-call]
+    solver.state.clear()  # 200 times the head, which would stay until the collector finds the solver
     return weight.detach(), bias.detach()

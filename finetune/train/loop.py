@@ -33,6 +33,7 @@ from finetune.train.optim import (
 from finetune.train.parallel import copy_full, fill_tensor, running_statistics, wrap_parallel
 
 HINT = "lower the learning rate, add warm-up or set clip_norm"
+FIRST = "`finetune verify` tells whether those of the source do; after an earlier phase, lower that one's learning rate"
 MIN_ROW_STEPS = 100  # epochs of fewer steps share a row
 
 
@@ -299,9 +300,12 @@ class Training:
         if step is None:
             return
         epoch, batch = divmod(step - 1, self.batches.steps_per_epoch)
+        at = f"at step {step:,} of {self.phase.steps:,} (epoch {epoch + 1})"
+        found = f"the loss is no longer a finite number {at}; stopped before that step changed the weights; {HINT}"
+        if step == 1:  # nothing was learnt yet, at whatever rate
+            found = f"the loss is not a finite number {at}: the weights that this phase starts from overflow; {FIRST}"
         raise NonFiniteError(
-            f"the loss is no longer a finite number at step {step:,} of {self.phase.steps:,} (epoch {epoch + 1}); "
-            f"stopped before that step changed the weights; {HINT}",
+            found,
             images=self.batches.images_of(self.first_epoch + epoch, batch),
         )
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from finetune.checkpoint.format import Checkpoint, Metadata, read_checkpoint
 from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.models.classifier import Classifier
+from finetune.models.staged import eval_mode
 from finetune.report.cross_validation import accuracy_over_folds
 from finetune.report.rows import row_of
 from finetune.report.statistics import wilson, wilson_by_groups
@@ -122,18 +125,32 @@ def self_checks(subject: CheckpointUnderTest) -> list[Check]:
     first, *rest = subject.misfit.splitlines() or [""]
     network = f"{metadata.model} with {len(metadata.classes)} classes"
     not_finite = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    faults = [f"NaN or infinite numbers in {name}" for name in not_finite]
+    if not faults and subject.classifier is not None and not has_finite_logits(subject.classifier):
+        faults = ["every number is finite, but the network's outputs for a black, a white or a random picture are not"]
     return [
         Check("file", "ok", f"safetensors, whole: {len(tensors)} tensors, {subject.path.stat().st_size:,} bytes"),
         Check("metadata", "ok", f"valid: format {metadata.format}, {network}"),
         Check("tensors", "failed", first, tuple(line.strip() for line in rest))
         if subject.misfit
         else Check("tensors", "ok", f"they fit {network}"),
-        Check.of("numbers", (f"NaN or infinite numbers in {name}" for name in not_finite), "every number is finite"),
+        Check.of("numbers", faults, "every number is finite, and so are the network's outputs"),
         _check_hash(subject.checkpoint),
         _check_classes(metadata),
         _check_results(metadata),
         _check_recipe(subject),
     ]
+
+
+@torch.no_grad()
+def has_finite_logits(classifier: Classifier) -> bool:
+    """Whether a black, a white and a random picture give finite logits: finite weights may be too large for that."""
+    spec = classifier.input
+    chance = torch.rand(spec.channels, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
+    pictures = torch.stack([torch.zeros_like(chance), torch.ones_like(chance), chance])
+    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (spec.mean, spec.std))
+    with eval_mode(classifier):
+        return bool(classifier((pictures - mean) / std).isfinite().all())
 
 
 def _check_hash(checkpoint: Checkpoint) -> Check:

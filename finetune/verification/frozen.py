@@ -15,6 +15,7 @@ from finetune.models.staged import StagedNetwork
 from finetune.recipe.schema import AdaptRecipe, Phase
 from finetune.run.input_spec import with_input_channels
 from finetune.sources.resolve import SourceRef, open_source
+from finetune.text import places_of
 from finetune.train.frozen_check import frozen_tensors
 from finetune.train.lora import adapter_places
 from finetune.verification.checks import Check, CheckpointUnderTest
@@ -58,7 +59,8 @@ def frozen_check(subject: CheckpointUnderTest, parents: Sequence[Parent]) -> Che
     faults = [*_changed_tensors(network.state_dict(), parent, names)]
     message = f"{about}, and are bit for bit those of {nearest.id}"
     if recipe.head == "auto" and untrained.keys() >= set(head):
-        kept = [name for name in parent.classes if name in classifier.class_names]
+        known = set(classifier.class_names)
+        kept = [name for name in parent.classes if name in known]
         faults += _changed_rows(classifier, parent, kept)
         message += f", and {len(kept)} rows of the head"
     return Check.of("frozen", faults, message, tuple(names))
@@ -98,8 +100,8 @@ def _changed_tensors(ours: Mapping[str, Tensor], parent: ParentWeights, names: S
 
 def _changed_rows(classifier: Classifier, parent: ParentWeights, labels: Sequence[str]) -> Iterator[str]:
     tensors = classifier.network.state_dict()
+    own, theirs = places_of(labels, classifier.class_names), places_of(labels, parent.classes)
     for name in classifier.network.head_tensors():
-        for label in labels:
-            ours = tensors[name][classifier.class_names.index(label)]
-            if hash_tensor(ours) != hash_tensor(parent.tensors[name][parent.classes.index(label)]):
+        for label, row, parent_row in zip(labels, own, theirs, strict=True):
+            if hash_tensor(tensors[name][row]) != hash_tensor(parent.tensors[name][parent_row]):
                 yield f"{name}: the row of {label} was never to change, and is not that of {parent.id}"

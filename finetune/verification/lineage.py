@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoint.format import has_metadata, read_metadata
-from finetune.checkpoint.limits import ancestor_text
+from finetune.checkpoint.limits import MAX_LINEAGE, ancestor_text
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.hub.download import cached_file, fetch
+from finetune.hub.errors import LogFn, log_nothing
 from finetune.hub.repo_id import PREFIX, is_hub_source
 from finetune.io.safe_open import is_file, sha256_of
 from finetune.sources.resolve import TIMM, SourceRef
-from finetune.text import listed
+from finetune.system import available_memory
+from finetune.text import amount, listed
 from finetune.verification.checks import Check, CheckpointUnderTest
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CHECKPOINTS = Path("checkpoints")
+LARGE = 500_000_000  # bytes, which take a second or more to read
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,14 @@ def _entry_faults(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"expected a task or none, found {entry['task']!r}"
 
 
-def find_parents(subject: CheckpointUnderTest, report: Mapping[str, Any] | None, *, may_fetch: bool) -> list[Parent]:
-    """Searches the parents of a well-formed lineage, nearest first; asks the Hub only if it may."""
-    search = ParentSearch(subject, report)
+def find_parents(
+    subject: CheckpointUnderTest, report: Mapping[str, Any] | None, *, may_fetch: bool, note: LogFn = log_nothing
+) -> list[Parent]:
+    """Searches the parents of a well-formed lineage, nearest first; asks the Hub only if it may.
+
+    `note` is called before a large file is read.
+    """
+    search = ParentSearch(subject, report, note)
     return [_find_parent(entry, search, may_fetch) for entry in subject.metadata.lineage]
 
 
@@ -73,8 +81,8 @@ class ParentSearch:
     are left out.
     """
 
-    def __init__(self, subject: CheckpointUnderTest, report: Mapping[str, Any] | None) -> None:
-        self.subject = subject
+    def __init__(self, subject: CheckpointUnderTest, report: Mapping[str, Any] | None, note: LogFn) -> None:
+        self.subject, self.note = subject, note
         self.known: dict[Path, str] = {}
         source = report.get("source") if report is not None else None
         path = source.get("path") if isinstance(source, Mapping) else None
@@ -103,10 +111,14 @@ class ParentSearch:
         """The file's sha256; "" for one that cannot be a parent."""
         if path not in self.known:
             try:
-                possible = not has_metadata(path) or read_metadata(path).model == self.subject.metadata.model
-            except CheckpointError:
-                possible = False
-            self.known[path] = sha256_of(path) if possible else ""
+                size = path.stat().st_size
+                possible = size <= available_memory()  # nobody could have loaded it
+                possible &= not has_metadata(path) or read_metadata(path).model == self.subject.metadata.model
+                if possible and size >= LARGE:
+                    self.note(f"reading {path} ({amount(size)}), which may be a parent")
+                self.known[path] = sha256_of(path) if possible else ""
+            except (CheckpointError, OSError):
+                self.known[path] = ""
         return self.known[path]
 
 
@@ -172,7 +184,8 @@ def _parent_faults(
     task = own.data.get("name") if own is not None else None
     if (ancestor_text(task) if isinstance(task, str) else task) != parent.task:
         yield f"{parent.id} was trained on {task}, and {parent.task} is recorded"
-    if ancestors != (own.lineage if own is not None else []):
+    older = own.lineage if own is not None else []
+    if ancestors != older[: MAX_LINEAGE - len(subject.metadata.lineage) + len(ancestors)]:  # the oldest are not kept
         yield f"{parent.id} has other parents than those recorded after it"
     if own is not None and subject.recipe is not None and own.model != subject.metadata.model:
         yield f"{parent.id} is a {own.model}, and what was made of it a {subject.metadata.model}"

@@ -123,6 +123,7 @@ KEYS = {
     "retention": {"dataset", "before", "after"},
     "seeds": None,
     "test_set": {"fingerprint", "opened_before", "by", "other_choices"},
+    "network": {"model", "parameters", "multiply_adds", "timm"},
 }
 
 

@@ -129,6 +129,7 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     kept = {"behind": "conv2", "passes": 1, "where": "memory", "bytes": 270 * 3136 * 4}
     assert {key: caches[1][key] for key in kept} == kept
     assert {key: caches[0][key] for key in kept} == {"behind": None, "passes": 0, "where": None, "bytes": 0}
+    assert [sum(one.pop("memory").values()) > 0 for one in plan["phases"]] == [True] * 4
     head, top, everything, scratch = plan["phases"]
     assert head == {
         "name": "head",

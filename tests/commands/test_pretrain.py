@@ -134,8 +134,9 @@ def test_the_report_has_exactly_these_keys(pretrained: Path) -> None:
     report = report_of(pretrained)
     assert list(report) == [
         *("kind", "recipe", "seed", "device", "environment", "seconds", "source", "target", "transplant", "phases"),
-        *("results", "comparisons", "retention", "seeds", "test_set"),
+        *("results", "comparisons", "retention", "seeds", "test_set", "network"),
     ]
+    assert report["network"] == {"model": "cnn", "parameters": 421_642, "multiply_adds": 4_241_152, "timm": None}
     assert (report["kind"], report["seed"], report["device"]) == ("pretrain", 0, report["device"])
     assert report["source"] is report["transplant"] is report["retention"] is None and set(report["comparisons"]) == {
         "test_vs_majority"

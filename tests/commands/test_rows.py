@@ -41,7 +41,7 @@ def test_a_new_row_is_in_report_table_sentence_card_and_documentation(rarest, pr
     shown = " ".join(done.out.split())
     assert "always the last class" in shown and "whether looking at the images helps takes" in shown
     card = make_bundle(Path("new.safetensors"), parse_name("ada/new"), None).card
-    assert "rarest: always the last class" in card and "whether looking at the images helps takes" in card
+    assert "| rarest | always the last class |" in card and "whether looking at the images helps takes" in card
     assert "| `rarest` | rarest | always the last class |" in rows_markdown()
 
 

@@ -130,6 +130,8 @@ def test_texts_are_class_names_and_plain_bytes_are_pictures():
         found = read_manifest(name)
         assert [r.label for r in found.records] == [NAMES[i % 2] for i in range(6)] and found.class_names == NAMES
         assert found.records[3].open() == rows[3][0] and found.records[3].name.endswith(".parquet#3")
+    put_parquet(Path("c/text.parquet"), [(*rows[0][:1], f"{NAMES[0]} ", None), *rows], names=None)
+    assert "are taken for one class" in read_manifest("c").notes[0]
 
 
 def test_numbers_without_names_are_the_names_or_classes_txt_has_them():

@@ -69,6 +69,10 @@ def test_numbers_are_the_class_names_without_a_list():
 
 def test_names_that_repeat_have_the_shard_before_them_and_other_files_do_not_matter():
     picture = pictures("x", 1)[0][0]
+    put_tar(
+        Path("w.tar"), [("0.jpg", picture), ("0.cls", b"cafe\xcc\x81"), ("1.jpg", picture), ("1.cls", b"caf\xc3\xa9")]
+    )
+    assert "are taken for one class" in read_manifest("w.tar").notes[0]
     one = [("0.jpg", picture), ("0.cls", b"cat"), ("0.txt", b"a caption"), ("0.seg.png", b"a mask"), (".DS_Store", b"")]
     folder = tarfile.TarInfo("./sub/")
     folder.type = tarfile.DIRTYPE

@@ -17,6 +17,7 @@ from hub_home import (
     READ_TOKEN,
     RECIPE,
     STRANGE_TOKEN,
+    TIMM_RESNET,
     TOKEN,
     Loopback,
     loopback,
@@ -25,9 +26,13 @@ from hub_home import (
 )
 from hub_rules import card_data, card_faults
 
+from finetune.checkpoint.safetensors_io import read_header
 from finetune.cli.main import cli
 from finetune.hub.bundle import make_bundle
 from finetune.hub.repo_id import parse_name
+from finetune.recipe.load import check_recipe
+from finetune.recipe.yaml_loader import read_yaml
+from finetune.system import VERSION
 
 FILES = {"model.safetensors", "config.json", "recipe.yaml", "report.json", "README.md"}
 
@@ -209,6 +214,38 @@ def test_json_is_all_there_is_on_standard_output_and_quiet_is_quiet(hub: Loopbac
     assert hub.refused("pull", "ada/nothing", "--json").startswith("could not look at")
 
 
+def make_timm_checkpoint(path: Path, **changes) -> tuple[Path, dict]:
+    """A checkpoint that says it is timm's test_resnet, of which only the head is there, and its report's values."""
+    metadata = {
+        "model": "timm/test_resnet",
+        "input": {"channels": 3, "size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"},
+        "lineage": [{"id": "timm:test_resnet", "sha256": "0" * 64, "task": None}],
+        **changes,
+    }
+    made = make_checkpoint(path, **metadata)
+    from safetensors.numpy import load, save
+
+    header = read_header(made).texts
+    made.write_bytes(save({"fc.weight": load(made.read_bytes())["head.weight"][:, :96].copy()}, header))
+    network = {"model": "timm/test_resnet", "parameters": 372_691, "multiply_adds": 16_097_000, "timm": TIMM_RESNET}
+    return made, network
+
+
+def test_neither_push_nor_pull_imports_torch_or_timm(hub: Loopback, tmp_path):
+    path, network = make_timm_checkpoint(tmp_path / "x.safetensors")
+    write_report(path, network=network)
+    for words in (["push", path, "ada/light", "--dry-run"], ["push", path, "ada/light"], ["pull", "ada/light"]):
+        hub.worked(*words, cwd=tmp_path)
+        assert not {"torch", "timm", "torchvision", "transformers"} & hub.imported(), words
+    recorded = json.loads(hub.files("ada/light")["config.json"])["pretrained_cfg"]
+    assert "tag" not in recorded, "these weights are no longer timm's"
+    assert card_data(hub.files("ada/light")["README.md"].decode())["base_model"] == "timm/test_resnet.r160_in1k"
+    for odd in ({"classifier": 5}, {"hub": "../x"}, {"unknown": 1}):  # then timm itself is asked
+        write_report(path, network=network | {"timm": TIMM_RESNET | odd})
+        bundle = make_bundle(path, parse_name("ada/light"), None)
+        assert json.loads(bundle.files["config.json"])["pretrained_cfg"] == recorded, odd
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -251,12 +288,54 @@ def test_the_stored_token_serves_too(hub: Loopback, checkpoint):
     assert "the stored token" in hub.refused("push", checkpoint, "ada/stored", home=home, HF_TOKEN=None)
 
 
+@pytest.mark.parametrize("planted", [TOKEN, "hf_" + "Q" * 34])
+@pytest.mark.parametrize(
+    "words", [["ada/x", "--message"], ["ada/x", "--tag"], ["ada/x", "--license"], []], ids=lambda w: str(w[-1:])
+)
+def test_a_token_that_was_typed_is_not_sent_and_not_repeated(hub: Loopback, checkpoint, words, planted):
+    before = len(hub.log())
+    typed = planted if words else f"ada/{planted}"
+    said = hub.refused("push", checkpoint, *words, typed)
+    assert "holds a token" in said and planted not in said and len(hub.log()) == before
+    assert words[-1:] == [] or said.startswith(words[-1])
+
+
 def test_a_token_among_the_files_stops_the_push(hub: Loopback, tmp_path):
     inside = make_checkpoint(tmp_path / "leak.safetensors", recipe={"note": TOKEN})
     said = hub.refused("push", inside, "ada/leak")
     assert "holds a token" in said and TOKEN not in said and not hub.store.exists("ada/leak")
     anybodys = make_checkpoint(tmp_path / "leak2.safetensors", recipe={"note": "hf_" + "Q" * 34})
     assert "holds a token" in hub.refused("push", anybodys, "ada/leak")
+
+
+def test_every_request_says_which_version_made_it(hub: Loopback, checkpoint, tmp_path):
+    asked = hub.requests_of("push", checkpoint, "ada/agent")
+    asked += hub.requests_of("pull", "ada/agent", "--out", tmp_path / "x.safetensors")
+    ours = [row["agent"] for row in asked if "/api/models/ada" in row["path"] or "validate" in row["path"]]
+    assert len(ours) > 5 and all(agent.startswith(f"finetune/{VERSION}") for agent in ours), ours
+
+
+def test_what_a_person_wrote_into_the_card_survives_the_next_push(hub: Loopback, checkpoint, other):
+    hub.worked("push", checkpoint, "ada/edited")
+    card = hub.files("ada/edited")["README.md"].decode()
+    edited = card.replace("<!-- Your own words", "## How I took the pictures\n\nWith care.\n\n<!-- Your own words")
+    edited = edited.replace("license: unknown", "license: mit\nlanguage: [en]")
+    edited = edited.replace("- finetune\n", "- finetune\n- mine\n")
+    edited = edited.replace("Nobody has tested it", "Nobody but me has tested it") + "\nThanks to Bob.\n"
+    edited = edited.replace("| after | fine-tuned", "| after | fine-tuned by me")
+    hub.add("ada/edited", {"README.md": edited.encode()})
+    assert "pushed README.md to" in hub.worked("push", checkpoint, "ada/edited").out, "it names a licence now"
+    assert "no new commit" in hub.worked("push", checkpoint, "ada/edited").out
+    done = hub.worked("push", other, "ada/edited", "--yes")
+    now = hub.files("ada/edited")["README.md"].decode()
+    for words in ("## How I took the pictures\n\nWith care.\n", "Nobody but me has tested it", "\nThanks to Bob.\n"):
+        assert now.count(words) == 1
+    assert "'use' was changed by hand and is kept" in done.err and "'results'" in done.err
+    data = card_data(now)
+    assert (data["license"], data["language"], data["tags"][-1]) == ("mit", ["en"], "mine")
+    assert now.count("<!-- finetune:begin") == card.count("<!-- finetune:begin") and "fine-tuned by me" in now
+    hub.worked("push", other, "ada/edited", "--license", "apache-2.0")
+    assert card_data(hub.files("ada/edited")["README.md"].decode())["license"] == "apache-2.0"
 
 
 def test_a_card_that_the_hub_does_not_accept_stops_everything(hub: Loopback, checkpoint):
@@ -318,7 +397,11 @@ def test_the_card_links_data_sets_that_the_hub_has_and_no_folders(tmp_path, name
     changes = {"recipe": {**RECIPE, "data": {**RECIPE["data"], "name": name}}, "data": {"name": short}}
     bundle = make_bundle(make_checkpoint(tmp_path / "x.safetensors", **changes), parse_name("ada/x"), None)
     data = card_data(bundle.card)
-    assert data.get("datasets") == datasets and f"trained on {title}," in bundle.card
+    assert data.get("datasets") == datasets
+    assert (
+        f"trained on {title if Path(name).name == name and '.' not in name else f'a data set called {title}'},"
+        in bundle.card
+    )
     assert "/home/ada" not in bundle.card
     assert any("/home/ada/mnist" in remark for remark in bundle.remarks) == name.startswith("/")
 
@@ -356,10 +439,14 @@ def test_the_report_goes_along_only_with_its_own_checkpoint(hub: Loopback, tmp_p
 def test_the_recipe_goes_up_whole_and_readable(tmp_path):
     text = make_bundle(make_checkpoint(tmp_path / "x.safetensors"), parse_name("ada/x"), None).files["recipe.yaml"]
     read = yaml.safe_load(text)
-    assert read["data"]["name"] == "kmnist" and read["phases"][0]["batch_size"] == 10
+    assert read == RECIPE and check_recipe(read_yaml(text.decode()).data) == check_recipe(RECIPE)
+    phase = RECIPE["phases"][0] | {"optimizer": {"name": "adamw", "lr": 1e-05}}
+    small = RECIPE | {"phases": [phase], "data": {"name": "on"}}
+    made = make_checkpoint(tmp_path / "z.safetensors", recipe=small)
+    assert yaml.safe_load(make_bundle(made, parse_name("ada/x"), None).files["recipe.yaml"]) == small, "YAML 1.1 too"
     strange = make_checkpoint(tmp_path / "y.safetensors", recipe={"kind": "of another version", "n": [1]})
     bundle = make_bundle(strange, parse_name("ada/x"), None)
-    assert yaml.safe_load(bundle.files["recipe.yaml"]) == {"kind": "of another version", "n": [1]}
+    assert bundle.files["recipe.yaml"] == b'kind: "of another version"\nn: [1]\n'
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):

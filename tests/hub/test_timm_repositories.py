@@ -168,15 +168,22 @@ def by_the_card(repo: str, data: str, recipe: str) -> list[str]:
     card = Path(hf_hub_download(repo, "README.md")).read_text()
     said = []
     for language, text in re.findall(r"```(\w*)\n(.*?)```", card, re.DOTALL):
+        if language == "bibtex":
+            continue
         if language == "python":
             if "transformers" in text and not TRANSFORMERS:
                 continue
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
-                exec(compile(text, "card", "exec"), {})
+                made: dict[str, Any] = {}
+                exec(compile(text, "card", "exec"), made)
+            if "features" in made:
+                config = json.loads(Path(hf_hub_download(repo, "config.json")).read_text())
+                assert made["features"].shape == (1, config["num_features"])
             said.append(out.getvalue().strip())
         else:
-            for line in text.splitlines() if repo.endswith("grey") else re.findall("finetune predict.*", text):
+            assert text.startswith("pip install finetune-images\n")
+            for line in text.splitlines()[1:] if repo.endswith("grey") else re.findall("finetune predict.*", text):
                 words = shlex.split(line.replace("DATA", data))
                 assert words.pop(0) == "finetune"
                 more = ["--recipe", recipe] if words[0] == "adapt" else []

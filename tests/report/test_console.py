@@ -19,6 +19,7 @@ from tiny import SUPPORT
 from finetune.report.comparison import Score, compare
 from finetune.report.console import Console
 from finetune.report.report import Report, Result, Retention, TargetSummary
+from finetune.report.statistics import Confusion
 from finetune.report.tables import (
     class_table,
     confusion_lines,
@@ -286,18 +287,18 @@ def test_classes_are_worst_first_and_uncut(width):
 
 def test_confusion_lines_are_the_most_frequent_mistakes():
     matrix = [[90, 7, 0], [1, 80, 12], [0, 1, 99]]
-    assert confusion_lines(matrix, ["a", "b", "[c]"]) == [
+    assert confusion_lines(Confusion.of_rows(matrix), ["a", "b", "[c]"]) == [
         "b taken for [c]: 12 images",
         "a taken for b: 7 images",
         "b taken for a: 1 image",
         "[c] taken for b: 1 image",
     ]
-    assert len(confusion_lines([[1] * 4] * 4, "abcd")) == 5
-    assert confusion_lines([[5, 0], [0, 5]], "ab") == []
+    assert len(confusion_lines(Confusion.of_rows([[1] * 4] * 4), "abcd")) == 5
+    assert confusion_lines(Confusion.of_rows([[5, 0], [0, 5]]), "ab") == []
 
 
 def test_an_evaluation_says_whether_it_is_what_the_checkpoint_claims():
-    found = result(3, 4, per_class=SCORES, confusion=[[2, 1], [0, 1]])
+    found = result(3, 4, per_class=SCORES, confusion=Confusion.of_rows([[2, 1], [0, 1]]))
 
     def said(claimed):
         return "".join(drawn(part) for part in evaluation_parts(found, "[digits]", ["a", "b"], claimed))

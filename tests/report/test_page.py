@@ -31,6 +31,7 @@ from finetune.report.page import (
 from finetune.report.page_figures import history
 from finetune.report.ranking import Candidate, RankReport
 from finetune.report.report import SourceSummary, TargetSummary
+from finetune.report.statistics import Confusion
 from finetune.report.tables import percent, report_tables
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -153,7 +154,7 @@ def test_the_same_report_gives_the_same_bytes_whose_numbers_are_the_reports():
     for name, own in after.per_class.items():
         row = next(cells for cells in shown.cells if cells[:3] == [name, str(own["correct"]), str(own["total"])])
         assert row[3] == percent(own["accuracy"])
-    for name, counts in zip(NAMES, after.confusion, strict=True):
+    for name, counts in zip(NAMES, after.confusion.to_json(), strict=True):
         assert [name, *(str(count or "") for count in counts)] in shown.cells
     assert "Calibration error: 3.21 %" in shown.text
     assert "on mnist itself: 98.00 % before, 50.00 % after" in shown.text
@@ -248,7 +249,7 @@ def test_what_a_report_lacks_its_page_leaves_out(without):
         "source": {"source": None, "test_set": None, "retention": None, "seeds": []},
         "classes": {
             "target": replace(report.target, classes=[]),
-            "results": {"after": replace(after, confusion=[], per_class={})},
+            "results": {"after": replace(after, confusion=Confusion(0, [], [], []), per_class={})},
         },
     }
     page = read(report_page(replace(report, **lacking[without]), Material(notes=["without answers"])))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from finetune.report.statistics import (
+    Confusion,
     PairedDifference,
-    confusion,
     mcnemar_detectable,
     mcnemar_images,
     paired_difference,
@@ -220,7 +220,13 @@ def test_paired_difference_refuses_what_is_not_paired(first: np.ndarray, second:
 
 def test_confusion_has_the_truth_in_rows() -> None:
     labels, predictions = np.array([0, 0, 0, 2, 2]), np.array([0, 1, 1, 2, 0])
-    assert confusion(labels, predictions, 3) == [[1, 2, 0], [0, 0, 0], [1, 0, 1]]
+    found = Confusion.of(labels, predictions, 3)
+    assert found.to_json() == found.rows().tolist() == [[1, 2, 0], [0, 0, 0], [1, 0, 1]]
+    assert found.mistakes(5) == [(0, 1, 2), (2, 0, 1)] and found.right == 2 and found.totals().tolist() == [3, 0, 2]
+    assert Confusion.of_rows(found.to_json()) == found
+    assert Confusion.total([found, found]).rows().tolist() == [[2, 4, 0], [0, 0, 0], [2, 0, 2]]
+    assert found.most_confused(2) == [0, 1] and found.most_confused(1) == [0]
+    assert found.rows([0, 2]).tolist() == [[1, 0], [1, 1]]
 
 
 def test_confusion_agrees_with_scikit_learn() -> None:
@@ -228,7 +234,7 @@ def test_confusion_agrees_with_scikit_learn() -> None:
 
     rng = np.random.default_rng(3)
     labels, predictions = rng.integers(0, 9, 500), rng.integers(0, 9, 500).astype(np.uint8)
-    rows = confusion(labels, predictions, 10)
+    rows = Confusion.of(labels, predictions, 10).to_json()
     assert rows == confusion_matrix(labels, predictions, labels=range(10)).tolist()
     assert all(type(count) is int for row in rows for count in row)
 
@@ -245,13 +251,22 @@ def test_per_class_keeps_names_and_order_and_says_none_for_a_class_without_image
 def test_classes_that_cannot_be_are_refused() -> None:
     one, three, minus = np.array([1]), np.array([3]), np.array([-1])
     with pytest.raises(ValueError, match="labels: expected 0 to 2, got 3 to 3"):
-        confusion(three, one, 3)
+        Confusion.of(three, one, 3)
     with pytest.raises(ValueError, match="predictions: expected 0 to 2, got -1 to -1"):
         per_class(one, minus, ["a", "b", "c"])
     with pytest.raises(ValueError, match="one shape"):
-        confusion(one, np.array([1, 1]), 3)
+        Confusion.of(one, np.array([1, 1]), 3)
     with pytest.raises(ValueError, match="integers"):
-        confusion(one, np.array([0.5]), 3)
+        Confusion.of(one, np.array([0.5]), 3)
+    for pairs, said in (
+        (([0], [1], []), "as many of each"),
+        (([0], [3], [1]), "classes from 0 to 2"),
+        (([0], [1], [0]), "each pair"),
+        (([1, 0], [1, 1], [1, 1]), "in order"),
+        (([0], [1], [2**70]), "below 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Confusion(3, *pairs)
     with pytest.raises(ValueError, match="twice"):
         per_class(one, one, ["a", "a"])
 

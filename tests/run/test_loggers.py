@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reports import adapt_report
 from tiny import adapt_recipe, phase, refused, report_of, worked
 
 import finetune as toolkit
 from finetune.errors import Interrupted, OutputError, SettingError
 from finetune.run import phases
-from finetune.run.loggers import LOGS, MAX_CLASSES, confusion_of, row_scalars
+from finetune.run.loggers import LOGS, confusion_of, row_scalars
 from finetune.study.runner import TrialOptions
 from finetune.train import loop
 
@@ -179,10 +180,6 @@ def test_a_database_that_cannot_be_written(tmp_path, monkeypatch):
         log.row(1, {"loss": 1.0})
 
 
-def test_a_matrix_of_many_classes_is_left_out(folder, pretrained):
-    Path("short.yaml").write_text(adapt_recipe(phase("head", "steps: 1")))
-    report = toolkit.adapt(pretrained, "kmnist", "short.yaml")
-    picture = confusion_of(report)
+def test_the_matrix_is_a_picture():
+    picture = confusion_of(adapt_report(("ant", "bee")))
     assert picture is not None and picture.dtype == np.uint8 and picture.ndim == 3
-    report.target.classes[:] = map(str, range(MAX_CLASSES + 1))
-    assert confusion_of(report) is None

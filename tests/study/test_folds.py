@@ -16,7 +16,8 @@ from tiny import Impatient, adapt_recipe, files_under, phase, refused, report_of
 import finetune as toolkit
 from finetune.checkpoint.format import encode, read_checkpoint
 from finetune.errors import Interrupted, SettingError
-from finetune.hub.model_card import CardFacts, DataFacts, check_card_here, model_card
+from finetune.hub.card_facts import CardFacts, DataFacts
+from finetune.hub.model_card import check_card_here, model_card
 from finetune.report.statistics import wilson
 
 ROWS = adapt_recipe(phase("all", "steps: 6", 10), compare="[linear_probe, scratch]")
@@ -130,9 +131,9 @@ def test_the_checkpoint_has_learnt_from_all_and_says_so(three, data):
 
 def test_the_model_card_says_how_it_was_tested(three):
     metadata = read_checkpoint(three / OUT).metadata
-    card = model_card(CardFacts("ada/folds", metadata, DataFacts("kmnist", "KMNIST"), None, "mit"))
+    card, _ = model_card(CardFacts("ada/folds", metadata, DataFacts("kmnist", "KMNIST"), None, "mit"))
     check_card_here(card)
-    assert "each of 400 images of KMNIST was tested once" in card and "never saw" not in card
+    assert "each of 400 images was tested once" in card and "never saw" not in card
     assert "split: cross-validation" in card
 
 

@@ -181,7 +181,7 @@ def assert_equal(found: Any, expected: Any) -> None:
     if isinstance(found, torch.Tensor):
         assert torch.equal(found, expected)
     elif isinstance(found, RowAnswers):
-        assert_equal([found.predicted, found.probabilities], [expected.predicted, expected.probabilities])
+        assert_equal(found.tensors(), expected.tensors())
     else:
         mappings = isinstance(found, dict)
         for own, other in zip(*((x.values() if mappings else x) for x in (found, expected)), strict=True):

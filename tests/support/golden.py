@@ -115,7 +115,8 @@ def known() -> dict[str, dict[str, str]] | None:
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        left = {"seconds", "images_per_second", "environment", "path"}  # of the source: where the project lies
+        # path: of the source, where the project lies. network: read off the architecture, not what the training gave.
+        left = {"seconds", "images_per_second", "environment", "path", "network"}
         return {key: _without_times(inner) for key, inner in value.items() if key not in left}
     return [_without_times(inner) for inner in value] if isinstance(value, list) else value
 

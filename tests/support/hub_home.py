@@ -55,6 +55,7 @@ class Loopback:
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1",
             "PYTHONPATH": str(ROOT),
+            "FINETUNE_DATA_ROOT": str(self.root / "no-data"),
         }
         return {k: v for k, v in {**kept, **ours, **changes}.items() if v is not None}
 
@@ -75,6 +76,7 @@ class Loopback:
             "cwd": str(cwd or self.work),
             "out": str(out),
             "err": str(err),
+            "imported": str(self.root / "imported.txt"),
             "largest_file": largest_file,
             "haste": haste,
         }
@@ -97,6 +99,10 @@ class Loopback:
         said = f"\n{done.err}".split("\nfinetune: ")
         assert len(said) == 2, done.err
         return said[1]
+
+    def imported(self) -> set[str]:
+        """The packages that were imported by the end of the latest command."""
+        return set((self.root / "imported.txt").read_text().split())
 
     # what the server has and did
 
@@ -185,6 +191,18 @@ RESULTS = {
 }
 
 
+TIMM_RESNET = {
+    "hub": "timm/test_resnet.r160_in1k",
+    "classifier": "fc",
+    "first_conv": "conv1.0",
+    "pool_size": [5, 5],
+    "license": "apache-2.0",
+    "fixed_input_size": False,
+    "input_size": [3, 160, 160],
+}
+"""What timm publishes of test_resnet, as a report has it."""
+
+
 def make_checkpoint(path: Path, seed: int = 0, **changes: Any) -> Path:
     """A cnn with random weights that says it was adapted to kmnist; `changes` are of its metadata."""
     import torch
@@ -219,5 +237,6 @@ def write_report(checkpoint: Path, **changes: Any) -> None:
         "results": RESULTS,
         "comparisons": {"after_vs_before": compared, "after_vs_scratch": None},
         "retention": {"dataset": "mnist", "before": 0.99, "after": 0.66},
+        "network": {"model": "cnn", "parameters": 420_739, "multiply_adds": 4_240_256, "timm": None},
     }
     checkpoint.with_suffix(".report.json").write_text(json.dumps(values | changes))

@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 # Slow to import, and without a setting that is read then.
@@ -49,6 +50,7 @@ def child(asked: dict[str, Any]) -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     sys.stdout.flush()
     sys.stderr.flush()
+    Path(asked["imported"]).write_text(" ".join({name.partition(".")[0] for name in sys.modules}))
     os._exit(code)
 
 

@@ -141,7 +141,10 @@ class Connection(BaseHTTPRequestHandler):
         # A fault before the answer comes before the body is read to its end, like a proxy's.
         self.body = self._read_body()
         port = self.server.server_address[1]
-        self.hub.note(method=method, path=self.path, port=port, authorization=self.headers.get("Authorization"))
+        said = {key: self.headers.get(key) for key in ("Authorization", "User-Agent")}
+        self.hub.note(
+            method=method, path=self.path, port=port, authorization=said["Authorization"], agent=said["User-Agent"]
+        )
         time.sleep(self.fault.get("sleep", 0))
         if "restart" in self.fault:
             self.close_connection = True

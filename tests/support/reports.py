@@ -22,7 +22,7 @@ from finetune.report.report import (
     TargetSummary,
 )
 from finetune.report.report import TestSetUse as Opened
-from finetune.report.statistics import confusion, per_class
+from finetune.report.statistics import Confusion, per_class
 
 
 def phases(epochs: int = 3, start: float = 1.0) -> list[PhaseSummary]:
@@ -55,7 +55,7 @@ def result(labels: np.ndarray, named: Sequence[np.ndarray], names: Sequence[str]
     if detailed:
         every = np.tile(labels, len(named)), np.concatenate(named)
         scores = {name: dict(own) for name, own in per_class(*every, names).items()}
-        counts = confusion(*every, len(names))
+        counts = Confusion.of(*every, len(names))
         error = MetricValue(0.0321, (0.02, 0.05))
         found = replace(found, per_class=scores, confusion=counts, metrics={"calibration_error": error})
     return found

@@ -61,6 +61,7 @@ def test_a_step_does_not_load_the_compiler():
     code = (
         "import sys, torch\n"
         "from finetune.models.cnn import ArticleCNN\n"
+        "from finetune.models.cost import network_cost\n"
         "from finetune.train.optim import build_optimizer, stage_groups\n"
         f"for name, given in {GIVEN!r}.items():\n"
         "    network = ArticleCNN(10)\n"
@@ -68,7 +69,9 @@ def test_a_step_does_not_load_the_compiler():
         "    optimizer.zero_grad()\n"
         "    network(torch.zeros(2, 1, 28, 28)).sum().backward()\n"
         "    optimizer.step()\n"
-        "    assert 'torch._dynamo' not in sys.modules, name"
+        "    assert 'torch._dynamo' not in sys.modules, name\n"
+        "network_cost('cnn', {}, 10, 1, 28)\n"
+        "assert not {'torch._dynamo', 'timm'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

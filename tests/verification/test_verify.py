@@ -31,10 +31,13 @@ from tiny import (
 )
 
 import finetune as toolkit
+from finetune.checkpoint.format import read_checkpoint, read_metadata, write_checkpoint
+from finetune.checkpoint.limits import MAX_LINEAGE
 from finetune.checkpoint.tensor_hash import hash_named, hash_tensor
 from finetune.commands.adapt import adapt
 from finetune.errors import FinetuneError, Interrupted
 from finetune.sources.resolve import SourceRef
+from finetune.verification import lineage
 from finetune.verification.checks import open_for_checks
 from finetune.verification.lineage import Parent, parent_checks
 
@@ -262,6 +265,47 @@ def test_numbers_that_are_none(home: Path) -> None:
     Path("child.safetensors").write_bytes(content)
     faults = failed("child.safetensors")
     assert "NaN or infinite numbers in fc1.bias" in faults["numbers"] and "hash" in faults
+
+
+@pytest.mark.parametrize("size", [3e38, 1e14])
+def test_numbers_that_are_too_large(home: Path, size: float) -> None:
+    def too_large(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("conv2.weight", "fc1.weight", "head.weight"):
+            tensors[name].fill_(size)
+
+    rewritten("child.safetensors", too_large)
+    assert "the network's outputs for a black" in failed("child.safetensors")["numbers"]
+    if size > 1e15:  # nothing computes with them
+        assert "numbers above 1e+15 in conv2.weight" in refused("evaluate", "child.safetensors", "--data", "kmnist")
+
+
+def rewritten(path: str, change: Callable[[dict[str, torch.Tensor]], Any], **metadata: Any) -> str:
+    """Writes a checkpoint anew with its tensors changed and with other metadata; returns its sha256."""
+    read = read_checkpoint(Path(path))
+    change(read.tensors)
+    return write_checkpoint(Path(path), read.tensors, read.metadata.model_copy(update=metadata))
+
+
+def test_a_huge_file_under_the_parents_name_is_not_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sparse one, whole by its header."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [2**41], "data_offsets": [0, 2**41]}}).encode()
+    with Path("mnist.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2**41)
+    assert states(found("child.safetensors"))["parent 1"] == "not checked"
+    shutil.copy("grandchild.safetensors", "mnist.safetensors")
+    monkeypatch.setattr(lineage, "LARGE", 1)
+    assert "which may be a parent" in finetune("verify", "child.safetensors").err
+
+
+def test_of_very_many_ancestors_the_oldest_are_not_kept(home: Path) -> None:
+    many = [{"id": f"{number}.safetensors", "sha256": "0" * 64, "task": None} for number in range(MAX_LINEAGE)]
+    older = read_metadata(Path("child.safetensors")).lineage
+    digest = rewritten("child.safetensors", dict, lineage=[*older, *many][:MAX_LINEAGE])
+    parent = read_metadata(Path("grandchild.safetensors")).lineage[0] | {"sha256": digest}
+    rewritten("grandchild.safetensors", dict, lineage=[parent, *older, *many][:MAX_LINEAGE])
+    told = states(json.loads(finetune("verify", "grandchild.safetensors", "--json").out))
+    assert told["parent 1"] == "ok"
 
 
 def test_an_accuracy_that_was_edited(home: Path) -> None:

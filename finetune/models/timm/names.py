@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,9 @@ from finetune.text import did_you_mean, listed, name_hint
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)*")  # no ':', '/' or '\': timm reads the Hub or the disk for those
 _MAX_LEN = 100  # characters of a name, or of a text among the arguments
+# What of timm's own settings still holds for weights that were trained further: not where they came from, other test
+# sizes, or special loaders. Nor the tag, which names timm's weights.
+_PUBLISHED = ("pool_size", "first_conv", "classifier", "license", "fixed_input_size", "input_size", "min_input_size")
 _MAX_NUMBER = 16_384  # for any whole number among the arguments; larger ones only fill the memory
 
 # What timm's factory takes besides the architecture's own arguments, and why it is not for recipes.
@@ -114,3 +118,21 @@ def check_accepted(name: str, body: nn.Module, arguments: Mapping[str, Any]) -> 
     if unknown := [key for key in arguments if key not in takes]:
         near = did_you_mean(unknown[0], takes, 3, 0.6) or ";"
         raise SettingError(f"model {name!r}: unknown argument {unknown[0]!r:.100}{near} it takes {listed(takes)}")
+
+
+def published_settings(name: str) -> dict[str, Any]:
+    """What timm publishes of timm/ARCH[.TAG], as JSON values; `hub` is the repository of its weights.
+
+    Empty for an architecture that the installed timm does not have.
+    """
+    wanted = name.removeprefix(TIMM)
+    architecture = wanted.partition(".")[0]
+    if not timm.is_model(architecture):
+        return {}
+    config = timm.get_pretrained_cfg(wanted, allow_unregistered=True) or timm.get_pretrained_cfg(architecture)
+    values: dict[str, Any] = config.to_dict() if config is not None else {}  # type: ignore[no-untyped-call]
+    hub = values.get("hf_hub_id")
+    found = {"hub": hub.partition("@")[0] if isinstance(hub, str) else None}
+    found |= {key: values.get(key) for key in _PUBLISHED}
+    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in found.items() if value is not None}))
+    return plain
