@@ -307,7 +307,8 @@ def _parse(content: bytes) -> Any:
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except json.JSONDecodeError as error:
-        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        ends = not set(text[error.pos :]) & set(',:[]{}"') and error.pos > 0  # within the last word or number
+        cut = ends or error.msg.startswith("Unterminated string")
         fault = "cut short" if cut else f"no JSON ({error.msg})"
         raise ValueError(f"{fault} at line {error.lineno}, column {error.colno}") from None
 

@@ -158,6 +158,7 @@ def test_logits_are_those_of_the_network(folder: Path, trees: Path, orchard: Pat
     files = sorted(map(str, (orchard / "test").rglob("*.png")))[:5]
     found = worked("predict", trees, *files, "--jsonl", "--logits", "--batch", 2)
     own = list(toolkit.load(trees).predict_each(iter(files), batch=1))
+    assert len(list(toolkit.predict(trees, iter(files), batch=10**30))) == len(own), "as many as there are"
     for line, one in zip(found.out.splitlines(), own, strict=True):
         np.testing.assert_allclose(json.loads(line)["logits"], one.logits, rtol=1e-4, atol=1e-4)
         assert one.probabilities == pytest.approx(np.exp(one.logits) / np.exp(one.logits).sum(), abs=1e-6)

@@ -119,6 +119,7 @@ def test_reports_of_older_versions_have_pages(folder):
     [
         (b"", "the file is empty"),
         (SHIPPED.read_bytes()[:-200], "cut short at line "),
+        (b'{"kind": "adapt",\n "a": nul', "cut short at line 2, column 7"),
         (b"[]", "expected a JSON object"),
         (b"{}", "found JSON that does not say its kind"),
         (b'{"kind": "dream"}', "found kind 'dream'"),
