@@ -26,6 +26,7 @@ from finetune.checkpoint.safetensors_io import (
     MAX_TENSORS,
     Header,
     check_finite,
+    check_magnitude,
     read_header,
     read_tensors,
     safetensors_chunks,
@@ -130,6 +131,7 @@ class Checkpoint:
 def encode(tensors: Mapping[str, Tensor], metadata: Metadata) -> bytes:
     """A checkpoint's bytes, the same for the same tensors and metadata. CheckpointError for NaN or infinity."""
     check_finite(tensors, "not written")
+    check_magnitude(tensors, "not written")
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     said = metadata.model_copy(update={"tensors": hash_tensors(plain)})
     return b"".join(safetensors_chunks(plain, {KEY: _metadata_text(said), "format": "pt"}))

@@ -30,7 +30,7 @@ MAX_NAME_LEN = 500  # characters of a tensor's name
 MAX_AXES = 16
 _MAX_VALUES = 1_000_000  # of the JSON: of so many the parser makes at most some 100 MB
 _MAX_NAMED = 20  # tensors in one message
-_LARGEST = 1e15  # a weight; the product of two is still far from what float32 can hold
+LARGEST = 1e15  # a weight; the product of two is still far from what float32 can hold
 _CHUNK = 1 << 18  # numbers tested for NaN together, so that they stay in the processor's cache
 
 # The types that torch can hold, and their bytes.
@@ -216,7 +216,7 @@ def read_tensors(
         raise CheckpointError(unreadable_error(path, error)) from None
     if finite:
         check_finite(tensors, str(path))
-        _check_magnitude(tensors, path)
+        check_magnitude(tensors, str(path))
     return said, tensors, digest.hexdigest()
 
 
@@ -263,12 +263,16 @@ def safetensors_chunks(
         yield flat.view(torch.uint8).numpy().data
 
 
-def _check_magnitude(tensors: Mapping[str, Tensor], path: Path) -> None:
+def too_large(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with a number above LARGEST in them."""
+    return [n for n, t in tensors.items() if t.is_floating_point() and t.numel() and float(t.abs().max()) > LARGEST]
+
+
+def check_magnitude(tensors: Mapping[str, Tensor], where: str) -> None:
     """CheckpointError for numbers that are finite and overflow as soon as a network multiplies with them."""
-    large = [n for n, t in tensors.items() if t.is_floating_point() and t.numel() and float(t.abs().max()) > _LARGEST]
-    if large:
+    if large := too_large(tensors):
         raise CheckpointError(
-            f"{path}: numbers above {_LARGEST:g} in {listed(large)}; such weights give outputs that are not finite"
+            f"{where}: numbers above {LARGEST:g} in {listed(large)}; such weights give outputs that are not finite"
         )
 
 

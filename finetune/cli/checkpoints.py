@@ -244,7 +244,7 @@ def inspect(checkpoint: str, as_json: bool, quiet: bool) -> None:
 @click.option("--int8", is_flag=True, help="Also writes NAME.int8.onnx, quantized, and judges it against the first.")
 @click.option("--data", metavar="DATA", help=f"What to prove it on [default: what it was tested on]: {IMAGES}")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="[default: NAME.onnx or NAME.pt2 beside CHECKPOINT]"
+    "--out", type=OutputFile(".onnx", ".pt2"), metavar="FILE", help="[default: NAME.onnx or NAME.pt2 beside CHECKPOINT]"
 )
 @with_options("data-root", "json", "quiet")
 def export(checkpoint: str, as_json: bool, quiet: bool, **options: Any) -> None:

@@ -112,8 +112,9 @@ def _other_parts(checkpoint: Path, name: HubName, options: PushOptions, console:
     if unknown := [part for part in options.get("parts", ()) if part != ONNX]:
         raise SettingError(f"--with {unknown[0]}: expected {ONNX}")
     if not options.get("parts"):
-        if options.get("data") is not None:
-            raise SettingError("--data goes with --with onnx: it says what the ONNX file is proven on")
+        if given := [name for name in ("data", "data_root") if options.get(name) is not None]:
+            option = f"--{given[0].replace('_', '-')}"
+            raise SettingError(f"{option} goes with --with onnx: it says what the ONNX file is proven on")
         return Parts()
     from finetune.commands.export import onnx_parts  # torch, which a push without it does not need
     from finetune.hub.javascript import ONNX_INPUT, ONNX_MODEL, onnx_bundle

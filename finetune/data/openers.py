@@ -126,5 +126,5 @@ def short_name(name: str) -> str:
     """
     if is_hub_data(name):
         return name.removeprefix(HUB_DATA).partition("@")[0].rpartition("/")[2]
-    path, endings = Path(name).resolve(), {opener.suffix for opener in OPENERS.values()}
+    path, endings = to_path(name, DataError).resolve(), {opener.suffix for opener in OPENERS.values()}
     return unicode_text(path.stem if path.suffix.lower() in endings else path.name)

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from finetune.errors import HubError
-from finetune.hub.client import endpoint
+from finetune.hub.client import CLIENT, endpoint
 from finetune.hub.errors import LogFn, with_retry
 from finetune.hub.repo import Remote, get_repo
 from finetune.hub.repo_id import HubName, same_commit
@@ -72,7 +72,9 @@ def _history(api: HfApi, repo: str, revision: str, note: LogFn, until: str | Non
 
     def ids() -> Iterator[str]:
         address = f"{constants.ENDPOINT}/api/models/{repo}/commits/{revision}"
-        for row in islice(paginate(address, params={}, headers=build_hf_headers(token=api.token)), MAX_COMMITS):
+        for row in islice(
+            paginate(address, params={}, headers=build_hf_headers(token=api.token, **CLIENT)), MAX_COMMITS
+        ):
             yield str(row["id"])
             if until is not None and same_commit(str(row["id"]), until):
                 return

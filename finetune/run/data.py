@@ -18,6 +18,7 @@ from finetune.data.table_columns import ROLES, ColumnNames, Role
 from finetune.errors import DataError, SettingError
 from finetune.hub.dataset import fetch_dataset
 from finetune.io.sanitize import without_folders
+from finetune.io.text_path import unicode_text
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
@@ -178,7 +179,7 @@ def open_test(
     like: data settings that say how a person's own images are read; of columns the usual names will do too. Where they
     have no test split, `train` has all of them, and `test` those that a training would hold out.
     """
-    data = DataSettings.model_validate({**(like or {}), "name": name, "on_bad_image": on_bad_image})
+    data = DataSettings.model_validate({**(like or {}), "name": unicode_text(name), "on_bad_image": on_bad_image})
     short, found, _ = _open_parts(data, name, root, spec.crop_spec(spec.channels), console, to_train=False)
     return short, found
 

@@ -18,6 +18,7 @@ from finetune.data.openers import is_hub_data, is_image_path, read_manifest
 from finetune.data.table_columns import ColumnNames
 from finetune.errors import DataError
 from finetune.hub.dataset import fetch_dataset
+from finetune.io.text_path import unicode_text
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import DataSettings
 from finetune.report.console import Console
@@ -110,7 +111,7 @@ def _records(data: str, images: ImageSet, reading: Mapping[str, Any], console: C
     if not is_image_path(data):
         return ()
     fetched = fetch_dataset(data, note=console.note, bars=False).folder if is_hub_data(data) else None
-    settings = DataSettings.model_validate({**reading, "name": data})
+    settings = DataSettings.model_validate({**reading, "name": unicode_text(data)})
     columns = ColumnNames(column_names(settings), required=False)
     found = {record.name: record for record in read_manifest(data, columns, fetched).records}
     return [found[file] for file in images.files]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from finetune.checkpoint.format import Checkpoint, Metadata, read_checkpoint
+from finetune.checkpoint.safetensors_io import LARGEST, too_large
 from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.models.classifier import Classifier
@@ -126,6 +127,7 @@ def self_checks(subject: CheckpointUnderTest) -> list[Check]:
     network = f"{metadata.model} with {len(metadata.classes)} classes"
     not_finite = [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     faults = [f"NaN or infinite numbers in {name}" for name in not_finite]
+    faults += [f"numbers above {LARGEST:g} in {name}" for name in too_large(tensors) if name not in not_finite]
     if not faults and subject.classifier is not None and not has_finite_logits(subject.classifier):
         faults = ["every number is finite, but the network's outputs for a black, a white or a random picture are not"]
     return [

@@ -41,7 +41,7 @@ NO_PATH = {
 }
 FOLDERS = {"target", "data", "images", "data_root"}  # that take folders too
 NEEDED = dict.fromkeys(("adapt", "plan", "curve", "rank"), ("recipe", "source", "target"))
-MORE = {"app": ["--port", "0"], "push": ["--dry-run", "--license", "mit"]}
+MORE = {"app": ["--port", "0"], "push": ["--dry-run", "--license", "mit"], "export": ["--to", "onnx"]}
 
 
 def path_options():
@@ -59,7 +59,11 @@ def words(command, option, value):
     """The command with this value of the option, and valid ones of those that it needs."""
     typed = [command.name, *MORE.get(command.name, [])]
     for own in command.params:
-        if own is option or own.required or own.name in NEEDED.get(command.name, ()):
+        if (
+            own is option
+            or (own.required and own.opts[0] not in MORE.get(command.name, ()))
+            or own.name in NEEDED.get(command.name, ())
+        ):
             given = value if own is option else GIVEN[own.name]
             given = "pre.yaml" if (command.name, given) == ("pretrain", "adapt.yaml") else given
             typed += [given] if isinstance(own, click.Argument) else [own.opts[0], given]
@@ -188,6 +192,8 @@ def test_whatever_is_no_file_is_refused(command, option, place):
     for kind, value in found.items():
         if option.name == "data_root" or option.name not in FOLDERS or kind not in ("folder", "to-folder"):
             refuses(command, option, value, kind)
+    if command.name == "push":
+        return  # it asks for the token in a folder that is closed to other users
     with closed_folder() as closed:
         ending = option.type.endings[0] if isinstance(option.type, OutputFile) else ".png"
         done = finetune(*words(command, option, f"{closed}/x{ending}"))

@@ -82,7 +82,7 @@ def test_a_run_outlives_its_terminal(program, folder):
     ours, theirs = pty.openpty()
     ignored = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
     with subprocess.Popen(
-        [*words, "--set", "phases[0].epochs=300"],
+        [*words, "--set", "phases[0].epochs=40"],
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         env={**os.environ, "TERM": "xterm"},
         start_new_session=True,

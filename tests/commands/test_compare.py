@@ -164,7 +164,8 @@ def test_evaluate_writes_over_nothing_else(name: str, folder: Path, pretrained: 
     Path("notes.csv").write_text("my,notes\n")
     Path("folder.csv").mkdir()
     said = refused("evaluate", pretrained, "--data", "mnist", "--predictions", name)
-    assert ("ends in .csv" in said) if name == "p.txt" else ("no file of predictions" in said)
+    says = {"p.txt": "ends in .csv", "notes.csv": "no file of predictions", "folder.csv": "folder.csv is a folder"}
+    assert says[name] in said
     assert Path("notes.csv").read_text() == "my,notes\n"
 
 

@@ -57,7 +57,11 @@ def room_imports() -> dict[str, set[str]]:
 
 
 def _room(module: str) -> str:
-    return module.split(".")[0] if (PACKAGE / module.split(".")[0]).is_dir() else "top"
+    """Its folder; a module at the top that imports from a folder is a room of its own, the others are "top"."""
+    head = module.split(".")[0]
+    if (PACKAGE / head).is_dir():
+        return head
+    return head if any((PACKAGE / name.split(".")[0]).is_dir() for name in imports_of(head)) else "top"
 
 
 def _floor(room: str, graph: dict[str, set[str]]) -> int:
