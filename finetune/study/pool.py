@@ -34,15 +34,15 @@ def run_in_processes(
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    count = min(jobs, max(2, len(tasks)))
     # As many threads for each whatever is left to do, so that a resumed study has the same bytes.
-    leader = Leader(os.getpid(), stop, jobs, max(1, torch.get_num_threads() // jobs))
+    leader = Leader(os.getpid(), stop, count, max(1, torch.get_num_threads() // jobs))
     options = {"inner_max_num_threads": leader.threads, "idle_worker_timeout": IDLE_SECONDS}
     calls = [delayed(_named)(task, leader) for task in tasks]
     lost, ended = False, False
     with _stop_file(stop), _silent_pool():
         requests.hold(partial(_touch, stop))
         try:
-            count = min(jobs, max(2, len(tasks)))
             with parallel_config("loky", n_jobs=count, **options):
                 pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=count)
                 with _ignored_signals():
