@@ -179,6 +179,8 @@ def open_test(
     like: data settings that say how a person's own images are read; of columns the usual names will do too. Where they
     have no test split, `train` has all of them, and `test` those that a training would hold out.
     """
+    if not name:
+        raise DataError("an empty text names no images; the current folder is .")
     data = DataSettings.model_validate({**(like or {}), "name": unicode_text(name), "on_bad_image": on_bad_image})
     short, found, _ = _open_parts(data, name, root, spec.crop_spec(spec.channels), console, to_train=False)
     return short, found

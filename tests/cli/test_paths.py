@@ -57,13 +57,11 @@ def _path_options():
 
 def words(command, option, value):
     """The command with this value of the option, and valid ones of those that it needs."""
-    typed = [command.name, *MORE.get(command.name, [])]
+    more = MORE.get(command.name, [])
+    needed = NEEDED.get(command.name, ())
+    typed = [command.name, *more]
     for own in command.params:
-        if (
-            own is option
-            or (own.required and own.opts[0] not in MORE.get(command.name, ()))
-            or own.name in NEEDED.get(command.name, ())
-        ):
+        if own is option or own.name in needed or (own.required and own.opts[0] not in more):
             given = value if own is option else GIVEN[own.name]
             given = "pre.yaml" if (command.name, given) == ("pretrain", "adapt.yaml") else given
             typed += [given] if isinstance(own, click.Argument) else [own.opts[0], given]
