@@ -265,7 +265,15 @@ def safetensors_chunks(
 
 def too_large(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of the tensors with a number above LARGEST in them."""
-    return [n for n, t in tensors.items() if t.is_floating_point() and t.numel() and float(t.abs().max()) > LARGEST]
+    return [name for name, t in tensors.items() if t.is_floating_point() and t.numel() and _largest(t) > LARGEST]
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute number; 0 for types of 8 bits, none of which has numbers above 60,000."""
+    if tensor.element_size() == 1:
+        return 0.0
+    low, high = tensor.detach().aminmax()
+    return max(-float(low), float(high))
 
 
 def check_magnitude(tensors: Mapping[str, Tensor], where: str) -> None:

@@ -197,7 +197,13 @@ entry.main()
 @pytest.mark.parametrize("module", ["click", "finetune.commands.listing"])
 def test_ctrl_c_ends_an_import_that_would_swallow_it(module, folder):
     code = CTRL_C.format(module=module)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(  # a process in the background may have been started without Ctrl-C
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "finetune: stopped by Ctrl-C\n")
 
 

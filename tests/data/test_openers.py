@@ -1,5 +1,6 @@
 """A new kind of image source is one record that opens itself and one row of the table of openers."""
 
+import contextlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,7 @@ def test_tables_by_their_endings_and_columns_for_tables_alone(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["x" * 300, f"./{'x' * 300}", f"{'x' * 300}.csv", "a/\0"])
 def test_a_name_that_no_file_can_have_is_a_data_error(name):
     is_image_path(name)
-    short_name(name.replace("\0", ""))
+    with contextlib.suppress(DataError):
+        short_name(name)
     with pytest.raises(DataError):
         read_manifest(name)

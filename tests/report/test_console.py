@@ -322,6 +322,7 @@ PHASE = {
     "steps": 2110,
     "batch_size": 128,
     "seconds": 12.34,
+    "memory": {"weights": 4_000_000, "gradients": 1_000_000, "optimizer": 1_000_000, "activations": 17_000_000},
 }
 WHOLE = {
     **PHASE,
@@ -354,6 +355,7 @@ def test_a_plan_shows_all_of_each_phase_uncut(width):
         ["cached", "yes", "yes", "no"],
         ["steps", "2,110 of 128", "2,110 of 128", "2,110 of 128"],
         ["about", "12.3 s", "12.3 s", "12.3 s"],
+        ["memory", "23.0 MB", "23.0 MB", "23.0 MB"],
     ]
     words = " ".join(text.split())
     assert words.endswith(

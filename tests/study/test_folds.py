@@ -208,6 +208,6 @@ def test_what_is_refused(folder, pretrained):
     for words in (["--keep", "average"], ["--same-shots"]):
         assert "goes with --seeds, not with --folds" in refused(*typed(pretrained, "--folds", 2, *words))
     assert "unknown metric" in refused(*typed(pretrained, "--folds", 2, "--metric", "precise"))
-    with pytest.raises(SettingError, match="--folds five"):
+    with pytest.raises(SettingError, match="folds: expected a whole number, found 'five'"):
         toolkit.adapt_folds(pretrained, "kmnist", "adapt.yaml", folds="five")
     assert not Path("runs").exists() and not Path("checkpoints").exists()

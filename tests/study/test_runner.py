@@ -431,7 +431,9 @@ def test_a_worker_without_room_fails_the_trial(monkeypatch):
     state = SimpleNamespace(nthreads=1, tasks={})
     worker = SimpleNamespace(state=state, local_directory="/proc/none", get_current_task=lambda: "key")
     monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(get_worker=lambda: worker))
-    found = module.run_on_worker(SimpleNamespace(data_root=Path(), device="cpu", resume=None, logs=()), "study")
+    found = module.run_on_worker(
+        SimpleNamespace(data_root=Path(), device="cpu", resume=None, logs=(), force=False), "study"
+    )
     assert isinstance(found, FailedTrial) and "/proc/none: No such file or directory" in found.message
 
 
