@@ -124,6 +124,7 @@ def test_same_content_same_bytes_whatever_the_order_it_was_put_in():
     assert encode(tensors(), metadata()) == encode(memory, metadata())
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(path):
     code = (
         "import sys, test_format as t; from pathlib import Path\n"

@@ -259,6 +259,7 @@ def test_comparing_changes_nothing_in_the_weights(folder: Path, full: Path, pret
     assert report["results"]["before"] == report_of(full)["results"]["before"]
 
 
+@pytest.mark.slow
 def test_one_comparison_alone(folder: Path, full: Path, pretrained: Path) -> None:
     probe = adapted(pretrained, "--set", "compare=[linear_probe]", recipe=FULL, out="probe.safetensors")
     assert probe["results"]["scratch"] is None

@@ -109,6 +109,7 @@ def test_grey_images_make_a_colour_backbone_grey(folder: Path, backbone: Path, d
     assert toolkit.load(NEW)(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_registered_images_are_predicted_as_they_were_measured(folder: Path, data: Path) -> None:
     """The one is resized by Pillow, the other by torch, which round differently."""
     recipe = BACKBONE.replace("drawn", "mnist").replace("steps: 4", "epochs: 4")
@@ -158,6 +159,7 @@ precision: float32
 """
 
 
+@pytest.mark.slow
 def test_a_number_of_channels_that_was_asked_for_stays(folder: Path, orchard: Path) -> None:
     names = dict.fromkeys(("ink", "pen"), 8)
     scenes(Path("drawn"), channels=1, train=names, test=names)
@@ -494,6 +496,7 @@ def test_pictures_too_many_for_memory_give_the_same_bytes(
     check_agreement(NEW, orchard, orchard / "test")
 
 
+@pytest.mark.slow
 def test_pictures_are_decoded_once(
     folder: Path, backbone: Path, orchard: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:

@@ -337,6 +337,7 @@ def test_a_failed_run_leaves_an_older_checkpoint_where_it_is(folder: Path) -> No
 # What is printed
 
 
+@pytest.mark.slow
 def test_the_articles_line_after_each_epoch(folder: Path) -> None:
     text = pretrain_recipe(phase(batch=3), more="test_each_epoch: true\n")
     done = worked("pretrain", "--recipe", small(text))
@@ -624,6 +625,7 @@ def test_a_classifier_trains_on_like_any_module(pretrained: Path) -> None:
     assert all(parameter.grad is not None for parameter in classifier.parameters())
 
 
+@pytest.mark.slow
 def test_the_run_from_a_shell(folder: Path, data: Path, plain_run: Path) -> None:
     """Once as a program of its own: the same bytes as within this process."""
     words = ["pretrain", "--recipe", small(), "--data-root", str(data), "--json"]

@@ -42,6 +42,7 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_page_of_the_report_is_the_page_of_the_run(run):
     page = NAME.with_suffix(".html").read_bytes()
     worked("report", NAME, "--out", "new/page.html")
@@ -61,6 +62,7 @@ def test_an_older_page_is_moved_aside_and_nothing_else_is_written(run):
     assert len(new) == 1 and text_of(page.parent / new.pop()) == "mine"
 
 
+@pytest.mark.slow
 def test_pictures_that_are_gone_or_others_are_said(run, tmp_path):
     worked("report", NAME, "--out", "gone.html", "--data-root", tmp_path / "nowhere")
     make_data(tmp_path / "others", "mnist", noise=90)

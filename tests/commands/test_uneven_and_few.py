@@ -118,6 +118,7 @@ def test_where_the_best_weights_are_to_be_kept_validation_images_are_needed(fold
     assert "phase top keeps the weights that are best on validation images" in message and "keep: last" in message
 
 
+@pytest.mark.slow
 def test_fewer_pictures_than_shots_are_all_taken_and_that_is_said(folder: Path, backbone: Path) -> None:
     root = scenes(Path("few"), train={"cat": 14, "dog": 5}, test={"cat": 6, "dog": 6})
     for words in ((), ("--seeds", 2)):

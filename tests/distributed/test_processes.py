@@ -46,6 +46,7 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PHASES)
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_two_processes_end_with_the_weights_of_one(ends, way, name):
@@ -58,6 +59,7 @@ def test_two_processes_end_with_the_weights_of_one(ends, way, name):
         assert loss == pytest.approx(other_loss, rel=1e-5) and judged == pytest.approx(other_judged, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixed", "fifteen", "single", "unused"])
 def test_mixed_images_parts_without_an_image_and_unused_parameters_change_nothing(ends, name):
     assert furthest(weights(ends, f"alone-{name}"), weights(ends, f"ddp-{name}")) < 1e-6
@@ -65,6 +67,7 @@ def test_mixed_images_parts_without_an_image_and_unused_parameters_change_nothin
     assert others[0] == others[1] and others[0][0][:2] == pytest.approx(rows[:2], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_both_processes_end_with_the_same_statistics_too(ends, kind, name):
     for way in ("ddp", "fsdp"):
@@ -72,6 +75,7 @@ def test_both_processes_end_with_the_same_statistics_too(ends, kind, name):
         assert kind == "plain" or not torch.equal(found["body.1.running_mean"], torch.zeros(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "way"), AGAIN)
 def test_resumed_from_the_leaders_snapshot_they_end_with_the_same_bytes_and_rows(ends, kind, name, way):
     never, resumed = (f"{way}-{kind}-{name}{how}" for how in ("", "-resumed"))
@@ -79,6 +83,7 @@ def test_resumed_from_the_leaders_snapshot_they_end_with_the_same_bytes_and_rows
     assert said(ends, never)[0][-1] == said(ends, resumed)[0][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", RESUMED["plain"])
 def test_one_process_goes_on_from_the_snapshot_of_two(ends, name, way):
@@ -89,10 +94,12 @@ def test_one_process_goes_on_from_the_snapshot_of_two(ends, name, way):
     )
 
 
+@pytest.mark.slow
 def test_every_image_is_judged_once_and_to_the_bits_of_one_process(ends):
     assert said(ends, "evaluation") == [[True] * 4] * 2
 
 
+@pytest.mark.slow
 def test_what_processes_tell_each_other(ends):
     assert said(ends, "gathered") == [[[0.0] * 3] * 2 + [[1.0] * 3] * 2] * 2
     assert said(ends, "sum") == [[1.0, 2.0]] * 2
@@ -103,12 +110,14 @@ def test_what_processes_tell_each_other(ends):
     assert said(ends, "there") == [False, True]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_in_one_part_stops_both_before_the_update(ends):
     (message, images, still), other = said(ends, "lost")
     assert other == [message, images, still]
     assert 7 in images and still and "before that step changed the weights" in message
 
 
+@pytest.mark.slow
 def test_frozen_stages_stay_bit_equal(ends):
     assert said(ends, "moved") == [["head.weight", "head.bias"]] * 2
     start = net().state_dict()

@@ -208,6 +208,7 @@ def test_an_upload_that_was_never_committed_is_explained_and_filled_by_a_push(hu
 # hosts that are down
 
 
+@pytest.mark.slow
 def test_a_storage_host_that_is_down_is_named(hub: Loopback, checkpoint, tmp_path):
     hub.add("ada/stored", {"model.safetensors": checkpoint.read_bytes()})
     hub.options(storage="dead")

@@ -52,6 +52,7 @@ def evaluated(hub: Loopback, checkpoint: Path, data: str, **how):
     return json.loads(hub.worked("evaluate", checkpoint, "--data", data, "--json", **how).out)
 
 
+@pytest.mark.slow
 def test_it_is_fetched_once_checked_and_read_offline_afterwards(hub, checkpoint, commit, tmp_path):
     home = tmp_path / "home"
     found = evaluated(hub, checkpoint, "hub-data:ada/fruit", home=home)

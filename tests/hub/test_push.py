@@ -82,6 +82,7 @@ def test_nothing_new_is_committed_for_a_hub_that_does_not_tell_hashes_beforehand
     assert len(hub.commits("ada/same")) == 2
 
 
+@pytest.mark.slow
 def test_a_poorer_hub_does_too(hub: Loopback, checkpoint, tmp_path):
     """Without hashes in the list of files, and without a list of refs."""
     hub.options(blobs=False, refs=False)

@@ -209,6 +209,7 @@ def worlds(hub, tmp_path_factory, request):
     return in_one_process(hub, "round_trips", kinds, cwd=folder), folder, commits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["grey", "vit", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mobile", "convnext"))]
 )

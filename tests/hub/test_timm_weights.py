@@ -79,6 +79,7 @@ def test_weights_are_fetched_once_and_found_offline(hub, fetchers):
     assert said.startswith("DownloadError") and "not in the Hub's cache" in said and "HF_HUB_OFFLINE" in said
 
 
+@pytest.mark.slow
 def test_the_revision_of_a_tag_is_the_one_that_is_fetched(hub, fetchers):
     path = fetchers[0]("timm/test_vit2")
     assert ("HEAD", "/timm/test_vit2.r160_in1k/resolve/v2/model.safetensors") in hub[0].asked

@@ -263,6 +263,7 @@ def test_a_machine_with_little_memory_keeps_a_quarter_of_it(
 # --- what plan says ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_plan_says_what_the_run_then_says(folder: Path, pretrained: Path) -> None:
     slow = "{name: sgd, lr: 1e-4}"
     phases = (

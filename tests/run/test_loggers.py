@@ -82,6 +82,7 @@ def test_a_row_s_numbers_are_named_by_phase_and_key():
     assert row_scalars(row) == {"top/train_loss": 0.5, "top/learning_rate": 0.0}
 
 
+@pytest.mark.slow
 def test_both_logs_have_every_row_and_the_outcome(folder, pretrained, monkeypatch):
     for name in LOGS:
         pytest.importorskip(name)
@@ -136,6 +137,7 @@ def test_a_log_that_is_asked_for_when_resuming_is_whole(folder, pretrained):
     assert [event.step for event in found.Scalars("top/seconds")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_study_logs_each_training_and_what_it_came_to(folder, pretrained):
     for name in LOGS:
         pytest.importorskip(name)

@@ -104,6 +104,7 @@ def test_it_is_solved_on_the_features_as_they_are_by_then(
     assert not torch.allclose(load_file(NEW)["fc.weight"], head.weight.data, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_plan_shows_it_as_solved(folder: Path, backbone: Path, orchard: Path) -> None:
     more = "augment: false, norms: hold_all, name: top"
     phases = SOLVED + phase("{last: 2}", "steps: 2", 10, more=more) + phase("all", "epochs: 2", 10, more="name: all")

@@ -79,6 +79,7 @@ def test_each_fails_once_with_each_error_in_turn(anew):
         survives(site, ERRORS[number % len(ERRORS)], right)
 
 
+@pytest.mark.slow
 def test_one_of_them_fails(anew):
     right = listed_and_done()[1]
     anew()

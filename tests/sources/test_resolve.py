@@ -64,6 +64,7 @@ def body(folder: Path, backbone: Path) -> Path:
 # Bare files
 
 
+@pytest.mark.slow
 def test_a_body_is_as_good_a_source_as_its_checkpoint(body: Path, backbone: Path, orchard: Path) -> None:
     adapted(backbone, orchard)
     reference = report_of(NEW)
@@ -131,6 +132,7 @@ def test_the_model_may_stand_in_the_recipe(body: Path, orchard: Path) -> None:
     assert worked("plan", *words, "--json").json["model"] == "timm/test_resnet"
 
 
+@pytest.mark.slow
 def test_arguments_of_the_model_build_another_network(folder: Path, orchard: Path) -> None:
     """Padding as TensorFlow pads has no tensors of its own: the file fits both ways, the numbers differ."""
     state = stock("test_efficientnet")

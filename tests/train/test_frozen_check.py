@@ -108,6 +108,7 @@ def test_what_a_phase_freezes(stages: tuple[str, ...], norms: str, frozen: set[s
     assert proof.count == len(frozen) and set(proof.digests) == frozen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", ["hold", "update", "hold_all"])
 def test_beside_adapters_all_but_the_head_is_frozen(norms: str) -> None:
     network, stages = net(), ("body", "head")

@@ -248,6 +248,7 @@ def test_rank_and_alpha_count(folder: Path, backbone: Path, orchard: Path) -> No
     assert again["phases"][1]["trainable_parameters"] > 3 * 96 + 3
 
 
+@pytest.mark.slow
 def test_plan_counts_the_adapters(folder: Path, backbone: Path, orchard: Path) -> None:
     recipe = adapt_recipe(SOLVED + low_rank("{last: 3}"), "{augment: photo}")
     report = adapted(backbone, orchard, recipe)
@@ -278,6 +279,7 @@ def test_what_is_kept_has_no_adapter(
     assert toolkit.load("runs/stopped/interrupted.safetensors").class_names == ("apple", "pear", "plum")
 
 
+@pytest.mark.slow
 def test_what_adapters_brought_is_kept_when_the_comparison_is_stopped(
     folder: Path, backbone: Path, orchard: Path
 ) -> None:

@@ -44,6 +44,7 @@ def checks(hub: Loopback, *words: object, code: int = 0, **how: Any) -> dict[str
     return {check["check"]: check for check in json.loads(done.out)["checks"]}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_on_the_hub(hub: Loopback, pushed: str, data: Path) -> None:
     found = checks(hub, "hub:ada/mnist", "--data", "mnist", "--data-root", data)
     states = {name: check["state"] for name, check in found.items()}

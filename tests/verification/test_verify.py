@@ -667,6 +667,7 @@ def test_statistics_are_held_against_the_parents_where_they_were_not_to_move(
     assert f"{held[-1]} was never to change" in failed("new.safetensors")["frozen"]
 
 
+@pytest.mark.slow
 def test_adapters_leave_all_but_their_places_as_it_was(folder: Path, backbone: Path, orchard: Path) -> None:
     shutil.copy(backbone, folder)
     low_rank = phase("{last: 3}", "steps: 4", optimizer="{name: adamw, lr: 1e-2}", more="lora: {rank: 2}, name: low")

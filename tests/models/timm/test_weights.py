@@ -50,6 +50,7 @@ def test_position_embeddings_are_resampled_as_timm_does():
     assert state["pos_embed"].shape[1] == 37 and torch.equal(state["pos_embed"], loaded.pos_embed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "cs3darknet_focus_s"])
 @torch.no_grad()
 def test_a_grey_picture_gives_what_three_equal_channels_gave_and_back(name):
