@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import PIL
 import torch
 from torch import Tensor, nn
 
 from finetune.models.spec import InputSpec
 
+PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+# From this version on Pillow shrinks rows first where the height shrinks by more than twice what the width does
+# (python-pillow/Pillow#9549); between the two passes pixels are rounded, so that the order matters.
+TALL_FIRST = (13, 0)
 PRECISION = 22  # bits of Pillow's weights after the point, where pixels have 8 bits
 _GREY = (19595, 38470, 7471)  # of 65536: red, green and blue as Pillow makes them grey (ITU-R 601-2)
 
@@ -32,22 +37,33 @@ class PictureInput(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         pixels = _grey(pictures) if self.spec.channels == 1 else pictures
-        count, height, width, channels = pixels.shape
-        size = self.spec.size
-        columns = pixels.permute(0, 2, 1, 3).reshape(count, width, height * channels)
-        columns = _resample(columns, self._weights(width, height))
-        rows = (
-            columns.reshape(count, size, height, channels).permute(0, 2, 1, 3).reshape(count, height, size * channels)
-        )
-        square = _resample(rows, self._weights(height, width)).reshape(count, size, size, channels)
+        height, width = pixels.shape[1:3]
+        turned = pixels.permute(0, 2, 1, 3)
+        square = self._across(self._across(turned, height).permute(0, 2, 1, 3), width)
+        if PILLOW >= TALL_FIRST:
+            shrunk = height - self._resized(height, width), width - self._resized(width, height)
+            tall = (shrunk[0] > 0) & (shrunk[0] > 2 * shrunk[1])
+            other = self._across(self._across(pixels, width).permute(0, 2, 1, 3), height).permute(0, 2, 1, 3)
+            square = torch.where(tall, other, square)
         return (square.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
-    def _weights(self, length: int, other: int) -> Tensor:
-        """Of each of `length` pixels of a side in each pixel of the input: float64, size×length."""
+    def _across(self, pixels: Tensor, other: int) -> Tensor:
+        """Resamples the second axis of N×L×K×C to the input's size; `other` is the picture's other side before."""
+        count, length, lines, channels = pixels.shape
+        flat = pixels.reshape(count, length, lines * channels)
+        return _resample(flat, self._weights(length, other)).reshape(count, self.spec.size, lines, channels)
+
+    def _resized(self, length: int, other: int) -> Tensor:
+        """What a side of `length` pixels becomes before the centre is cut out: one number, float64."""
         resized = torch.scalar_tensor(self.spec.working, dtype=torch.float64)
         if self.spec.resize == "shorter_side":
             longer = torch.scalar_tensor(self.spec.working * length, dtype=torch.float64) / other
             resized = torch.maximum(resized, longer.floor())
+        return resized
+
+    def _weights(self, length: int, other: int) -> Tensor:
+        """Of each of `length` pixels of a side in each pixel of the input: float64, size×length."""
+        resized = self._resized(length, other)
         start = ((resized - self.spec.size) / 2).round()  # halves go to the even number, as in `center_crop`
         scale = torch.scalar_tensor(length, dtype=torch.float64) / resized
         centres = (torch.arange(self.spec.size, dtype=torch.float64) + start + 0.5) * scale
