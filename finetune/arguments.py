@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -35,6 +35,7 @@ _WORDS = {
     float: "a number",
     bool: "True or False",
     Sequence: "a list",
+    Iterable: "a list",
     Mapping: "a dictionary",
     type(None): "None",
 }

@@ -47,6 +47,10 @@ _OTHER_KINDS = {
     b"PK\x03\x04": _PICKLE,
     b"\x80": _PICKLE,
     b"version https:/": "a git-LFS pointer, which only says where the file is; `git lfs pull` fetches the file",
+    **{
+        bytes([8, version, 18]): "an ONNX file, which only `finetune evaluate` takes; name the checkpoint it is of"
+        for version in range(7, 14)  # of the format's intermediate representation
+    },
     b"\x1f\x8b": "a gzip file; unpack it first",
     b"<": "a web page, perhaps an error that was saved under this name; download the file again",
 }

@@ -247,10 +247,11 @@ def evaluate_classifier(
     counts = whole.counts()
     shared = [name for name in classifier.class_names if name in counts]
     if not any(counts[name] for name in shared):
+        source = "CHECKPOINT" if isinstance(classifier, OnnxFile) else checkpoint
         raise DataError(
             f"{checkpoint} and {data} have no class in common: the checkpoint knows "
             f"{listed(classifier.class_names)}; {data} has {listed(whole.class_names)}. "
-            f"`finetune adapt --from {checkpoint} --target {data}` swaps the head"
+            f"`finetune adapt --from {source} --target {data}` swaps the head"
         )
     if said:
         console.note(said)

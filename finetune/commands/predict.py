@@ -86,11 +86,12 @@ def predict(
     """
     if isinstance(images, (str, Path)):
         raise SettingError(f"expected several pictures or folders, found the one path {images}; put it in a list")
-    if (batch is not None and batch < 1) or top < 1:
-        raise SettingError(f"expected top and batch of at least 1, found top {top} and batch {batch}")
+    for name, number in (("top", top), ("batch", batch)):
+        if number is not None and number < 1:
+            raise SettingError(f"{name}: expected a number from 1, found {number}")
     if logits and flip:
         raise SettingError("--logits and --tta: the mirror image has logits of its own; leave one of the two out")
-    opened = (_open(str(image), bars, null) for image in images)
+    opened = (_open(_checked_path(image), bars, null) for image in images)
     pictures = chain.from_iterable(list(opened) if isinstance(images, Sequence) else opened)
     source = open_source(locate(checkpoint, bars=bars))
     classifier, learnt = source.classifier, DATASETS.get(source.dataset or "")
@@ -114,6 +115,12 @@ class _Picture:
         if self.fault is not None:
             raise DataError(self.fault)
         return read_image_bytes(self.name) if self.record is None else self.record.open()
+
+
+def _checked_path(image: object) -> str:
+    if not isinstance(image, (str, os.PathLike)):
+        raise SettingError(f"images: expected texts and paths, found {image!r:.80} ({type(image).__name__})")
+    return os.fspath(image)
 
 
 def _open(image: str, bars: bool, null: bool) -> Iterable[_Picture]:

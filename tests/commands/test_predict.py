@@ -348,10 +348,12 @@ def test_the_same_from_python(folder: Path, trees: Path, orchard: Path) -> None:
     assert json.loads(json.dumps(found)) == found
     endless = toolkit.predict(trees, itertools.cycle([orchard / "test/pear/1.png", "gone.png"]), batch=2)
     assert [sight.error for sight in itertools.islice(endless, 4)] == [None, "there is no such image file"] * 2
+    with pytest.raises(SettingError, match=r"images: expected texts and paths, found 3 \(int\)"):
+        list(toolkit.predict(trees, [3]))  # type: ignore[list-item]
     for images, said in (("x.png", "images: expected "), (["x.png", ""], "an empty text names no picture")):
         with pytest.raises(SettingError, match=re.escape(said)):
             toolkit.predict(trees, images)
-    with pytest.raises(SettingError, match="top 0"):
+    with pytest.raises(SettingError, match="top: expected a number from 1, found 0"):
         toolkit.predict(trees, ["x.png"], top=0)
 
 
