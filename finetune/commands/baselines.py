@@ -119,7 +119,7 @@ class Adaptation:
         return self.shared.test
 
     def answers(self, network: StagedNetwork, grading: Grading) -> RowAnswers:
-        """What a network answers to the test images."""
+        """The class that a network gives each test image, with its probabilities."""
         return RowAnswers.of_numbers(self.context.cache.outputs(network, TEST, reduce=grading.reduce))
 
 

@@ -15,7 +15,7 @@ from finetune.hub.download import fetch_file
 from finetune.hub.errors import LogFn
 from finetune.hub.model_card import check_licence
 from finetune.hub.repo import Remote, describe, find_repo
-from finetune.hub.repo_id import CARD, CONFIG, WEIGHTS, HubName, check_revision, parse_name
+from finetune.hub.repo_id import CARD, CONFIG, ONNX_FOLDER, WEIGHTS, HubName, check_revision, parse_name
 from finetune.hub.upload import Pushed, check_no_token, check_no_token_typed, check_tag, logged_in, publish
 from finetune.io.atomic import write_atomic
 from finetune.io.safe_open import sha256_of
@@ -97,7 +97,7 @@ def push(checkpoint: str | Path, repository: str, **options: Unpack[PushOptions]
         check_no_token(bundle.files)
     _note_all(bundle.remarks, note)
     if there is not None and WEIGHTS in there.files and not there.files[WEIGHTS].fits(bundle.files[WEIGHTS]):
-        older = [file for file in there.files if file.startswith("onnx/") and file not in bundle.files]
+        older = [file for file in there.files if file.startswith(ONNX_FOLDER) and file not in bundle.files]
         _note_all([f"{file}: of the weights that were there; --with onnx makes a new one" for file in older], note)
     if tag is not None:
         check_tag(api, there, bundle.files, tag, note)

@@ -7,9 +7,10 @@ from typing import Any
 
 from finetune.checkpoint.format import Metadata
 from finetune.hub.bundle import Parts, json_text
+from finetune.hub.repo_id import ONNX_FOLDER, PREPROCESSOR
 from finetune.models.spec import InputSpec
 
-ONNX_MODEL, ONNX_INPUT, PREPROCESSOR = "onnx/model.onnx", "onnx/picture_input.onnx", "preprocessor_config.json"
+ONNX_MODEL, ONNX_INPUT = f"{ONNX_FOLDER}model.onnx", f"{ONNX_FOLDER}picture_input.onnx"
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 _SECTION = """

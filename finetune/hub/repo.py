@@ -16,7 +16,9 @@ from finetune.hub.file_facts import FileFacts
 from finetune.hub.repo_id import (
     CONFIG,
     EXAMPLES,
+    ONNX_FOLDER,
     OUR_FILES,
+    PREPROCESSOR,
     WEIGHTS,
     HubName,
     RepoKind,
@@ -78,7 +80,8 @@ def get_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote:
         rows = _tree_facts(api, name, commit, unknown, note)
         files |= {file: found.with_size_of(files[file]) for file, found in rows.items()}
         for file in files:
-            if file.startswith((*OUR_FILES, EXAMPLES, "onnx/")) and not files[file].has_hash:
+            ours = file in (*OUR_FILES, PREPROCESSOR) or file.startswith((EXAMPLES, ONNX_FOLDER))
+            if ours and not files[file].has_hash:
                 files[file] = _head_facts(api, name, commit, file, note).with_size_of(files[file])
     # The client's own card object drops what it does not know, so the plain mapping is kept.
     card_data = getattr(info, "card_data", None)
@@ -95,7 +98,7 @@ def find_repo(api: HfApi, name: HubName, note: LogFn = log_nothing) -> Remote | 
 
 
 def _listed_facts(file: Any) -> FileFacts:
-    """The facts in a row of either list of the client's."""
+    """Size and hash of a file as a Hub lists it, in the description of a repository or in its tree."""
     if file.lfs is not None:
         return FileFacts.of_large(file.lfs.sha256, file.lfs.size)  # the other size may be that of a pointer
     return FileFacts.parse(file.blob_id, file.size)

@@ -281,7 +281,7 @@ def read_report_values(path: Path) -> dict[str, Any]:
 
 
 def read_report_beside(path: Path) -> dict[str, Any] | None:
-    """As `read_report_values`; None where nothing is at this path."""
+    """Reads a report's values as `read_report_values` does; None where there is no such file."""
     try:
         path.stat()
     except OSError as error:
