@@ -1,6 +1,5 @@
 """Every option that names a file or a folder, found in the commands themselves, given what is none."""
 
-import itertools
 import os
 import shutil
 import signal
@@ -171,15 +170,13 @@ def place(made, monkeypatch):
         monkeypatch.chdir("/")
 
 
-NUMBER = itertools.count()
-
-
-@pytest.mark.parametrize(("command", "option"), path_options())
-def test_what_is_no_file_is_refused(command, option, place):
+@pytest.mark.parametrize(("number", "given"), list(enumerate(path_options())), ids=[p.id for p in path_options()])
+def test_what_is_no_file_is_refused(number, given, place):
     """One kind for each option, so that all kinds are met; the slow test gives every kind to each."""
+    command, option = given.values
     found = bad_outputs(option) if isinstance(option.type, OutputFile) else bad_inputs(option)
     kinds = [kind for kind in found if option.name not in FOLDERS or kind not in ("folder", "to-folder")]
-    kind = kinds[next(NUMBER) % len(kinds)]
+    kind = kinds[number % len(kinds)]
     refuses(command, option, found[kind], kind)
 
 
