@@ -66,7 +66,7 @@ ROOMS = {
         *("report", "checkpoint", "io", "system", "paths", "text", "batching", "errors"),
     },
     "study": {
-        *("commands", "run", "sources", "train", "distributed", "models", "data", "recipe", "report"),
+        *("commands", "run", "sources", "train", "distributed", "models", "data", "recipe", "report", "checkpoint"),
         *("io", "system", "paths", "text", "errors"),
     },
     "cli": {

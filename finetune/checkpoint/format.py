@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from finetune.checkpoint.confidence import Confidence
 from finetune.checkpoint.limits import MAX_INPUT_SIZE, MAX_VALUES, check_metadata_values
 from finetune.checkpoint.safetensors_io import (
     MAX_TENSORS,
@@ -83,7 +84,8 @@ class InputMetadata(BaseModel):
 class Metadata(BaseModel):
     """The JSON metadata of a checkpoint. Accuracies are fractions; `lineage` lists parents, nearest first.
 
-    `tensors` is the sha256 of the tensors (`hash_tensors`), filled in by `encode`; older files have none.
+    `tensors` is the sha256 of the tensors (`hash_tensors`), filled in by `encode`; older files have none. `confidence`
+    is None, and then left out, where nothing was held out to calibrate on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
@@ -99,6 +101,7 @@ class Metadata(BaseModel):
     lineage: list[dict[str, Any]]
     versions: dict[str, str]
     tensors: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    confidence: Confidence | None = None
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Metadata:
@@ -219,6 +222,8 @@ def _describe(tensor: Tensor) -> str:
 def _metadata_text(metadata: Metadata) -> str:
     plain = metadata.model_dump()
     plain["input"] = metadata.input.model_dump(exclude_unset=True)  # an older file's comes out as it was
+    if metadata.confidence is None:
+        del plain["confidence"]
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 

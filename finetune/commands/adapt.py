@@ -17,12 +17,14 @@ from finetune.commands.baselines import (
     retention,
     train_rows,
 )
+from finetune.commands.out_of_fold import calibrate_training
 from finetune.commands.report import html_report
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import SettingError
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import ACCURACY, Comparison, Score
+from finetune.report.confidence import ConfidenceSummary
 from finetune.report.metrics import find_metric
 from finetune.report.report import Report, Result, Retention, SourceSummary, TestSetUse
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
@@ -33,6 +35,7 @@ from finetune.run.finalize import (
     check_metric,
     checkpoint_results,
     compare_rows,
+    confidence_summary,
     correct_mask,
     open_test_set,
     public_recipe,
@@ -104,6 +107,7 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
                 html_report(outputs.report, data=recipe.data.name, data_root=call.data_root, console=call.console)
             return finished
         train_rows(adaptation, rows)
+        confidence, notes = calibrate_training(adaptation)
         use = open_test_set(outputs.run_folder, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
         answers = answer_rows(adaptation, rows)
         report = adapt_report(
@@ -114,9 +118,11 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
             ),
             retention=retention(adaptation, call.data_root),
             test_set=use,
+            confidence=confidence_summary(confidence, notes, setup.data.test, answers["after"]),
         )
         if call.group.leader:
             fields = metadata_fields(recipe, setup) | {"results": checkpoint_results(report.results)}
+            fields["confidence"] = confidence
             predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
             digest = save_run(adaptation.classifier, fields, report, predictions, outputs, call.console)
             run_folder.finish(digest, report)
@@ -192,6 +198,7 @@ def adapt_report(
     comparisons: dict[str, Comparison | None],
     retention: Retention | None,
     test_set: TestSetUse | None,
+    confidence: ConfidenceSummary,
 ) -> Report:
     """The report of an adapt, with a result or None for each row there is."""
     trained: TrainedNetwork = adaptation.trained["after"]
@@ -204,6 +211,7 @@ def adapt_report(
         comparisons=comparisons,
         retention=retention,
         test_set=test_set,
+        confidence=confidence,
     )
 
 

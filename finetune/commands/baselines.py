@@ -80,7 +80,7 @@ class Adaptation:
     """One adapt: what the rows of its verdict are made from.
 
     `trained` has by row what was trained for it. `shared` is what the source makes of the images, computed at most
-    once. `classifier` is the one that is fine-tuned, a copy of the source's.
+    once. `classifier` is the one that is fine-tuned, a copy of the source's. `progress` is of the newest network.
     """
 
     recipe: AdaptRecipe
@@ -222,13 +222,13 @@ def predict_linear_probe(adaptation: Adaptation, grading: Grading) -> RowAnswers
     return _head_answers(adaptation.trained["linear_probe"], adaptation.source_test_features().cpu(), grading)
 
 
-def train_after(adaptation: Adaptation) -> TrainedNetwork:
-    """Swaps the head of the source's copy and trains it through the recipe's phases."""
+def train_after(adaptation: Adaptation, name: str = TRAINED) -> TrainedNetwork:
+    """Swaps the head of the source's copy and trains it through the recipe's phases; snapshots call it `name`."""
     recipe, network, context = adaptation.recipe, adaptation.classifier.network, adaptation.context
     means = adaptation.source_features().means
     transplant = _swap_head(network, recipe, means, adaptation.setup)
     _log_head_rows(transplant, recipe, adaptation.classes, adaptation.logger.console)
-    adaptation.progress = NetworkProgress(adaptation.run_folder, TRAINED, network)
+    adaptation.progress = NetworkProgress(adaptation.run_folder, name, network, before=adaptation.progress)
     phases = run_phases(network, recipe.phases, context, adaptation.logger, adaptation.progress)
     return TrainedNetwork(network, phases, transplant)
 
@@ -295,6 +295,7 @@ def train_scratch(adaptation: Adaptation) -> StagedNetwork:
         context.runtime.place(network)
         phase = scratch_phase(recipe, len(context.data.train))
         progress = NetworkProgress(adaptation.run_folder, SCRATCH, network, before=adaptation.progress)
+        adaptation.progress = progress
         run_phases(network, [phase], context, replace(adaptation.logger, interrupt_checkpoint=None), progress)
     return network
 

@@ -15,6 +15,7 @@ from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import PretrainRecipe
 from finetune.report.report import Report
 from finetune.report.rows import PRETRAIN_ROWS
+from finetune.run.confidence import calibrate_on_validation
 from finetune.run.context import TrainContext, make_context
 from finetune.run.finalize import (
     Grading,
@@ -22,6 +23,7 @@ from finetune.run.finalize import (
     build_report,
     checkpoint_results,
     compare_rows,
+    confidence_summary,
     open_test_set,
     public_recipe,
     row_predictions,
@@ -86,6 +88,7 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
                 console, outputs, interrupt_checkpoint, _article_line(context, call) if recipe.test_each_epoch else None
             )
             phases = run_phases(network, recipe.phases, context, logger, NetworkProgress(run_folder, TRAINED, network))
+            confidence, notes = calibrate_on_validation(network, data, context.normalize, group)
             use = open_test_set(outputs.run_folder, "pretrain", identity.fingerprint) if group.leader else None
             images = data.test.images.to(runtime.device)
             grading = Grading.of(data.test)
@@ -98,9 +101,10 @@ def _pretrain(given: RecipeLike, call: RunCall) -> Report:
                 build_report(recipe, setup, run_folder.seconds(), phases, results),
                 comparisons=comparisons,
                 test_set=use,
+                confidence=confidence_summary(confidence, notes, data.test, answers["test"]),
             )
             if group.leader:
-                fields = metadata_fields | {"results": checkpoint_results(results)}
+                fields = metadata_fields | {"results": checkpoint_results(results), "confidence": confidence}
                 found = row_predictions(data.test, {(row, None): one for row, one in answers.items()})
                 run_folder.finish(save_run(classifier, fields, report, found, outputs, console), report)
                 if call.html:

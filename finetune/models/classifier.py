@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune.checkpoint.confidence import Confidence
 from finetune.data.image_io import CropSpec, center_crop, decode_image, read_image, to_eight_bits
-from finetune.errors import DataError, SettingError
+from finetune.errors import CheckpointError, DataError, SettingError
+from finetune.models.novelty import NoveltyScore, run_with_features
 from finetune.models.spec import InputSpec
 from finetune.models.staged import StagedNetwork, eval_mode
 
@@ -30,12 +32,20 @@ MAX_PIXELS = 4_000_000  # in one batch
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class of one image, and the probability and logit of each class in the classifier's order."""
+    """The most probable class of one image, and the probability and logit of each class in the classifier's order.
+
+    Probabilities are calibrated where the checkpoint records a temperature; logits are the network's own. unsure: the
+    probability is below the threshold of the checkpoint's promise, so that `label` is a guess. novelty: its novelty
+    score, None where the checkpoint has none. unlike: that is above the threshold, so that the answer means little.
+    """
 
     label: str
     probability: float
     probabilities: tuple[float, ...]
     logits: tuple[float, ...] = ()
+    unsure: bool = False
+    novelty: float | None = None
+    unlike: bool = False
 
 
 class Classifier(nn.Module):
@@ -56,6 +66,19 @@ class Classifier(nn.Module):
         self.class_names = tuple(class_names)
         self.input = input
         self.origin: object | None = None  # the source it was loaded from, for `finetune.save`
+        self.confidence: Confidence | None = None
+        self.novelty: NoveltyScore | None = None
+
+    def trust(self, confidence: Confidence | None, where: str) -> None:
+        """Answers from now on as `confidence` says. CheckpointError, naming `where`, if it is of another network."""
+        novelty = confidence.novelty if confidence is not None else None
+        score = NoveltyScore.of(novelty) if novelty is not None else None
+        if score is not None and not score.fits(self.network):
+            raise CheckpointError(
+                f"{where}: its metadata does not hold at confidence.novelty: the network cannot be cut behind stages "
+                f"{', '.join(map(str, score.cuts))}"
+            )
+        self.confidence, self.novelty = confidence, score
 
     def with_classes(self, class_names: Sequence[str]) -> Classifier:
         """Copies the classifier under other class names; its head still has to be replaced."""
@@ -106,13 +129,44 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def predict_preprocessed(self, inputs: Tensor) -> list[Prediction]:
         """Predicts as `predict` does what `preprocess` made of pictures: float N×C×size×size, in one batch."""
-        found = []
         with eval_mode(self):
-            logits = self(inputs.to(next(self.parameters()).device)).float()
-            for row, given in zip(logits.softmax(1).cpu().tolist(), logits.cpu().tolist(), strict=True):
-                best = max(range(len(row)), key=row.__getitem__)
-                found.append(Prediction(self.class_names[best], row[best], tuple(row), tuple(given)))
-        return found
+            logits, novelty = self.logits_and_novelty(inputs.to(next(self.parameters()).device))
+        rows = zip(self.probabilities(logits).tolist(), logits.cpu().tolist(), novelty.tolist(), strict=True)
+        return [self._prediction(*row) for row in rows]
+
+    def _prediction(self, row: list[float], logits: list[float], novelty: float) -> Prediction:
+        best = max(range(len(row)), key=row.__getitem__)
+        return Prediction(
+            self.class_names[best],
+            row[best],
+            tuple(row),
+            tuple(logits),
+            self.is_unsure(row[best]),
+            None if self.novelty is None else novelty,
+            self.is_unlike(novelty),
+        )
+
+    def logits_and_novelty(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (float32, N×classes) of normalised images on its device, and novelty scores (N, CPU; NaN for none)."""
+        if self.novelty is None:
+            return self(inputs).float(), torch.full((len(inputs),), torch.nan)
+        logits, features = run_with_features(self.network, inputs, self.novelty.cuts)
+        return logits.float(), self.novelty.scores(features)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The calibrated probabilities (N×classes, CPU) of logits."""
+        if self.confidence is None:
+            return logits.softmax(1).cpu()
+        return (logits.cpu().double() / self.confidence.temperature).softmax(1)
+
+    def is_unsure(self, probability: float) -> bool:
+        """Whether an answer of this calibrated probability is below the threshold of a promise."""
+        promise = self.confidence.promise if self.confidence is not None else None
+        return promise is not None and probability < promise.threshold
+
+    def is_unlike(self, novelty: float) -> bool:
+        """Whether a picture of this novelty score is unlike those trained on; no score (NaN) never is."""
+        return self.novelty is not None and novelty > self.novelty.record.threshold
 
 
 def _open_picture(image: ImageLike, spec: CropSpec) -> Image:

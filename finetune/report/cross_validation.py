@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.report.metrics import (
+    HIGHEST,
     METRICS,
     Answers,
     Interval,
@@ -98,7 +99,7 @@ def measure_over_folds(answers: Answers, folds: Integers, found: Mapping[str, Me
             continue
         value = spread.mean if name in BY_FOLD else own.value
         moved = (own.ci95[0] + value - own.value, own.ci95[1] + value - own.value)
-        limits = (0.0, math.inf if name == "log_loss" else 1.0)
+        limits = (0.0, HIGHEST.get(name, 1.0))
         widened[name] = MetricValue(value, spread.widen(moved, value, limits), own.note)
     return widened
 

@@ -31,7 +31,8 @@ Floats = npt.NDArray[np.floating[Any]]
 Interval = tuple[float, float]
 Needs = Literal["predictions", "confidence", "probabilities"]
 
-PLAIN = ("auroc", "log_loss")  # shown as numbers, not in percent
+PLAIN = ("auroc", "log_loss", "brier")  # shown as numbers, not in percent
+HIGHEST = {"log_loss": math.inf, "brier": 2.0}  # of a metric's values, where it is not 1
 BINS = 10  # of equal width, for the calibration error
 SUM_TOLERANCE = 1e-3  # of the probabilities of an image, which are to sum to 1; half precision rounds so
 POSITIVE = 1  # of two classes, the one that sensitivity is about
@@ -169,6 +170,15 @@ class Answers:
             true = np.take_along_axis(self.probabilities, self.labels[:, None], 1)[:, 0]
         smallest = np.finfo(true.dtype).eps
         return -np.log(np.clip(true, smallest, 1 - smallest).astype(np.float64))
+
+    @cached_property
+    def squares(self) -> crossed.Floats | None:
+        """The squared distance between the probabilities of all classes and the truth, float64, N; None if unknown."""
+        if self.probabilities is None:
+            return None
+        every = self.probabilities.astype(np.float64)
+        true = np.take_along_axis(every, self.labels[:, None], 1)[:, 0]
+        return cast(crossed.Floats, (every**2).sum(1) - 2 * true + 1)
 
     @cached_property
     def placements(self) -> tuple[Floats, Floats]:
@@ -379,13 +389,16 @@ def _log_loss_influence(answers: Answers) -> Floats:
 
 
 def _log_loss_interval(answers: Answers, value: float) -> Interval | None:
-    """The t interval, corrected for skewness, as few images with a great loss make most of it.
+    return _mean_interval(answers, answers.losses, value)
+
+
+def _mean_interval(answers: Answers, losses: crossed.Floats, value: float) -> Interval | None:
+    """The t interval of a mean over images, corrected for skewness, as few with a great loss make most of it.
 
     Source: P. Hall, On the removal of skewness by transformation, J. R. Statist. Soc. B 54 (1992) 221-228.
     """
     if answers.freedom < 1:
         return None
-    losses = answers.losses
     if answers.group_numbers is not None:
         losses = crossed.by_group(losses[None], answers.group_numbers)[0]
     images = len(losses)
@@ -402,6 +415,20 @@ def _log_loss_interval(answers: Answers, value: float) -> Interval | None:
         return (math.copysign(abs(cubed) ** (1 / 3), cubed) - 1) * 3 / skewness
 
     return max(0.0, value - moved(reach) * spread), value - moved(-reach) * spread
+
+
+def _brier(answers: Answers) -> float | None:
+    return None if answers.squares is None else float(answers.squares.mean())
+
+
+def _brier_influence(answers: Answers) -> Floats:
+    assert answers.squares is not None
+    return cast(Floats, (answers.squares - answers.squares.mean()) / len(answers.squares))
+
+
+def _brier_interval(answers: Answers, value: float) -> Interval | None:
+    assert answers.squares is not None
+    return _mean_interval(answers, answers.squares, value)
 
 
 def _t_quantile(freedom: float) -> float:
@@ -531,6 +558,16 @@ METRICS: dict[str, Metric] = {
         _log_loss_interval,
         "t, corrected for skewness (Hall)",
     ),
+    "brier": Metric(
+        "Brier score",
+        "the mean squared distance between the probabilities of all classes and the truth, 0 to 2",
+        False,
+        "probabilities",
+        _brier,
+        _brier_influence,
+        _brier_interval,
+        "t, corrected for skewness (Hall)",
+    ),
     "calibration_error": Metric(
         "calibration error",
         f"confidence minus accuracy, without sign, a mean over images in {BINS} equal bins of confidence",
@@ -598,7 +635,7 @@ def measure_over_seeds(answers: Sequence[Answers], class_names: Sequence[str] = 
         added, groups = (neutral, neutral), answers[0].groups
         if METRICS[name].needs == "predictions":
             added = crossed.added_shares(np.stack([given.right for given in answers]).astype(np.float64), groups)
-        limits = (0.0, math.inf if name == "log_loss" else 1.0)
+        limits = (0.0, HIGHEST.get(name, 1.0))
         estimate = crossed.estimate_crossed([table], [added], limits, groups)
         found[name] = MetricValue(estimate.mean, estimate.ci95, first.note)
     return found

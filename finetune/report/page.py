@@ -333,7 +333,9 @@ def _forests(report: Report) -> list[Part]:
             title = f"{row_of(of).title} − {row_of(against).title}"
             by_metric.setdefault(found.metric, []).append(ForestRow(title, found.difference, found.ci95))
     for metric, own in by_metric.items():
-        axis = f"difference of {metric.replace('_', ' ')}, " + ("× 100" if metric == "log_loss" else "points")
+        axis = f"difference of {metric.replace('_', ' ')}, " + (
+            "× 100" if metric in ("log_loss", "brier") else "points"
+        )
         parts.append(_forest_part(f"differences-{metric.replace('_', '-')}", own, axis, zero=True))
     if several and parts:
         parts.append(Lines(["Bars are 95 % intervals, small ticks single trainings; orange: a difference is shown."]))

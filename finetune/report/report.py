@@ -13,6 +13,7 @@ from typing import Any
 from finetune.errors import SettingError
 from finetune.io.safe_open import read_regular
 from finetune.report.comparison import Comparison, Score
+from finetune.report.confidence import ConfidenceSummary
 from finetune.report.metrics import MetricValue
 from finetune.report.statistics import Confusion
 
@@ -204,6 +205,7 @@ class Report:
     test_set: TestSetUse | None = None
     folds: int | None = None
     network: NetworkSummary | None = None
+    confidence: ConfidenceSummary | None = None
     phases_per_seed: dict[str, list[PhaseSummary]] = field(default_factory=dict)
     """The phases of each training by its seed, where there are several; `phases` has the first one's."""
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.report.comparison import ACCURACY, CROSSED, SIGNIFICANT, Score, groups_line, is_told, sentences
+from finetune.report.confidence import ConfidenceSummary, confidence_lines
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import OWN_ROWS, row_of
@@ -70,7 +71,24 @@ def report_tables(report: Report) -> list[RenderableType]:
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
     lines = [*_group_lines(report), *_fold_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]
-    return [*found, *map(Text, lines)]
+    return [*found, *map(Text, lines), *confidence_parts(report.confidence)]
+
+
+def confidence_parts(found: ConfidenceSummary | None) -> list[RenderableType]:
+    """What is known of a network's confidence: a table of what calibration brought, and sentences."""
+    if found is None:
+        return []
+    parts: list[RenderableType] = []
+    if found.after:
+        table = Table(title="calibration on the test images", title_justify="left")
+        table.add_column("metric", overflow="fold")
+        for column in ("network's own", "with its temperature"):
+            table.add_column(f"{column} (95 % interval)", justify="right", overflow="fold")
+        for name, own in found.before.items():
+            values = (_metric_with_interval(name, value) for value in (own, found.after[name]))
+            table.add_row(METRICS[name].title if name in METRICS else name, *values)
+        parts.append(table)
+    return [*parts, *map(Text, confidence_lines(found))]
 
 
 def _group_lines(report: Report) -> list[str]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.checkpoint.confidence import Confidence
 from finetune.checkpoint.format import encode
 from finetune.data.image_dataset import ImageSet
 from finetune.data.openers import is_hub_data, is_image_path, short_name
@@ -25,6 +26,7 @@ from finetune.models.spec import TIMM, InputSpec
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe, PretrainRecipe
 from finetune.report.comparison import ACCURACY, Comparison, Score, compare_answers
+from finetune.report.confidence import ConfidenceSummary, summarize_confidence
 from finetune.report.console import Console
 from finetune.report.metrics import Answers, find_metric, measure_all
 from finetune.report.predictions import Column, ColumnKey, Predictions, image_names, predictions_csv
@@ -190,6 +192,19 @@ def metric_answers(images: ImageSet, answers: RowAnswers) -> Answers:
     )
 
 
+def confidence_summary(
+    record: Confidence | None,
+    notes: Sequence[str],
+    images: ImageSet,
+    answers: RowAnswers | None,
+    unlike: int | None = None,
+) -> ConfidenceSummary:
+    """What a report says of a network's confidence, measured on its answers to labelled images, if there are any."""
+    values = None if record is None else record.model_dump()
+    found = None if answers is None else metric_answers(images, answers)
+    return summarize_confidence(values, found, list(notes), unlike)
+
+
 def row_predictions(
     images: ImageSet, answers: Mapping[ColumnKey, RowAnswers], folds: npt.NDArray[np.int64] | None = None
 ) -> bytes:
@@ -250,7 +265,7 @@ def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
 def check_metric(metric: str, test: ImageSet) -> None:
     """SettingError unless the metric can be had of these test images; before anything is trained."""
     found, present = find_metric(metric), [name for name, count in test.counts().items() if count]
-    if metric == "auroc" and not Grading.of(test).keeps_all:
+    if metric in ("auroc", "brier") and not Grading.of(test).keeps_all:
         raise SettingError(
             f"--metric {metric}: it needs every probability, and {len(test):,} test images × {len(test.class_names):,} "
             f"classes are more than the {MAX_PROBABILITIES:,} that are kept; choose another metric, such as log_loss"

@@ -24,7 +24,7 @@ class NetworkProgress:
     """The progress of one network, which is put back to where an earlier attempt left it.
 
     `state` has the completed phases. `before` is the network that was trained to its end before this one; snapshots
-    hold it too.
+    hold it, and those before it, too.
     """
 
     def __init__(
@@ -86,9 +86,11 @@ class NetworkProgress:
 
     def _save(self, tensors: dict[str, Tensor], phase: PhaseState | None, moment: str) -> None:
         networks = {self.name: self.state}
-        if self.before is not None:
-            tensors |= self.before._tensors()
-            networks[self.before.name] = self.before.state
+        before = self.before
+        while before is not None:
+            tensors |= before._tensors()
+            networks[before.name] = before.state
+            before = before.before
         self.run_folder.save(self.name, networks, tensors, phase, moment)
 
     def _tensors(self) -> dict[str, Tensor]:

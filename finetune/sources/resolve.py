@@ -243,4 +243,6 @@ def classifier_from_checkpoint(checkpoint: Checkpoint) -> Classifier:
             f"{where}: its metadata says images of {given.channels} channels, but model {model!r} takes "
             f"{takes.channels}"
         )
-    return build_classifier(model, arguments, metadata.classes, as_input_spec(given), checkpoint.tensors, where)
+    found = build_classifier(model, arguments, metadata.classes, as_input_spec(given), checkpoint.tensors, where)
+    found.trust(metadata.confidence, where)
+    return found

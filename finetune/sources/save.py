@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from finetune.checkpoint.confidence import Confidence
 from finetune.checkpoint.format import InputMetadata, Metadata, check_saveable, encode, read_checkpoint
 from finetune.errors import CheckpointError, SettingError
 from finetune.io.outputs import check_output, replace_file
@@ -50,6 +51,7 @@ def make_metadata(
     data: dict[str, Any] | None = None,
     results: dict[str, Any] | None = None,
     lineage: list[dict[str, Any]] | None = None,
+    confidence: Confidence | None = None,
 ) -> Metadata:
     """The metadata of a classifier as it is now. CheckpointError when it cannot be written to a file."""
     try:
@@ -63,6 +65,7 @@ def make_metadata(
             results=results or {},
             lineage=lineage or [],
             versions=versions(classifier.model),
+            confidence=confidence,
         )
         check_saveable(metadata)
     except ValidationError as error:

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from finetune.checkpoint.confidence import Confidence
 from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
 from finetune.data.folds import Fold, FoldedImages
 from finetune.errors import SettingError
@@ -19,12 +20,14 @@ from finetune.report.cross_validation import accuracy_over_folds, measure_over_f
 from finetune.report.metrics import find_metric
 from finetune.report.report import FoldScore, Report, Result
 from finetune.report.rows import ADAPT_ROWS, MIN_SEEDS, wanted_rows
+from finetune.run.confidence import HeldOut, fit_confidence
 from finetune.run.finalize import (
     Grading,
     RowAnswers,
     build_report,
     check_metric,
     checkpoint_results,
+    confidence_summary,
     metric_answers,
     open_test_set,
     row_predictions,
@@ -113,6 +116,12 @@ def _adapt_folds(
         answers = {row: _joined(trials, results, row, folded) for row in rows}
         report = replace(_report(recipe, setup, folded, trials, results, answers, metric), test_set=use)
         fields["results"] = checkpoint_results(report.results)
+        facts = results[last.name].facts
+        confidence, notes = facts.confidence, facts.confidence_notes
+        if confidence is None and answers["after"].probabilities is not None:
+            confidence, notes = _calibrate(answers["after"], folded, recipe.max_error)
+        fields["confidence"] = confidence
+        report = replace(report, confidence=confidence_summary(confidence, notes, folded.images, None))
         predictions = row_predictions(
             folded.images, {(row, None): found for row, found in answers.items()}, folded.numbers
         )
@@ -122,6 +131,16 @@ def _adapt_folds(
         if call.html:
             write_run_page(report, outputs, classifier, folded.images, console)
     return report
+
+
+def _calibrate(
+    answers: RowAnswers, folded: FoldedImages, max_error: float | None
+) -> tuple[Confidence | None, list[str]]:
+    """A record of confidence from the answers to every image of the training that had not learnt from it."""
+    assert answers.probabilities is not None
+    logits = answers.probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+    none = torch.zeros(len(logits), 0)  # distances to training images are not known
+    return fit_confidence(HeldOut(logits, folded.images.labels.cpu(), none), (), "folds", max_error)
 
 
 def _notes(trials: Sequence[Trial], runner: TrialRunner) -> list[str]:

@@ -22,6 +22,7 @@ from finetune.report.metrics import find_metric
 from finetune.report.predictions import ColumnKey
 from finetune.report.report import Report, Result, WithoutTwins
 from finetune.report.rows import ADAPT_ROWS, wanted_rows
+from finetune.run.confidence import calibrate_on_validation
 from finetune.run.finalize import (
     Grading,
     RowAnswers,
@@ -29,6 +30,7 @@ from finetune.run.finalize import (
     check_metric,
     checkpoint_results,
     compare_rows,
+    confidence_summary,
     open_test_set,
     row_predictions,
     save_run,
@@ -145,15 +147,22 @@ def _adapt_seeds(
         )
         report = _with_pictures(report, pictures, setup.data.test, answers)
         classifier = classifier_with(setup, first.weights)
+        confidence, notes, kept = first.facts.confidence, first.facts.confidence_notes, answers["after"][0]
         fields = metadata_fields(_seed_recipe(recipe, seeds[0]), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
-            classifier, found = averaged
-            result = score(setup.data.test, found, row="average")
+            classifier, kept = averaged
+            normalize = setup.spec.normalizer(setup.runtime.device)
+            confidence, notes = calibrate_on_validation(
+                classifier.network, setup.data, normalize, max_error=recipe.max_error
+            )
+            result = score(setup.data.test, kept, row="average")
             report = replace(report, results={**report.results, "average": result}, retention=None)
             fields["results"] = checkpoint_results({"average": result})
         else:
             own = {row: score(setup.data.test, found[0], row=row) for row, found in answers.items()}
             fields["results"] = checkpoint_results({**dict.fromkeys(ADAPT_ROWS), **own})
+        report = replace(report, confidence=confidence_summary(confidence, notes, setup.data.test, kept))
+        fields["confidence"] = confidence
         each: dict[ColumnKey, RowAnswers] = {}
         each |= {(row, seed): one for row, found in answers.items() for seed, one in zip(seeds, found, strict=True)}
         content = row_predictions(setup.data.test, each)

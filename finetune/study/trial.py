@@ -11,8 +11,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from finetune.checkpoint.confidence import Confidence
 from finetune.commands.adapt import adapt_fingerprint, open_adaptation, source_summary
 from finetune.commands.baselines import SharedWork, answer_rows, retention, train_rows
+from finetune.commands.out_of_fold import calibrate_training
 from finetune.data.folds import Fold, FoldedImages
 from finetune.distributed.process_group import SINGLE_PROCESS
 from finetune.recipe.load import dump_recipe
@@ -75,7 +77,8 @@ class Trial:
 class TrialFacts(BaseModel):
     """What a trial leaves behind beside tensors, as JSON values.
 
-    fingerprint: all that its bytes depend on. methods: by row. seconds: of training and answering.
+    fingerprint: all that its bytes depend on. methods: by row. seconds: of training and answering. confidence: of the
+    weights that are kept, and what to tell of it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -88,6 +91,8 @@ class TrialFacts(BaseModel):
     phases: list[PhaseSummary]
     transplant: Transplant | None
     retention: Retention | None
+    confidence: Confidence | None = None
+    confidence_notes: list[str] = []
 
     def as_read(self) -> TrialFacts:
         """The same with keys in the order in which they are read back, so that reports are the same either way."""
@@ -170,6 +175,7 @@ class TrialRunner:
             recipe, setup, OutputPaths(folder / "trial.safetensors", folder), call, shared
         ) as adaptation:
             train_rows(adaptation, trial.rows)
+            confidence, notes = calibrate_training(adaptation) if trial.keeps_weights else (None, [])
             answers = answer_rows(adaptation, trial.rows) if len(setup.data.test) else {}
             trained = adaptation.trained.get("after")
             facts = TrialFacts(
@@ -181,6 +187,8 @@ class TrialRunner:
                 phases=trained.phases if trained is not None else [],
                 transplant=trained.transplant if trained is not None else None,
                 retention=retention(adaptation, call.data_root) if trial.measures_retention else None,
+                confidence=confidence,
+                confidence_notes=notes,
             )
             weights = trained.network.state_dict() if trained is not None and trial.keeps_weights else {}
             kept = {name: t.detach().cpu() for name, t in weights.items()}

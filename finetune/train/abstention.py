@@ -1,0 +1,94 @@
+"""Answers only where sure: the threshold of probability above which errors are promised to be few.
+
+Learn then test (A. N. Angelopoulos, S. Bates, E. J. Candès, M. I. Jordan and L. Lei, Learn then test: calibrating
+predictive algorithms to achieve risk control, 2021): each threshold is a hypothesis, "more than `max_error` of the
+answers above it are wrong", tested by the exact binomial bound. Fixed-sequence testing counts their number: from the
+strictest threshold on, each is tested at the same level until one is not rejected, and the last rejected one is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+CONFIDENCE = 0.95
+MAX_LEVELS = 500  # of thresholds looked at for how many images would do
+MAX_FACTOR = 1_000  # times as many images, from which on no number is said to be enough
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold of probability, how many images reach it (`answered`) and how many of these are wrong."""
+
+    probability: float
+    answered: int
+    wrong: int
+
+
+def images_needed(max_error: float, mistakes: int, level: float = 1 - CONFIDENCE) -> int:
+    """How many answers with so many mistakes prove, by the exact binomial bound, an error of at most `max_error`."""
+    low, high = 1, 1
+    while _p_value(mistakes, high, max_error) > level:
+        low, high = high, 2 * high
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _p_value(mistakes, middle, max_error) <= level else (middle + 1, high)
+    return high
+
+
+def find_threshold(
+    probability: Floats, right: npt.NDArray[np.bool_], max_error: float, level: float = 1 - CONFIDENCE
+) -> Threshold | None:
+    """The lowest threshold above which at most `max_error` of answers are wrong, with confidence 1 - level.
+
+    probability: of each held-out image's answer (N). right: whether it is right (N). None where no threshold can be
+    promised. The sequence starts where one mistake is allowed (with fewer images, none): a start where none is
+    would mostly end at once.
+    """
+    order = np.argsort(-probability, kind="stable")
+    ranked, wrong = probability[order], np.cumsum(~right[order])
+    start = next((own for k in (1, 0) if (own := images_needed(max_error, k, level)) <= len(ranked)), None)
+    if start is None:
+        return None
+    found = None
+    for count in range(start, len(ranked) + 1):
+        if count < len(ranked) and ranked[count] == ranked[count - 1]:
+            continue  # no threshold parts images of one probability
+        if _p_value(int(wrong[count - 1]), count, max_error) > level:
+            break
+        found = Threshold(float(ranked[count - 1]), count, int(wrong[count - 1]))
+    return found
+
+
+def images_that_would_do(
+    probability: Floats, right: npt.NDArray[np.bool_], max_error: float, level: float = 1 - CONFIDENCE
+) -> int | None:
+    """About how many held-out images like these would let a threshold be promised; None where hardly any number would.
+
+    As many as the answers above some threshold need if their share of mistakes stays what it is; one that made none is
+    taken to make one.
+    """
+    order = np.argsort(-probability, kind="stable")
+    every = max(1, len(order) // MAX_LEVELS)
+    wrong, counts = np.maximum(1, np.cumsum(~right[order]))[::every], np.arange(1, len(order) + 1)[::every]
+    most = math.inf
+    for count, mistakes in zip(counts.tolist(), wrong.tolist(), strict=True):
+        if mistakes / count >= max_error and mistakes > 1:
+            continue
+        factor = 1.0
+        while factor < MAX_FACTOR and _p_value(round(factor * mistakes), round(factor * count), max_error) > level:
+            factor *= 1.1
+        if factor < MAX_FACTOR:
+            most = min(most, factor * len(order))
+    return None if most == math.inf else round(most)
+
+
+def _p_value(mistakes: int, count: int, max_error: float) -> float:
+    """The chance of so few mistakes in `count` answers if the share `max_error` of them were wrong."""
+    from scipy.special import bdtr
+
+    return float(bdtr(mistakes, count, max_error))
