@@ -88,7 +88,8 @@ def summarize_confidence(
 ) -> ConfidenceSummary:
     """Summarizes what a checkpoint records (`Confidence` as JSON values) and what that is worth on test images.
 
-    answers: the network's own, not calibrated; None measures nothing. unlike: how many test images are above the novelty score's threshold.
+    answers: the network's own, not calibrated; None measures nothing. unlike: how many test images are above the
+    novelty score's threshold.
     """
     if record is None:
         return ConfidenceSummary(None, 0, None, notes=notes)

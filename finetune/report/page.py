@@ -25,6 +25,7 @@ from rich.text import Text
 from finetune.io.sanitize import printable, printable_lines
 from finetune.report.check_report import KINDS, check_parts
 from finetune.report.curve_report import CurveReport, curve_parts, drawn_curves
+from finetune.report.metrics import PLAIN
 from finetune.report.page_figures import WIDTH, history, page_svg, reliability, schedule
 from finetune.report.plots import ForestRow, curve_figure, forest_figure
 from finetune.report.predictions import Predictions
@@ -333,9 +334,7 @@ def _forests(report: Report) -> list[Part]:
             title = f"{row_of(of).title} − {row_of(against).title}"
             by_metric.setdefault(found.metric, []).append(ForestRow(title, found.difference, found.ci95))
     for metric, own in by_metric.items():
-        axis = f"difference of {metric.replace('_', ' ')}, " + (
-            "× 100" if metric in ("log_loss", "brier") else "points"
-        )
+        axis = f"difference of {metric.replace('_', ' ')}, " + ("× 100" if metric in PLAIN else "points")
         parts.append(_forest_part(f"differences-{metric.replace('_', '-')}", own, axis, zero=True))
     if several and parts:
         parts.append(Lines(["Bars are 95 % intervals, small ticks single trainings; orange: a difference is shown."]))

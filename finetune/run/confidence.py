@@ -150,5 +150,5 @@ def make_promise(held: HeldOut, temperature: float, max_error: float) -> tuple[P
     if about is not None and about > least:
         said += f", and with mistakes as often as here about {about:,}"
     elif about is None:
-        said += ", and where it is surest it is wrong too often for any number to do"
+        said += "; at this share of mistakes hardly any number would do"
     return None, said

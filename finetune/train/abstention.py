@@ -69,18 +69,18 @@ def images_that_would_do(
 ) -> int | None:
     """About how many held-out images like these would let a threshold be promised; None where hardly any number would.
 
-    As many as the answers above some threshold need if their share of mistakes stays what it is; one that made none is
-    taken to make one.
+    As many as the answers above some threshold need if their share of mistakes stays what it is, half a mistake more
+    than was seen.
     """
     order = np.argsort(-probability, kind="stable")
     every = max(1, len(order) // MAX_LEVELS)
-    wrong, counts = np.maximum(1, np.cumsum(~right[order]))[::every], np.arange(1, len(order) + 1)[::every]
+    wrong, counts = (np.cumsum(~right[order]) + 0.5)[::every], np.arange(1, len(order) + 1)[::every]
     most = math.inf
     for count, mistakes in zip(counts.tolist(), wrong.tolist(), strict=True):
-        if mistakes / count >= max_error and mistakes > 1:
+        if mistakes / count >= max_error:
             continue
         factor = 1.0
-        while factor < MAX_FACTOR and _p_value(round(factor * mistakes), round(factor * count), max_error) > level:
+        while factor < MAX_FACTOR and _p_value(int(factor * mistakes), round(factor * count), max_error) > level:
             factor *= 1.1
         if factor < MAX_FACTOR:
             most = min(most, factor * len(order))
