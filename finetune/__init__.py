@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from finetune.commands.adapt import adapt
+    from finetune.commands.calibrate import Calibration, calibrate
     from finetune.commands.check import check
     from finetune.commands.compare import compare
     from finetune.commands.evaluate import evaluate
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     __version__ = VERSION
 
 __all__ = [
+    "Calibration",
     "CheckReport",
     "Classifier",
     "CurveReport",
@@ -52,6 +54,7 @@ __all__ = [
     "adapt",
     "adapt_folds",
     "adapt_seeds",
+    "calibrate",
     "check",
     "compare",
     "curve",
@@ -69,6 +72,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Calibration": "finetune.commands.calibrate",
     "CheckReport": "finetune.report.check_report",
     "Classifier": "finetune.models.classifier",
     "CurveReport": "finetune.report.curve_report",
@@ -79,6 +83,7 @@ _HOMES = {
     "adapt": "finetune.commands.adapt",
     "adapt_folds": "finetune.study.folds",
     "adapt_seeds": "finetune.study.seeds",
+    "calibrate": "finetune.commands.calibrate",
     "check": "finetune.commands.check",
     "compare": "finetune.commands.compare",
     "curve": "finetune.study.curve",

@@ -154,8 +154,8 @@ def predict(checkpoint: str, images: tuple[str, ...], quiet: bool, **options: An
     """Label and probability for pictures: files, folders, shards, or - for paths on standard input.
 
     One answer for each picture, in the order given; of one that cannot be read it is the error, and the command ends
-    with 1. Where pictures are plainly of another kind than those the network learnt from, a line on standard error says
-    so.
+    with 1. `unsure` stands before the best guess where it is below the threshold of the checkpoint's promise (adapt
+    --max-error), `unlike those trained on` behind an answer that means little; standard error says why.
     """
     from finetune.commands import predict as command
 
@@ -179,6 +179,30 @@ def predict(checkpoint: str, images: tuple[str, ...], quiet: bool, **options: An
         raise FinetuneError(f"{seen.refused.file}: {seen.refused.error}")
     if seen.bad:
         raise FinetuneError(f"{seen.bad:,} of {seen.count:,} pictures could not be read; their lines say why")
+
+
+@click.command(epilog=example("finetune calibrate mnist --data mnist --max-error 0.005 --out sure.safetensors"))
+@click.argument("checkpoint")
+@click.option("--data", required=True, metavar="DATA", help=f"Whose images to calibrate on, not its test's: {IMAGES}")
+@with_options("max-error")
+@click.option(
+    "--out", type=OutputFile(".safetensors"), metavar="FILE", help="[default: NAME-calibrated.safetensors beside it]"
+)
+@with_options("data-root", "device", "json", "quiet")
+def calibrate(checkpoint: str, data: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Makes probabilities true: a temperature, and on request a threshold below which `predict` says `unsure`.
+
+    Fitted on images that the checkpoint has not learnt from; the weights stay the same. `adapt` and `pretrain` do this
+    by themselves on the images that they hold out for validation.
+    """
+    from finetune.commands import calibrate as command
+
+    console = make_console(quiet, results=not as_json)
+    found = command.calibrate(checkpoint, data, console=console, **options)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_lines(found.lines())
 
 
 class _Seen:
@@ -207,7 +231,9 @@ def _sight_line(prediction: FilePrediction) -> str:
     from finetune.report.tables import sight_line
 
     file = name_in_line(prediction.file, terminal=sys.stdout.isatty())
-    return sight_line(file, prediction.top, None if prediction.error is None else printable(prediction.error))
+    error = None if prediction.error is None else printable(prediction.error)
+    unsure, unlike = bool(prediction.unsure), prediction.unlike is not None
+    return sight_line(file, prediction.top, error, unsure=unsure, unlike=unlike)
 
 
 @click.command(epilog=example("finetune app mnist"))

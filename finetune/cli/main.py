@@ -27,7 +27,8 @@ Exit codes:
 COMMANDS = {
     "Train": (train.pretrain, train.adapt, train.plan),
     "Ask whether it helps, how good it is, what it sees": (
-        *(study.curve, study.rank, study.compare, checkpoints.evaluate, checkpoints.predict, checkpoints.verify),
+        *(study.curve, study.rank, study.compare, checkpoints.evaluate, checkpoints.calibrate, checkpoints.predict),
+        checkpoints.verify,
     ),
     "Look at what there is": (
         *(checkpoints.report, checkpoints.app, checkpoints.check, checkpoints.inspect),

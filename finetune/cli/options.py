@@ -132,6 +132,13 @@ OPTIONS = {
         show_default=True,
         help="What the verdict is about: accuracy, balanced_accuracy, macro_f1, auroc, log_loss, ...",
     ),
+    "max-error": click.option(
+        "--max-error",
+        type=float,
+        metavar="SHARE",
+        help="Promises, with 95 % confidence, at most this share of wrong answers, such as 0.01: `predict` says "
+        "`unsure` where it cannot.",
+    ),
     "html": click.option("--html", is_flag=True, help="Also writes the report as one HTML page, to be looked at."),
     "force": click.option(
         "--force", is_flag=True, help="Trains even where the memory of this machine seems too small."

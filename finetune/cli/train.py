@@ -45,7 +45,7 @@ def pretrain(recipe: Path, **given: Any) -> None:
 @with_options("model", "target", "shots", "out", "data-root", "device", "seed", "set")
 @with_options("resume", "snapshot-every", "log", "html", "force", "json", "quiet")
 @click.option("--no-compare", is_flag=True, help="Leaves out the linear probe and the run from scratch.")
-@with_options("metric", "seeds", "folds", "same-shots", "jobs", "engine")
+@with_options("metric", "seeds", "folds", "same-shots", "jobs", "engine", "max-error")
 @click.option(
     "--keep",
     type=click.Choice(["first", "average"]),
@@ -55,7 +55,7 @@ def pretrain(recipe: Path, **given: Any) -> None:
 def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **given: Any) -> None:
     """Fine-tunes a checkpoint on a target and tells what that brought; writes a checkpoint and its report."""
     check_target(target)
-    own = {key: given.pop(key) for key in ("model", "shots", "metric")} | {"compare": not no_compare}
+    own = {key: given.pop(key) for key in ("model", "shots", "metric", "max_error")} | {"compare": not no_compare}
     study = {key: given.pop(key) for key in ("seeds", "folds", "same_shots", "jobs", "engine", "keep")}
     options = run_options(**given)
     if study["seeds"] is None:

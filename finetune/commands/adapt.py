@@ -66,6 +66,7 @@ def adapt(
     *,
     model: str | None = None,
     shots: int | None = None,
+    max_error: float | None = None,
     compare: bool = True,
     metric: str = ACCURACY,
     **options: Unpack[RunOptions],
@@ -74,13 +75,16 @@ def adapt(
 
     `source` is a checkpoint, `timm:NAME[.TAG]`, `hub:OWNER/NAME[@REVISION]`, or a bare file of weights of `model`.
     `target` is a data set's name, a folder of pictures or a CSV file, in place of the recipe's. `shots` is the number
-    of labelled images per class to learn from. `compare=False` leaves out the rows that a recipe's `compare` names.
+    of labelled images per class to learn from. `max_error` is the share of wrong answers to be promised, instead of the
+    recipe's. `compare=False` leaves out the rows that a recipe's `compare` names.
     `metric` is what the comparisons are about, by its name in `metrics.METRICS`.
     `recipe` and `options` are as for `pretrain`. Raises the errors of `finetune.errors`.
     """
     with start_run(options, source, target, recipe) as call:
         located = find_source(source, call)
-        overrides = call.overrides({"model.name": model}, {"data.name": target, "data.shots": shots})
+        overrides = call.overrides(
+            {"model.name": model}, {"data.name": target, "data.shots": shots, "max_error": max_error}
+        )
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, overrides, located.architecture), recipe)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
         find_metric(metric)

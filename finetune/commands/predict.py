@@ -41,7 +41,9 @@ class FilePrediction:
     """The most probable classes of one picture with their probabilities, best first; or why it could not be read.
 
     logits: of every class, in the checkpoint's order, where they were asked for. unlike: what sets the picture apart
-    from all that the network was trained on, where that is plain.
+    from all that the network was trained on, where that is plain. unsure: whether the best class is a guess below the
+    threshold of the checkpoint's promise; None where it promises nothing. novelty: the checkpoint's novelty score of
+    the picture, where it has one.
     """
 
     file: str
@@ -49,15 +51,18 @@ class FilePrediction:
     error: str | None = None
     unlike: str | None = None
     logits: tuple[float, ...] = ()
+    unsure: bool | None = None
+    novelty: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as JSON values."""
         if self.error is not None:
             return {"file": self.file, "error": self.error}
         top = [{"label": label, "probability": probability} for label, probability in self.top]
-        unlike = {} if self.unlike is None else {"unlike": self.unlike}
         logits = {"logits": list(self.logits)} if self.logits else {}
-        return {"file": self.file, **top[0], "top": top, **logits, **unlike}
+        others = {"unsure": self.unsure, "novelty": self.novelty, "unlike": self.unlike}
+        given = {key: value for key, value in others.items() if value is not None}
+        return {"file": self.file, **top[0], "top": top, **logits, **given}
 
 
 def predict(
@@ -76,7 +81,8 @@ def predict(
 
     checkpoint, device: as in `evaluate`. images: files, folders (all pictures beneath them, by name), Parquet or tar
     shards, hub-data:OWNER/NAME[@REVISION], and "-" for paths on standard input, one a line, or with `null` divided by
-    zero bytes. top: how many classes to name. flip: average the probabilities of the picture and its mirror image.
+    zero bytes. top: how many classes to name. flip: average the probabilities of the picture and its mirror image;
+    whether it is unsure goes by the picture alone, as the promise does.
     logits: give those of every class too. batch: pictures at once, by default as many as suit their size. bars: show
     how a download goes.
 
@@ -223,26 +229,42 @@ class _Predictor:
             return FilePrediction(picture.name, error=f"{error}" if where == picture.name else f"{where}: {error}")
 
     def _apply(self, inputs: Tensor, size: int) -> Tensor:
-        """Logits and probabilities, N×2×classes on the CPU; the probabilities averaged over both sides with `flip`."""
+        """Logits, calibrated probabilities, the picture's own highest one, and novelty (NaN: none): N×(2·classes+2).
+
+        Probabilities are averaged over both sides with `flip`.
+        """
 
         def classify(x: Tensor) -> Tensor:
-            logits: Tensor = self.classifier(x)
-            found = logits.softmax(1)
+            logits, novelty = self.classifier.logits_and_novelty(x)
+            found = self.classifier.probabilities(logits)
+            highest = found.amax(1)
             if self.flip:
-                found = (found + self.classifier(x.flip(-1)).softmax(1)) / 2
-            return torch.stack([logits, found], 1).cpu()
+                found = (found + self.classifier.probabilities(self.classifier(x.flip(-1)))) / 2
+            return torch.cat([logits.cpu().to(found), found, highest[:, None], novelty[:, None].to(found)], 1)
 
         return batched_apply(classify, self.classifier.network, inputs.to(self.device), size)
 
     def _prediction(self, file: str, row: Tensor, unlike: str | None) -> FilePrediction:
-        logits, probabilities = row
-        if not bool(row.isfinite().all()):
+        classes = len(self.classifier.class_names)
+        logits, probabilities, (highest, novelty) = row[:classes], row[classes:-2], row[-2:].tolist()
+        if not bool(row[:-1].isfinite().all()):
             return FilePrediction(file, error="the network's answer is no finite number; its weights overflow")
+        if self.classifier.novelty is not None and unlike is None and self.classifier.is_unlike(novelty):
+            most = self.classifier.novelty.record.threshold
+            unlike = f"unlike anything it was trained on: novelty score {novelty:.2f}, above {most:.2f}"
         values, indices = probabilities.sort(descending=True, stable=True)
         names = self.classifier.class_names
         best = zip(indices[: self.top].tolist(), values[: self.top].tolist(), strict=True)
         top = tuple((names[index], value) for index, value in best)
-        return FilePrediction(file, top, unlike=unlike, logits=tuple(logits.tolist()) if self.logits else ())
+        record = self.classifier.confidence
+        return FilePrediction(
+            file,
+            top,
+            unlike=unlike,
+            logits=tuple(logits.float().tolist()) if self.logits else (),
+            unsure=self.classifier.is_unsure(highest) if record is not None and record.promise is not None else None,
+            novelty=None if self.classifier.novelty is None else novelty,
+        )
 
 
 class _Input(NamedTuple):

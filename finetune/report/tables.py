@@ -400,10 +400,23 @@ def verification_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def sight_line(file: str, top: Sequence[tuple[str, float]], error: str | None = None) -> str:
-    """What `finetune predict` shows for one picture: tab between the parts, as in 'a.jpg<tab>bee 97.10 %'."""
+def sight_line(
+    file: str,
+    top: Sequence[tuple[str, float]],
+    error: str | None = None,
+    *,
+    unsure: bool = False,
+    unlike: bool = False,
+) -> str:
+    """What `finetune predict` shows for one picture: tab between the parts, as in 'a.jpg<tab>bee 97.10 %'.
+
+    unsure: the best class is a guess, as in 'a.jpg<tab>unsure, best guess bee 61.20 %'. unlike: the picture is unlike
+    those trained on.
+    """
     found = [f"error: {error}"] if error is not None else [f"{label} {percent(value)}" for label, value in top]
-    return "\t".join([file, *found])
+    if unsure:
+        found[0] = f"unsure, best guess {found[0]}"
+    return "\t".join([file, *found, *(["unlike those trained on"] if unlike else [])])
 
 
 def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:

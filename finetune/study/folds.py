@@ -58,6 +58,7 @@ def adapt_folds(
     metric: str = ACCURACY,
     model: str | None = None,
     shots: int | None = None,
+    max_error: float | None = None,
     compare: bool = True,
     **options: Unpack[RunOptions],
 ) -> Report:
@@ -72,7 +73,7 @@ def adapt_folds(
         if type(folds) is not int or not 2 <= folds <= MAX_FOLDS:
             raise SettingError(f"--folds {folds}: expected a number of folds from 2 to {MAX_FOLDS:,}; 5 is a good one")
         find_metric(metric)
-        overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots})
+        overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots, "max_error": max_error})
         checked = open_study_recipe(source, recipe, overrides, call)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
         return _adapt_folds(str(source), checked, folds, metric, TrialOptions(jobs, engine, call.logs), call)

@@ -65,6 +65,7 @@ def adapt_seeds(
     metric: str = ACCURACY,
     model: str | None = None,
     shots: int | None = None,
+    max_error: float | None = None,
     compare: bool = True,
     **options: Unpack[RunOptions],
 ) -> Report:
@@ -82,7 +83,7 @@ def adapt_seeds(
         find_metric(metric)
         if keep not in (FIRST, AVERAGE):
             raise SettingError(f"--keep {keep}: expected {FIRST} or {AVERAGE}")
-        overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots})
+        overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots, "max_error": max_error})
         checked = open_study_recipe(source, recipe, overrides, call)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
         if same_shots and checked.data.shots is None:
