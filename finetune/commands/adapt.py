@@ -82,9 +82,8 @@ def adapt(
     """
     with start_run(options, source, target, recipe) as call:
         located = find_source(source, call)
-        overrides = call.overrides(
-            {"model.name": model}, {"data.name": target, "data.shots": shots, "max_error": max_error}
-        )
+        own = {"data.name": target, "data.shots": shots, "max_error": max_error}
+        overrides = call.overrides({"model.name": model}, own)
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, overrides, located.architecture), recipe)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
         find_metric(metric)

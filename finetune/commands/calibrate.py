@@ -120,8 +120,8 @@ def _held_out(source: Source, data: str, root: Path, console: Console) -> tuple[
         return _by_classes(join([part for part in parts if len(part)], found.train.origin), source, data), None
     if found.train.fingerprint() != learnt.fingerprints.get("train"):
         raise DataError(
-            f"{data}: the checkpoint was trained on a data set of this name, on other images or others of them, so that "
-            "which of these it has learnt from cannot be told; name images that it has never seen with --data"
+            f"{data}: the checkpoint was trained on other images of a data set of this name, so that which of these it "
+            "has learnt from cannot be told; name images that it has never seen with --data"
         )
     return _by_classes(_without(_to_learn_from(found), found.train, data), source, data), found.train
 

@@ -100,8 +100,7 @@ def fit_confidence(
     temperature = fit_temperature(held.logits, held.labels)
     promise, notes = None, []
     if max_error is not None:
-        promise, said = make_promise(held, temperature, max_error)
-        notes.append(said)
+        promise, notes = make_promise(held, temperature, max_error)
     novelty = fit_novelty(layers, held.distances)
     return Confidence(temperature=temperature, images=count, how=how, promise=promise, novelty=novelty), notes
 
@@ -129,26 +128,25 @@ def _too_few(count: int) -> str:
     )
 
 
-def make_promise(held: HeldOut, temperature: float, max_error: float) -> tuple[Promise | None, str]:
-    """A promise of at most `max_error`, and a sentence on it or on what it would take."""
+def make_promise(held: HeldOut, temperature: float, max_error: float) -> tuple[Promise | None, list[str]]:
+    """A promise of at most `max_error`; where there can be none, a sentence on what it would take."""
     highest, predicted = (held.logits.double() / temperature).softmax(1).max(1)
     probability, right = highest.numpy(), (predicted == held.labels).numpy()
-    count, wanted = len(right), f"at most {100 * max_error:g} % wrong among the answered"
+    count = len(right)
     found = find_threshold(probability, right, max_error)
     if found is not None:
         share = found.answered / count
-        said = (
-            f"{wanted}, with {100 * CONFIDENCE:g} % confidence: answers from a probability of {found.probability:.4f} "
-            f"on, {100 * share:.1f} % of {count:,} held-out images, {found.wrong} of them wrongly"
-        )
         promise = Promise(
             max_error=max_error, confidence=CONFIDENCE, threshold=found.probability, answered=share, images=count
         )
-        return promise, said
+        return promise, []
     least, about = images_needed(max_error, 0), images_that_would_do(probability, right, max_error)
-    said = f"{wanted} cannot be promised by {count:,} held-out images: even without a mistake it takes {least:,}"
+    said = (
+        f"at most {100 * max_error:g} % wrong among the answered cannot be promised by {count:,} held-out images: even "
+        f"without a mistake it takes {least:,}"
+    )
     if about is not None and about > least:
         said += f", and with mistakes as often as here about {about:,}"
     elif about is None:
         said += "; at this share of mistakes hardly any number would do"
-    return None, said
+    return None, [said]

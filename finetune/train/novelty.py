@@ -28,6 +28,8 @@ def reference_layer(cut: int, features: Tensor) -> NoveltyLayer:
 
 def distances(layers: Sequence[NoveltyLayer], features: Sequence[Tensor]) -> Tensor:
     """Distance of each image (N) to its nearest reference in each layer: float, N×layers."""
+    if not layers:
+        return torch.zeros(len(features[0]) if features else 0, 0)
     return torch.stack([nearest_distance(own, decoded(layer)) for layer, own in zip(layers, features, strict=True)], 1)
 
 
