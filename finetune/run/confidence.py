@@ -98,7 +98,8 @@ def fit_confidence(
     if count < MIN_IMAGES:
         return None, [_too_few(count)]
     temperature = fit_temperature(held.logits, held.labels)
-    promise, notes = None, []
+    promise: Promise | None = None
+    notes: list[str] = []
     if max_error is not None:
         promise, notes = make_promise(held, temperature, max_error)
     novelty = fit_novelty(layers, held.distances)
