@@ -31,7 +31,7 @@ class Threshold:
 
 def images_needed(max_error: float, mistakes: int, level: float = 1 - CONFIDENCE) -> int:
     """How many answers with so many mistakes prove, by the exact binomial bound, an error of at most `max_error`."""
-    low, high = 1, 1
+    low, high = mistakes + 1, mistakes + 1
     while _p_value(mistakes, high, max_error) > level:
         low, high = high, 2 * high
     while low < high:
@@ -91,4 +91,6 @@ def _p_value(mistakes: int, count: int, max_error: float) -> float:
     """The chance of so few mistakes in `count` answers if the share `max_error` of them were wrong."""
     from scipy.special import bdtr
 
+    if mistakes >= count:
+        return 1.0
     return float(bdtr(mistakes, count, max_error))
