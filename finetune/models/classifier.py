@@ -157,7 +157,7 @@ class Classifier(nn.Module):
         """The calibrated probabilities (N×classes, CPU) of logits."""
         if self.confidence is None:
             return logits.softmax(1).cpu()
-        return (logits.cpu().double() / self.confidence.temperature).softmax(1)
+        return (logits.cpu().double() / self.confidence.temperature).softmax(1).float()
 
     def is_unsure(self, probability: float) -> bool:
         """Whether an answer of this calibrated probability is below the threshold of a promise."""

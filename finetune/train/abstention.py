@@ -46,14 +46,17 @@ def find_threshold(
     """The lowest threshold above which at most `max_error` of answers are wrong, with confidence 1 - level.
 
     probability: of each held-out image's answer (N). right: whether it is right (N). None where no threshold can be
-    promised. The sequence starts where one mistake is allowed (with fewer images, none): a start where none is
-    would mostly end at once.
+    promised. The sequence starts among the surer half of the images, where as many mistakes are allowed as can be
+    there: a start where none is allowed would mostly end at once.
     """
     order = np.argsort(-probability, kind="stable")
     ranked, wrong = probability[order], np.cumsum(~right[order])
-    start = next((own for k in (1, 0) if (own := images_needed(max_error, k, level)) <= len(ranked)), None)
-    if start is None:
+    if (start := images_needed(max_error, 0, level)) > len(ranked):
         return None
+    for mistakes in range(1, len(ranked)):
+        if (later := images_needed(max_error, mistakes, level)) > len(ranked) / 2:
+            break
+        start = later
     found = None
     for count in range(start, len(ranked) + 1):
         if count < len(ranked) and ranked[count] == ranked[count - 1]:

@@ -124,6 +124,7 @@ KEYS = {
     "seeds": None,
     "test_set": {"fingerprint", "opened_before", "by", "other_choices"},
     "network": {"model", "parameters", "multiply_adds", "timm"},
+    "confidence": {"temperature", "images", "how", "before", "after", "promise", "novelty", "notes"},
 }
 
 

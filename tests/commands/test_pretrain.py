@@ -103,7 +103,7 @@ def test_metadata_says_all_that_is_needed(pretrained: Path, data: Path) -> None:
     found, report = metadata_of(pretrained), report_of(pretrained)
     assert set(found) == {
         *("format", "model", "arguments", "classes", "input", "recipe", "data", "results", "lineage", "versions"),
-        "tensors",
+        *("tensors", "confidence"),
     }
     assert (found["format"], found["model"], found["arguments"]) == (1, "cnn", {})
     assert found["classes"] == list("0123456789") == report["target"]["classes"]
@@ -134,7 +134,7 @@ def test_the_report_has_exactly_these_keys(pretrained: Path) -> None:
     report = report_of(pretrained)
     assert list(report) == [
         *("kind", "recipe", "seed", "device", "environment", "seconds", "source", "target", "transplant", "phases"),
-        *("results", "comparisons", "retention", "seeds", "test_set", "network"),
+        *("results", "comparisons", "retention", "seeds", "test_set", "network", "confidence"),
     ]
     assert report["network"] == {"model": "cnn", "parameters": 421_642, "multiply_adds": 4_241_152, "timm": None}
     assert (report["kind"], report["seed"], report["device"]) == ("pretrain", 0, report["device"])
@@ -387,6 +387,7 @@ def test_where_the_data_is(folder: Path, data: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_exported_names() -> None:
     names = [
+        "Calibration",
         "CheckReport",
         "Classifier",
         "CurveReport",
@@ -397,6 +398,7 @@ def test_the_exported_names() -> None:
         "adapt",
         "adapt_folds",
         "adapt_seeds",
+        "calibrate",
         "check",
         "compare",
         "curve",

@@ -89,6 +89,8 @@ ADAPT = {
     "data": {**DATA, "augment": {key: AUGMENT[key] for key in AUGMENT if key not in ("mixup", "cutmix")}},
     "head": "random",
     "phases": [SOLVED, ADAPTED, PHASE, {**VIEWED, "schedule": {"name": "cosine", "warmup": 0.1}}],
+    "max_error": 0.05,
+    "calibration_folds": 3,
     "compare": ["scratch"],
     "scratch": {"optimizer": ADAMW, "schedule": {"name": "constant"}},
     "precision": "bfloat16",
