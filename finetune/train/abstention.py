@@ -2,8 +2,9 @@
 
 Learn then test (A. N. Angelopoulos, S. Bates, E. J. Candès, M. I. Jordan and L. Lei, Learn then test: calibrating
 predictive algorithms to achieve risk control, 2021): each threshold is a hypothesis, "more than `max_error` of the
-answers above it are wrong", tested by the exact binomial bound. Fixed-sequence testing counts their number: from the
-strictest threshold on, each is tested at the same level until one is not rejected, and the last rejected one is taken.
+answers above it are wrong", tested by the exact binomial bound. Fixed-sequence testing counts their number: from a
+start on, which the number of images decides alone, each lower threshold is tested at the same level until one is not
+rejected, and the last rejected one is taken.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
+ONE_START = 0.7  # share of the images among which the one sequence of thresholds starts
+STARTS = (0.5, 0.9)  # of two sequences, where there are enough images
 MAX_LEVELS = 500  # of thresholds looked at for how many images would do
 MAX_FACTOR = 1_000  # times as many images, from which on no number is said to be enough
 
@@ -46,17 +49,33 @@ def find_threshold(
     """The lowest threshold above which at most `max_error` of answers are wrong, with confidence 1 - level.
 
     probability: of each held-out image's answer (N). right: whether it is right (N). None where no threshold can be
-    promised. The sequence starts among the surer half of the images, where as many mistakes are allowed as can be
-    there: a start where none is allowed would mostly end at once.
+    promised. Where half of the images can prove it, two sequences share the level, as one that meets a mistake too many
+    at its start promises nothing: one starts among the surer half, one among nine of ten; both where the most mistakes
+    are allowed.
     """
     order = np.argsort(-probability, kind="stable")
-    ranked, wrong = probability[order], np.cumsum(~right[order])
-    if (start := images_needed(max_error, 0, level)) > len(ranked):
-        return None
-    for mistakes in range(1, len(ranked)):
-        if (later := images_needed(max_error, mistakes, level)) > len(ranked) / 2:
-            break
-        start = later
+    ranked, wrong = probability[order], np.cumsum(~right[order], dtype=np.int64)
+    several = images_needed(max_error, 0, level / len(STARTS)) <= STARTS[0] * len(ranked)
+    starts, own_level = (STARTS, level / len(STARTS)) if several else ((ONE_START,), level)
+    found = [
+        _fixed_sequence(ranked, wrong, max_error, own_level, _start(round(share * len(ranked)), max_error, own_level))
+        for share in starts
+    ]
+    return max((own for own in found if own is not None), key=lambda own: own.answered, default=None)
+
+
+def _start(most: int, max_error: float, level: float) -> int:
+    """Of the first `most` images, the fewest that may hold as many mistakes as `most` may."""
+    start, mistakes = images_needed(max_error, 0, level), 1
+    while (later := images_needed(max_error, mistakes, level)) <= most:
+        start, mistakes = later, mistakes + 1
+    return start
+
+
+def _fixed_sequence(
+    ranked: Floats, wrong: npt.NDArray[np.int64], max_error: float, level: float, start: int
+) -> Threshold | None:
+    """The last threshold that is proven, from the first `start` images on; `wrong` counts mistakes among the surest."""
     found = None
     for count in range(start, len(ranked) + 1):
         if count < len(ranked) and ranked[count] == ranked[count - 1]:

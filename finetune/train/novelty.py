@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune.checkpoint.confidence import MAX_NOVELTY_BYTES, Novelty, NoveltyLayer
 from finetune.models.novelty import decoded, nearest_distance
 
-MAX_REFERENCES = 500  # training images that are kept
+MAX_REFERENCES = 1_000  # training images that are kept
 SHARE = 0.01  # of held-out images that are to be called unlike
 LEVELS = 127  # of a signed byte
 
