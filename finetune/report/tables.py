@@ -18,6 +18,7 @@ from finetune.report.statistics import Confusion, wilson
 from finetune.text import amount, listed
 
 BALANCED = "balanced_accuracy"
+CALIBRATION = ("network's own", "with its temperature")  # probabilities before and after
 MAX_CONFUSED = 5
 MAX_CLASSES = 40  # of the table by class, on the screen
 UNEVEN = 2  # times as many test images of one class as of another
@@ -82,7 +83,7 @@ def confidence_parts(found: ConfidenceSummary | None) -> list[RenderableType]:
     if found.after:
         table = Table(title="calibration on the test images", title_justify="left")
         table.add_column("metric", overflow="fold")
-        for column in ("network's own", "with its temperature"):
+        for column in CALIBRATION:
             table.add_column(f"{column} (95 % interval)", justify="right", overflow="fold")
         for name, own in found.before.items():
             values = (_metric_with_interval(name, value) for value in (own, found.after[name]))
