@@ -200,7 +200,7 @@ def _promise_lines(own: PromiseSummary) -> list[str]:
     found = own.found
     if found is None:
         return [promised]
-    if found.error is None or found.ci95 is None:
+    if found.error is None or found.ci95 is None or not found.images:
         return [promised, f"found: none of {found.images:,} test images answered"]
     share = 100 * found.answered / found.images
     low, high = (100 * end for end in found.ci95)
