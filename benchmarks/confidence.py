@@ -96,7 +96,7 @@ def promises(seeds: Sequence[int], shots: int | None, folder: Path, *, unlearnt:
         ratios.append(float(np.mean([own[1] for own in found]) / np.mean([own[2] for own in found])))
     name = f"{shots} a class" if shots else "all 8,000 images"
     print(
-        f"promise of 1 %, {name}, halves of {len(images):,} images: broken in {shown(broken)} of {DIVISIONS} divisions; "
+        f"promise of 1 %, {name}, halves of {len(images):,}: broken in {shown(broken)} of {DIVISIONS} divisions; "
         f"answered {shown(shares)} %, of what the oracle answers {shown(ratios)}; nothing promised in {shown(none)}"
     )
 

@@ -14,10 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from finetune.models.cnn import ArticleCNN
+from finetune.models.novelty import NoveltyScore
 from finetune.report import statistics as metrics
 from finetune.report.comparison import compare, sentence
+from finetune.report.confidence import with_temperature
 from finetune.report.cross_validation import FoldSpread
 from finetune.report.crossed import crossed_difference
+from finetune.report.metrics import Answers
+from finetune.train.abstention import find_threshold, images_needed
+from finetune.train.novelty import fit_novelty, reference_layer
 from finetune.train.optim import WeightAverage, make_schedule, stage_groups
 
 PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
@@ -361,6 +366,54 @@ def test_a_perfect_score_on_ten_images_is_as_the_page_says() -> None:
 def test_the_sentences_on_the_page_are_the_ones_on_the_screen(counts: tuple[int, ...]) -> None:
     first, second = np.repeat([True, False, True, False], counts), np.repeat([True, True, False, False], counts)
     assert f"```text\n{sentence(compare(first, second), 'after', 'scratch')}\n```" in PAGE
+
+
+# --- how sure it is
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_the_pages_temperature_is_the_projects(temperature: float) -> None:
+    logits = 4 * normal(20, 5)
+    ours = np.stack([page.at_temperature(z, temperature) for z in logits])
+    own = Answers.of(np.zeros(20, np.int64), F.softmax(torch.from_numpy(logits), 1).numpy())
+    found = with_temperature(own, temperature)
+    assert found is not None
+    np.testing.assert_allclose(ours, found.probabilities, rtol=1e-9)
+    np.testing.assert_array_equal(ours.argmax(1), logits.argmax(1))
+
+
+def test_the_page_needs_as_many_answers_as_the_project() -> None:
+    from scipy.stats import binom
+
+    for wrong, max_error in ((0, 0.01), (1, 0.01), (3, 0.1)):
+        assert page.answers_needed(max_error, wrong) == images_needed(max_error, wrong)
+        assert page.chance_of_so_few(wrong, 40, max_error) == pytest.approx(binom.cdf(wrong, 40, max_error))
+
+
+@pytest.mark.parametrize("images", [50, 90, 400])
+def test_the_pages_promise_is_the_projects(images: int) -> None:
+    thresholds = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        probability = rng.beta(6, 1, images).round(2)  # with ties
+        right = rng.random(images) < probability**0.3
+        found = find_threshold(probability, right, 0.05)
+        assert page.promised_threshold(probability, right, 0.05) == (None if found is None else found.probability)
+        thresholds.append(found)
+    assert all(found is None for found in thresholds) if images == 50 else any(thresholds)
+
+
+def test_the_pages_novelty_is_the_projects() -> None:
+    features, known = [normal(6, 8), normal(6, 5)], [normal(9, 8, seed=1), normal(9, 5)]
+    layers = [reference_layer(cut, torch.from_numpy(own)) for cut, own in enumerate(known, 1)]
+    record = fit_novelty(layers, torch.from_numpy(np.abs(normal(30, 2))))
+    assert record is not None
+    score = NoveltyScore.of(record)
+    expected = score.scores([torch.from_numpy(own).float() for own in features])
+    numbers = [[getattr(layer, key) for layer in record.layers] for key in ("mean", "std")]
+    references = [own.numpy() for own in score.references]
+    ours = [page.novelty([own[k] for own in features], references, *numbers) for k in range(6)]
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_grouped_images_are_worth_as_many_as_in_the_report() -> None:

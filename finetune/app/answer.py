@@ -29,13 +29,15 @@ class Answer:
 
     probabilities: of each class by its name, in the classifier's order. seen: uint8 size×size, or size×size×3 in
     colour, resized and cropped, before it is normalised. heated: the same with a heatmap of what the answer hangs on
-    (uint8, size×size×3), where there is one.
+    (uint8, size×size×3), where there is one. cautions: sentences on why the answer may mean little; none where it is
+    as good as promised, or nothing is promised.
     """
 
     prediction: Prediction
     probabilities: Mapping[str, float]
     seen: npt.NDArray[np.uint8]
     heated: npt.NDArray[np.uint8] | None = None
+    cautions: tuple[str, ...] = ()
 
 
 def png_address(pixels: npt.NDArray[np.uint8]) -> str:
@@ -57,7 +59,20 @@ def answer(classifier: Classifier, picture: ImageLike, untrained: StagedNetwork 
     probabilities = dict(zip(classifier.class_names, prediction.probabilities, strict=True))
     seen = _pixels(classifier, inputs)
     heat = None if untrained is None else _heated(classifier, untrained, seen, prediction.label)
-    return Answer(prediction, probabilities, seen, heat)
+    return Answer(prediction, probabilities, seen, heat, _cautions(classifier, prediction))
+
+
+def _cautions(classifier: Classifier, prediction: Prediction) -> tuple[str, ...]:
+    """What to say of an answer that is unsure, and of a picture that is unlike those trained on."""
+    found, promise = [], classifier.confidence.promise if classifier.confidence is not None else None
+    if prediction.unlike:
+        found.append("Unlike the pictures it was trained on: the answer may mean nothing.")
+    if prediction.unsure and promise is not None:
+        found.append(
+            f"Unsure: from {promise.threshold:.1%} on, at most {100 * promise.max_error:g} % of answers are wrong, as "
+            f"promised with {100 * promise.confidence:g} % confidence; this one is below."
+        )
+    return tuple(found)
 
 
 def _heated(

@@ -47,20 +47,22 @@ def respond(contenders: Sequence[Contender], ask: Callable[[Contender], Answer |
 
 
 def answer_html(found: Answer | None) -> str:
-    """What the network saw, the most probable class, and bars of probabilities."""
+    """What the network saw, the most probable class, what is to be said against it, and bars of probabilities."""
     if found is None:
         return WAITING
     height, width = found.seen.shape[:2]
     kind = "small" if width <= SMALL else "large"
     best, share = escape(found.prediction.label), f"{found.prediction.probability:.1%}"
     heat = "" if found.heated is None else f'<img class="{kind}" src="{png_address(found.heated)}" alt="{HEAT}">'
+    guess = "unsure: best guess " if found.prediction.unsure else ""
+    cautions = "".join(f'<p class="caution">{escape(line)}</p>' for line in found.cautions)
     bars = "".join(_bar(name, value, name == found.prediction.label) for name, value in _most_probable(found))
     return (
         f'<div aria-live="polite"><div class="seen"><img class="{kind}" src="{png_address(found.seen)}" '
         f'alt="The picture as the network sees it, {width}×{height} pixels">'
-        f'{heat}<p><strong dir="auto">{best}</strong><br>{share}<br>'
+        f'{heat}<p>{guess}<strong dir="auto">{best}</strong><br>{share}<br>'
         f"<small>seen as {width}×{height} pixels</small></p></div>"
-        f'<ul class="bars">{bars}</ul></div>'
+        f'{cautions}<ul class="bars">{bars}</ul></div>'
     )
 
 

@@ -47,19 +47,36 @@ if TYPE_CHECKING:
 )
 @click.option("--confusion", type=OutputFile(".png"), metavar="PNG", help="Draws the confusion matrix as a picture.")
 @click.option(
+    "--reliability",
+    type=OutputFile(".png"),
+    metavar="PNG",
+    help="Draws how often answers of a probability are right, before and after calibration.",
+)
+@click.option(
     "--predictions",
     type=OutputFile(".csv"),
     metavar="CSV",
     help="Writes each image's label, prediction and probability, for compare.",
 )
 @with_options("data-root", "device", "html", "json", "quiet")
-def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Accuracy and other metrics with intervals, per class, and the most frequent mistakes."""
+def evaluate(
+    checkpoint: str,
+    data: str,
+    confusion: Path | None,
+    reliability: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Accuracy and other metrics with intervals, per class, frequent mistakes, and what its confidence is worth."""
     from finetune.commands import evaluate as command
-    from finetune.report.plots import confusion_picture
+    from finetune.report.plots import confusion_picture, reliability_picture
 
-    if confusion is not None:
-        check_output(confusion, "--confusion", [".png"], inputs=(checkpoint, data))
+    for option, picture in (("--confusion", confusion), ("--reliability", reliability)):
+        if picture is not None:
+            check_output(picture, option, [".png"], inputs=(checkpoint, data))
+    if confusion is not None and reliability is not None and confusion.resolve() == reliability.resolve():
+        raise SettingError(f"--reliability {reliability}: --confusion has the same name; give each its own")
     console = make_console(quiet, results=not as_json)
     found = command.evaluate(checkpoint, data, console=console, **options)
     if as_json:
@@ -71,6 +88,9 @@ def evaluate(checkpoint: str, data: str, confusion: Path | None, as_json: bool, 
         assert found.result.confusion is not None
         confusion_picture(found.result.confusion, found.classes, confusion, console.note)
         console.note(f"wrote {confusion}")
+    if reliability is not None:
+        reliability_picture(found.reliability, reliability, console.note)
+        console.note(f"wrote {reliability}")
 
 
 @click.command(epilog=example("finetune check --target pictures/ --write clean.csv"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,24 @@ from finetune.io.outputs import check_output, replace_file
 from finetune.io.safe_open import sha256_of
 from finetune.io.sanitize import printable
 from finetune.models.classifier import Classifier
+from finetune.models.novelty import run_with_features
 from finetune.paths import data_root as resolve_data_root
+from finetune.report.confidence import ConfidenceSummary, ReliabilityBin, answer_bins
 from finetune.report.console import Console
 from finetune.report.page import Material, evaluation_page
 from finetune.report.predictions import PREDICTION, SUFFIX, read_predictions
 from finetune.report.report import Result, TestSetUse, result_values
-from finetune.report.tables import evaluation_parts, percent, test_set_lines
+from finetune.report.tables import CALIBRATION, confidence_parts, evaluation_parts, percent, test_set_lines
 from finetune.run.data import open_test
-from finetune.run.finalize import Grading, RowAnswers, as_predictions, row_predictions, score
+from finetune.run.finalize import (
+    Grading,
+    RowAnswers,
+    as_predictions,
+    confidence_summary,
+    metric_answers,
+    row_predictions,
+    score,
+)
 from finetune.run.ledger import digest_of, record_opening
 from finetune.run.measured import LearntFrom, Part, choose_measured
 from finetune.run.output_paths import RUNS
@@ -39,7 +49,7 @@ from finetune.run.report_page import page_path, write_page
 from finetune.sources.resolve import locate, open_source, recorded_accuracy
 from finetune.text import first_line, listed, places_of
 from finetune.train.device import Runtime, choose_runtime
-from finetune.train.inference import outputs
+from finetune.train.inference import batched_apply, eval_batch_size, outputs
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,14 @@ class Evaluation:
     test_set: TestSetUse | None = None
     part: Part = "test"
     learnt: str | None = None
+    confidence: ConfidenceSummary | None = None
+    bins: list[ReliabilityBin] = field(default_factory=list)
+
+    @property
+    def reliability(self) -> dict[str, list[ReliabilityBin]]:
+        """What a reliability diagram shows: the network's own probabilities, and those with its temperature if any."""
+        calibrated = [] if self.confidence is None else self.confidence.bins_after
+        return {name: own for name, own in zip(CALIBRATION, (self.bins, calibrated), strict=True) if own}
 
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON values."""
@@ -72,6 +90,7 @@ class Evaluation:
         own = {name: getattr(self, name) for name in names}
         found = {**own, "part": self.part, **result_values(self.result), "claimed_accuracy": self.claimed}
         found["test_set"] = None if self.test_set is None else asdict(self.test_set)
+        found["confidence"] = None if self.confidence is None else self.confidence.to_dict()
         found |= {} if self.learnt is None else {"learnt": self.learnt}
         values: dict[str, Any] = json.loads(json.dumps(found, allow_nan=False))  # JSON has lists and no tuples
         return values
@@ -183,7 +202,7 @@ def _write_page(
     material = with_pictures(Material(predictions, sha256=sha256), classifier, found.test)
     lines = [part.plain for part in shown_parts(evaluation) if isinstance(part, Text)]
     name = f"{Path(evaluation.checkpoint).stem}-{evaluation.data}"
-    page = evaluation_page(evaluation.to_dict(), lines, evaluation.result, material)
+    page = evaluation_page(evaluation.to_dict(), lines, evaluation.result, evaluation.confidence, material)
     write_page(page_path(name, "evaluate"), page, console)
 
 
@@ -191,7 +210,7 @@ def shown_parts(found: Evaluation) -> list[RenderableType]:
     """What the command shows."""
     shared = (found.left_out, found.not_offered, found.learnt)
     parts = evaluation_parts(found.result, found.data, found.classes, found.claimed, *shared)
-    return [*parts, *map(Text, test_set_lines(found.test_set))]
+    return [*parts, *confidence_parts(found.confidence), *map(Text, test_set_lines(found.test_set))]
 
 
 def learnt_note(metadata: Metadata, found: EvaluatedSet) -> str | None:
@@ -261,28 +280,67 @@ def evaluate_classifier(
         labels = torch.full_like(test.labels, shared.index(own[0]))
         test = replace(test, labels=labels, class_names=classifier.class_names)
     grading = Grading.of(test)
-    numbers = _graded(classifier, test, grading, places_of(shared, classifier.class_names), runtime)
+    numbers, novelty = _graded(classifier, test, grading, places_of(shared, classifier.class_names), runtime)
     answers = RowAnswers.of_numbers(numbers)
     result = score(test, answers, row="test")
     offered = set(shared)
     not_offered = [name for name in classifier.class_names if name not in offered]
     chosen = set(own)
     evaluation = Evaluation(checkpoint, data, shared, len(whole) - len(test), not_offered, result, None, part=part)
+    confidence = _confidence(classifier, test, answers, novelty, not_offered)
+    evaluation = replace(evaluation, confidence=confidence, bins=answer_bins(metric_answers(test, answers)))
     return EvaluatedSet(evaluation, test, tuple(name for name in whole.class_names if name in chosen), answers)
 
 
 def _graded(
     classifier: Classifier | OnnxFile, test: ImageSet, grading: Grading, rows: Sequence[int], runtime: Runtime
-) -> torch.Tensor:
-    """What `grading` keeps of the logits for the classes `rows`, of all images."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What `grading` keeps of all images' logits for the classes `rows`, and their novelty scores (N), if any."""
     if isinstance(classifier, OnnxFile):
-        return grading.reduce(classifier.logits(test.images)[:, rows], 0)
-    runtime.place(classifier.network)
+        return grading.reduce(classifier.logits(test.images)[:, rows], 0), None
+    network = classifier.network
+    runtime.place(network)
     normalize = classifier.input.normalizer(runtime.device)
     images = test.images.to(runtime.device)
-    return outputs(
-        classifier.network, images, normalize, reduce=lambda logits, start: grading.reduce(logits[:, rows], start)
-    )
+    if (score := classifier.novelty) is None:
+        return outputs(network, images, normalize, reduce=lambda own, start: grading.reduce(own[:, rows], start)), None
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        logits, features = run_with_features(network, normalize(x), score.cuts)
+        return torch.cat([logits, score.scores(features)[:, None].to(logits)], 1)
+
+    def reduce(found: torch.Tensor, start: int) -> torch.Tensor:
+        return torch.cat([grading.reduce(found[:, :-1][:, rows], start), found[:, -1:]], 1)
+
+    size = eval_batch_size(normalize.pixels(images), runtime.device)
+    numbers = batched_apply(run, network, images, size, reduce=reduce)
+    return numbers[:, :-1], numbers[:, -1]
+
+
+def _confidence(
+    classifier: Classifier | OnnxFile,
+    test: ImageSet,
+    answers: RowAnswers,
+    novelty: torch.Tensor | None,
+    not_offered: Sequence[str],
+) -> ConfidenceSummary | None:
+    """What the checkpoint records of its confidence, and what that is worth on these images."""
+    exported = isinstance(classifier, OnnxFile)
+    record = classifier.facts.metadata.confidence if isinstance(classifier, OnnxFile) else classifier.confidence
+    if record is None:
+        return None
+    notes = []
+    if not_offered:
+        notes.append(
+            "calibration is not measured: a temperature and a promise are about a choice among all classes of the "
+            f"checkpoint, of which {len(not_offered):,} were no choice here"
+        )
+    if exported and record.novelty is not None:
+        notes.append("how many pictures are unlike is not measured: an exported file gives no features")
+    unlike = None
+    if novelty is not None and record.novelty is not None:
+        unlike = int((novelty.double() > record.novelty.threshold).sum())
+    return confidence_summary(record, notes, test, None if not_offered else answers, unlike)
 
 
 def check_predictions_path(path: str | Path, inputs: Sequence[str | Path]) -> None:

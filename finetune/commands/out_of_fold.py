@@ -16,11 +16,11 @@ from finetune.run.confidence import (
     HeldOut,
     calibrate_on_validation,
     fit_confidence,
+    no_folds,
     observe_held_out,
     reference_layers,
 )
 from finetune.run.context import make_context
-from finetune.text import first_line
 from finetune.train.device import seeded
 
 
@@ -34,7 +34,7 @@ def calibrate_training(adaptation: Adaptation) -> tuple[Confidence | None, list[
     try:
         numbers, _ = fold_numbers(data.train, folds)
     except DataError as error:
-        return None, [f"not calibrated: none held out, and no {folds} folds: {first_line(error)}"]
+        return None, [no_folds(folds, error)]
     layers = reference_layers(network, data.train, context.normalize, group)
     parts = [_held_out_fold(adaptation, numbers == fold, fold + 1) for fold in range(folds)]
     return fit_confidence(HeldOut.joined(parts), layers, "folds", recipe.max_error)

@@ -14,10 +14,11 @@ import torch
 
 from finetune.commands.baselines import needs_source_features, scratch_phase
 from finetune.data.augment.affine import Augment
+from finetune.data.folds import fold_numbers
 from finetune.data.image_dataset import ImageSet
 from finetune.data.loader import Batches
 from finetune.data.normalize import Normalizer
-from finetune.errors import SettingError
+from finetune.errors import DataError, SettingError
 from finetune.io.outputs import check_output
 from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
@@ -25,11 +26,14 @@ from finetune.report.plots import grid_picture
 from finetune.report.report import json_values
 from finetune.report.statistics import group_count, mcnemar_detectable, mcnemar_images
 from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
+from finetune.run.confidence import MIN_IMAGES, no_folds, too_few
 from finetune.run.context import TrainContext, make_context
+from finetune.run.data import RunData
 from finetune.run.memory import phase_memory, shape_network
 from finetune.run.options import RunOptions, start_run
 from finetune.run.phases import phase_adapters, phase_config
 from finetune.run.setup import RecipeLike, RunSetup, find_source, open_adapt, open_pretrain, open_recipe
+from finetune.train.abstention import images_needed
 from finetune.train.activation_cache import CachePart
 from finetune.train.device import seeded, translate_oom
 from finetune.train.freeze import set_trainable
@@ -136,6 +140,23 @@ def test_power(images: int) -> list[Power]:
 
 
 @dataclass(frozen=True)
+class CalibrationPlan:
+    """What a temperature, a promise and a novelty score would be fitted on.
+
+    how: images held out for `validation`, or `folds` of the training images after so many `trainings` more; None where
+    nothing is fitted. images: how many these are. max_error: what is to be promised, None for nothing; images_needed:
+    that this takes at least, if none of their answers is wrong. says: sentences on it.
+    """
+
+    how: str | None
+    images: int
+    trainings: int
+    max_error: float | None
+    images_needed: int | None
+    says: list[str]
+
+
+@dataclass(frozen=True)
 class Plan:
     """All phases, the scratch comparison among them if it is asked for, and the images they would see."""
 
@@ -146,6 +167,7 @@ class Plan:
     validation: int
     test: int
     phases: list[PhasePlan]
+    calibration: CalibrationPlan
     power: list[Power] = field(default_factory=list)
     groups: int | None = None
     """Groups of test images, which `power` leaves out; None where no two images share one."""
@@ -226,9 +248,39 @@ def _plan_phases(
         validation=len(data.validation),
         test=len(data.test),
         phases=planned,
+        calibration=_calibration_plan(recipe, data),
         power=test_power(len(data.test)) if recipe.kind == "adapt" else [],
         groups=group_count(data.test.group_indices()),
     )
+
+
+def _calibration_plan(recipe: PretrainRecipe | AdaptRecipe, data: RunData) -> CalibrationPlan:
+    folds, max_error = None, None
+    if isinstance(recipe, AdaptRecipe):
+        folds, max_error = recipe.calibration_folds, recipe.max_error
+    how, images, trainings, said = "validation", len(data.validation), 0, ""
+    if not images and folds is not None:
+        how, images, trainings = "folds", len(data.train), folds
+        try:
+            fold_numbers(data.train, folds)
+        except DataError as error:
+            said = no_folds(folds, error)
+    if images < MIN_IMAGES:
+        said = too_few(images)
+    needed = None if max_error is None else images_needed(max_error, 0)
+    if said:
+        return CalibrationPlan(None, 0, 0, max_error, needed, [said])
+    on = f"{images:,} validation images"
+    if how == "folds":
+        on = f"the answers to {images:,} images out of fold, which takes {trainings} trainings more"
+    says = [f"calibrated on {on}"]
+    if max_error is not None and needed is not None:
+        enough = "there are" if images >= needed else "there are only"
+        says.append(
+            f"at most {100 * max_error:g} % wrong takes at least {needed:,} of them without a mistake, to be promised; "
+            f"{enough} {images:,}"
+        )
+    return CalibrationPlan(how, images, trainings, max_error, needed, says)
 
 
 def _phase_plan(caches: CacheManager, number: int, memory: MemoryEstimate) -> PhasePlan:

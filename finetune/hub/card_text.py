@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from finetune.hub.card_facts import CardFacts, data_title
 from finetune.hub.card_marks import unmarked
 from finetune.hub.repo_id import CARD, CONFIG, EXAMPLES, PREFIX, RECIPE, REPORT, WEIGHTS
 from finetune.models.spec import TIMM
+from finetune.report.confidence import ConfidenceSummary, confidence_lines
 from finetune.report.metrics import METRICS
 from finetune.report.rows import row_of
 from finetune.report.statistics import Confusion
@@ -99,7 +101,7 @@ def _results(facts: CardFacts) -> str:
         shown = f"{_count_or_range(r)} | {percent(r['accuracy'])} | {low} to {high}"
         lines.append(f"| {plain_text(row.title)} | {how} | {shown} |")
     blocks = ["\n".join(lines), _about_intervals(facts, next(iter(rows.values())))]
-    blocks += [block for block in (_metrics(facts.own_result),) if block]
+    blocks += [block for block in (_metrics(facts.own_result), _confidence(facts.report.get("confidence"))) if block]
     if facts.verdicts:
         blocks.append("\n".join(f"- {plain_text(sentence)}" for sentence in facts.verdicts))
     return "\n\n".join([*blocks, *_per_class(facts)])
@@ -147,6 +149,24 @@ def _metrics(own: Mapping[str, Any] | None) -> str:
         if key != "accuracy" and isinstance(value, float)
     ]
     return f"Other metrics of these weights: {', '.join(said)}." if said else ""
+
+
+def _confidence(given: object) -> str:
+    """What the report says of the weights' confidence; empty where it says nothing that holds."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        found = TypeAdapter(ConfidenceSummary).validate_python(given)
+    except ValidationError:
+        return ""
+    if found.temperature is None:
+        return ""
+    lines = [
+        *confidence_lines(replace(found, notes=[])),
+        "programs that read the logits alone, as timm and transformers do, give probabilities that are not calibrated: "
+        "divide the logits by the temperature before the softmax",
+    ]
+    return "\n".join(["Confidence:", "", *(f"- {plain_text(line)}" for line in lines)])
 
 
 def _per_class(facts: CardFacts) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.report.metrics import Answers, MetricValue, measure
+from finetune.report.metrics import Answers, MetricValue, bin_numbers, measure
 from finetune.report.statistics import accuracy_interval
 
 CALIBRATED = ("log_loss", "brier", "calibration_error")  # metrics that a temperature moves
@@ -61,12 +61,29 @@ class NoveltySummary:
 
 
 @dataclass(frozen=True)
+class ReliabilityBin:
+    """The answers of one of ten equal bins of probability: how many, how many right, and their mean probability.
+
+    ValueError for numbers that no answers have.
+    """
+
+    images: int
+    right: int
+    probability: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.right <= self.images > 0 and 0 <= self.probability <= 1):
+            raise ValueError(f"no bin of answers: {self.right} of {self.images} right at {self.probability}")
+
+
+@dataclass(frozen=True)
 class ConfidenceSummary:
     """What a checkpoint records of its confidence, and what that is worth on test images.
 
     temperature: None where there were too few images to fit one. images: that it was fitted on; how: `validation`,
-    `folds` or `data`. before, after: the metrics of the test images without and with the temperature. notes: what could
-    not be had, and why.
+    `folds` or `data`. before, after: the metrics of the test images without and with the temperature; bins_before,
+    bins_after: what a reliability diagram shows of them, bins without images left out. notes: what could not be had,
+    and why.
     """
 
     temperature: float | None
@@ -77,6 +94,8 @@ class ConfidenceSummary:
     promise: PromiseSummary | None = None
     novelty: NoveltySummary | None = None
     notes: list[str] = field(default_factory=list)
+    bins_before: list[ReliabilityBin] = field(default_factory=list)
+    bins_after: list[ReliabilityBin] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -94,6 +113,8 @@ def summarize_confidence(
     if record is None:
         return ConfidenceSummary(None, 0, None, notes=notes)
     calibrated = None if answers is None else with_temperature(answers, record["temperature"])
+    if answers is not None and calibrated is None:
+        notes = [*notes, f"calibration is not measured: {len(answers.labels):,} images × {answers.classes:,} classes"]
     measured = [] if answers is None or calibrated is None else [answers, calibrated]
     before, after = [{name: measure(name, own) for name in CALIBRATED} for own in measured] or ({}, {})
     promise, novelty = record.get("promise"), record.get("novelty")
@@ -106,7 +127,22 @@ def summarize_confidence(
         None if promise is None else PromiseSummary(**promise, found=_found(calibrated, promise["threshold"])),
         None if novelty is None else NoveltySummary(novelty["threshold"], novelty["share"], novelty["images"], unlike),
         notes,
+        *([answer_bins(own) for own in measured] or ([], [])),
     )
+
+
+def reliability_bins(probability: Floats, right: npt.NDArray[np.bool_]) -> list[ReliabilityBin]:
+    """The bins of a reliability diagram that have images. probability: of each answer (N); right: N."""
+    places = bin_numbers(probability)
+    inside = [places == own for own in np.unique(places)]
+    return [ReliabilityBin(int(own.sum()), int(right[own].sum()), float(probability[own].mean())) for own in inside]
+
+
+def answer_bins(answers: Answers) -> list[ReliabilityBin]:
+    """The bins of answers whose probabilities are known."""
+    if answers.confidence is None:
+        return []
+    return reliability_bins(np.clip(answers.confidence, 0, 1).astype(np.float64), answers.right)
 
 
 def with_temperature(answers: Answers, temperature: float) -> Answers | None:
@@ -164,7 +200,7 @@ def _promise_lines(own: PromiseSummary) -> list[str]:
     found = own.found
     if found is None:
         return [promised]
-    if found.error is None or found.ci95 is None:
+    if found.error is None or found.ci95 is None or not found.images:
         return [promised, f"found: none of {found.images:,} test images answered"]
     share = 100 * found.answered / found.images
     low, high = (100 * end for end in found.ci95)

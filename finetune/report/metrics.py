@@ -444,8 +444,12 @@ def _bins(answers: Answers) -> tuple[Integers, Floats]:
     """The bin of each image's confidence, and confidence minus right (1) or wrong (0), both N."""
     assert answers.confidence is not None
     confidence = np.clip(answers.confidence, 0, 1).astype(np.float64)
-    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)  # as calibration_curve has them
-    return bins, confidence - answers.right
+    return bin_numbers(confidence), confidence - answers.right
+
+
+def bin_numbers(probability: Floats) -> Integers:
+    """The bin of each probability (N), 0 to BINS - 1, as scikit-learn's `calibration_curve` has them."""
+    return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], probability)
 
 
 def _calibration_error(answers: Answers) -> float:

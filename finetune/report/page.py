@@ -24,22 +24,33 @@ from rich.text import Text
 
 from finetune.io.sanitize import printable, printable_lines
 from finetune.report.check_report import KINDS, check_parts
+from finetune.report.confidence import ConfidenceSummary, ReliabilityBin, confidence_lines, reliability_bins
 from finetune.report.curve_report import CurveReport, curve_parts, drawn_curves
 from finetune.report.metrics import PLAIN
-from finetune.report.page_figures import WIDTH, history, page_svg, reliability, schedule
-from finetune.report.plots import ForestRow, curve_figure, forest_figure
+from finetune.report.page_figures import WIDTH, history, page_svg, schedule
+from finetune.report.plots import ForestRow, curve_figure, forest_figure, reliability_figure
 from finetune.report.predictions import Predictions
 from finetune.report.ranking import RankReport, rank_forest, rank_parts
 from finetune.report.report import Report, Result
 from finetune.report.rows import OWN_ROWS, row_of
 from finetune.report.statistics import Confusion, wilson
-from finetune.report.tables import confusion_lines, mapping_lines, metrics_table, percent, report_tables, verdict_lines
+from finetune.report.tables import (
+    CALIBRATION,
+    confidence_parts,
+    confusion_lines,
+    mapping_lines,
+    metrics_table,
+    percent,
+    report_tables,
+    verdict_lines,
+)
 
 MAX_CLASSES = 20  # of a confusion matrix; of more classes those with the most mistakes
 MAX_ROWS, MAX_FOLDED = 40, 1_000  # of a table: more than the first are folded, more than the second left out
 MAX_TEXT = 4_000  # characters of a cell or sentence, which anybody may have written
 FINDING_KEYS = ("image", "part", "label", "twin", "twin_label", "likelier")  # of what `check` found, in its table
 MAX_PICTURES = 12  # of the most sure and wrong
+RELIABILITY = "How often answers of a probability are right; on the dashed line they are right as often as they say."
 
 
 @dataclass(frozen=True)
@@ -202,16 +213,17 @@ def report_page(report: Report, material: Material) -> str:
     """The page of a training, or of several with other seeds or folds."""
     table, *lines = report_tables(report)
     told = [line.plain for line in lines if isinstance(line, Text)]
+    elsewhere = {*confidence_lines(report.confidence)}
     row = next((key for key in OWN_ROWS if report.results.get(key) is not None), "")
     own = report.results.get(row)
     lead = verdict_lines(report)[:2] or [_accuracy_line(report, own)]
     kinds = {"pretrain": "training from scratch of", "adapt": "fine-tuning on"}
     title = f"{kinds.get(report.kind, report.kind)} {report.target.name}"
     sections = [
-        Section("Verdict", [Lines(lead, lead=True), Lines([line for line in told if line not in lead])]),
+        Section("Verdict", [Lines(lead, lead=True), Lines([line for line in told if line not in {*lead, *elsewhere}])]),
         Section("Results", [*_forests(report), *html_parts([table])]),
         Section("Classes", _class_parts(report, own)),
-        Section("Probabilities", _probability_parts(own, material.predictions, row)),
+        Section("Confidence", _confidence_parts(report.confidence, own, material.predictions, row)),
         Section("Most sure and wrong", _mistake_parts(material, row)),
         Section("Training", _training_parts(report)),
         Section("Data", [Lines([*report.target.notes, *_count_lines(report), *material.notes])]),
@@ -269,8 +281,16 @@ def check_page(found: Mapping[str, Any], material: Material) -> str:
     return render(f"check of {found['data']}", sections)
 
 
-def evaluation_page(found: Mapping[str, Any], lines: Sequence[str], result: Result, material: Material) -> str:
+def evaluation_page(
+    found: Mapping[str, Any],
+    lines: Sequence[str],
+    result: Result,
+    confidence: ConfidenceSummary | None,
+    material: Material,
+) -> str:
     """The page of `finetune evaluate`, from its JSON values and the lines that the command shows."""
+    elsewhere = {*confidence_lines(confidence)}
+    lines = [line for line in lines if line not in elsewhere]
     rows = [ForestRow("accuracy", result.accuracy, result.ci95)]
     row = material.predictions.rows[0] if material.predictions is not None else ""
     sections = [
@@ -278,7 +298,7 @@ def evaluation_page(found: Mapping[str, Any], lines: Sequence[str], result: Resu
             "Result", [Lines(lines[:1], lead=True), Lines(lines[1:]), _forest_part("accuracy", rows, "accuracy, %")]
         ),
         Section("Classes", _result_parts(result, found["classes"])),
-        Section("Probabilities", _probability_parts(result, material.predictions, row)),
+        Section("Confidence", _confidence_parts(confidence, result, material.predictions, row)),
         Section("Most sure and wrong", _mistake_parts(material, row)),
         Section("Provenance", [Lines([f"{name}: sha256 {digest}" for name, digest in material.sha256.items()])]),
         Section("Data", [Lines(material.notes)] if material.notes else []),
@@ -396,25 +416,39 @@ def _matrix(confusion: Confusion, classes: Sequence[str]) -> Part:
     return Matrix([classes[place] for place in kept], confusion.rows(kept).tolist(), caption)
 
 
-def _probability_parts(result: Result | None, predictions: Predictions | None, row: str) -> list[Part]:
-    """How often answers of a probability are right."""
+def _confidence_parts(
+    found: ConfidenceSummary | None, result: Result | None, predictions: Predictions | None, row: str
+) -> list[Part]:
+    """How often answers of a probability are right, and what the checkpoint records of that."""
+    parts = html_parts(confidence_parts(found))
+    if found is not None and found.bins_before and found.bins_after:
+        sides = dict(zip(CALIBRATION, (found.bins_before, found.bins_after), strict=True))
+        return [_reliability_part(sides, RELIABILITY), *parts]
     if predictions is None or row not in predictions.rows:
-        return []
+        return parts
     seed = predictions.seeds(row)[0]
     column = predictions.columns[(row, seed)]
     if column.probability is None:
-        return []
-    right = column.predicted == predictions.labels
-    svg = page_svg("reliability", partial(reliability, column.probability, right))
-    mean, accuracy = float(column.probability.mean()), float(right.mean())
-    alt = f"Reliability diagram: answers have a mean probability of {percent(mean)}, and {percent(accuracy)} are right"
-    caption = "How often answers of a probability are right; on the dashed line they are right as often as they say."
-    error = (result.metrics or {}).get("calibration_error") if result is not None else None
+        return parts
+    caption, error = RELIABILITY, (result.metrics or {}).get("calibration_error") if result is not None else None
     if error is not None and error.value is not None:
         caption += f" Calibration error: {percent(error.value)}."
     if seed is not None and len(predictions.seeds(row)) > 1:
         caption += f" Of seed {seed}."
-    return [Figure(svg, alt, caption)]
+    bins = reliability_bins(column.probability, column.predicted == predictions.labels)
+    return [_reliability_part({CALIBRATION[0]: bins}, caption), *parts]
+
+
+def _reliability_part(sides: Mapping[str, Sequence[ReliabilityBin]], caption: str) -> Part:
+    svg = page_svg("reliability", partial(reliability_figure, sides, WIDTH))
+    told = []
+    for title, bins in sides.items():
+        images, right = (sum(getattr(own, name) for own in bins) for name in ("images", "right"))
+        mean = sum(own.probability * own.images for own in bins) / images
+        told.append(
+            f"{title}: answers have a mean probability of {percent(mean)}, and {percent(right / images)} are right"
+        )
+    return Figure(svg, f"Reliability diagram: {'; '.join(told)}", caption)
 
 
 def sure_and_wrong(predictions: Predictions, row: str) -> list[int]:

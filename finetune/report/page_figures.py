@@ -7,18 +7,13 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from finetune.report.plots import drawable, encoded, new_figure
 from finetune.report.report import PhaseSummary
-from finetune.report.statistics import wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 4.6  # inches; a telephone shows a point of them as a pixel
-BINS = 10  # of a reliability diagram
 MAX_STAGES = 24  # rows of the plot of what trained when
 # Colours that no figure uses, and the page's own in their place, for a light and a dark ground.
 PAGE_COLOURS = {
@@ -100,34 +95,6 @@ def schedule(phases: Sequence[PhaseSummary]) -> Figure:
     rates.set_ylabel("learning rate")
     rates.set_xlabel("epochs, phase after phase")
     rates.grid(alpha=0.25)
-    return figure
-
-
-def reliability(probability: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> Figure:
-    """Draws how often answers of a probability are right, with Wilson's 95 % interval, and how many there are.
-
-    probability: of each answer, 0 to 1, N. right: N.
-    """
-    figure = new_figure(WIDTH, 3.8)
-    axes, counts = figure.add_axes((0, 0.3, 1, 0.7)), figure.add_axes((0, 0, 1, 0.2))
-    place = np.minimum((probability * BINS).astype(int), BINS - 1)
-    axes.plot([0, 100], [0, 100], "--", color="C2", linewidth=1)
-    for own in np.unique(place).tolist():
-        inside = place == own
-        total, hits = int(inside.sum()), int(right[inside].sum())
-        low, high = wilson(hits, total)
-        mean = 100 * float(probability[inside].mean())
-        axes.plot([mean, mean], [100 * low, 100 * high], color="C0", linewidth=2)
-        axes.plot([mean], [100 * hits / total], "o", color="C0", markersize=5)
-        counts.bar((own + 0.5) * 100 / BINS, total, width=90 / BINS, color="C2")
-    for each in (axes, counts):
-        each.set_xlim(0, 100)
-        each.grid(alpha=0.25)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("right, %")
-    axes.set_xticklabels([])
-    counts.set_ylabel("images")
-    counts.set_xlabel("probability of the answer, %")
     return figure
 
 

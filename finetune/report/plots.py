@@ -1,10 +1,10 @@
-"""Plots: confusion matrices, grids of images, learning curves."""
+"""Plots: confusion matrices, grids of images, learning curves, forest plots, reliability diagrams."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.io.outputs import Note, replace_file
-from finetune.report.statistics import Confusion
+from finetune.report.confidence import ReliabilityBin
+from finetune.report.metrics import BINS, bin_numbers
+from finetune.report.statistics import Confusion, wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,6 +181,46 @@ def forest_figure(rows: Sequence[ForestRow], axis: str, *, zero: bool = False, w
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(axis)
     axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def reliability_picture(
+    sides: Mapping[str, Sequence[ReliabilityBin]], path: str | Path, note: Note = lambda text: None
+) -> None:
+    """Draws `reliability_figure` as a PNG at `path`; an older one is moved aside. OutputError."""
+    content = pictures(lambda: reliability_figure(sides), ["png"])
+    replace_file(Path(path), content["png"], note)
+
+
+def reliability_figure(sides: Mapping[str, Sequence[ReliabilityBin]], width: float = 6) -> Figure:
+    """Draws how often answers of a probability are right, with Wilson's 95 % interval, and how many there are.
+
+    sides: the bins of one network's answers, or of two to tell apart, by what they are called. width: in inches.
+    """
+    figure = new_figure(width, 0.83 * width)
+    axes, counts = figure.add_axes((0, 0.3, 1, 0.7)), figure.add_axes((0, 0, 1, 0.2))
+    axes.plot([0, 100], [0, 100], "--", color="C2", linewidth=1)
+    share = 90 / BINS / max(1, len(sides))  # the width of a bar
+    for number, (title, bins) in enumerate(sides.items()):
+        colour = f"C{number}"
+        for own in bins:
+            low, high = wilson(own.right, own.images)
+            axes.plot([100 * own.probability] * 2, [100 * low, 100 * high], color=colour, linewidth=2)
+            place = (int(bin_numbers(np.array(own.probability))) + 0.5) * 100 / BINS
+            left = place + share * (number - len(sides) / 2)
+            counts.bar(left, own.images, width=share, align="edge", color=colour if len(sides) > 1 else "C2")
+        means, shares = [own.probability for own in bins], [own.right / own.images for own in bins]
+        axes.plot(_percents(means), _percents(shares), "o", color=colour, markersize=5, label=title)
+    for each in (axes, counts):
+        each.set_xlim(0, 100)
+        each.grid(alpha=0.25)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("right, %")
+    axes.set_xticklabels([])
+    counts.set_ylabel("images")
+    counts.set_xlabel("probability of the answer, %")
+    if len(sides) > 1:
+        axes.legend(loc="upper left", framealpha=0.5)
     return figure
 
 

@@ -18,6 +18,7 @@ from finetune.report.statistics import Confusion, wilson
 from finetune.text import amount, listed
 
 BALANCED = "balanced_accuracy"
+CALIBRATION = ("network's own", "with its temperature")  # probabilities before and after
 MAX_CONFUSED = 5
 MAX_CLASSES = 40  # of the table by class, on the screen
 UNEVEN = 2  # times as many test images of one class as of another
@@ -82,10 +83,10 @@ def confidence_parts(found: ConfidenceSummary | None) -> list[RenderableType]:
     if found.after:
         table = Table(title="calibration on the test images", title_justify="left")
         table.add_column("metric", overflow="fold")
-        for column in ("network's own", "with its temperature"):
+        for column in CALIBRATION:
             table.add_column(f"{column} (95 % interval)", justify="right", overflow="fold")
-        for name, own in found.before.items():
-            values = (_metric_with_interval(name, value) for value in (own, found.after[name]))
+        for name, own in found.after.items():
+            values = (_metric_with_interval(name, value) for value in (found.before.get(name), own))
             table.add_row(METRICS[name].title if name in METRICS else name, *values)
         parts.append(table)
     return [*parts, *map(Text, confidence_lines(found))]
@@ -440,7 +441,14 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     table.add_row("memory", *(amount(sum(p["memory"].values())) for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
-    return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"], plan.get("groups")))]
+    calibration = map(Text, plan["calibration"]["says"])
+    return [
+        title,
+        table,
+        *caches,
+        *calibration,
+        *map(Text, _power_lines(plan["test"], plan["power"], plan.get("groups"))),
+    ]
 
 
 def _power_lines(images: int, power: Sequence[Mapping[str, Any]], groups: int | None = None) -> list[str]:

@@ -13,9 +13,11 @@ from finetune.checkpoint.confidence import Confidence, NoveltyLayer, Promise
 from finetune.data.image_dataset import ImageSet
 from finetune.data.normalize import Normalizer
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from finetune.errors import DataError
 from finetune.models.novelty import novelty_cuts, run_with_features
 from finetune.models.staged import StagedNetwork
 from finetune.run.data import RunData
+from finetune.text import first_line
 from finetune.train.abstention import CONFIDENCE, find_threshold, images_needed, images_that_would_do
 from finetune.train.inference import batched_apply, eval_batch_size
 from finetune.train.novelty import MAX_REFERENCES, distances, fit_novelty, reference_layer
@@ -96,7 +98,7 @@ def fit_confidence(
     """
     count = len(held.labels)
     if count < MIN_IMAGES:
-        return None, [_too_few(count)]
+        return None, [too_few(count)]
     temperature = fit_temperature(held.logits, held.labels)
     promise: Promise | None = None
     notes: list[str] = []
@@ -115,18 +117,24 @@ def calibrate_on_validation(
 ) -> tuple[Confidence | None, list[str]]:
     """What a trained network's checkpoint records of its confidence, from the validation images of its run."""
     if len(data.validation) < MIN_IMAGES:
-        return None, [_too_few(len(data.validation))]
+        return None, [too_few(len(data.validation))]
     layers = reference_layers(network, data.train, normalize, group)
     held = observe_held_out(network, data.validation, layers, normalize, group)
     return fit_confidence(held, layers, "validation", max_error)
 
 
-def _too_few(count: int) -> str:
+def too_few(count: int) -> str:
+    """Why nothing is fitted on so few images."""
     found = f"{count} held out" if count else "none held out"
     return (
         f"not calibrated: expected at least {MIN_IMAGES} images to calibrate on, found {found}; hold out more with "
         "data.validation, or set calibration_folds"
     )
+
+
+def no_folds(folds: int, error: DataError) -> str:
+    """Why nothing is fitted where no images are held out and they cannot be divided into folds."""
+    return f"not calibrated: none held out, and no {folds} folds: {first_line(error)}"
 
 
 def make_promise(held: HeldOut, temperature: float, max_error: float) -> tuple[Promise | None, list[str]]:

@@ -34,7 +34,7 @@ class Threshold:
 
 def images_needed(max_error: float, mistakes: int, level: float = 1 - CONFIDENCE) -> int:
     """How many answers with so many mistakes prove, by the exact binomial bound, an error of at most `max_error`."""
-    low, high = mistakes + 1, mistakes + 1
+    low = high = mistakes + 1
     while _p_value(mistakes, high, max_error) > level:
         low, high = high, 2 * high
     while low < high:

@@ -25,6 +25,11 @@ from finetune.text import listed
 from finetune.train.frozen_check import frozen_tensors
 
 MAX_IMAGES = 2**53  # that a float counts
+CONFIDENCE_KEYS = {
+    "promise": ("max_error", "confidence", "threshold", "answered", "images"),
+    "novelty": ("threshold", "share", "images"),
+}
+"""What checkpoint and report both say of a part of the confidence."""
 State = Literal["ok", "failed", "not checked"]
 
 
@@ -276,6 +281,23 @@ def _shared_values(metadata: Metadata, report: Mapping[str, Any]) -> Iterator[tu
     if "source" in report:
         source = as_mapping(report["source"])
         yield "source.sha256", lineage[0].get("sha256") if lineage else None, source.get("sha256")
+    yield from _shared_confidence(metadata, report)
+
+
+def _shared_confidence(metadata: Metadata, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """As `_shared_values`, of temperature, promise and novelty score; the report knows none that `calibrate` fitted."""
+    ours = metadata.confidence.model_dump() if metadata.confidence is not None else {}
+    if "confidence" not in report or ours.get("how") == "data":
+        return
+    theirs = as_mapping(report["confidence"])
+    for key in ("temperature", "how", *(["images"] if ours else [])):
+        yield f"confidence.{key}", ours.get(key), theirs.get(key)
+    for part, keys in CONFIDENCE_KEYS.items():
+        own, said = ours.get(part), theirs.get(part)
+        if own is None or not isinstance(said, Mapping):
+            yield f"confidence.{part}", None if own is None else {key: own[key] for key in keys}, said
+        else:
+            yield from ((f"confidence.{part}.{key}", own[key], said.get(key)) for key in keys)
 
 
 def _several_seeds(report: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import finetune as toolkit
 from finetune.app.answer import Answer, answer, answer_file
 from finetune.app.ink import MNIST
 from finetune.app.render import Contender, answer_html, respond
+from finetune.checkpoint.confidence import Promise
 from finetune.models.classifier import Prediction
 
+SHIPPED = Path(__file__).parents[2] / "checkpoints" / "mnist.safetensors"
 GREY = np.zeros((28, 28), np.uint8)
 
 
@@ -38,6 +41,24 @@ def test_few_classes_keep_their_order_and_of_many_the_best_are_shown() -> None:
     assert few.count('class="best"') == 1 and '<li class="best"><span class="name" dir="auto" title="two">' in few
     many = answer_html(told(*((f"class {i}", i / 4950) for i in range(100))))
     assert many.count("<li") == 10 and many.index(">class 99<") < many.index(">class 90<") and ">class 89<" not in many
+
+
+def test_an_unsure_answer_and_an_unlike_picture_are_said_to_be_so(contender: Contender) -> None:
+    classifier = toolkit.load(SHIPPED)
+    plain = answer_html(answer(classifier, GREY))
+    assert "caution" not in plain and "unsure" not in plain, "nothing is promised"
+    record = contender.classifier.confidence
+    assert record is not None and record.novelty is not None
+    promise = Promise(max_error=0.01, confidence=0.95, threshold=1.0, answered=0.5, images=299)
+    strict = record.novelty.model_copy(update={"threshold": -1e9})
+    own = copy.copy(contender.classifier)
+    own.trust(record.model_copy(update={"promise": promise, "novelty": strict}), "a test")
+    found = answer(own, GREY)
+    html = answer_html(found)
+    assert f'unsure: best guess <strong dir="auto">{found.prediction.label}' in html
+    assert html.count('<p class="caution">') == 2 and "Unlike the pictures it was trained on" in html
+    assert "from 100.0% on, at most 1 % of answers are wrong, as promised with 95 % confidence" in html
+    assert f"{found.prediction.probability:.1%}" in html and sum(found.probabilities.values()) == pytest.approx(1)
 
 
 def test_a_broken_picture_is_a_message(contender: Contender, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
+from tampering import tampered
 from tiny import ROOT, adapt_recipe, files_under, make_data, phase, pretrain_recipe, refused, report_of, worked
 
 import finetune as toolkit
@@ -31,7 +34,7 @@ def test_evaluate_repeats_the_result_in_the_file(folder: Path, pretrained: Path)
     assert list(found) == [
         *("checkpoint", "data", "classes", "left_out", "not_offered", "part"),
         *("correct", "total", "accuracy", "ci95", "per_class", "confusion", "metrics", "claimed_accuracy"),
-        "test_set",
+        *("test_set", "confidence"),
     ]
     assert {key: found[key] for key in test} == test
     assert found["claimed_accuracy"] == test["accuracy"] and found["classes"] == list("0123456789")
@@ -42,6 +45,50 @@ def test_evaluate_repeats_the_result_in_the_file(folder: Path, pretrained: Path)
     assert f"the checkpoint says {percent} on these images: the same" in shown
     assert "per class, worst first" in shown and "\x1b" not in shown
     assert files_under(folder) == set(), "it writes nothing"
+
+
+def test_evaluate_says_what_the_confidence_is_worth(folder: Path, pretrained: Path) -> None:
+    """As the report of the training, and how many pictures are unlike; the result stays that of the network's own."""
+    values = worked("evaluate", pretrained, "--data", "mnist", "--json", "--reliability", "r.png").json
+    found, reported = values["confidence"], report_of(pretrained)["confidence"]
+    assert found | {"novelty": None} == reported | {"novelty": None} and found["images"] == 60
+    assert found["novelty"] == reported["novelty"] | {"test": found["novelty"]["test"]}
+    assert 0 <= found["novelty"]["test"] < 50, "they are of the same kind"
+    assert {key: values["metrics"][key] for key in found["before"]} == found["before"]
+    assert found["before"] != found["after"] and found["promise"] is None
+    for bins in (found["bins_before"], found["bins_after"]):
+        assert sum(own["images"] for own in bins) == 100 and sum(own["right"] for own in bins) == values["correct"]
+    assert Path("r.png").read_bytes().startswith(b"\x89PNG")
+    before, after = (
+        sum(abs(own["right"] - own["images"] * own["probability"]) for own in found[key]) / 100
+        for key in ("bins_before", "bins_after")
+    )
+    assert (before, after) == pytest.approx([found[key]["calibration_error"]["value"] for key in ("before", "after")])
+    message = refused("evaluate", pretrained, "--data", "mnist", "--confusion", "x.png", "--reliability", "./x.png")
+    assert "--confusion has the same name" in message
+
+
+def test_what_is_promised_is_looked_for_among_all_classes_only(folder: Path, pretrained: Path, data: Path) -> None:
+    own = {"max_error": 0.1, "confidence": 0.95, "threshold": 0.6, "answered": 0.9, "images": 60}
+    path = tampered(shutil.copy(pretrained, "promised.safetensors"), lambda m: m["confidence"].update(promise=own))
+    evaluated, test = toolkit.evaluate(path, "mnist", data_root=data), open_dataset("mnist", data).test
+    summary = evaluated.confidence
+    assert summary is not None and summary.promise is not None and summary.promise.found is not None
+    found, answers = summary.promise.found, toolkit.load(path).predict(list(test.images))
+    right = [one.label == test.class_names[int(i)] for one, i in zip(answers, test.labels, strict=True)]
+    sure = [not one.unsure for one in answers]
+    assert (found.images, found.answered) == (100, sum(sure)) and 0 < sum(sure) < 100
+    assert found.wrong == sum(s and not r for s, r in zip(sure, right, strict=True))
+    for index, image in enumerate(test.images[:20]):
+        place = Path("two", str(int(test.labels[index])), f"{index}.png")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place)
+    for name in "23456789":
+        shutil.rmtree(f"two/{name}")
+    few = worked("evaluate", path, "--data", "two")
+    assert "8 were no choice here" in " ".join(few.out.split()) and "found: " not in few.out
+    values = toolkit.evaluate(path, "two").to_dict()["confidence"]
+    assert values["before"] == values["after"] == {} and values["promise"]["found"] is None
 
 
 def test_evaluate_agrees_with_predict(folder: Path, pretrained: Path, data: Path) -> None:
@@ -108,11 +155,12 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     before = pretrained.read_bytes()
     plan = worked("plan", *words, "--json").json
     assert files_under(folder) == {"plan.yaml"} and pretrained.read_bytes() == before
-    assert list(plan) == ["kind", "model", "data", "train", "validation", "test", "phases", "power"]
+    assert list(plan) == ["kind", "model", "data", "train", "validation", "test", "phases", "calibration", "power"]
     assert [row["differing"] for row in plan["power"]] == [0.02, 0.05, 0.1, 0.2]
     assert plan["power"][2]["images_for_one_point"] == mcnemar_images(10, 100)
     assert (plan["kind"], plan["model"], plan["data"]) == ("adapt", "cnn", "kmnist")
     assert (plan["train"], plan["validation"], plan["test"]) == (270, 30, 100)
+    assert (plan["calibration"]["how"], plan["calibration"]["images"]) == ("validation", 30)
     for one in plan["phases"]:
         assert set(one) == {
             *("name", "trains", "frozen", "trainable_parameters", "learning_rates", "norms", "cached", "augmented"),
@@ -164,6 +212,28 @@ def test_plan_of_scratch_is_fair(folder: Path, pretrained: Path) -> None:
     assert phases[1]["steps"] == phases[0]["steps"] == 27
 
 
+def test_plan_says_what_is_calibrated_on_and_what_that_could_promise(folder: Path, pretrained: Path) -> None:
+    recipe = write("plan.yaml", adapt_recipe(phase("head", "steps: 1"), "{validation: 0}"))
+
+    def planned(*settings: str) -> dict[str, Any]:
+        chosen = [word for setting in settings for word in ("--set", setting)]
+        found = worked("plan", "--recipe", recipe, "--from", pretrained, "--target", "kmnist", *chosen, "--json").json
+        return found["calibration"]
+
+    none = planned()
+    assert (none["how"], none["images"], none["images_needed"]) == (None, 0, None)
+    assert "found none held out" in none["says"][0] and "calibration_folds" in none["says"][0]
+    few = planned("data.validation=100", "max_error=0.01")
+    assert (few["how"], few["images"], few["trainings"], few["images_needed"]) == ("validation", 100, 0, 299)
+    assert few["says"][1].startswith("at most 1 % wrong takes at least 299 of them without a mistake")
+    assert few["says"][1].endswith("there are only 100")
+    folds = planned("calibration_folds=3", "max_error=0.01")
+    assert (folds["how"], folds["images"], folds["trainings"]) == ("folds", 300, 3)
+    assert "3 trainings more" in folds["says"][0] and folds["says"][1].endswith("there are 300")
+    torn = planned("calibration_folds=3", "data.shots=1")
+    assert torn["how"] is None and "no 3 folds" in torn["says"][0]
+
+
 def test_plan_is_what_then_happens(folder: Path, pretrained: Path) -> None:
     recipe = write("plan.yaml", PLAN.replace("[scratch]", "[]"))
     words = ("--recipe", recipe, "--from", pretrained, "--target", "kmnist", "--shots", 10, "--seed", 3)
@@ -205,6 +275,8 @@ def test_plan_of_an_adapt_needs_its_source(folder: Path, pretrained: Path) -> No
 def test_inspect_shows_the_metadata(folder: Path, pretrained: Path) -> None:
     with safe_open(pretrained, "pt") as file:
         metadata = json.loads(file.metadata()["finetune"])
+    for layer in metadata["confidence"]["novelty"]["layers"]:
+        layer["vectors"] = f"{layer['count'] * layer['width']:,} bytes"  # which nobody reads
     assert worked("inspect", pretrained, "--json").json == metadata
     shown = worked("inspect", pretrained).out
     assert all(any(line.startswith(key) for line in shown.splitlines()) for key in metadata)

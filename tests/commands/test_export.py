@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import files_under, refused, worked
 
 import finetune
+from finetune.checkpoint.confidence import Confidence, Novelty
 from finetune.checkpoint.format import write_checkpoint
 from finetune.errors import ExportError
 from finetune.exports.facts import ExportFacts
@@ -19,6 +20,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.registry import build_model, find_model
 from finetune.sources.resolve import open_source
 from finetune.sources.save import make_metadata
+from finetune.train.novelty import reference_layer
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -92,6 +94,19 @@ def test_evaluate_runs_it_as_it_runs_the_checkpoint(place, raw):
     for key in ("accuracy", "confusion", "classes", "part", "data"):
         assert shown[0][key] == shown[1][key]
     assert shown[1]["checkpoint"].endswith("raw.onnx")
+
+
+def test_evaluate_says_what_the_confidence_of_an_exported_file_is_worth(place, raw, tmp_path):
+    model = onnx.load(place / "raw.onnx")
+    (entry,) = (own for own in model.metadata_props if own.key == "finetune")
+    values = json.loads(entry.value)
+    novelty = Novelty(layers=[reference_layer(3, torch.ones(1, 128))], threshold=1.0, share=0.01, images=50)
+    record = Confidence(temperature=0.02, images=50, how="data", novelty=novelty)
+    entry.value = json.dumps(values | {"checkpoint": values["checkpoint"] | {"confidence": record.model_dump()}})
+    onnx.save(model, tmp_path / "sure.onnx")
+    found = finetune.evaluate(tmp_path / "sure.onnx", place / "pictures")
+    assert found.confidence.after["log_loss"].value > found.confidence.before["log_loss"].value, "wrong, and surer"
+    assert found.confidence.novelty.test is None and "an exported file gives no features" in found.confidence.notes[0]
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(place, raw, monkeypatch, tmp_path):

@@ -67,6 +67,23 @@ def test_the_card_has_what_a_stranger_asks(tmp_path, monkeypatch):
     assert "widget" not in data.to_dict(), "KMNIST is not at hand"
 
 
+def test_the_card_says_how_sure_the_weights_are_where_the_report_does(tmp_path):
+    path = make_checkpoint(tmp_path / "x.safetensors")
+    write_report(path)
+    plain = card_of(path)
+    for nothing in (None, {"temperature": None, "images": 0, "how": None}, {"temperature": "warm"}, []):
+        write_report(path, confidence=nothing)
+        assert card_of(path) == plain
+    found = {"images": 2000, "answered": 1800, "wrong": 9, "error": 0.005, "ci95": [0.003, 0.009]}
+    promise = {"max_error": 0.01, "confidence": 0.95, "threshold": 0.8, "answered": 0.9, "images": 400, "found": found}
+    own = {"temperature": 0.5753, "images": 400, "how": "`x`|", "promise": promise, "notes": ["a note"]}
+    write_report(path, confidence=own)
+    text = card_of(path)
+    assert "- calibrated: temperature 0.5753, fitted on 400 \\`x\\`\\|" in text and "a note" not in text
+    assert "at most 1 % wrong" in text and "- found: 90.0 % of 2,000 test images answered, 9 of them wrongly" in text
+    assert "divide the logits by the temperature" in text and card_faults(text) == ([], [])
+
+
 @pytest.mark.parametrize("source", ["random:cnn", "c.safetensors"])
 def test_what_is_no_repository_is_no_base_model(tmp_path, source):
     lineage = [{"id": source, "sha256": "0" * 64, "task": None}]

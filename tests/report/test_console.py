@@ -340,9 +340,10 @@ WHOLE = {
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_plan_shows_all_of_each_phase_uncut(width):
     plan = {"kind": "adapt", "model": "cnn", "data": "kmnist", "train": 54_000, "validation": 0, "test": 10_000}
-    plan["power"] = []
+    plan |= {"power": [], "calibration": {"says": ["calibrated on 1,000 validation images"]}}
     text = drawn(Group(*plan_parts({**plan, "phases": [PHASE, {**PHASE, "name": "top"}, WHOLE]})), width)
     assert "…" not in text and max(map(len, text.splitlines())) <= width
+    assert "calibrated on 1,000 validation images" in text
     assert " ".join(text.split()).startswith("adapt of cnn on kmnist: 54,000 to learn from, 0 to validate")
     assert cells(text) == [
         ["phase", "head", "top", "all"],
@@ -359,7 +360,7 @@ def test_a_plan_shows_all_of_each_phase_uncut(width):
     ]
     words = " ".join(text.split())
     assert words.endswith(
-        "head: 2.1 MB of activations behind fc1, in memory top: 2.1 MB of activations behind fc1, in memory"
+        "in memory top: 2.1 MB of activations behind fc1, in memory calibrated on 1,000 validation images"
     )
 
 

@@ -52,6 +52,7 @@ def test_values_are_scikit_learn_s(classes: int) -> None:
         "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(labels, predicted),
         "macro_f1": sklearn.metrics.f1_score(labels, predicted, average="macro"),
         "log_loss": sklearn.metrics.log_loss(labels, chances),
+        "brier": ((chances - np.eye(classes)[labels]) ** 2).sum(1).mean(),
     }
     if classes == 2:
         precision_table = sklearn.metrics.confusion_matrix(labels, predicted, normalize="true")

@@ -14,8 +14,10 @@ from PIL import Image
 from reports import adapt_report, phases, predictions
 
 from finetune.report.comparison import compare_over_seeds
+from finetune.report.confidence import summarize_confidence, with_temperature
 from finetune.report.curve_report import CurveForecast, CurvePoint, CurveReport
 from finetune.report.learning_curve import Forecast, LabelWorth
+from finetune.report.metrics import Answers
 from finetune.report.page import (
     MAX_CLASSES,
     MAX_PICTURES,
@@ -32,7 +34,7 @@ from finetune.report.page_figures import history
 from finetune.report.ranking import Candidate, RankReport
 from finetune.report.report import SourceSummary, TargetSummary
 from finetune.report.statistics import Confusion
-from finetune.report.tables import percent, report_tables
+from finetune.report.tables import metric_text, percent, report_tables
 
 NAMES = ("ant", "bee", "cat", "dog")
 HOSTILE = (
@@ -161,6 +163,26 @@ def test_the_same_report_gives_the_same_bytes_whose_numbers_are_the_reports():
     for said in ("3 pictures could not be read", "a note", "x.json: sha256 " + "c" * 64, "a" * 64, "b" * 64):
         assert said in shown.text
     assert "finetune adapt --recipe recipe.yaml --from moths.safetensors" in shown.text
+
+
+def test_a_calibrated_network_is_shown_before_and_after():
+    report, found = adapt_report(NAMES), predictions(NAMES)
+    assert "network's own" not in read(report_page(report, Material(found))).text
+    rng = np.random.default_rng(0)
+    labels, chances = rng.integers(0, 4, 400), rng.dirichlet(np.ones(4), 400)
+    record = {"temperature": 2.5, "images": 50, "how": "validation", "promise": None, "novelty": None}
+    calibrated = with_temperature(Answers.of(labels, chances), 2.5)
+    summary = summarize_confidence(record, Answers.of(labels, chances), [HOSTILE[0]])
+    page = read(report_page(replace(report, confidence=summary), Material(found)))
+    own = next(own["aria-label"] for own in page.all("figure") if "Reliability" in own.get("aria-label", ""))
+    right = percent((chances.argmax(1) == labels).mean())
+    assert f"network's own: answers have a mean probability of {percent(chances.max(1).mean())}, and {right}" in own
+    assert f"with its temperature: answers have a mean probability of {percent(calibrated.confidence.mean())}" in own
+    loss = ["log loss", *(metric_text("log_loss", own["log_loss"].value) for own in (summary.before, summary.after))]
+    row = next(cells for cells in page.cells if cells[0] == "log loss" and len(cells) == 3)
+    assert [cell.partition(" (")[0] for cell in row] == loss
+    assert page.text.count("temperature 2.5, fitted on 50 validation images") == 1, "in its own section, and only there"
+    assert HOSTILE[0] in page.text
 
 
 def test_the_surest_mistakes_are_shown_surest_first():

@@ -13,6 +13,7 @@ from finetune.data.manifest import MAX_SHOWN, alike_classes
 from finetune.data.split import choose_test
 from finetune.errors import SettingError
 from finetune.models.head import class_means
+from finetune.report.confidence import summarize_confidence
 from finetune.report.metrics import METRICS, Answers, measure_all
 from finetune.report.page import Material, report_page
 from finetune.report.report import read_report, read_report_values
@@ -56,8 +57,11 @@ def test_answers_read_batch_by_batch_are_those_of_the_softmax(monkeypatch):
     few, _ = graded(images, monkeypatch, most=len(images) * 50 - 1)
     assert few.probabilities is None and few.subset(np.array([3])).tensors().keys() == few.tensors().keys()
     whole, parts = (measure_all(metric_answers(images, own), images.class_names) for own in (found, few))
-    assert parts.pop("auroc").note == "not measured: 150 images × 50 classes"
-    assert parts == {name: value for name, value in whole.items() if name != "auroc"}
+    assert {parts.pop(name).note for name in ("auroc", "brier")} == {"not measured: 150 images × 50 classes"}
+    assert parts == {name: value for name, value in whole.items() if name not in ("auroc", "brier")}
+    record = {"temperature": 2.0, "images": 60, "how": "validation"}
+    summary = summarize_confidence(record, metric_answers(images, few), [])
+    assert summary.before == summary.after == {} and "150 images × 50 classes" in summary.notes[0]
     with pytest.raises(SettingError, match=r"150 test images × 50 classes.*log_loss"):
         check_metric("auroc", images)
 

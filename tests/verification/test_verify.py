@@ -134,6 +134,28 @@ def test_a_checkpoint_that_is_what_it_says(home: Path) -> None:
     assert files_under(home) == before, "it writes nothing"
 
 
+@pytest.mark.parametrize("part", ["temperature", "promise", "novelty"])
+def test_the_confidence_is_that_of_the_report(home: Path, part: str) -> None:
+    assert states(found("mnist.safetensors"))["report"] == "ok"
+    promise = {"max_error": 0.01, "confidence": 0.95, "threshold": 0.5, "answered": 0.5, "images": 60}
+
+    def change(metadata: dict[str, Any]) -> None:
+        own = metadata["confidence"]
+        changed = {"temperature": own["temperature"] * 1.5, "promise": promise, "novelty": own["novelty"]}
+        own["novelty"]["threshold"] += part == "novelty"
+        own[part] = changed[part]
+
+    tampered("mnist.safetensors", change)
+    assert list(broken := failed("mnist.safetensors")) == ["report"] and f"confidence.{part}" in broken["report"]
+    report_with("mnist.safetensors", lambda r: r.pop("confidence"))
+    assert states(found("mnist.safetensors"))["report"] == "ok", "of an earlier version, which says nothing"
+
+
+def test_a_temperature_out_of_range_is_refused(home: Path) -> None:
+    tampered("mnist.safetensors", lambda m: m["confidence"].update(temperature=0))
+    assert "confidence.temperature" in refused("verify", "mnist.safetensors")
+
+
 def test_it_is_shown_line_by_line(home: Path) -> None:
     done = worked("verify", "child.safetensors")
     lines = done.out.splitlines()
