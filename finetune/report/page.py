@@ -12,7 +12,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -32,7 +32,15 @@ from finetune.report.ranking import RankReport, rank_forest, rank_parts
 from finetune.report.report import Report, Result
 from finetune.report.rows import OWN_ROWS, row_of
 from finetune.report.statistics import Confusion, wilson
-from finetune.report.tables import confusion_lines, mapping_lines, metrics_table, percent, report_tables, verdict_lines
+from finetune.report.tables import (
+    confusion_lines,
+    mapping_lines,
+    metrics_table,
+    percent,
+    report_tables,
+    verdict_lines,
+    where_parts,
+)
 
 MAX_CLASSES = 20  # of a confusion matrix; of more classes those with the most mistakes
 MAX_ROWS, MAX_FOLDED = 40, 1_000  # of a table: more than the first are folded, more than the second left out
@@ -199,7 +207,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 def report_page(report: Report, material: Material) -> str:
     """The page of a training, or of several with other seeds or folds."""
-    table, *lines = report_tables(report)
+    table, *lines = report_tables(replace(report, where=None))
     told = [line.plain for line in lines if isinstance(line, Text)]
     row = next((key for key in OWN_ROWS if report.results.get(key) is not None), "")
     own = report.results.get(row)
@@ -212,6 +220,7 @@ def report_page(report: Report, material: Material) -> str:
         Section("Classes", _class_parts(report, own)),
         Section("Probabilities", _probability_parts(own, material.predictions, row)),
         Section("Most sure and wrong", _mistake_parts(material, row)),
+        Section("Stages", html_parts(where_parts(report))),
         Section("Training", _training_parts(report)),
         Section("Data", [Lines([*report.target.notes, *_count_lines(report), *material.notes])]),
         Section("Provenance", _provenance(report, material)),

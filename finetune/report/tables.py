@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
@@ -13,6 +14,7 @@ from finetune.report.comparison import ACCURACY, CROSSED, SIGNIFICANT, Score, gr
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import OWN_ROWS, row_of
+from finetune.report.stage_answer import stage_parts
 from finetune.report.statistics import Confusion, wilson
 from finetune.text import amount, listed
 
@@ -70,7 +72,16 @@ def report_tables(report: Report) -> list[RenderableType]:
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
     lines = [*_group_lines(report), *_fold_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]
-    return [*found, *map(Text, lines)]
+    return [*found, *map(Text, lines), *where_parts(report)]
+
+
+def where_parts(report: Report) -> list[RenderableType]:
+    """The table of what `train: auto` came to; of several trainings, whose it is."""
+    if report.where is None:
+        return []
+    several = len(report.seeds) > 1 or report.folds is not None
+    whose = [Text("train: auto, in the training whose weights are kept:")] if several else []
+    return [*whose, *stage_parts(asdict(report.where))]
 
 
 def _group_lines(report: Report) -> list[str]:
@@ -409,7 +420,8 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     table.add_row("memory", *(amount(sum(p["memory"].values())) for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
-    return [title, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"], plan.get("groups")))]
+    auto = [] if plan.get("where") is None else stage_parts(plan["where"])
+    return [title, *auto, table, *caches, *map(Text, _power_lines(plan["test"], plan["power"], plan.get("groups")))]
 
 
 def _power_lines(images: int, power: Sequence[Mapping[str, Any]], groups: int | None = None) -> list[str]:

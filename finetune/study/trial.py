@@ -19,6 +19,7 @@ from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.console import Console
 from finetune.report.report import PhaseSummary, Retention, SourceSummary, Transplant
+from finetune.report.stage_answer import StageAnswer
 from finetune.run.context import make_context
 from finetune.run.data import RunData, advise, choose_run_data, same_choice
 from finetune.run.finalize import RowAnswers
@@ -75,7 +76,8 @@ class Trial:
 class TrialFacts(BaseModel):
     """What a trial leaves behind beside tensors, as JSON values.
 
-    fingerprint: all that its bytes depend on. methods: by row. seconds: of training and answering.
+    fingerprint: all that its bytes depend on. methods: by row. seconds: of training and answering. where: what
+    `train: auto` came to.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -88,6 +90,7 @@ class TrialFacts(BaseModel):
     phases: list[PhaseSummary]
     transplant: Transplant | None
     retention: Retention | None
+    where: StageAnswer | None = None
 
     def as_read(self) -> TrialFacts:
         """The same with keys in the order in which they are read back, so that reports are the same either way."""
@@ -181,6 +184,7 @@ class TrialRunner:
                 phases=trained.phases if trained is not None else [],
                 transplant=trained.transplant if trained is not None else None,
                 retention=retention(adaptation, call.data_root) if trial.measures_retention else None,
+                where=shared.where,
             )
             weights = trained.network.state_dict() if trained is not None and trial.keeps_weights else {}
             kept = {name: t.detach().cpu() for name, t in weights.items()}
