@@ -58,7 +58,7 @@ def answer_sentence(stages: Sequence[Mapping[str, Any]]) -> str:
     frozen = [row["stage"] for row in stages if not row["trains"]]
     parameters = sum(row["parameters"] for row in trained)
     if not frozen:
-        return f"train all stages ({parameters:,} parameters): no gradient is much smaller than the others"
+        return f"train all stages ({parameters:,} parameters): no stage's gradient is much smaller than others'"
     if [row["stage"] for row in trained] == [stages[-1]["stage"]]:
         return f"train the head alone ({parameters:,} parameters): {trained[0]['why']}"
     names = listed(row["stage"] for row in trained)
@@ -72,11 +72,15 @@ def stage_parts(found: Mapping[str, Any]) -> list[RenderableType]:
     for column in ("probe after it (95 % interval)", "relative gradient", "parameters"):
         table.add_column(column, justify="right", overflow="fold")
     table.add_column("answer", overflow="fold")
+    *backbone, head = found["stages"]
     for row in found["stages"]:
-        probe = ""
         if row["probe"] is not None:
             low, high = row["ci95"]
             probe = f"{100 * row['probe']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+        elif row is head:
+            probe = ""
+        else:
+            probe = "no class has two images" if backbone[-1]["probe"] is None else "the network has no cut here"
         answer = f"{'trains' if row['trains'] else 'frozen'}: {row['why']}"
         table.add_row(row["stage"], probe, f"{row['gradient']:.3g}", f"{row['parameters']:,}", answer)
     return [table, Text(answer_sentence(found["stages"]))]

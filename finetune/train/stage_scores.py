@@ -130,7 +130,9 @@ def choose_stages(gradients: Mapping[str, float], probe: float | None, head_rows
     found = []
     for stage in gradients:
         share = gradients[stage] / gradients[largest] if gradients[largest] else 1.0
-        if stage not in compared:
+        if not gradients[largest]:
+            found.append(StageChoice(True, "no stage has a gradient to go by"))
+        elif stage not in compared:
             new = "all of its rows are new" if not kept else f"{rows - kept} of its {rows} rows are new"
             found.append(StageChoice(True, new))
         elif stage == largest:
