@@ -53,7 +53,7 @@ def test_a_gradient_that_is_no_number_is_told():
     network, (pixels, labels) = net(), images()
     with torch.no_grad():
         network.stem[0].weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(TrainingError, match="gradients of stem, body, head .* not finite"):
+    with pytest.raises(TrainingError, match=r"gradients of stem, body, head .* not finite"):
         relative_gradients(network, pixels, labels, NORMALISE)
 
 
