@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -112,12 +111,6 @@ def with_answer(recipe: AdaptRecipe, answer: StageAnswer | None) -> AdaptRecipe:
         changed["views"] = None  # nothing is frozen
     phases = tuple(phase.model_copy(update=changed) if phase.train == AUTO else phase for phase in recipe.phases)
     return recipe.model_copy(update={"phases": phases})
-
-
-def kept_recipe(recipe: AdaptRecipe, answers: Sequence[StageAnswer | None]) -> AdaptRecipe:
-    """What a report over several trainings has of their recipe: as it is where they came to train other stages."""
-    alike = len({tuple(answer.trains) for answer in answers if answer is not None}) == 1
-    return with_answer(recipe, answers[0]) if alike else recipe
 
 
 def _trains_head_alone(phase: Phase, head: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
-from finetune.commands.auto_stages import kept_recipe, with_answer
+from finetune.commands.auto_stages import with_answer
 from finetune.data.folds import Fold, FoldedImages
 from finetune.errors import SettingError
 from finetune.recipe.schema import AdaptRecipe
@@ -28,7 +28,6 @@ from finetune.run.finalize import (
     checkpoint_results,
     metric_answers,
     open_test_set,
-    public_recipe,
     row_predictions,
     save_run,
     score,
@@ -115,7 +114,7 @@ def _adapt_folds(
         answers = {row: _joined(trials, results, row, folded) for row in rows}
         report = replace(_report(recipe, setup, folded, trials, results, answers, metric), test_set=use)
         fields["results"] = checkpoint_results(report.results)
-        fields["recipe"] = public_recipe(with_answer(recipe, results[last.name].facts.where))
+        fields["recipe"] = report.recipe
         predictions = row_predictions(
             folded.images, {(row, None): found for row, found in answers.items()}, folded.numbers
         )
@@ -176,8 +175,7 @@ def _report(
     seeds = {trial.fold.number: trial.seed for trial in trials if trial.fold is not None}
     every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
     every |= {row: result_over_folds(folded, found, row, seeds) for row, found in answers.items()}
-    wheres = [facts.where, *(results[trial.name].facts.where for trial in trials)]
-    report = build_report(kept_recipe(recipe, wheres), setup, seconds, facts.phases, every)
+    report = build_report(with_answer(recipe, facts.where), setup, seconds, facts.phases, every)
     return replace(
         report,
         target=replace(report.target, test=len(folded.images)),

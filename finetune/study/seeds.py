@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
-from finetune.commands.auto_stages import has_auto, kept_recipe, with_answer
+from finetune.commands.auto_stages import has_auto, with_answer
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import SettingError
 from finetune.models.classifier import Classifier
@@ -205,7 +205,7 @@ def _report(
 ) -> Report:
     trained = [result.facts for result in results.values() if "after" in result.answers]
     test, facts = setup.data.test, trained[0]
-    recipe = kept_recipe(_seed_recipe(recipe, seeds[0]), [own.where for own in trained])
+    recipe = with_answer(_seed_recipe(recipe, seeds[0]), facts.where)
     every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
     every |= {row: result_over_seeds(test, found, seeds, row) for row, found in answers.items()}
     seconds = sum(result.facts.seconds for result in results.values())
