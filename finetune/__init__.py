@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from finetune.commands.push import push
     from finetune.commands.report import html_report
     from finetune.commands.verify import verify
+    from finetune.commands.where import where
     from finetune.models.classifier import Classifier, Prediction
     from finetune.report.check_report import CheckReport
     from finetune.report.curve_report import CurveReport
     from finetune.report.ranking import RankReport
     from finetune.report.report import Report
+    from finetune.report.where_report import WhereReport
     from finetune.sources.resolve import load
     from finetune.sources.save import save
     from finetune.study.curve import curve
@@ -51,6 +53,7 @@ __all__ = [
     "Prediction",
     "RankReport",
     "Report",
+    "WhereReport",
     "adapt",
     "adapt_folds",
     "adapt_seeds",
@@ -69,6 +72,7 @@ __all__ = [
     "rank",
     "save",
     "verify",
+    "where",
 ]
 
 _HOMES = {
@@ -80,6 +84,7 @@ _HOMES = {
     "Prediction": "finetune.models.classifier",
     "RankReport": "finetune.report.ranking",
     "Report": "finetune.report.report",
+    "WhereReport": "finetune.report.where_report",
     "adapt": "finetune.commands.adapt",
     "adapt_folds": "finetune.study.folds",
     "adapt_seeds": "finetune.study.seeds",
@@ -98,6 +103,7 @@ _HOMES = {
     "rank": "finetune.study.rank",
     "save": "finetune.sources.save",
     "verify": "finetune.commands.verify",
+    "where": "finetune.commands.where",
 }
 
 

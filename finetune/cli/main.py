@@ -25,7 +25,7 @@ Exit codes:
 
 # The commands by what a person wants, in the order in which they are met.
 COMMANDS = {
-    "Train": (train.pretrain, train.adapt, train.plan),
+    "Train": (train.pretrain, train.adapt, train.plan, train.where),
     "Ask whether it helps, how good it is, what it sees": (
         *(study.curve, study.rank, study.compare, checkpoints.evaluate, checkpoints.calibrate, checkpoints.predict),
         checkpoints.verify,

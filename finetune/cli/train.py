@@ -82,6 +82,24 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
     print_report(report, given["as_json"], options)
 
 
+@click.command(epilog=example("finetune where --from mnist --target kmnist-sample --shots 10"))
+@click.option("--from", "source", required=True, metavar="SOURCE", help="What to start from, as in adapt.")
+@click.option("--recipe", type=click.Path(path_type=Path), default="recipes/adapt.yaml", show_default=True)
+@with_options("model", "target", "shots")
+@click.option("--out", type=OutputFile(".yaml"), help="The recipe to write [default: recipes/where-NAME.yaml].")
+@with_options("data-root", "device", "seed", "set", "force", "json", "quiet")
+def where(source: str, recipe: Path, target: str | None, **given: Any) -> None:
+    """Trains nothing: says which stages to train, and why, and writes a recipe with them for adapt."""
+    from finetune.commands import where as command
+
+    check_target(target)
+    own = {key: given.pop(key) for key in ("model", "shots")}
+    options = run_options(**given)
+    found = command.where(source, target, recipe, **own, **options)
+    if given["as_json"] and options["console"] is not None and not options["console"].hushed:
+        print_json(found.to_dict())
+
+
 @click.command(epilog=example("finetune plan --recipe recipes/adapt.yaml --from mnist --target kmnist-sample"))
 @with_options("recipe")
 @click.option("--from", "source", metavar="SOURCE", help="What to start from, for an adapt recipe, as in adapt.")

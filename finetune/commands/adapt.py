@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from finetune.commands.auto_stages import resolve_auto
 from finetune.commands.baselines import (
     Adaptation,
     SharedWork,
@@ -124,7 +125,7 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
             confidence=confidence_summary(confidence, notes, setup.data.test, answers["after"]),
         )
         if call.group.leader:
-            fields = metadata_fields(recipe, setup) | {"results": checkpoint_results(report.results)}
+            fields = metadata_fields(adaptation.recipe, setup) | {"results": checkpoint_results(report.results)}
             fields["confidence"] = confidence
             predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
             digest = save_run(adaptation.classifier, fields, report, predictions, outputs, call.console)
@@ -171,12 +172,16 @@ def adapt_fingerprint(recipe: AdaptRecipe, setup: AdaptSetup) -> dict[str, Any]:
 def open_adaptation(
     recipe: AdaptRecipe, setup: AdaptSetup, outputs: OutputPaths, call: RunCall, shared: SharedWork | None = None
 ) -> Iterator[Adaptation]:
-    """Locks an adapt's run folder for the block, in which the rows of the verdict can be trained."""
+    """Locks an adapt's run folder for the block, in which the rows of the verdict can be trained.
+
+    Phases that say `train: auto` have the stages they stand for from here on.
+    """
+    shared = shared if shared is not None else SharedWork()
+    recipe, shared.where = resolve_auto(recipe, setup, call, shared.where)
     classifier, data, runtime = setup.classifier, setup.data, setup.runtime
     adapted = classifier.with_classes(data.class_names)
     identity = RunIdentity(dump_recipe(recipe), adapt_fingerprint(recipe, setup), environment(runtime))
     needs_features = needs_source_features(recipe, classifier.class_names, data.class_names)
-    shared = shared if shared is not None else SharedWork()
     make_metadata(adapted, **metadata_fields(recipe, setup))  # what cannot be saved is found now, not after training
     context = make_context(recipe, setup, call.console, needs_features=needs_features, shared=shared.cache)
     with (
@@ -215,6 +220,7 @@ def adapt_report(
         retention=retention,
         test_set=test_set,
         confidence=confidence,
+        where=adaptation.shared.where,
     )
 
 

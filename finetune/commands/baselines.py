@@ -27,6 +27,7 @@ from finetune.recipe.schema import AdaptRecipe, Phase
 from finetune.report.console import Console
 from finetune.report.report import PhaseSummary, Retention, Transplant
 from finetune.report.rows import ADAPT_ROWS
+from finetune.report.stage_answer import StageAnswer
 from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
 from finetune.run.finalize import Grading, RowAnswers
@@ -128,12 +129,14 @@ class SharedWork:
     """Outputs of the untouched source that trainings on the same images share, so that they are computed once.
 
     train: what the untouched source makes of the images to learn from. test: its features of the test images (float,
-    N×F). cache: activations of its frozen stages; None where a training is alone and has its own.
+    N×F). cache: activations of its frozen stages; None where a training is alone and has its own. where: what a phase's
+    `train: auto` comes to.
     """
 
     train: SourceFeatures | None = None
     test: Tensor | None = None
     cache: ActivationCache | None = None
+    where: StageAnswer | None = None
 
 
 def extract_source_features(
@@ -226,15 +229,18 @@ def train_after(adaptation: Adaptation, name: str = TRAINED) -> TrainedNetwork:
     """Swaps the head of the source's copy and trains it through the recipe's phases; snapshots call it `name`."""
     recipe, network, context = adaptation.recipe, adaptation.classifier.network, adaptation.context
     means = adaptation.source_features().means
-    transplant = _swap_head(network, recipe, means, adaptation.setup)
+    transplant = start_head(network, recipe, means, adaptation.setup)
     _log_head_rows(transplant, recipe, adaptation.classes, adaptation.logger.console)
     adaptation.progress = NetworkProgress(adaptation.run_folder, name, network, before=adaptation.progress)
     phases = run_phases(network, recipe.phases, context, adaptation.logger, adaptation.progress)
     return TrainedNetwork(network, phases, transplant)
 
 
-def _swap_head(network: StagedNetwork, recipe: AdaptRecipe, means: ClassMeans | None, setup: AdaptSetup) -> Transplant:
-    """Gives the network a head for the target's classes; returns which tensors were kept and which are new."""
+def start_head(network: StagedNetwork, recipe: AdaptRecipe, means: ClassMeans | None, setup: AdaptSetup) -> Transplant:
+    """Gives the network the head for the target's classes that training starts from.
+
+    Returns which of its tensors were kept and which are new.
+    """
     wanted = setup.data.class_names
     head, reused = swap_head(
         network.head,

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from finetune.commands.auto_stages import resolve_auto
 from finetune.commands.baselines import needs_source_features, scratch_phase
 from finetune.data.augment.affine import Augment
 from finetune.data.folds import fold_numbers
@@ -24,6 +25,7 @@ from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
 from finetune.report.plots import grid_picture
 from finetune.report.report import json_values
+from finetune.report.stage_answer import StageAnswer
 from finetune.report.statistics import group_count, mcnemar_detectable, mcnemar_images
 from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
 from finetune.run.confidence import MIN_IMAGES, no_folds, too_few
@@ -171,6 +173,8 @@ class Plan:
     power: list[Power] = field(default_factory=list)
     groups: int | None = None
     """Groups of test images, which `power` leaves out; None where no two images share one."""
+    where: StageAnswer | None = None
+    """What `train: auto` comes to; None where no phase has it."""
 
     def to_dict(self) -> dict[str, Any]:
         """For programs: the same as JSON values."""
@@ -206,21 +210,23 @@ def plan(
             raise SettingError(
                 "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
             )
-        phases, needs_features = list(checked.phases), False
+        needs_features, answer = False, None
         setup: RunSetup
         if isinstance(checked, AdaptRecipe):
             assert located is not None
             setup = opened = open_adapt(located, checked, call)
+            checked, answer = resolve_auto(checked, opened, call)
             needs_features = needs_source_features(checked, opened.classifier.class_names, setup.data.class_names)
+            phases = [*checked.phases]
             phases += [scratch_phase(checked, len(setup.data.train))] if "scratch" in checked.compare else []
         else:
-            setup = open_pretrain(checked, call)
+            setup, phases = open_pretrain(checked, call), [*checked.phases]
         context = make_context(checked, setup, call.console, needs_features=needs_features)
         if show_augment is not None:
             grid = augment_grid(setup.data.train, context.normalize, context.augment, checked.seed)
             grid_picture(*grid, Path(show_augment), call.console.note)
             call.console.note(f"wrote {show_augment}")
-        return _plan_phases(checked, phases, setup, context)
+        return replace(_plan_phases(checked, phases, setup, context), where=answer)
 
 
 def _plan_phases(

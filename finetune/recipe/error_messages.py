@@ -246,7 +246,7 @@ def _union_hint(place: Place, value: object) -> str:
     if place[-1] == "validation":
         return _number_hint(value, whole=False)
     if place[-1] == "train" and isinstance(value, str):
-        near = _near_choice(value, ["head", "all"])
+        near = _near_choice(value, ["head", "all", "auto"])
         return near or f"; stages go in a list, even one: {write_flow([value[:_MAX_KEY_LEN]])}"
     return ""
 

@@ -113,6 +113,12 @@ def _views_can_be_kept(place: Place, phase: Data, data: Data) -> Iterator[Proble
         yield Problem(at, "norms: update moves frozen layers, so no views can be kept: drop one of the two")
 
 
+def _auto_has_a_source(place: Place, phase: Data, data: Data) -> Iterator[Problem]:
+    if phase.get("train") == "auto" and data.get("kind") == "pretrain" and phase.get("solver") is None:
+        message = "auto goes by what weights that exist make of the images, and a pretrain recipe starts from random "
+        yield Problem((*place, "train"), message + "ones: write all, or a list of stage names")
+
+
 def _stages_differ(place: Place, phase: Data, data: Data) -> Iterator[Problem]:
     yield from _repeated((*place, "train"), phase.get("train"))
 
@@ -188,6 +194,7 @@ _PHASE_RULES = (
     _step_limits,
     _best_needs_validation,
     _views_can_be_kept,
+    _auto_has_a_source,
     _stages_differ,
 )
 _TRAINING_RULES = (_nesterov_has_momentum, _step_fractions_grow)

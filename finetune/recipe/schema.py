@@ -412,23 +412,26 @@ class LoraSettings(Settings):
     """Part of an adapter's input that is dropped."""
 
 
+AUTO = "auto"  # for `train`: the stages that `finetune where` would name
+
+
 def _train_form(value: object) -> str | None:
     if isinstance(value, str):
-        return "word" if value in ("head", "all") else None
+        return "word" if value in ("head", "all", AUTO) else None
     if isinstance(value, Mapping | LastStages):
         return "last"
     return "stages" if isinstance(value, list | tuple) else None
 
 
 Train = Annotated[
-    Annotated[Literal["head", "all"], Tag("word")]
+    Annotated[Literal["head", "all", "auto"], Tag("word")]
     | Annotated[LastStages, Tag("last")]
     | Annotated[tuple[Text, ...], Field(strict=False, min_length=1), Tag("stages")],
-    _discriminator(_train_form, "head, all, {last: N} or a list of stage names"),
+    _discriminator(_train_form, "head, all, auto, {last: N} or a list of stage names"),
 ]
 
 
-def _default_name(values: dict[str, Any]) -> str:
+def default_phase_name(values: dict[str, Any]) -> str:
     """Names a phase after what it trains: 'head', 'all', 'last-2' or 'conv1+fc1'."""
     train = values["train"]
     if isinstance(train, LastStages):
@@ -450,10 +453,11 @@ class Phase(Settings):
     )
 
     train: Train = Field(examples=["all"])
-    """What trains: head, all, {last: N} stages counted from the output, or a list of stage names."""
-    name: str = Field(default_factory=_default_name, min_length=1, max_length=4096)
-    """Name of the phase in reports, once in a recipe. Left out: head, all, last-2, or conv1+fc1 from what trains, with
-    -2, -3 and so on added where that name is taken."""
+    """What trains: head, all, {last: N} stages counted from the output, or a list of stage names; in an adapt recipe
+    also auto, the stages that `finetune where` names for the source and the images."""
+    name: str = Field(default_factory=default_phase_name, min_length=1, max_length=4096)
+    """Name of the phase in reports, once in a recipe. Left out: head, all, auto, last-2, or conv1+fc1 from what trains,
+    with -2, -3 and so on added where that name is taken."""
     epochs: int | None = Field(default=None, ge=1, le=100_000, examples=[5])
     """Length in passes over the training images. Give either epochs or steps."""
     steps: int | None = Field(default=None, ge=1, le=100_000_000)
@@ -497,8 +501,8 @@ class Phase(Settings):
     steps together."""
 
     def trained_stages(self, stages: Sequence[str]) -> tuple[str, ...]:
-        """The stages that train, of a network's `stages` and in their order."""
-        if self.train == "all":
+        """The stages that train, of a network's `stages` and in their order; all that may, as long as that is auto."""
+        if self.train in ("all", AUTO):
             return tuple(stages)
         if self.train == "head":
             return tuple(stages[-1:])

@@ -12,7 +12,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -43,6 +43,7 @@ from finetune.report.tables import (
     percent,
     report_tables,
     verdict_lines,
+    where_parts,
 )
 
 MAX_CLASSES = 20  # of a confusion matrix; of more classes those with the most mistakes
@@ -211,7 +212,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 def report_page(report: Report, material: Material) -> str:
     """The page of a training, or of several with other seeds or folds."""
-    table, *lines = report_tables(report)
+    table, *lines = report_tables(replace(report, where=None))
     told = [line.plain for line in lines if isinstance(line, Text)]
     elsewhere = {*confidence_lines(report.confidence)}
     row = next((key for key in OWN_ROWS if report.results.get(key) is not None), "")
@@ -225,6 +226,7 @@ def report_page(report: Report, material: Material) -> str:
         Section("Classes", _class_parts(report, own)),
         Section("Confidence", _confidence_parts(report.confidence, own, material.predictions, row)),
         Section("Most sure and wrong", _mistake_parts(material, row)),
+        Section("Stages", html_parts(where_parts(report))),
         Section("Training", _training_parts(report)),
         Section("Data", [Lines([*report.target.notes, *_count_lines(report), *material.notes])]),
         Section("Provenance", _provenance(report, material)),

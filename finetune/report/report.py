@@ -15,6 +15,7 @@ from finetune.io.safe_open import read_regular
 from finetune.report.comparison import Comparison, Score
 from finetune.report.confidence import ConfidenceSummary
 from finetune.report.metrics import MetricValue
+from finetune.report.stage_answer import StageAnswer
 from finetune.report.statistics import Confusion
 
 MAX_REPORT_BYTES = 100_000_000  # bytes of a report; of ten thousand classes it has three million
@@ -208,6 +209,8 @@ class Report:
     confidence: ConfidenceSummary | None = None
     phases_per_seed: dict[str, list[PhaseSummary]] = field(default_factory=dict)
     """The phases of each training by its seed, where there are several; `phases` has the first one's."""
+    where: StageAnswer | None = None
+    """What `train: auto` came to, of several trainings in the one whose weights are kept; None without it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
@@ -14,6 +15,7 @@ from finetune.report.confidence import ConfidenceSummary, confidence_lines
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Report, Result, TestSetUse
 from finetune.report.rows import OWN_ROWS, row_of
+from finetune.report.stage_answer import stage_parts
 from finetune.report.statistics import Confusion, wilson
 from finetune.text import amount, listed
 
@@ -72,7 +74,7 @@ def report_tables(report: Report) -> list[RenderableType]:
             Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
         )
     lines = [*_group_lines(report), *_fold_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]
-    return [*found, *map(Text, lines), *confidence_parts(report.confidence)]
+    return [*found, *map(Text, lines), *where_parts(report), *confidence_parts(report.confidence)]
 
 
 def confidence_parts(found: ConfidenceSummary | None) -> list[RenderableType]:
@@ -90,6 +92,15 @@ def confidence_parts(found: ConfidenceSummary | None) -> list[RenderableType]:
             table.add_row(METRICS[name].title if name in METRICS else name, *values)
         parts.append(table)
     return [*parts, *map(Text, confidence_lines(found))]
+
+
+def where_parts(report: Report) -> list[RenderableType]:
+    """The table of what `train: auto` came to; of several trainings, whose it is."""
+    if report.where is None:
+        return []
+    several = len(report.seeds) > 1 or report.folds is not None
+    whose = [Text("train: auto, in the training whose weights are kept:")] if several else []
+    return [*whose, *stage_parts(asdict(report.where))]
 
 
 def _group_lines(report: Report) -> list[str]:
@@ -441,9 +452,11 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     table.add_row("memory", *(amount(sum(p["memory"].values())) for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
+    auto = [] if plan.get("where") is None else stage_parts(plan["where"])
     calibration = map(Text, plan["calibration"]["says"])
     return [
         title,
+        *auto,
         table,
         *caches,
         *calibration,

@@ -12,7 +12,7 @@ from finetune.errors import SettingError
 from finetune.models.registry import build_model
 from finetune.models.spec import TIMM, InputSpec
 from finetune.models.staged import StagedNetwork
-from finetune.recipe.schema import AdamW, AdaptRecipe, Phase, PretrainRecipe
+from finetune.recipe.schema import AUTO, AdamW, AdaptRecipe, Phase, PretrainRecipe
 from finetune.sources.third_party import meta_network
 from finetune.system import available_memory, local_processes
 from finetune.text import amount
@@ -72,11 +72,14 @@ def check_memory(
     images: int,
     runtime: Runtime,
 ) -> None:
-    """SettingError, with the figures, for the first phase that needs more memory than its device has."""
+    """SettingError, with the figures, for the first phase that needs more memory than its device has.
+
+    Phases that say `train: auto` are left out, as long as it is not known what that comes to.
+    """
     with torch.random.fork_rng(devices=[]):
         network = shape_network(model, arguments, classes)
     room, device = _room(runtime)
-    for phase in _distinct(recipe.phases):
+    for phase in _distinct([phase for phase in recipe.phases if phase.train != AUTO]):
         found = phase_memory(network, phase, spec, images, runtime, source=isinstance(recipe, AdaptRecipe))
         if found.total > room:
             size = min(phase.batch_size, images)

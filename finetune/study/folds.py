@@ -12,6 +12,7 @@ from torch import Tensor
 
 from finetune.checkpoint.confidence import Confidence
 from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
+from finetune.commands.auto_stages import with_answer
 from finetune.data.folds import Fold, FoldedImages
 from finetune.errors import SettingError
 from finetune.recipe.schema import AdaptRecipe
@@ -123,6 +124,7 @@ def _adapt_folds(
             confidence, notes = _calibrate(answers["after"], folded, recipe.max_error)
         fields["confidence"] = confidence
         report = replace(report, confidence=confidence_summary(confidence, notes, folded.images, None))
+        fields["recipe"] = report.recipe
         predictions = row_predictions(
             folded.images, {(row, None): found for row, found in answers.items()}, folded.numbers
         )
@@ -193,7 +195,7 @@ def _report(
     seeds = {trial.fold.number: trial.seed for trial in trials if trial.fold is not None}
     every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
     every |= {row: result_over_folds(folded, found, row, seeds) for row, found in answers.items()}
-    report = build_report(recipe, setup, seconds, facts.phases, every)
+    report = build_report(with_answer(recipe, facts.where), setup, seconds, facts.phases, every)
     return replace(
         report,
         target=replace(report.target, test=len(folded.images)),
@@ -202,6 +204,7 @@ def _report(
         transplant=facts.transplant,
         comparisons=_comparisons(folded, answers, metric, shots_vary=recipe.data.shots is not None),
         retention=facts.retention,
+        where=facts.where,
         folds=len(seeds) - 1,
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
+from finetune.commands.auto_stages import has_auto, with_answer
 from finetune.data.image_dataset import ImageSet
 from finetune.errors import SettingError
 from finetune.models.classifier import Classifier
@@ -86,6 +87,11 @@ def adapt_seeds(
         overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots, "max_error": max_error})
         checked = open_study_recipe(source, recipe, overrides, call)
         checked = checked if compare else checked.model_copy(update={"compare": ()})
+        if keep == AVERAGE and has_auto(checked):
+            raise SettingError(
+                "--keep average: with train: auto each seed may train other stages, which no recipe of the average "
+                "could say; name the stages, as `finetune where` writes them"
+            )
         if same_shots and checked.data.shots is None:
             raise SettingError(
                 "--same-shots: without --shots all seeds learn from the same images anyway; leave it out"
@@ -149,7 +155,7 @@ def _adapt_seeds(
         report = _with_pictures(report, pictures, setup.data.test, answers)
         classifier = classifier_with(setup, first.weights)
         confidence, notes, kept = first.facts.confidence, first.facts.confidence_notes, answers["after"][0]
-        fields = metadata_fields(_seed_recipe(recipe, seeds[0]), setup)
+        fields = metadata_fields(with_answer(_seed_recipe(recipe, seeds[0]), first.facts.where), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
             classifier, kept = averaged
             normalize = setup.spec.normalizer(setup.runtime.device)
@@ -207,21 +213,22 @@ def _report(
     metric: str,
     shots_vary: bool,
 ) -> Report:
-    trained = [result.facts.phases for result in results.values() if "after" in result.answers]
-    first = next(result for result in results.values() if "after" in result.answers)
-    test, facts = setup.data.test, first.facts
+    trained = [result.facts for result in results.values() if "after" in result.answers]
+    test, facts = setup.data.test, trained[0]
+    recipe = with_answer(_seed_recipe(recipe, seeds[0]), facts.where)
     every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
     every |= {row: result_over_seeds(test, found, seeds, row) for row, found in answers.items()}
     seconds = sum(result.facts.seconds for result in results.values())
     return replace(
-        build_report(_seed_recipe(recipe, seeds[0]), setup, seconds, facts.phases, every),
+        build_report(recipe, setup, seconds, facts.phases, every),
         seeds=list(seeds),
-        phases_per_seed=dict(zip(map(str, seeds), trained, strict=True)),
+        phases_per_seed={str(seed): own.phases for seed, own in zip(seeds, trained, strict=True)},
         environment=facts.environment,
         source=facts.source,
         transplant=facts.transplant,
         comparisons=compare_rows(test, answers, "after", ADAPT_ROWS, metric=metric, shots_vary=shots_vary),
         retention=facts.retention,
+        where=facts.where,
     )
 
 

@@ -21,6 +21,7 @@ from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.console import Console
 from finetune.report.report import PhaseSummary, Retention, SourceSummary, Transplant
+from finetune.report.stage_answer import StageAnswer
 from finetune.run.context import make_context
 from finetune.run.data import RunData, advise, choose_run_data, same_choice
 from finetune.run.finalize import RowAnswers
@@ -78,7 +79,7 @@ class TrialFacts(BaseModel):
     """What a trial leaves behind beside tensors, as JSON values.
 
     fingerprint: all that its bytes depend on. methods: by row. seconds: of training and answering. confidence: of the
-    weights that are kept, and what to tell of it.
+    weights that are kept, and what to tell of it. where: what `train: auto` came to.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -93,6 +94,7 @@ class TrialFacts(BaseModel):
     retention: Retention | None
     confidence: Confidence | None = None
     confidence_notes: list[str] = []
+    where: StageAnswer | None = None
 
     def as_read(self) -> TrialFacts:
         """The same with keys in the order in which they are read back, so that reports are the same either way."""
@@ -189,6 +191,7 @@ class TrialRunner:
                 retention=retention(adaptation, call.data_root) if trial.measures_retention else None,
                 confidence=confidence,
                 confidence_notes=notes,
+                where=shared.where,
             )
             weights = trained.network.state_dict() if trained is not None and trial.keeps_weights else {}
             kept = {name: t.detach().cpu() for name, t in weights.items()}

@@ -79,27 +79,34 @@ def knn_accuracy(features: Tensor, labels: Tensor, classes: int) -> float | None
 
 
 def probe_accuracy(features: Tensor, labels: Tensor, classes: int) -> float | None:
-    """How often the linear heads of five stratified folds name the images right that they did not learn from.
+    """The share of images that `probe_rights` names rightly; None where no class has two images."""
+    right = probe_rights(features, labels, classes)
+    return None if right is None else int(right.sum()) / len(labels)
 
-    Each is a logistic regression as in `fit_linear_head`, with the penalty of the lowest cross-entropy over the folds
-    together, down to PATIENCE penalties that are no better. None where no class has two images.
+
+def probe_rights(features: Tensor, labels: Tensor, classes: int) -> Tensor | None:
+    """Whether the linear heads of five stratified folds name each image right that they did not learn from: bool, N.
+
+    features: float64, N×F; labels: int64, N. Each head is a logistic regression as in `fit_linear_head`, with the
+    penalty of the lowest cross-entropy over the folds together, down to PATIENCE penalties that are no better. None
+    where no class has two images.
     """
     fold = stratified_folds(labels).numpy()
     if not fold.any():
         return None
     inputs, truth, rows = _coordinates(features).numpy(), labels.numpy(), np.arange(len(labels))
     heads = np.zeros((FOLDS, inputs.shape[1] + 1, classes))
-    best, right, worse = math.inf, 0, 0
+    best, right, worse = math.inf, np.zeros(len(labels), dtype=bool), 0
     for penalty in PENALTIES:
         heads = _fit_folds(inputs, truth, fold, penalty, heads)
         logits = np.einsum("nf,nfc->nc", inputs, heads[fold, :-1]) + heads[fold, -1]
         loss = float((np.logaddexp.reduce(logits, axis=1) - logits[rows, truth]).sum())
         better = loss < best
-        best, right = (loss, int((logits.argmax(1) == truth).sum())) if better else (best, right)
+        best, right = (loss, logits.argmax(1) == truth) if better else (best, right)
         worse = 0 if better else worse + 1
         if worse == PATIENCE:
             break
-    return right / len(labels)
+    return torch.from_numpy(right)
 
 
 def _coordinates(features: Tensor) -> Tensor:

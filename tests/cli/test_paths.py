@@ -39,7 +39,7 @@ NO_PATH = {
     *("name", "tag", "message", "licence", "repository"),
 }
 FOLDERS = {"target", "data", "images", "data_root"}  # that take folders too
-NEEDED = dict.fromkeys(("adapt", "plan", "curve", "rank"), ("recipe", "source", "target"))
+NEEDED = dict.fromkeys(("adapt", "plan", "where", "curve", "rank"), ("recipe", "source", "target"))
 MORE = {"app": ["--port", "0"], "push": ["--dry-run", "--license", "mit"], "export": ["--to", "onnx"]}
 
 

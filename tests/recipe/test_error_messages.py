@@ -87,10 +87,10 @@ def test_the_good_recipe_is_good():
          "optimizer: {name: sgd, lr: 0.05}"),
         ("name: sgd, lr: 0.05", "name: adamw, lr: 0.05, betas: [0.9]",
          "7: phases[0].optimizer.betas: expected 2 numbers, found 1"),
-        ("train: all", "train: alll", "5: phases[0].train: expected head, all, {last: N} or a list of stage names, found "
-         "the text \"alll\"; did you mean 'all'?"),
-        ("train: all", "train: fc1", "5: phases[0].train: expected head, all, {last: N} or a list of stage names, found "
-         'the text "fc1"; stages go in a list, even one: [fc1]'),
+        ("train: all", "train: alll", "5: phases[0].train: expected head, all, auto, {last: N} or a list of stage names, "
+         "found the text \"alll\"; did you mean 'all'?"),
+        ("train: all", "train: fc1", "5: phases[0].train: expected head, all, auto, {last: N} or a list of stage names, "
+         'found the text "fc1"; stages go in a list, even one: [fc1]'),
         ("validation: 0.1", "validation: ten", "3: data.validation: expected a whole number of images or a fraction below "
          '1, found the text "ten"'),
         ("model: cnn", "model: {name: cnn, x: [1]}", "2: model.x: expected a number, text, true or false, found a list"),
