@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 
 from finetune.commands.baselines import needs_source_features, scratch_phase
+from finetune.commands.interpolate import planned_mixes
+from finetune.commands.source_task import SourceTask
 from finetune.data.augment.affine import Augment
 from finetune.data.image_dataset import ImageSet
 from finetune.data.loader import Batches
@@ -23,6 +25,7 @@ from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
 from finetune.report.plots import grid_picture
 from finetune.report.report import json_values
+from finetune.report.rows import INTERPOLATED
 from finetune.report.statistics import group_count, mcnemar_detectable, mcnemar_images
 from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
 from finetune.run.context import TrainContext, make_context
@@ -149,6 +152,8 @@ class Plan:
     power: list[Power] = field(default_factory=list)
     groups: int | None = None
     """Groups of test images, which `power` leaves out; None where no two images share one."""
+    mixes: str | None = None
+    """What the row `interpolated` would try, in words; None where it is not asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """For programs: the same as JSON values."""
@@ -184,7 +189,7 @@ def plan(
             raise SettingError(
                 "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
             )
-        phases, needs_features = list(checked.phases), False
+        phases, needs_features, mixes = list(checked.phases), False, None
         setup: RunSetup
         if isinstance(checked, AdaptRecipe):
             assert located is not None
@@ -194,11 +199,14 @@ def plan(
         else:
             setup = open_pretrain(checked, call)
         context = make_context(checked, setup, call.console, needs_features=needs_features)
+        if isinstance(checked, AdaptRecipe) and INTERPOLATED in checked.rows:
+            task = SourceTask(opened.source, opened.classifier, opened.data.class_names, context, 0, call.data_root)
+            mixes = planned_mixes(task, checked.retain)
         if show_augment is not None:
             grid = augment_grid(setup.data.train, context.normalize, context.augment, checked.seed)
             grid_picture(*grid, Path(show_augment), call.console.note)
             call.console.note(f"wrote {show_augment}")
-        return _plan_phases(checked, phases, setup, context)
+        return replace(_plan_phases(checked, phases, setup, context), mixes=mixes)
 
 
 def _plan_phases(
@@ -275,7 +283,7 @@ def _estimate(caches: CacheManager, number: int, caching: PhaseCache, stages: tu
         began = time.perf_counter()
         planned = phase_config(phase, stages, count, caching.start, context.loss_balance())
         still = replace(
-            planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
+            planned, keep="last", l2_sp=None, arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break
         with translate_oom(phase.name, phase.batch_size):
             for _ in Training(trial, batches, still, context.runtime):
