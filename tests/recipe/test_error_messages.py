@@ -26,8 +26,8 @@ phases:
 seed: 0
 """
 PHASE_KEYS = (
-    "train, name, epochs, steps, min_steps, max_steps, batch_size, optimizer, solver, lora, schedule, label_smoothing, "
-    "clip_norm, ema, layer_decay, norms, augment, views, keep"
+    "train, name, epochs, steps, min_steps, max_steps, batch_size, optimizer, solver, lora, schedule, l2_sp, "
+    "label_smoothing, clip_norm, ema, layer_decay, norms, augment, views, keep"
 )
 
 
@@ -57,7 +57,8 @@ def test_the_good_recipe_is_good():
         ("name: cosine", "nam: cosine", "8: phases[0].schedule.nam: unknown key; did you mean 'name'? Allowed keys are "
          "name, warmup, shape, at, factor"),
         ("kind: pretrain", "knid: pretrain", "1: knid: unknown key; did you mean 'kind'? Allowed keys are kind, model, "
-         "input, data, balance, phases, precision, sharding, cache, seed, test_each_epoch, head, compare, scratch"),
+         "input, data, balance, phases, precision, sharding, cache, seed, test_each_epoch, head, compare, retain, keep, "
+         "scratch"),
         ("model: cnn", "model: {nmae: cnn}", "2: model.nmae: unknown key; did you mean 'name'? A model needs its name"),
         (", lr: 0.05", "", "7: phases[0].optimizer: missing key 'lr', for example lr: 0.01"),
         ("name: sgd, lr", "lr", "7: phases[0].optimizer: missing key 'name', one of sgd, adamw"),
