@@ -61,10 +61,8 @@ def compare(seeds: Sequence[int], strength: float | None) -> None:
         if strength is not None:
             report = train(seed, **{"phases[1].l2_sp": strength})
             note(f"l2_sp: {strength:g}", report.results["after"].accuracy, report.retention.after)
-    print(
-        f"mnist itself before: {100 * before[0]:.2f} %\n\n| | kmnist | against after, points | mnist | kept | weights |"
-    )
-    print("|---|---|---|---|---|---|")
+    print(f"mnist itself before: {100 * before[0]:.2f} %\n")
+    print("| | kmnist | against after, points | mnist | kept | weights |\n|---|---|---|---|---|---|")
     for row, values in target.items():
         gained = [own - after for own, after in zip(values, target["after"], strict=True)]
         lost = [(old, after) for old, after in zip(before, source["after"], strict=True)]

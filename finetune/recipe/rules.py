@@ -121,9 +121,7 @@ def _pull_has_a_source(place: Place, phase: Data, data: Data) -> Iterator[Proble
     if data.get("kind") == "pretrain":
         yield Problem((*place, "l2_sp"), "it pulls weights towards a source, and a pretrain recipe has none: drop it")
     elif phase.get("lora") is not None:
-        message = (
-            "with lora the source's weights stay as they are, so there is nothing to pull back: drop one of the two"
-        )
+        message = "lora trains adapters and leaves the source's weights as they are: drop one of the two"
         yield Problem((*place, "l2_sp"), message)
     elif phase.get("train") in ("head", {"last": 1}, ["head"]):
         yield Problem((*place, "l2_sp"), "only the head trains, which has no weights of the source's: drop it")

@@ -430,9 +430,8 @@ def test_shots_are_all_the_images_there_are(folder: Path, pretrained: Path, data
 
 
 def test_one_shot(folder: Path, pretrained: Path) -> None:
-    report = adapted(
-        pretrained, "--shots", 1, recipe=FULL.replace("validation: 0.1", "validation: 0").replace("interpolated, ", "")
-    )
+    recipe = FULL.replace("validation: 0.1", "validation: 0").replace("interpolated, ", "")
+    report = adapted(pretrained, "--shots", 1, recipe=recipe)
     assert report["target"]["train"] == 10 and report["results"]["linear_probe"]["total"] == 100
 
 

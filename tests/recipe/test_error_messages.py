@@ -142,6 +142,8 @@ def test_the_good_recipe_is_good():
          "above 0"),
         ("name: cosine", "name: step, at: [0.5, 0.5]", "8: phases[0].schedule.at: the fractions must grow from one to the "
          "next"),
+        ("epochs: 8", "epochs: 8\n    l2_sp: 0.1", "7: phases[0].l2_sp: it pulls weights towards a source, and a pretrain "
+         "recipe has none: drop it"),
         (", validation: 0.1}\nphases:\n  - train: all", "}\nphases:\n  - train: all\n    keep: best",
          "6: phases[0].keep: best is chosen by validation images, and data.validation is 0; set it, for example to 0.1"),
         ("name: mnist", "name: mnist, classes: [5, '5']", '3: data.classes: "5" is listed twice'),

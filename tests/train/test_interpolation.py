@@ -14,8 +14,8 @@ HEAD = ("head.weight", "head.bias")
 
 def test_at_0_and_1_a_mix_is_source_and_fine_tuned_network_bit_for_bit():
     source, adapted = net(0).state_dict(), net(1).state_dict()
-    source["norm.running_mean"] += 3
-    adapted["norm.num_batches_tracked"] += 7
+    source["stem.1.running_mean"] += 3
+    adapted["stem.1.num_batches_tracked"] += 7
     for weight, wanted in ((0.0, source), (1.0, adapted)):
         found = mixed_state(source, adapted, weight, HEAD)
         assert found.keys() == adapted.keys()
@@ -23,8 +23,8 @@ def test_at_0_and_1_a_mix_is_source_and_fine_tuned_network_bit_for_bit():
             theirs = adapted if name in HEAD or not tensor.is_floating_point() else wanted
             assert torch.equal(tensor, theirs[name]), name
     half = mixed_state(source, adapted, 0.5, HEAD)
-    mean = (source["norm.running_mean"] + adapted["norm.running_mean"]) / 2
-    torch.testing.assert_close(half["norm.running_mean"], mean)
+    mean = (source["stem.1.running_mean"] + adapted["stem.1.running_mean"]) / 2
+    torch.testing.assert_close(half["stem.1.running_mean"], mean)
 
 
 def test_the_head_is_mixed_where_the_source_has_the_same_classes():
