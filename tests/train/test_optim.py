@@ -65,7 +65,7 @@ def test_a_pull_towards_the_source_is_a_term_of_the_loss(name):
         loss = torch.nn.functional.cross_entropy(by_hand(inputs), order) + strength / 2 * sum(apart)
     loss.backward()
     optimizer.step()
-    for (where, own), wanted in zip(pulled.named_parameters(), by_hand.parameters(), strict=True):
+    for own, wanted in zip(pulled.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(own, wanted, rtol=1e-5, atol=1e-6)
     assert torch.equal(pulled.stem[0].weight, net().stem[0].weight), "what is frozen is not pulled"
 
