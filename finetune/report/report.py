@@ -209,11 +209,10 @@ class Interpolation:
     def sentence(self) -> str:
         """How the mix was chosen, in words."""
         images = f"{self.images:,} validation images"
-        if self.retain is None or self.source_images is None:
+        if self.retain is None or self.source_before is None:
             found = f"nearest to the source of those whose log loss on {images} is as good as the fine-tuned network's"
             unasked = "" if self.retain is None else f"; retain was left out: {self.note}"
             return f"{self.method}, the {found}{unasked}"
-        assert self.source_before is not None
         least, which = 100 * self.retain * self.source_before, self.source_which
         if any((point.source_accuracy or 0) >= self.retain * self.source_before for point in self.frontier):
             found = f"most accurate on {images} of those with at least {least:.2f} % on {which}"
