@@ -22,8 +22,9 @@ from finetune.report.cross_validation import FoldSpread
 from finetune.report.crossed import crossed_difference
 from finetune.report.metrics import Answers
 from finetune.train.abstention import find_threshold, images_needed
+from finetune.train.interpolation import mixed_state
 from finetune.train.novelty import fit_novelty, reference_layer
-from finetune.train.optim import WeightAverage, make_schedule, stage_groups
+from finetune.train.optim import SourcePull, WeightAverage, make_schedule, stage_groups
 
 PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -328,6 +329,19 @@ def test_the_class_mean_head_names_the_nearest_mean() -> None:
     new = torch.from_numpy(normal(500, 8, seed=2))
     nearest = torch.cdist(new, means).argmin(1)
     assert torch.equal(F.linear(new, torch.from_numpy(weights), torch.from_numpy(biases)).argmax(1), nearest)
+
+
+def test_a_mix_and_a_pull_are_the_projects() -> None:
+    source, tuned = (torch.from_numpy(normal(4, 3, seed=seed)) for seed in (1, 2))
+    for a in (0.0, 0.3, 1.0):
+        found = mixed_state({"w": source}, {"w": tuned}, a, head=())
+        np.testing.assert_allclose(page.mix(source.numpy(), tuned.numpy(), a), found["w"].numpy(), rtol=1e-12)
+    weight = nn.Parameter(tuned.clone())
+    weight.grad = torch.zeros_like(weight)
+    SourcePull([weight], [source], 0.3).add_gradient()
+    penalty, gradient = page.pull(tuned.numpy(), source.numpy(), 0.3)
+    np.testing.assert_allclose(weight.grad.numpy(), gradient, rtol=1e-12)
+    assert penalty == pytest.approx(0.15 * float((tuned - source).square().sum()))
 
 
 # --- the verdict

@@ -48,9 +48,10 @@ def pretrain(recipe: Path, **given: Any) -> None:
 @with_options("metric", "seeds", "folds", "same-shots", "jobs", "engine", "max-error")
 @click.option(
     "--keep",
-    type=click.Choice(["first", "average"]),
-    help="With --seeds, which weights to write: the first seed's [default], or the average of all seeds' if that is "
-    "no worse on the validation images.",
+    type=click.Choice(["interpolated", "first", "average"]),
+    help="Which weights to write in place of the fine-tuned ones: interpolated, a mix with the source's that is chosen "
+    "on validation images. With --seeds also the first seed's [default], or the average of all seeds' if that is no "
+    "worse on the validation images.",
 )
 def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **given: Any) -> None:
     """Fine-tunes a checkpoint on a target and tells what that brought; writes a checkpoint and its report."""
@@ -58,6 +59,8 @@ def adapt(source: str, recipe: Path, target: str | None, no_compare: bool, **giv
     own = {key: given.pop(key) for key in ("model", "shots", "metric", "max_error")} | {"compare": not no_compare}
     study = {key: given.pop(key) for key in ("seeds", "folds", "same_shots", "jobs", "engine", "keep")}
     options = run_options(**given)
+    if study["seeds"] is None and study["keep"] == "interpolated":
+        own["keep"] = study.pop("keep")
     if study["seeds"] is None:
         refuse_without_seeds(study)
     elif study.pop("folds") is not None:

@@ -28,7 +28,7 @@ from finetune.report.comparison import ACCURACY, Comparison, Score
 from finetune.report.confidence import ConfidenceSummary
 from finetune.report.metrics import find_metric
 from finetune.report.report import Report, Result, Retention, SourceSummary, TestSetUse
-from finetune.report.rows import ADAPT_ROWS, wanted_rows
+from finetune.report.rows import ADAPT_ROWS, INTERPOLATED
 from finetune.run.context import make_context
 from finetune.run.finalize import (
     RowAnswers,
@@ -70,6 +70,7 @@ def adapt(
     max_error: float | None = None,
     compare: bool = True,
     metric: str = ACCURACY,
+    keep: str | None = None,
     **options: Unpack[RunOptions],
 ) -> Report:
     """Fine-tunes `source` on `target` and compares; writes a checkpoint and its report, and returns the report.
@@ -77,21 +78,29 @@ def adapt(
     `source` is a checkpoint, `timm:NAME[.TAG]`, `hub:OWNER/NAME[@REVISION]`, or a bare file of weights of `model`.
     `target` is a data set's name, a folder of pictures or a CSV file, in place of the recipe's. `shots` is the number
     of labelled images per class to learn from. `max_error` is the share of wrong answers to be promised, instead of the
-    recipe's. `compare=False` leaves out the rows that a recipe's `compare` names.
-    `metric` is what the comparisons are about, by its name in `metrics.METRICS`.
-    `recipe` and `options` are as for `pretrain`. Raises the errors of `finetune.errors`.
+    recipe's. `compare=False` leaves out the rows that a recipe's `compare` names. `metric` is what the comparisons are
+    about, by its name in `metrics.METRICS`. `keep="interpolated"` writes the mix of source and fine-tuned weights that
+    is chosen on validation images, as the recipe's `keep` does. `recipe` and `options` are as for `pretrain`. Raises
+    the errors of `finetune.errors`.
     """
+    check_kept(keep)
     with start_run(options, source, target, recipe) as call:
         located = find_source(source, call)
-        own = {"data.name": target, "data.shots": shots, "max_error": max_error}
+        own = {"data.name": target, "data.shots": shots, "max_error": max_error, "keep": keep}
         overrides = call.overrides({"model.name": model}, own)
         checked = expect_kind(AdaptRecipe, open_recipe(recipe, overrides, located.architecture), recipe)
-        checked = checked if compare else checked.model_copy(update={"compare": ()})
+        checked = checked if compare else checked.without_rows(kept=True)
         find_metric(metric)
         setup = open_adapt(located, checked, call)
         check_metric(metric, setup.data.test)
         check_adapters(setup.classifier.network, checked.phases)
         return _adapt(checked, setup, metric, call)
+
+
+def check_kept(keep: object) -> None:
+    """SettingError for weights that an adapt cannot keep."""
+    if keep not in (None, INTERPOLATED):
+        raise SettingError(f"--keep {keep}: expected {INTERPOLATED}, or with --seeds also first or average")
 
 
 def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -> Report:
@@ -102,7 +111,7 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
     inputs = (*call.reads, recipe.data.name, setup.source.path)
     name = f"{setup.source.name}-{setup.data.name}"
     outputs = check_outputs(call.out, name, writes=call.group.leader, inputs=inputs)
-    rows = wanted_rows(recipe.compare)
+    rows = recipe.rows
     with open_adaptation(recipe, setup, outputs, call) as adaptation:
         run_folder = adaptation.run_folder
         if run_folder.finished is not None:
@@ -114,24 +123,25 @@ def _adapt(recipe: AdaptRecipe, setup: AdaptSetup, metric: str, call: RunCall) -
         confidence, notes = calibrate_training(adaptation)
         use = open_test_set(outputs.run_folder, "adapt", run_folder.identity.fingerprint) if call.group.leader else None
         answers = answer_rows(adaptation, rows)
+        classifier = adaptation.written()
         report = adapt_report(
             adaptation,
             results={name: _score(setup.data.test, found, name, pictures) for name, found in answers.items()},
             comparisons=compare_rows(
                 setup.data.test, {row: [found] for row, found in answers.items()}, "after", ADAPT_ROWS, metric=metric
             ),
-            retention=retention(adaptation, call.data_root),
+            retention=retention(adaptation),
             test_set=use,
-            confidence=confidence_summary(confidence, notes, setup.data.test, answers["after"]),
+            confidence=confidence_summary(confidence, notes, setup.data.test, answers[recipe.keep or "after"]),
         )
         if call.group.leader:
             fields = metadata_fields(adaptation.recipe, setup) | {"results": checkpoint_results(report.results)}
             fields["confidence"] = confidence
             predictions = row_predictions(setup.data.test, {(row, None): found for row, found in answers.items()})
-            digest = save_run(adaptation.classifier, fields, report, predictions, outputs, call.console)
+            digest = save_run(classifier, fields, report, predictions, outputs, call.console)
             run_folder.finish(digest, report)
             if call.html:
-                write_run_page(report, outputs, adaptation.classifier, setup.data.test, call.console)
+                write_run_page(report, outputs, classifier, setup.data.test, call.console)
     return report
 
 
@@ -196,7 +206,7 @@ def open_adaptation(
             runtime.place(classifier.network)
             runtime.place(adapted.network)
         logger = RunLogger(call.console, outputs, interrupt_checkpoint)
-        yield Adaptation(recipe, setup, adapted, context, logger, run_folder, shared)
+        yield Adaptation(recipe, setup, adapted, context, logger, run_folder, shared, call.data_root)
 
 
 def adapt_report(
@@ -218,6 +228,7 @@ def adapt_report(
         transplant=trained.transplant,
         comparisons=comparisons,
         retention=retention,
+        interpolation=adaptation.interpolation(),
         test_set=test_set,
         confidence=confidence,
         where=adaptation.shared.where,

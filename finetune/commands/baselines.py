@@ -1,4 +1,4 @@
-"""How each row of the verdict is made: commonest class, source as it is, linear probe, fine-tuned, from scratch.
+"""How each row of the verdict is made: commonest class, source, linear probe, fine-tuned, mixed, from scratch.
 
 What a row is called and compared with is in `finetune/report/rows.py`; a new row is an entry there and one in
 ROW_MAKERS.
@@ -15,18 +15,16 @@ import torch
 from torch import Tensor
 
 from finetune.batching import steps_to_see
-from finetune.data.image_dataset import ImageSet
-from finetune.data.registry import is_present, open_dataset
-from finetune.distributed.process_group import SINGLE_PROCESS
-from finetune.errors import DataError
+from finetune.commands.interpolate import InterpolatedNetwork, Mixer, interpolate
+from finetune.commands.source_task import SourceTask, measure_retention
 from finetune.models.classifier import Classifier
 from finetune.models.head import ClassMeans, class_means, swap_head
 from finetune.models.registry import build_model
 from finetune.models.staged import StagedNetwork
 from finetune.recipe.schema import AdaptRecipe, Phase
 from finetune.report.console import Console
-from finetune.report.report import PhaseSummary, Retention, Transplant
-from finetune.report.rows import ADAPT_ROWS
+from finetune.report.report import Interpolation, PhaseSummary, Retention, Transplant
+from finetune.report.rows import ADAPT_ROWS, INTERPOLATED
 from finetune.report.stage_answer import StageAnswer
 from finetune.run.cache_plan import CacheManager
 from finetune.run.context import TrainContext
@@ -35,11 +33,9 @@ from finetune.run.phases import RunLogger, run_phases
 from finetune.run.progress import SCRATCH, TRAINED, NetworkProgress, completed_phases
 from finetune.run.run_folder import RunFolder
 from finetune.run.setup import AdaptSetup
-from finetune.sources.resolve import Source
 from finetune.text import listed, places_of
-from finetune.train.activation_cache import TEST, TRAIN, VALIDATION, ActivationCache, ActivationKey, CachePart
+from finetune.train.activation_cache import TEST, TRAIN, VALIDATION, ActivationCache, ActivationKey
 from finetune.train.device import seeded
-from finetune.train.inference import top_class
 from finetune.train.linear_probe import fit_linear_head
 
 
@@ -64,7 +60,6 @@ def needs_source_features(recipe: AdaptRecipe, known: Sequence[str], wanted: Seq
 
 OWN_HEAD = "source head"
 NEAREST_MEAN = "nearest class mean"
-SOURCE_TEST = "source's test"
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,8 @@ class Adaptation:
     """One adapt: what the rows of its verdict are made from.
 
     `trained` has by row what was trained for it. `shared` is what the source makes of the images, computed at most
-    once. `classifier` is the one that is fine-tuned, a copy of the source's. `progress` is of the newest network.
+    once. `classifier` is the one that is fine-tuned, a copy of the source's. `data_root` is the folder of the data
+    sets. `progress` is of the newest network.
     """
 
     recipe: AdaptRecipe
@@ -91,6 +87,7 @@ class Adaptation:
     logger: RunLogger
     run_folder: RunFolder
     shared: SharedWork
+    data_root: Path
     trained: dict[str, Any] = field(default_factory=dict)
     progress: NetworkProgress | None = None
 
@@ -106,6 +103,18 @@ class Adaptation:
     def classes(self) -> tuple[str, ...]:
         return self.setup.data.class_names
 
+    def written(self) -> Classifier:
+        """The classifier whose weights the recipe keeps: the fine-tuned one, or the mix."""
+        if self.recipe.keep is None:
+            return self.classifier
+        own, mixed = self.classifier, self.trained[self.recipe.keep].network
+        return Classifier(mixed, own.model, own.arguments, own.class_names, own.input)
+
+    def interpolation(self) -> Interpolation | None:
+        """How the mix was chosen, where one was made."""
+        found: InterpolatedNetwork | None = self.trained.get(INTERPOLATED)
+        return found.summary if found is not None else None
+
     def source_features(self) -> SourceFeatures:
         """Features of the images to learn from, and class means, as far as the recipe asks for them."""
         if self.shared.train is None:
@@ -118,6 +127,11 @@ class Adaptation:
         if self.shared.test is None:
             self.shared.test = self.context.cache.outputs(self.source.network, TEST, -1)
         return self.shared.test
+
+    def source_task(self) -> SourceTask:
+        """What the source was trained for."""
+        frozen = self.caches.planner.frozen_depth()
+        return SourceTask(self.setup.source, self.source, self.classes, self.context, frozen, self.data_root)
 
     def answers(self, network: StagedNetwork, grading: Grading) -> RowAnswers:
         """The class that a network gives each test image, with its probabilities."""
@@ -284,6 +298,7 @@ def scratch_phase(recipe: AdaptRecipe, images: int) -> Phase:
         "augment": True,
         "solver": None,
         "lora": None,
+        "l2_sp": None,  # random weights have no source
         "views": None,  # nothing is frozen
         "norms": "hold",  # random weights have no statistics to hold on to
     }
@@ -306,12 +321,26 @@ def train_scratch(adaptation: Adaptation) -> StagedNetwork:
     return network
 
 
+def train_interpolated(adaptation: Adaptation) -> InterpolatedNetwork:
+    """The mix of source and fine-tuned network that is chosen on the validation images."""
+    trained: TrainedNetwork = adaptation.trained["after"]
+    source, reused = adaptation.source, trained.transplant.head_rows_reused
+    kept = all(name in reused for name in adaptation.classes)
+    rows = places_of([reused[name] for name in adaptation.classes], source.class_names) if kept else None
+    mixer = Mixer(source.network, trained.network, rows)
+    return interpolate(mixer, adaptation.source_task(), adaptation.recipe.retain, adaptation.logger.console)
+
+
 ROW_MAKERS: dict[str, RowMaker] = {
     "majority": RowMaker(lambda adaptation, grading: grading.majority(adaptation.setup.data.train)),
     "before": RowMaker(predict_before),
     "linear_probe": RowMaker(predict_linear_probe, train=train_linear_probe),
     "after": RowMaker(
         lambda adaptation, grading: adaptation.answers(adaptation.trained["after"].network, grading), train=train_after
+    ),
+    "interpolated": RowMaker(
+        lambda adaptation, grading: adaptation.answers(adaptation.trained["interpolated"].network, grading),
+        train=train_interpolated,
     ),
     "scratch": RowMaker(
         lambda adaptation, grading: adaptation.answers(adaptation.trained["scratch"], grading), train=train_scratch
@@ -320,46 +349,8 @@ ROW_MAKERS: dict[str, RowMaker] = {
 assert ROW_MAKERS.keys() == ADAPT_ROWS.keys(), "each row has a maker"
 
 
-def retention(adaptation: Adaptation, root: Path) -> Retention | None:
-    """Accuracy on the source's own test images before and after; None unless its data set is at hand.
-
-    Where the adapted head knows every class of the source, it answers (its other classes are not offered); else the
-    source's head is put back on the adapted stages, which shows whether the features still serve the old task.
-    """
-    context, adapted, source = adaptation.context, adaptation.classifier.network, adaptation.setup.source
-    test = _source_test(source, root)
-    group = context.runtime.group
-    if group.any(test is None):  # on some machine: then who has it looks alone
-        group = SINGLE_PROCESS
-    if test is None:
-        return None
-    names, classes = adaptation.source.class_names, adaptation.classes
-    original, frozen = adaptation.source.network, adaptation.caches.planner.frozen_depth()
-    runtime, kept = replace(context.runtime, group=group), context.cache
-    with ActivationCache(
-        {SOURCE_TEST: CachePart(test.images)}, context.normalize, runtime, kept.room, kept.folder, kept.warn
-    ) as cache:
-        cache.keep_in_memory(original, ActivationKey(SOURCE_TEST, frozen))
-        known = cache.outputs(original, SOURCE_TEST, reduce=top_class).cpu()
-        before = float((known == test.labels).double().mean())
-        if set(names) <= set(classes):
-            offered = places_of(names, classes)
-            found = cache.outputs(adapted, SOURCE_TEST, reduce=lambda logits, _: logits[:, offered].argmax(1)).cpu()
-        else:
-            with torch.no_grad():
-                found = original.head(cache.outputs(adapted, SOURCE_TEST, -1)).argmax(1).cpu()
-    assert source.dataset is not None
-    return Retention(source.dataset, before, float((found == test.labels).double().mean()))
-
-
-def _source_test(source: Source, root: Path) -> ImageSet | None:
-    name = source.dataset
-    try:
-        if name is None or not is_present(name, root):
-            return None
-        test = open_dataset(name, root, download=False).test.with_classes(source.classifier.class_names)
-    except DataError:
-        return None
-    own = source.metadata.data.get("test") if source.metadata is not None else None
-    same = not isinstance(own, dict) or own.get("fingerprint") in (None, test.fingerprint())
-    return test if same else None  # a folder may be called like a data set
+def retention(adaptation: Adaptation) -> Retention | None:
+    """Accuracy on the source's own test images before and after; None unless its data set is at hand."""
+    mixed: InterpolatedNetwork | None = adaptation.trained.get(INTERPOLATED)
+    network = adaptation.classifier.network
+    return measure_retention(adaptation.source_task(), network, None if mixed is None else mixed.network)

@@ -27,7 +27,7 @@ from finetune.train.device import seeded
 def calibrate_training(adaptation: Adaptation) -> tuple[Confidence | None, list[str]]:
     """What the checkpoint of a fine-tuned network records of its confidence, and what to tell of it."""
     recipe, context = adaptation.recipe, adaptation.context
-    network, data, group = adaptation.trained["after"].network, context.data, context.runtime.group
+    network, data, group = adaptation.written().network, context.data, context.runtime.group
     folds = recipe.calibration_folds
     if len(data.validation) or folds is None:
         return calibrate_on_validation(network, data, context.normalize, group, recipe.max_error)
@@ -54,13 +54,14 @@ def _held_out_fold(adaptation: Adaptation, held: np.ndarray, number: int) -> Hel
     context = make_context(recipe, own_setup, console, needs_features=needs_features)
     with seeded(recipe.seed), context.cache:
         own = Adaptation(
-            recipe.model_copy(update={"phases": phases, "compare": ()}),
+            recipe.model_copy(update={"phases": phases, "compare": (), "keep": None}),
             own_setup,
             setup.classifier.with_classes(classes),
             context,
             replace(adaptation.logger, interrupt_checkpoint=None),
             adaptation.run_folder,
             SharedWork(),
+            adaptation.data_root,
             progress=adaptation.progress,
         )
         network = train_after(own, name).network

@@ -14,6 +14,8 @@ import torch
 
 from finetune.commands.auto_stages import resolve_auto
 from finetune.commands.baselines import needs_source_features, scratch_phase
+from finetune.commands.interpolate import planned_mixes
+from finetune.commands.source_task import SourceTask
 from finetune.data.augment.affine import Augment
 from finetune.data.folds import fold_numbers
 from finetune.data.image_dataset import ImageSet
@@ -25,6 +27,7 @@ from finetune.models.registry import build_model
 from finetune.recipe.schema import AdaptRecipe, Phase, PretrainRecipe
 from finetune.report.plots import grid_picture
 from finetune.report.report import json_values
+from finetune.report.rows import INTERPOLATED
 from finetune.report.stage_answer import StageAnswer
 from finetune.report.statistics import group_count, mcnemar_detectable, mcnemar_images
 from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
@@ -175,6 +178,8 @@ class Plan:
     """Groups of test images, which `power` leaves out; None where no two images share one."""
     where: StageAnswer | None = None
     """What `train: auto` comes to; None where no phase has it."""
+    mixes: str | None = None
+    """What the row `interpolated` would try, in words; None where it is not asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """For programs: the same as JSON values."""
@@ -210,7 +215,7 @@ def plan(
             raise SettingError(
                 "--from goes with an adapt recipe; this is a pretrain recipe, which starts from random weights"
             )
-        needs_features, answer = False, None
+        needs_features, answer, mixes = False, None, None
         setup: RunSetup
         if isinstance(checked, AdaptRecipe):
             assert located is not None
@@ -222,11 +227,14 @@ def plan(
         else:
             setup, phases = open_pretrain(checked, call), [*checked.phases]
         context = make_context(checked, setup, call.console, needs_features=needs_features)
+        if isinstance(checked, AdaptRecipe) and INTERPOLATED in checked.rows:
+            task = SourceTask(opened.source, opened.classifier, opened.data.class_names, context, 0, call.data_root)
+            mixes = planned_mixes(task, checked.retain)
         if show_augment is not None:
             grid = augment_grid(setup.data.train, context.normalize, context.augment, checked.seed)
             grid_picture(*grid, Path(show_augment), call.console.note)
             call.console.note(f"wrote {show_augment}")
-        return replace(_plan_phases(checked, phases, setup, context), where=answer)
+        return replace(_plan_phases(checked, phases, setup, context), where=answer, mixes=mixes)
 
 
 def _plan_phases(
@@ -333,7 +341,7 @@ def _estimate(caches: CacheManager, number: int, caching: PhaseCache, stages: tu
         began = time.perf_counter()
         planned = phase_config(phase, stages, count, caching.start, context.loss_balance())
         still = replace(
-            planned, keep="last", arguments={**planned.arguments, "lr": 0.0}
+            planned, keep="last", l2_sp=None, arguments={**planned.arguments, "lr": 0.0}
         )  # nothing to choose or to break
         with translate_oom(phase.name, phase.batch_size):
             for _ in Training(trial, batches, still, context.runtime):

@@ -155,7 +155,7 @@ def _check_counts(result: Result | None, classes: int) -> None:
 
 def _with_pictures(material: Material, report: Report, path: Path, data: str | None, root: Path) -> Material:
     """The material with pictures of the data set, where that is still what was measured."""
-    if material.predictions is None or not surest_mistakes(material.predictions):
+    if material.predictions is None or not surest_mistakes(material.predictions, report.own_row):
         return material
     from finetune.run.page_pictures import with_pictures
 
@@ -163,7 +163,7 @@ def _with_pictures(material: Material, report: Report, path: Path, data: str | N
         classifier, images = _measured_images(report, path, data, root)
     except (FinetuneError, OSError) as error:
         return replace(material, notes=[*material.notes, f"without pictures: {first_line(error)}"])
-    return with_pictures(material, classifier, images)
+    return with_pictures(material, classifier, images, report.own_row)
 
 
 def _measured_images(report: Report, path: Path, data: str | None, root: Path) -> tuple[Classifier, ImageSet]:

@@ -12,7 +12,7 @@ from finetune.errors import SettingError
 from finetune.paths import data_root as resolve_data_root
 from finetune.report.console import Console
 from finetune.report.report import read_report_beside, result_values
-from finetune.report.rows import OWN_ROWS
+from finetune.report.rows import own_row
 from finetune.report.tables import percent
 from finetune.run.measured import LearntFrom
 from finetune.sources.resolve import locate
@@ -145,8 +145,8 @@ def _check_accuracy(subject: CheckpointUnderTest, found: Evaluation, same: bool,
     if not same:
         return Check.skipped("accuracy", f"{here} on these images, of which the checkpoint says nothing")
     results = subject.metadata.results
-    claimed = next((results[name] for name in OWN_ROWS if isinstance(results.get(name), Mapping)), None)
-    if claimed is None:
+    claimed = results.get(own_row(results, subject.metadata.recipe) or "")
+    if not isinstance(claimed, Mapping):
         return Check.skipped("accuracy", f"{here}; no result is recorded")
     there = f"{claimed.get('correct')} of {claimed.get('total')}"
     if (claimed.get("correct"), claimed.get("total")) == (correct, total):

@@ -30,7 +30,7 @@ from finetune.paths import data_root
 from finetune.recipe.yaml_loader import write_recipe
 from finetune.report.comparison import comparison_from, sentences
 from finetune.report.report import read_report_beside
-from finetune.report.rows import OWN_ROWS
+from finetune.report.rows import own_row
 from finetune.report.tables import percent
 
 
@@ -118,10 +118,8 @@ def headline(metadata: Metadata) -> str:
     text = f"{metadata.model}, {len(metadata.classes)} classes"
     if isinstance(metadata.data.get("name"), str):
         text += f" of {data_title(metadata.data['name'])}"
-    for key in OWN_ROWS:
-        if is_result(metadata.results.get(key)):
-            return f"{text}, accuracy {percent(metadata.results[key]['accuracy'])}"
-    return text
+    own: Any = metadata.results.get(own_row(metadata.results, metadata.recipe) or "")
+    return f"{text}, accuracy {percent(own['accuracy'])}" if is_result(own) else text
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
@@ -191,7 +189,8 @@ def _verdicts(report: Mapping[str, Any]) -> list[str]:
     kept = report.get("retention")
     if isinstance(kept, Mapping) and all(isinstance(kept.get(key), float) for key in ("before", "after")):
         before, after = percent(kept["before"]), percent(kept["after"])
-        found.append(f"on {data_title(str(kept.get('dataset')))} itself: {before} before, {after} after")
+        mixed = f", {percent(kept['interpolated'])} interpolated" if isinstance(kept.get("interpolated"), float) else ""
+        found.append(f"on {data_title(str(kept.get('dataset')))} itself: {before} before, {after} after{mixed}")
     return found
 
 

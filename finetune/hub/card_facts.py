@@ -11,7 +11,7 @@ from finetune.checkpoint.format import Metadata
 from finetune.errors import SettingError
 from finetune.hub.repo_id import PREFIX
 from finetune.models.spec import TIMM
-from finetune.report.rows import OWN_ROWS, in_order
+from finetune.report.rows import in_order, own_row
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class CardFacts:
     @property
     def own_result(self) -> Mapping[str, Any] | None:
         """The result of these weights themselves."""
-        return next((self.results[key] for key in OWN_ROWS if key in self.results), None)
+        return self.results.get(own_row(self.results, self.metadata.recipe) or "")
 
     @property
     def is_timm(self) -> bool:

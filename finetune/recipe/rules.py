@@ -17,7 +17,9 @@ Data = Mapping[str, object]
 
 # Keys that only a phase with an optimizer has, and their defaults.
 _STEPWISE: dict[str, object] = {
-    **dict.fromkeys(("epochs", "steps", "min_steps", "max_steps", "optimizer", "lora", "clip_norm", "ema", "views")),
+    **dict.fromkeys(
+        ("epochs", "steps", "min_steps", "max_steps", "optimizer", "lora", "l2_sp", "clip_norm", "ema", "views")
+    ),
     "schedule": {"name": "constant"},
     "label_smoothing": 0.0,
     "layer_decay": 1.0,
@@ -119,6 +121,18 @@ def _auto_has_a_source(place: Place, phase: Data, data: Data) -> Iterator[Proble
         yield Problem((*place, "train"), message + "ones: write all, or a list of stage names")
 
 
+def _pull_has_a_source(place: Place, phase: Data, data: Data) -> Iterator[Problem]:
+    if phase.get("l2_sp") is None or phase.get("solver") is not None:
+        return
+    if data.get("kind") == "pretrain":
+        yield Problem((*place, "l2_sp"), "it pulls weights towards a source, and a pretrain recipe has none: drop it")
+    elif phase.get("lora") is not None:
+        message = "lora trains adapters and leaves the source's weights as they are: drop one of the two"
+        yield Problem((*place, "l2_sp"), message)
+    elif phase.get("train") in ("head", {"last": 1}, ["head"]):
+        yield Problem((*place, "l2_sp"), "only the head trains, which has no weights of the source's: drop it")
+
+
 def _stages_differ(place: Place, phase: Data, data: Data) -> Iterator[Problem]:
     yield from _repeated((*place, "train"), phase.get("train"))
 
@@ -155,6 +169,14 @@ def _last_phase_has_an_optimizer(data: Data) -> Iterator[Problem]:
         message = "the run from scratch is trained as the last phase is, and a solver cannot train a network: give "
         message += "scratch an optimizer, or leave scratch out of compare"
         yield Problem(("phases", len(phases) - 1, "solver"), message)
+
+
+def _retain_has_a_mix(data: Data) -> Iterator[Problem]:
+    compare = data.get("compare", ())
+    named = isinstance(compare, Sequence) and "interpolated" in compare
+    if data.get("kind") == "adapt" and data.get("retain") is not None and not named and data.get("keep") is None:
+        message = "it is about the row interpolated, which is not asked for: add interpolated to compare, or "
+        yield Problem(("retain",), message + "write keep: interpolated (--keep interpolated)")
 
 
 def _phase_names_differ(data: Data) -> Iterator[Problem]:
@@ -195,7 +217,8 @@ _PHASE_RULES = (
     _best_needs_validation,
     _views_can_be_kept,
     _auto_has_a_source,
+    _pull_has_a_source,
     _stages_differ,
 )
 _TRAINING_RULES = (_nesterov_has_momentum, _step_fractions_grow)
-_RECIPE_RULES = (_last_phase_has_an_optimizer, _phase_names_differ, _entries_differ)
+_RECIPE_RULES = (_last_phase_has_an_optimizer, _retain_has_a_mix, _phase_names_differ, _entries_differ)

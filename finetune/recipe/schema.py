@@ -23,7 +23,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from finetune.batching import batches_per_epoch, images_in_steps
 from finetune.recipe.rules import rule_problems
-from finetune.report.rows import ADAPT_ROWS
+from finetune.report.rows import ADAPT_ROWS, wanted_rows
 
 
 class Settings(BaseModel):
@@ -478,6 +478,10 @@ class Phase(Settings):
     usual, and at the phase's end the adapters are added to the weights. Needs the package peft."""
     schedule: Schedule = Field(default=Constant(name="constant"), examples=[{"name": "cosine"}])
     """How the learning rate moves over the phase."""
+    l2_sp: float | None = Field(default=None, gt=0, examples=[0.01])
+    """Pull towards the source (Li et al., arXiv:1802.01483): half of this times the squared distance of the trained
+    weights from the source's, all together, is added to the loss; the head's are left out. weight_decay pulls towards 0
+    beside it."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Part of the target probability that is spread evenly over all classes."""
     clip_norm: float | None = Field(default=None, gt=0)
@@ -690,8 +694,15 @@ class AdaptRecipe(_Recipe):
     compare: Annotated[tuple[OptionalRow, ...], Field(strict=False)] = Field(
         default=("linear_probe", "scratch"), examples=[["linear_probe", "scratch"]]
     )
-    """What the result is compared with: the best linear head on frozen features, and the same model trained from random
-    weights for as long."""
+    """What the result is compared with: the best linear head on frozen features, the same model trained from random
+    weights for as long, and interpolated: a mix of the source's and the fine-tuned weights, chosen on validation
+    images."""
+    retain: float | None = Field(default=None, gt=0, le=1, examples=[0.9])
+    """The mix is the most accurate one that keeps this part of the source's accuracy on the source's own images. Left
+    out: the one nearest to the source that is as good as the fine-tuned weights."""
+    keep: Literal["interpolated"] | None = None
+    """Weights that are written: interpolated writes the mix, and makes that row where `compare` does not name it. Left
+    out: the fine-tuned ones."""
     scratch: ScratchSettings | None = None
     """Settings of the comparison from random weights. Left out: those of the last phase, which are not always fair to
     random weights."""
@@ -706,6 +717,16 @@ class AdaptRecipe(_Recipe):
     sharding: Sharding = None
     cache: Caching = None
     seed: Seed = 0
+
+    @property
+    def rows(self) -> list[str]:
+        """The keys of the rows of the verdict that it asks for, in their order."""
+        return wanted_rows(self.compare if self.keep is None else (*self.compare, self.keep))
+
+    def without_rows(self, *, kept: bool = False) -> AdaptRecipe:
+        """The recipe without the rows that it names; with `kept`, but for the one whose weights are written."""
+        left = {} if kept and self.keep is not None else {"keep": None, "retain": None}
+        return self.model_copy(update={"compare": (), **left})
 
 
 KINDS: dict[str, type[Settings]] = {"pretrain": PretrainRecipe, "adapt": AdaptRecipe}

@@ -27,17 +27,18 @@ from finetune.report.check_report import KINDS, check_parts
 from finetune.report.confidence import ConfidenceSummary, ReliabilityBin, confidence_lines, reliability_bins
 from finetune.report.curve_report import CurveReport, curve_parts, drawn_curves
 from finetune.report.metrics import PLAIN
-from finetune.report.page_figures import WIDTH, history, page_svg, schedule
+from finetune.report.page_figures import WIDTH, frontier, history, page_svg, schedule
 from finetune.report.plots import ForestRow, curve_figure, forest_figure, reliability_figure
 from finetune.report.predictions import Predictions
 from finetune.report.ranking import RankReport, rank_forest, rank_parts
-from finetune.report.report import Report, Result
-from finetune.report.rows import OWN_ROWS, row_of
+from finetune.report.report import Interpolation, Report, Result
+from finetune.report.rows import row_of
 from finetune.report.statistics import Confusion, wilson
 from finetune.report.tables import (
     CALIBRATION,
     confidence_parts,
     confusion_lines,
+    interpolation_parts,
     mapping_lines,
     metrics_table,
     percent,
@@ -215,7 +216,7 @@ def report_page(report: Report, material: Material) -> str:
     table, *lines = report_tables(replace(report, where=None))
     told = [line.plain for line in lines if isinstance(line, Text)]
     elsewhere = {*confidence_lines(report.confidence)}
-    row = next((key for key in OWN_ROWS if report.results.get(key) is not None), "")
+    row = report.own_row or ""
     own = report.results.get(row)
     lead = verdict_lines(report)[:2] or [_accuracy_line(report, own)]
     kinds = {"pretrain": "training from scratch of", "adapt": "fine-tuning on"}
@@ -223,6 +224,7 @@ def report_page(report: Report, material: Material) -> str:
     sections = [
         Section("Verdict", [Lines(lead, lead=True), Lines([line for line in told if line not in {*lead, *elsewhere}])]),
         Section("Results", [*_forests(report), *html_parts([table])]),
+        Section("Interpolated weights", _interpolation_parts(report.interpolation)),
         Section("Classes", _class_parts(report, own)),
         Section("Confidence", _confidence_parts(report.confidence, own, material.predictions, row)),
         Section("Most sure and wrong", _mistake_parts(material, row)),
@@ -380,6 +382,23 @@ def _alt(rows: Sequence[ForestRow]) -> str:
 
 def _each(result: Result) -> list[float]:
     return [own.accuracy for own in result.per_fold or result.per_seed or []]
+
+
+def _interpolation_parts(found: Interpolation | None) -> list[Part]:
+    """The mixes of source and fine-tuned weights: what each is worth on the target, and keeps of the source's task."""
+    if found is None:
+        return []
+    svg = page_svg("frontier", partial(frontier, found))
+    alt = "Mixes of source and fine-tuned weights by the share of the latter: " + "; ".join(
+        f"{point.weight:g}: {percent(point.accuracy)} on the target"
+        + ("" if point.source_accuracy is None else f", {percent(point.source_accuracy)} on the source's task")
+        for point in found.frontier
+    )
+    caption = "Each point is a mix, orange the one that was chosen; numbers are shares of the fine-tuned weights."
+    if found.retain is not None and found.source_before is not None:
+        caption += f" Dashed: {percent(found.retain)} of the source's accuracy."
+    *_, table = interpolation_parts(found)
+    return [Figure(svg, alt, caption), *html_parts([table])]
 
 
 def _class_parts(report: Report, own: Result | None) -> list[Part]:

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
 from finetune.report.plots import drawable, encoded, new_figure
-from finetune.report.report import PhaseSummary
+from finetune.report.report import Interpolation, PhaseSummary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +95,32 @@ def schedule(phases: Sequence[PhaseSummary]) -> Figure:
     rates.set_ylabel("learning rate")
     rates.set_xlabel("epochs, phase after phase")
     rates.grid(alpha=0.25)
+    return figure
+
+
+def frontier(found: Interpolation) -> Figure:
+    """Draws accuracy on the target against that on the source's task, of every mix of source and fine-tuned weights.
+
+    Against the mixes' weights where the source's images are not at hand. The chosen mix is orange.
+    """
+    figure = new_figure(WIDTH, 3)
+    axes = figure.add_axes((0, 0, 1, 1))
+    known = found.source_before is not None
+    places = [
+        point.weight if point.source_accuracy is None else 100 * point.source_accuracy for point in found.frontier
+    ]
+    heights = [100 * point.accuracy for point in found.frontier]
+    axes.plot(places, heights, ".-", color="C0", markersize=5)
+    for point, x, y in zip(found.frontier, places, heights, strict=True):
+        if point.weight == found.weight:
+            axes.plot([x], [y], "o", color="C1", markersize=8)
+        if known and point.weight in (0, found.weight, 1):
+            axes.annotate(f"{point.weight:g}", (x, y), xytext=(4, 4), textcoords="offset points")
+    if known and found.retain is not None and found.source_before is not None:
+        axes.axvline(100 * found.retain * found.source_before, color="C2", linewidth=1, linestyle="--")
+    axes.set_xlabel("accuracy on the source's task, %" if known else "share of the fine-tuned weights")
+    axes.set_ylabel("on the target, %")
+    axes.grid(alpha=0.25)
     return figure
 
 

@@ -15,6 +15,7 @@ from finetune.io.safe_open import read_regular
 from finetune.report.comparison import Comparison, Score
 from finetune.report.confidence import ConfidenceSummary
 from finetune.report.metrics import MetricValue
+from finetune.report.rows import own_row
 from finetune.report.stage_answer import StageAnswer
 from finetune.report.statistics import Confusion
 
@@ -158,11 +159,74 @@ class PhaseSummary:
 
 @dataclass(frozen=True)
 class Retention:
-    """Accuracy on the source's own test images before and after: what was forgotten."""
+    """Accuracy on the source's own test images before and after, and of the mix of both: what was forgotten."""
 
     dataset: str
     before: float
     after: float
+    interpolated: float | None = None
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """A mix of source and fine-tuned network: `weight` is the share of the latter.
+
+    accuracy, log_loss: on validation images, the loss at a temperature of the mix's own. source_accuracy: on images of
+    the source's task that are no test images; None where these are not at hand.
+    """
+
+    weight: float
+    accuracy: float
+    log_loss: float
+    source_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolation:
+    """How the mix of source and fine-tuned network was chosen: nothing of it was measured on test images.
+
+    weight: of the fine-tuned network in the chosen mix. retain: the part of the source's accuracy that was to be kept;
+    None asks for the mix nearest to the source that is as good as the fine-tuned network. images: validation images of
+    the target. source_images: of the source, from the part of its data (`validation`, or `train`, which it has learnt
+    from), and the untouched source's accuracy on them; None where they are not at hand, for the reason in `note`.
+    weights: of each training by its seed or fold, where there are several.
+    """
+
+    weight: float
+    retain: float | None
+    images: int
+    source_images: int | None
+    source_part: str | None
+    source_before: float | None
+    frontier: list[FrontierPoint]
+    note: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """As in '0.6 of the fine-tuned'."""
+        return f"{self.weight:g} of the fine-tuned"
+
+    @property
+    def sentence(self) -> str:
+        """How the mix was chosen, in words."""
+        images = f"{self.images:,} validation images"
+        if self.retain is None or self.source_before is None:
+            found = f"nearest to the source of those whose log loss on {images} is as good as the fine-tuned network's"
+            unasked = "" if self.retain is None else f"; retain was left out: {self.note}"
+            return f"{self.method}, the {found}{unasked}"
+        least, which = 100 * self.retain * self.source_before, self.source_which
+        if any((point.source_accuracy or 0) >= self.retain * self.source_before for point in self.frontier):
+            found = f"most accurate on {images} of those with at least {least:.2f} % on {which}"
+        else:
+            found = f"one with the highest accuracy on {which}, as none has {least:.2f} %"
+        return f"{self.method}, the {found}"
+
+    @property
+    def source_which(self) -> str:
+        """Which images of the source were looked at, in words."""
+        learnt = "" if self.source_part == "validation" else " (training images, which it has learnt from)"
+        return f"{self.source_images:,} images of the source's data{learnt}"
 
 
 @dataclass(frozen=True)
@@ -185,8 +249,9 @@ class TestSetUse:
 class Report:
     """The report of a run. A pretrain has `results["test"]`; an adapt has a result for each of `rows.ADAPT_ROWS`.
 
-    A result that was not asked for is None; so are `source`, `transplant` and `retention` where there are none. folds:
-    of a cross-validation, where all images are test images, and the weights that are kept have learnt from all.
+    A result that was not asked for is None; so are `source`, `transplant`, `retention` and `interpolation` where there
+    are none. folds: of a cross-validation, where all images are test images, and the weights that are kept have learnt
+    from all.
     """
 
     kind: str
@@ -202,6 +267,7 @@ class Report:
     results: dict[str, Result | None]
     comparisons: dict[str, Comparison | None] = field(default_factory=dict)
     retention: Retention | None = None
+    interpolation: Interpolation | None = None
     seeds: list[int] = field(default_factory=list)
     test_set: TestSetUse | None = None
     folds: int | None = None
@@ -211,6 +277,11 @@ class Report:
     """The phases of each training by its seed, where there are several; `phases` has the first one's."""
     where: StageAnswer | None = None
     """What `train: auto` came to, of several trainings in the one whose weights are kept; None without it."""
+
+    @property
+    def own_row(self) -> str | None:
+        """The key of the row that is about the weights that were written."""
+        return own_row(self.results, self.recipe)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -6,8 +6,9 @@ and the recipe's `compare` follow from the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Row:
 
 
 MIN_SEEDS = 3  # from which on a comparison may speak of the procedure: of `cause`
+INTERPOLATED = "interpolated"
 MAJORITY = Row("majority", "always the commonest class of the training images", compared=True, floor=True)
 
 ADAPT_ROWS: dict[str, Row] = {
@@ -37,6 +39,13 @@ ADAPT_ROWS: dict[str, Row] = {
     "before": Row("before", "the source as it is", compared=True, cause="fine-tuning"),
     "linear_probe": Row("linear probe", "frozen features, best linear head", optional=True),
     "after": Row("after", "fine-tuned", detailed=True),
+    INTERPOLATED: Row(
+        "interpolated",
+        "source and fine-tuned weights mixed",
+        optional=True,
+        compared=True,
+        detailed=True,
+    ),
     "scratch": Row(
         "scratch",
         "same network, images seen and seed, from random weights",
@@ -56,6 +65,13 @@ OWN_ROWS = ("average", "after", "test")
 """The rows that are about a checkpoint's own weights; the first that its metadata has is its accuracy."""
 
 
+def own_row(results: Mapping[str, object], recipe: Mapping[str, Any]) -> str | None:
+    """The key of the row that is about a checkpoint's own weights: the one that its recipe's `keep` names, if any."""
+    keep = recipe.get("keep")
+    rows = (keep, *OWN_ROWS) if keep == INTERPOLATED else OWN_ROWS
+    return next((key for key in rows if results.get(key) is not None), None)
+
+
 def in_order(keys: Iterable[str]) -> list[str]:
     """Keys of rows in the order of the verdict's table; those that are not known here come last, as they are."""
     known = list(ADAPT_ROWS | PRETRAIN_ROWS | STUDY_ROWS)
@@ -68,7 +84,7 @@ def row_of(key: str) -> Row:
 
 
 def wanted_rows(compare: tuple[str, ...]) -> list[str]:
-    """The keys of the rows that an adapt makes, where its recipe's `compare` names these optional ones."""
+    """The keys of the rows that an adapt makes, where its recipe names these optional ones."""
     return [key for key, row in ADAPT_ROWS.items() if not row.optional or key in compare]
 
 

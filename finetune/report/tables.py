@@ -13,8 +13,8 @@ from rich.text import Text
 from finetune.report.comparison import ACCURACY, CROSSED, SIGNIFICANT, Score, groups_line, is_told, sentences
 from finetune.report.confidence import ConfidenceSummary, confidence_lines
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
-from finetune.report.report import Report, Result, TestSetUse
-from finetune.report.rows import OWN_ROWS, row_of
+from finetune.report.report import Interpolation, Report, Result, TestSetUse
+from finetune.report.rows import row_of
 from finetune.report.stage_answer import stage_parts
 from finetune.report.statistics import Confusion, wilson
 from finetune.text import amount, listed
@@ -70,9 +70,12 @@ def report_tables(report: Report) -> list[RenderableType]:
     found += [Text(line) for line in _without_twins_lines(report)]
     if report.retention is not None:
         kept, whose = report.retention, ", the first seed" if several else ""
+        mixed = "" if kept.interpolated is None else f", {percent(kept.interpolated)} interpolated"
         found.append(
-            Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{whose}")
+            Text(f"on {kept.dataset} itself: {percent(kept.before)} before, {percent(kept.after)} after{mixed}{whose}")
         )
+    if report.interpolation is not None:
+        found += interpolation_parts(report.interpolation)
     lines = [*_group_lines(report), *_fold_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]
     return [*found, *map(Text, lines), *where_parts(report), *confidence_parts(report.confidence)]
 
@@ -103,6 +106,25 @@ def where_parts(report: Report) -> list[RenderableType]:
     return [*whose, *stage_parts(asdict(report.where))]
 
 
+def interpolation_parts(found: Interpolation) -> list[RenderableType]:
+    """How the mix of source and fine-tuned weights was chosen, and all mixes that it was chosen from."""
+    table = Table(title=f"mixes, on {found.images:,} validation images", title_justify="left")
+    source = [] if found.source_images is None else [f"on {found.source_images:,} images of the source's data"]
+    for column in ("fine-tuned", "accuracy", "log loss", *source):
+        table.add_column(column, justify="right", overflow="fold")
+    for point in found.frontier:
+        kept = [] if point.source_accuracy is None else [percent(point.source_accuracy)]
+        chosen = " *" if point.weight == found.weight else ""
+        table.add_row(f"{point.weight:.1f}{chosen}", percent(point.accuracy), f"{point.log_loss:.4f}", *kept)
+    lines = [f"interpolated: {found.sentence}"]
+    if found.note is not None and found.retain is None:
+        lines.append(f"what mixes keep of the source's task is not known: {found.note}")
+    if len(found.weights) > 1:
+        each = ", ".join(f"{weight:g} ({name})" for name, weight in found.weights.items())
+        lines.append(f"of the fine-tuned, in each training: {each}; the table is of the first")
+    return [*map(Text, lines), table]
+
+
 def _group_lines(report: Report) -> list[str]:
     """That the intervals are by groups of images, where they are; what the images are worth, of the last row."""
     results = [result for result in report.results.values() if result is not None]
@@ -116,7 +138,7 @@ def verdict_lines(report: Report) -> list[str]:
     A classifier that tells rare classes apart may be right less often than one that never names them.
     """
     majority = report.results.get("majority")
-    own = next((report.results[key] for key in OWN_ROWS if report.results.get(key) is not None), None)
+    own = report.results.get(report.own_row or "")
     lines = sentences(report.comparisons, majority.method if majority is not None else None)
     floor = next((c for key, c in report.comparisons.items() if key.endswith("_vs_majority")), None)
     if floor is None or not is_told(floor, "majority") or floor.metric != ACCURACY or own is None or majority is None:
@@ -452,6 +474,7 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("about", *(f"{p['seconds']:.1f} s" for p in phases))
     table.add_row("memory", *(amount(sum(p["memory"].values())) for p in phases))
     caches = [Text(f"{p['name']}: {p['cache']['says']}") for p in phases if p["frozen"]]
+    mixes = [] if plan.get("mixes") is None else [Text(f"interpolated: {plan['mixes']}")]
     auto = [] if plan.get("where") is None else stage_parts(plan["where"])
     calibration = map(Text, plan["calibration"]["says"])
     return [
@@ -459,6 +482,7 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
         *auto,
         table,
         *caches,
+        *mixes,
         *calibration,
         *map(Text, _power_lines(plan["test"], plan["power"], plan.get("groups"))),
     ]

@@ -12,11 +12,12 @@ from finetune.data.augment.affine import Augment
 from finetune.data.image_folder_dataset import memory_budget
 from finetune.data.normalize import Normalizer
 from finetune.distributed.process_group import ProcessGroup
+from finetune.models.staged import StagedNetwork
 from finetune.paths import cache_folder
 from finetune.recipe.schema import AdaptRecipe, AugmentSettings, PretrainRecipe
 from finetune.report.console import Console
 from finetune.run.data import RunData
-from finetune.run.setup import RunSetup
+from finetune.run.setup import AdaptSetup, RunSetup
 from finetune.system import local_processes
 from finetune.train.activation_cache import FILE, MEMORY, TEST, TRAIN, VALIDATION, ActivationCache, CachePart
 from finetune.train.balance import LossBalance, loss_balance
@@ -32,7 +33,8 @@ class TrainContext:
     """Data, normalization, augmentation, device, seed and activation cache of a run, shared by its phases.
 
     `needs_features`: the source's features of all training images are computed before the first phase. `shares_cache`:
-    other trainings go on with the cache after this one. `balance`: the recipe's.
+    other trainings go on with the cache after this one. `balance`: the recipe's. `source`: the untouched network that
+    an adapt started from.
     """
 
     data: RunData
@@ -44,6 +46,7 @@ class TrainContext:
     needs_features: bool = False
     shares_cache: bool = False
     balance: str | None = None
+    source: StagedNetwork | None = None
 
     def loss_balance(self, *, solved: bool = False) -> LossBalance | None:
         """What the loss makes of uneven classes; `solved` on all images at once, and not trained on drawn ones."""
@@ -71,6 +74,7 @@ def make_context(
     shared: the cache of an earlier training, to go on with instead; activations of the same images are kept.
     """
     data, runtime = setup.data, setup.runtime
+    source = setup.classifier.network if isinstance(setup, AdaptSetup) else None
     normalize = setup.spec.normalizer(runtime.device)
     parts = {
         TRAIN: CachePart(data.train.images, training=True),
@@ -81,7 +85,7 @@ def make_context(
     if shared is not None:
         shared.change_parts(parts)
         return TrainContext(
-            data, normalize, augment, runtime, recipe.seed, shared, needs_features, True, balance=recipe.balance
+            data, normalize, augment, runtime, recipe.seed, shared, needs_features, True, recipe.balance, source
         )
     folder, given = cache_folder(), recipe.cache
     memory = min(MAX_MEMORY, memory_budget()) if given is None else round(given.memory * GB)
@@ -89,7 +93,9 @@ def make_context(
     disk = max(0, min(disk, (_free_bytes(folder) - RESERVED_DISK) // local_processes()))
     room = dict(zip((MEMORY, FILE), _group_minimum(runtime.group, memory, disk), strict=True))
     cache = ActivationCache(parts, normalize, runtime, room, folder, console.warn)
-    return TrainContext(data, normalize, augment, runtime, recipe.seed, cache, needs_features, balance=recipe.balance)
+    return TrainContext(
+        data, normalize, augment, runtime, recipe.seed, cache, needs_features, False, recipe.balance, source
+    )
 
 
 def _group_minimum(group: ProcessGroup, *numbers: int) -> list[int]:

@@ -22,6 +22,7 @@ from finetune.io.text_path import unicode_text
 from finetune.models.spec import InputSpec
 from finetune.recipe.schema import AdaptRecipe, DataSettings, PretrainRecipe
 from finetune.report.console import Console
+from finetune.report.rows import INTERPOLATED
 from finetune.text import listed
 
 UNEVEN = 5  # times as many images to learn from of one class as of another, from which on a note is due
@@ -130,8 +131,15 @@ def choose_run_data(name: str, found: DataSplits, data: DataSettings, seed: int)
 def advise(data: RunData, recipe: PretrainRecipe | AdaptRecipe) -> RunData:
     """Adds a note where classes are uneven and nothing is done about it.
 
-    DataError where a phase keeps its best weights and no images are held out to choose them by.
+    DataError where a phase keeps its best weights and no images are held out to choose them by; SettingError where a
+    mix of weights is to be chosen.
     """
+    if isinstance(recipe, AdaptRecipe) and INTERPOLATED in recipe.rows and not len(data.validation):
+        raise SettingError(
+            f"{data.train.origin}: the row interpolated is chosen on validation images, and data.validation, "
+            f"{recipe.data.validation}, is no image of {len(data.train):,}; hold some out, for example --set "
+            "data.validation=0.1, or leave interpolated out of compare and keep"
+        )
     chooses = [phase.name for phase in recipe.phases if phase.keep == "best"]
     if chooses and not len(data.validation):
         raise DataError(

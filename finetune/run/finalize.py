@@ -39,7 +39,7 @@ from finetune.report.report import (
     TestSetUse,
     result_values,
 )
-from finetune.report.rows import Row, row_of
+from finetune.report.rows import INTERPOLATED, Row, row_of
 from finetune.report.statistics import Confusion, per_class
 from finetune.report.tables import report_tables
 from finetune.run.ledger import digest_of, record_opening
@@ -254,11 +254,14 @@ def compare_rows(
 
 
 def checkpoint_results(results: Mapping[str, Result | None]) -> dict[str, Any]:
-    """What a checkpoint's metadata says of its results: rows that are about the weights, without their details."""
+    """What a checkpoint's metadata says of its results: rows that are about the weights, without their details.
+
+    A row that was not made is null; but for the mix, which earlier versions do not know.
+    """
     return {
         name: None if result is None else result_values(result, brief=True)
         for name, result in results.items()
-        if not row_of(name).floor
+        if not row_of(name).floor and not (name == INTERPOLATED and result is None)
     }
 
 

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from finetune.errors import SettingError
 from finetune.report.comparison import sentences
 from finetune.report.report import Report
-from finetune.report.rows import OWN_ROWS
 from finetune.text import install_hint
 
 LOGS = {"tensorboard": "TensorboardLog", "trackio": "TrackioLog"}  # by package; its class, in NAME_log.py beside this
@@ -112,7 +111,7 @@ def confusion_of(report: Report) -> Picture | None:
 
     from finetune.report.plots import confusion_picture
 
-    own = next((report.results[name] for name in OWN_ROWS if report.results.get(name) is not None), None)
+    own = report.results.get(report.own_row or "")
     if own is None or own.confusion is None:
         return None
     with TemporaryDirectory() as folder:

@@ -32,14 +32,14 @@ def write_run_page(
     report: Report, outputs: OutputPaths, classifier: Classifier, test: ImageSet, console: Console
 ) -> None:
     """Writes NAME.report.html of a run whose other files are written. test: as it was measured. OutputError."""
-    found = with_pictures(files_beside(outputs.report), classifier, test)
+    found = with_pictures(files_beside(outputs.report), classifier, test, report.own_row)
     write_page(outputs.report.with_suffix(ENDING), report_page(report, found), console)
 
 
-def with_pictures(material: Material, classifier: Classifier, images: ImageSet) -> Material:
-    """The material with the pictures of the surest mistakes that are among these images, and their heatmaps."""
+def with_pictures(material: Material, classifier: Classifier, images: ImageSet, row: str | None = None) -> Material:
+    """The material with the pictures of a row's surest mistakes among these images, and their heatmaps."""
     predictions = material.predictions
-    if predictions is None or not (chosen := surest_mistakes(predictions)):
+    if predictions is None or not (chosen := surest_mistakes(predictions, row)):
         return material
     place = {image: index for index, image in enumerate(image_names(images.files, len(images)))}
     answered = {image: answer for image, answer in chosen.items() if image in place}

@@ -42,7 +42,7 @@ def phase_config(
     """A recipe's phase in the plain values that the loop takes."""
     assert phase.optimizer is not None, "a phase with a solver does not go through the loop"
     # Fields of the same name and meaning in both.
-    shared = {"name", "label_smoothing", "clip_norm", "ema", "layer_decay", "norms", "keep"}
+    shared = {"name", "label_smoothing", "l2_sp", "clip_norm", "ema", "layer_decay", "norms", "keep"}
     return loop.PhaseConfig(
         stages=stages,
         steps=steps,
@@ -149,6 +149,7 @@ class _PhaseRun:
             context.runtime,
             first_epoch=progress.state.epochs,
             validate=_validation(network, context, self.caches.planner.phase_depth(self.number)),
+            source=context.source,
         )
         if state is not None:
             with progress.run_folder.misfit_is_told():

@@ -11,7 +11,6 @@ from finetune.io.text_path import fitting_name
 from finetune.report.console import Console
 from finetune.report.page import Material, sure_and_wrong
 from finetune.report.predictions import Predictions, read_predictions
-from finetune.report.rows import OWN_ROWS
 from finetune.run.output_paths import STUDIES, SUFFIX
 from finetune.text import first_line
 
@@ -41,9 +40,9 @@ def files_beside(report: Path) -> Material:
         return Material(notes=[f"without answers image by image: {first_line(error)}"], sha256=sha256)
 
 
-def surest_mistakes(predictions: Predictions) -> dict[str, str]:
-    """The images that a run's own row was surest and wrong about, and the class that it answered."""
-    row = next((key for key in (*OWN_ROWS, *predictions.rows) if key in predictions.rows), "")
+def surest_mistakes(predictions: Predictions, row: str | None = None) -> dict[str, str]:
+    """The images that a row, by default the first, was surest and wrong about, and the class that it answered."""
+    row = next((key for key in (row, *predictions.rows) if key in predictions.rows), "")
     if not (chosen := sure_and_wrong(predictions, row)):
         return {}
     column = predictions.columns[(row, predictions.seeds(row)[0])]

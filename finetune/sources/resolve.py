@@ -24,7 +24,7 @@ from finetune.io.safe_open import is_file
 from finetune.io.text_path import to_path
 from finetune.models.registry import check_size, find_model, is_model
 from finetune.paths import shipped_checkpoint
-from finetune.report.rows import OWN_ROWS
+from finetune.report.rows import own_row
 from finetune.sources.third_party import (
     LoadedWeights,
     as_input_spec,
@@ -130,11 +130,10 @@ class SourceRef:
 
 def recorded_accuracy(metadata: Metadata | None) -> float | None:
     """The test accuracy that a checkpoint's metadata records, a fraction."""
-    for name in OWN_ROWS:
-        result = metadata.results.get(name) if metadata is not None else None
-        if isinstance(result, dict) and isinstance(result.get("accuracy"), float):
-            return float(result["accuracy"])
-    return None
+    row = own_row(metadata.results, metadata.recipe) if metadata is not None else None
+    result = metadata.results[row] if metadata is not None and row is not None else None
+    found = result.get("accuracy") if isinstance(result, dict) else None
+    return found if isinstance(found, float) else None
 
 
 def locate(source: str | Path, *, note: LogFn = log_nothing, bars: bool = False) -> SourceRef:

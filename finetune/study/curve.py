@@ -69,7 +69,7 @@ def curve(
         refuse_seed(call)
         chosen, wanted = parse_seeds(seeds), parse_shots(shots)
         checked = open_study_recipe(source, recipe, ({"model.name": model}, {"data.name": target}), call)
-        checked = checked.model_copy(update={"compare": ()})
+        checked = checked.without_rows()
         return _curve(str(source), checked, wanted, chosen, TrialOptions(jobs, engine, call.logs), call)
 
 

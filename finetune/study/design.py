@@ -9,7 +9,7 @@ from typing import Any
 from finetune.errors import SettingError
 from finetune.recipe.load import resolve_recipe
 from finetune.recipe.schema import AdaptRecipe
-from finetune.report.rows import MIN_SEEDS
+from finetune.report.rows import INTERPOLATED, MIN_SEEDS
 from finetune.run.options import RunCall
 from finetune.run.setup import RecipeLike, expect_kind, find_source, open_recipe
 from finetune.study.trial import Trial
@@ -17,6 +17,7 @@ from finetune.text import first_line
 
 MAX_SEEDS = 1_000
 TRAINED_ROWS = ("after", "scratch")  # each is a trial of its own; the others come together
+MADE_FROM = {INTERPOLATED: "after"}  # a row that is made in the trial that trains another
 
 
 def parse_seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
@@ -91,13 +92,14 @@ def row_trials(
     answers_only: bool = False,
     label: str = "",
 ) -> list[Trial]:
-    """The trials of these rows over seeds: one for each row that is trained, and one for all others.
+    """The trials of these rows over seeds: one for each row that is trained, with what is made from it, and one for the
+    others.
 
     same_shots: all seeds learn from the images that the first one chooses. keep_all: the weights of every seed are
     kept, else those of the first. answers_only: no weights are kept, and what was forgotten is not measured.
     """
-    untrained = tuple(row for row in rows if row not in TRAINED_ROWS)
-    groups = [(row,) for row in rows if row in TRAINED_ROWS]
+    untrained = tuple(row for row in rows if row not in (*TRAINED_ROWS, *MADE_FROM))
+    groups = [(row, *(own for own in rows if MADE_FROM.get(own) == row)) for row in rows if row in TRAINED_ROWS]
     return [
         Trial(
             source,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.checkpoint.confidence import Confidence
-from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
+from finetune.commands.adapt import DEFAULT_RECIPE, check_kept, metadata_fields
 from finetune.commands.auto_stages import with_answer
 from finetune.data.folds import Fold, FoldedImages
 from finetune.errors import SettingError
@@ -20,7 +20,7 @@ from finetune.report.comparison import ACCURACY, Comparison, compare_folds
 from finetune.report.cross_validation import accuracy_over_folds, measure_over_folds
 from finetune.report.metrics import find_metric
 from finetune.report.report import FoldScore, Report, Result
-from finetune.report.rows import ADAPT_ROWS, MIN_SEEDS, wanted_rows
+from finetune.report.rows import ADAPT_ROWS, INTERPOLATED, MIN_SEEDS
 from finetune.run.confidence import HeldOut, fit_confidence
 from finetune.run.finalize import (
     Grading,
@@ -42,7 +42,7 @@ from finetune.run.page_pictures import write_run_page
 from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.design import open_study_recipe, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
-from finetune.study.seeds import classifier_with
+from finetune.study.seeds import classifier_with, interpolation_over
 from finetune.study.trial import Trial, TrialResult, TrialRunner
 
 MAX_FOLDS = 1_000
@@ -61,6 +61,7 @@ def adapt_folds(
     shots: int | None = None,
     max_error: float | None = None,
     compare: bool = True,
+    keep: str | None = None,
     **options: Unpack[RunOptions],
 ) -> Report:
     """Fine-tunes `source` on `target` once for each fold, tests each image once, and once more on all images.
@@ -68,15 +69,18 @@ def adapt_folds(
     All images of the target are divided into `folds` parts, its own test part with the others. The last training's
     weights are written: they have learnt from all images, and what the folds say is what to expect of them. jobs:
     trainings at once. engine: dask://HOST:PORT of a cluster that trains. metric: what the comparisons are about, by its
-    name in `metrics.METRICS`. The rest, and errors, are as for `finetune.adapt`.
+    name in `metrics.METRICS`. keep: "interpolated" writes that training's mix of source and fine-tuned weights. The
+    rest, and errors, are as for `finetune.adapt`.
     """
+    check_kept(keep)
     with start_run(options, source, target, recipe) as call:
         if type(folds) is not int or not 2 <= folds <= MAX_FOLDS:
             raise SettingError(f"--folds {folds}: expected a number of folds from 2 to {MAX_FOLDS:,}; 5 is a good one")
         find_metric(metric)
-        overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots, "max_error": max_error})
+        own = {"data.name": target, "data.shots": shots, "max_error": max_error, "keep": keep}
+        overrides = ({"model.name": model}, own)
         checked = open_study_recipe(source, recipe, overrides, call)
-        checked = checked if compare else checked.model_copy(update={"compare": ()})
+        checked = checked if compare else checked.without_rows(kept=True)
         return _adapt_folds(str(source), checked, folds, metric, TrialOptions(jobs, engine, call.logs), call)
 
 
@@ -89,14 +93,15 @@ def fold_trials(source: str, recipe: AdaptRecipe, rows: Sequence[str], folds: in
     for number in range(folds):
         own = row_trials(source, recipe, rows, (recipe.seed + number,), shots=shots, answers_only=True)
         found += [replace(trial, fold=Fold(number, folds)) for trial in own]
-    last = row_trials(source, recipe, ("after",), (recipe.seed,), shots=shots)
+    last_rows = [row for row in rows if row in ("after", INTERPOLATED)]
+    last = row_trials(source, recipe, last_rows, (recipe.seed,), shots=shots)
     return [*found, *(replace(trial, fold=Fold(None, folds)) for trial in last)]
 
 
 def _adapt_folds(
     source: str, recipe: AdaptRecipe, folds: int, metric: str, options: TrialOptions, call: RunCall
 ) -> Report:
-    rows, runner, console = wanted_rows(recipe.compare), TrialRunner(call), call.console
+    rows, runner, console = recipe.rows, TrialRunner(call), call.console
     trials = fold_trials(source, recipe, rows, folds)
     last, folded = trials[-1], runner.folds(trials[-1])
     check_metric(metric, folded.images)
@@ -120,8 +125,9 @@ def _adapt_folds(
         fields["results"] = checkpoint_results(report.results)
         facts = results[last.name].facts
         confidence, notes = facts.confidence, facts.confidence_notes
-        if confidence is None and answers["after"].probabilities is not None:
-            confidence, notes = _calibrate(answers["after"], folded, recipe.max_error)
+        own = answers[recipe.keep or "after"]
+        if confidence is None and own.probabilities is not None:
+            confidence, notes = _calibrate(own, folded, recipe.max_error)
         fields["confidence"] = confidence
         report = replace(report, confidence=confidence_summary(confidence, notes, folded.images, None))
         fields["recipe"] = report.recipe
@@ -193,6 +199,11 @@ def _report(
 ) -> Report:
     facts, seconds = results[trials[-1].name].facts, sum(result.facts.seconds for result in results.values())
     seeds = {trial.fold.number: trial.seed for trial in trials if trial.fold is not None}
+    mixed = {
+        trial.fold.name: results[trial.name].facts
+        for trial in (trials[-1], *trials)
+        if trial.fold is not None and results[trial.name].facts.interpolation is not None
+    }
     every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
     every |= {row: result_over_folds(folded, found, row, seeds) for row, found in answers.items()}
     report = build_report(with_answer(recipe, facts.where), setup, seconds, facts.phases, every)
@@ -205,6 +216,7 @@ def _report(
         comparisons=_comparisons(folded, answers, metric, shots_vary=recipe.data.shots is not None),
         retention=facts.retention,
         where=facts.where,
+        interpolation=interpolation_over(mixed),
         folds=len(seeds) - 1,
     )
 

@@ -93,7 +93,7 @@ def rank(
         if same_shots and checked.data.shots is None:
             raise SettingError("--same-shots: goes with --shots; without it all seeds learn from all images there are")
         names = tuple(map(str, sources))
-        design = RankDesign(names, checked.model_copy(update={"compare": ()}), parse_seeds(seeds), same_shots, top)
+        design = RankDesign(names, checked.without_rows(), parse_seeds(seeds), same_shots, top)
         return _rank(design, TrialOptions(jobs, engine, call.logs), call)
 
 

@@ -21,8 +21,8 @@ from finetune.recipe.schema import AdaptRecipe
 from finetune.report.comparison import ACCURACY
 from finetune.report.metrics import find_metric
 from finetune.report.predictions import ColumnKey
-from finetune.report.report import Report, Result, WithoutTwins
-from finetune.report.rows import ADAPT_ROWS, wanted_rows
+from finetune.report.report import Interpolation, Report, Result, WithoutTwins
+from finetune.report.rows import ADAPT_ROWS, INTERPOLATED
 from finetune.run.confidence import calibrate_on_validation
 from finetune.run.finalize import (
     Grading,
@@ -46,7 +46,7 @@ from finetune.run.setup import AdaptSetup, RecipeLike
 from finetune.study.analysis import result_over_seeds
 from finetune.study.design import few_seeds_note, open_study_recipe, parse_seeds, refuse_seed, row_trials
 from finetune.study.runner import StudyFolder, TrialOptions, completed, run_trials
-from finetune.study.trial import TrialResult, TrialRunner
+from finetune.study.trial import TrialFacts, TrialResult, TrialRunner
 from finetune.train.inference import outputs as network_outputs
 from finetune.train.inference import predictions
 
@@ -74,19 +74,24 @@ def adapt_seeds(
 
     seeds: a count, or the seeds themselves. same_shots: all seeds learn from the labelled images that the first one
     chooses, else each chooses its own. keep: "first" writes the first seed's checkpoint, which nobody chose by its
-    result; "average" that of the seeds' averaged weights, if no worse on the validation images. jobs: trainings at
-    once. engine: dask://HOST:PORT of a cluster that trains. metric: what the
-    comparisons are about, by its name in `metrics.METRICS`. The rest, and errors, are as for `finetune.adapt`.
+    result; "average" that of the seeds' averaged weights, if no worse on the validation images; "interpolated" the
+    first seed's mix of source and fine-tuned weights. jobs: trainings at once. engine: dask://HOST:PORT of a cluster
+    that trains. metric: what the comparisons are about, by its name in `metrics.METRICS`. The rest, and errors, are as
+    for `finetune.adapt`.
     """
     with start_run(options, source, target, recipe) as call:
         chosen = parse_seeds(seeds)
         refuse_seed(call)
         find_metric(metric)
-        if keep not in (FIRST, AVERAGE):
-            raise SettingError(f"--keep {keep}: expected {FIRST} or {AVERAGE}")
-        overrides = ({"model.name": model}, {"data.name": target, "data.shots": shots, "max_error": max_error})
+        if keep not in (FIRST, AVERAGE, INTERPOLATED):
+            raise SettingError(f"--keep {keep}: expected {FIRST}, {AVERAGE} or {INTERPOLATED}")
+        row = keep if keep == INTERPOLATED else None
+        overrides = (
+            {"model.name": model},
+            {"data.name": target, "data.shots": shots, "max_error": max_error, "keep": row},
+        )
         checked = open_study_recipe(source, recipe, overrides, call)
-        checked = checked if compare else checked.model_copy(update={"compare": ()})
+        checked = checked if compare else checked.without_rows(kept=True)
         if keep == AVERAGE and has_auto(checked):
             raise SettingError(
                 "--keep average: with train: auto each seed may train other stages, which no recipe of the average "
@@ -96,6 +101,8 @@ def adapt_seeds(
             raise SettingError(
                 "--same-shots: without --shots all seeds learn from the same images anyway; leave it out"
             )
+        if keep == AVERAGE and checked.keep is not None:
+            raise SettingError(f"--keep {keep}: the recipe says keep: {checked.keep}; leave one of the two out")
         if keep == AVERAGE and checked.data.shots is not None and not same_shots:
             raise SettingError(
                 "--keep average: with --shots each seed learns from other images, among them the validation images of "
@@ -124,7 +131,7 @@ def _adapt_seeds(
     metric: str,
     same_shots: bool,
 ) -> Report:
-    rows, runner, console = wanted_rows(recipe.compare), TrialRunner(call), call.console
+    rows, runner, console = recipe.rows, TrialRunner(call), call.console
     shots = recipe.data.shots
     trials = row_trials(source, recipe, rows, seeds, shots=shots, same_shots=same_shots, keep_all=keep == AVERAGE)
     setup = runner.setup(trials[0])
@@ -153,8 +160,8 @@ def _adapt_seeds(
             _report(recipe, setup, results, answers, seeds, metric=metric, shots_vary=shots_vary), test_set=use
         )
         report = _with_pictures(report, pictures, setup.data.test, answers)
-        classifier = classifier_with(setup, first.weights)
-        confidence, notes, kept = first.facts.confidence, first.facts.confidence_notes, answers["after"][0]
+        classifier, own_row = classifier_with(setup, first.weights), recipe.keep or "after"
+        confidence, notes, kept = first.facts.confidence, first.facts.confidence_notes, answers[own_row][0]
         fields = metadata_fields(with_answer(_seed_recipe(recipe, seeds[0]), first.facts.where), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
             classifier, kept = averaged
@@ -216,6 +223,7 @@ def _report(
     trained = [result.facts for result in results.values() if "after" in result.answers]
     test, facts = setup.data.test, trained[0]
     recipe = with_answer(_seed_recipe(recipe, seeds[0]), facts.where)
+    mixed = [result.facts for result in results.values() if result.facts.interpolation is not None]
     every: dict[str, Result | None] = dict.fromkeys(ADAPT_ROWS)
     every |= {row: result_over_seeds(test, found, seeds, row) for row, found in answers.items()}
     seconds = sum(result.facts.seconds for result in results.values())
@@ -229,7 +237,15 @@ def _report(
         comparisons=compare_rows(test, answers, "after", ADAPT_ROWS, metric=metric, shots_vary=shots_vary),
         retention=facts.retention,
         where=facts.where,
+        interpolation=interpolation_over({str(own.fingerprint["recipe"]["seed"]): own for own in mixed}),
     )
+
+
+def interpolation_over(trainings: Mapping[str, TrialFacts]) -> Interpolation | None:
+    """The first training's choice of a mix, with the weights of all by their names; None where none was made."""
+    chosen = {name: facts.interpolation for name, facts in trainings.items() if facts.interpolation is not None}
+    weights = {name: own.weight for name, own in chosen.items()}
+    return replace(next(iter(chosen.values())), weights=weights) if chosen else None
 
 
 def classifier_with(setup: AdaptSetup, weights: Mapping[str, Tensor]) -> Classifier:

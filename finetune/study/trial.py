@@ -20,7 +20,7 @@ from finetune.distributed.process_group import SINGLE_PROCESS
 from finetune.recipe.load import dump_recipe
 from finetune.recipe.schema import AdaptRecipe
 from finetune.report.console import Console
-from finetune.report.report import PhaseSummary, Retention, SourceSummary, Transplant
+from finetune.report.report import Interpolation, PhaseSummary, Retention, SourceSummary, Transplant
 from finetune.report.stage_answer import StageAnswer
 from finetune.run.context import make_context
 from finetune.run.data import RunData, advise, choose_run_data, same_choice
@@ -42,8 +42,9 @@ class Trial:
 
     rows: the rows of the verdict that it makes: one that is trained, or several that are not. recipe: the resolved
     recipe of an adapt, with target, shots and seed. shots_seed: chooses the labelled images. source_label: tells apart
-    the sources of one study. keeps_weights: the fine-tuned weights are kept too. measures_retention: what was forgotten
-    of the source's task is measured. fold: of a cross-validation; None keeps to the data set's own parts.
+    the sources of one study. keeps_weights: the weights that the recipe keeps are left behind too. measures_retention:
+    what was forgotten of the source's task is measured. fold: of a cross-validation; None keeps to the data set's own
+    parts.
     """
 
     source: str
@@ -95,6 +96,7 @@ class TrialFacts(BaseModel):
     confidence: Confidence | None = None
     confidence_notes: list[str] = []
     where: StageAnswer | None = None
+    interpolation: Interpolation | None = None
 
     def as_read(self) -> TrialFacts:
         """The same with keys in the order in which they are read back, so that reports are the same either way."""
@@ -188,12 +190,14 @@ class TrialRunner:
                 environment=adaptation.run_folder.identity.environment,
                 phases=trained.phases if trained is not None else [],
                 transplant=trained.transplant if trained is not None else None,
-                retention=retention(adaptation, call.data_root) if trial.measures_retention else None,
+                retention=retention(adaptation) if trial.measures_retention else None,
+                interpolation=adaptation.interpolation(),
                 confidence=confidence,
                 confidence_notes=notes,
                 where=shared.where,
             )
-            weights = trained.network.state_dict() if trained is not None and trial.keeps_weights else {}
+            kept_network = adaptation.written().network if trained is not None and trial.keeps_weights else None
+            weights = kept_network.state_dict() if kept_network is not None else {}
             kept = {name: t.detach().cpu() for name, t in weights.items()}
             result = TrialResult(facts.as_read(), answers, kept)
             result.store(folder)

@@ -22,6 +22,7 @@ from finetune.train.meter import Meter, Row, Tick, ValidationScore
 from finetune.train.nan_guard import make_nan_guard
 from finetune.train.optim import (
     Schedule,
+    SourcePull,
     WeightAverage,
     build_optimizer,
     check_optimizer,
@@ -65,11 +66,11 @@ class PhaseConfig:
     """One phase in plain values. `stages` train; `start` is the first stage that runs (those before are cached).
 
     `optimizer` and its `arguments` are torch's own; `schedule` gives the learning rate's factor for the fraction of
-    `steps` that is done. `clip_norm` bounds the gradient's 2-norm; `ema` is the decay of the weights' moving average.
-    With `adapters` only low-rank adapters and the head train. `norms` (hold, update or
-    hold_all) is what normalisation layers do, see `freeze.training_modules`; `keep` says whether the last or the best
-    weights stay; `layer_decay` lowers the rate by this factor from stage to stage towards the input; `balance` is
-    what the loss makes of uneven classes.
+    `steps` that is done. `l2_sp` is the strength of a pull towards the source's weights. `clip_norm` bounds the
+    gradient's 2-norm; `ema` is the decay of the weights' moving average. With `adapters` only low-rank adapters and the
+    head train. `norms` (hold, update or hold_all) is what normalisation layers do, see `freeze.training_modules`;
+    `keep` says whether the last or the best weights stay; `layer_decay` lowers the rate by this factor from stage to
+    stage towards the input; `balance` is what the loss makes of uneven classes.
     """
 
     name: str
@@ -79,6 +80,7 @@ class PhaseConfig:
     arguments: Mapping[str, Any]
     schedule: Schedule
     label_smoothing: float = 0.0
+    l2_sp: float | None = None
     clip_norm: float | None = None
     ema: float | None = None
     layer_decay: float = 1.0
@@ -112,10 +114,10 @@ class Training:
     In a group, each process iterates its own Training over its share of the batches, and all start with the same
     network; events, `state` and `restore` come in all of them at the same step.
 
-    `first_epoch`: the number of epochs of earlier phases, from where order and augmentation continue. `validate`:
-    gives the current score of the network on the validation images. NonFiniteError when a loss or a weight is not
-    finite; a loss is checked before it changes a weight. SettingError where a step has too few images for batch
-    normalisation.
+    `first_epoch`: the number of epochs of earlier phases, from where order and augmentation continue. `validate`: gives
+    the current score of the network on the validation images. `source`: what `l2_sp` pulls to. NonFiniteError when a
+    loss or a weight is not finite; a loss is checked before it changes a weight. SettingError where a step has too few
+    images for batch normalisation.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Training:
         *,
         first_epoch: int = 0,
         validate: Callable[[], ValidationScore] | None = None,
+        source: StagedNetwork | None = None,
     ) -> None:
         set_trainable(network, phase.stages, adapters=phase.adapters)
         self.network, self.batches, self.phase, self.runtime = network, batches, phase, runtime
@@ -138,6 +141,7 @@ class Training:
         self.optimizer = build_optimizer(groups, phase.optimizer, phase.arguments, fused=not runtime.is_sharded)
         self.guard = make_nan_guard(self.optimizer, runtime)
         self.average = WeightAverage(trainable(self.trained), phase.ema) if phase.ema else None
+        self.pull = _source_pull(self.trained, source, phase.l2_sp) if phase.l2_sp is not None else None
         self.best = BestWeights(network) if phase.keep == "best" else None
         self.meter = Meter(runtime.device, runtime.group)
         self.step = self.epoch = self.batch = 0  # steps and epochs of the phase, batches of the current epoch
@@ -250,6 +254,8 @@ class Training:
         bad, self.tick_due = wait_for_flags()
         self._raise_if_bad(self.step + 1 if bad else None)
         self.guard.block_update(loss.detach(), self.step + 1)
+        if self.pull is not None:
+            self.pull.add_gradient()
         if phase.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(trainable(self.trained), phase.clip_norm)
         self.optimizer.step()
@@ -317,6 +323,14 @@ class Training:
                 f"the weights are no longer finite numbers after step {self.step:,} (epoch {self.epoch + 1}): "
                 f"{listed(bad)}; {HINT}"
             )
+
+
+def _source_pull(trained: StagedNetwork, source: StagedNetwork | None, strength: float) -> SourcePull:
+    """The pull of all that trains but the head towards the source."""
+    assert source is not None, "l2_sp: there is a source wherever a recipe may have it"
+    head, theirs = set(trained.head_tensors()), dict(source.named_parameters())
+    own = {name: p for name, p in trained.named_parameters() if p.requires_grad and name not in head}
+    return SourcePull(list(own.values()), [theirs[name].detach() for name in own], strength)
 
 
 def require_like(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

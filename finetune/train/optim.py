@@ -161,6 +161,28 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+class SourcePull:
+    """L2-SP (Li, Grandvalet and Davoine, arXiv:1802.01483): a penalty on how far weights are from the source's.
+
+    The penalty is strength / 2 times the sum of all squared differences; only its gradient is needed. sources: the
+    source's value of each parameter, whole, also where the parameters are sharded.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], sources: Sequence[Tensor], strength: float) -> None:
+        self.strength = strength
+        self.parameters = list(parameters)
+        self.sources = [p.detach().clone() for p in self.parameters]
+        for own, value in zip(self.sources, sources, strict=True):
+            fill_tensor(own, value)
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Adds the penalty's gradient to that of the loss, of every parameter that has one."""
+        for parameter, source in zip(self.parameters, self.sources, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - source, alpha=self.strength)
+
+
 class WeightAverage:
     """An exponential moving average of weights. Step k (from 1) keeps min(decay, (1+k)/(10+k)) of the average."""
 

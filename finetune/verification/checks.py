@@ -16,6 +16,7 @@ from finetune.checkpoint.tensor_hash import hash_tensors
 from finetune.errors import CheckpointError, RecipeError, SettingError
 from finetune.models.classifier import Classifier
 from finetune.models.staged import eval_mode
+from finetune.recipe.schema import AdaptRecipe
 from finetune.report.cross_validation import accuracy_over_folds
 from finetune.report.rows import row_of
 from finetune.report.statistics import wilson, wilson_by_groups
@@ -351,8 +352,9 @@ def _phase_faults(subject: CheckpointUnderTest, report: Mapping[str, Any]) -> It
         yield f"phases: it says {_short(names)}, and the recipe {_short(expected)}"
         return
     last, reported = recipe.phases[-1], as_mapping(phases[-1])
-    if classifier is None or "frozen" not in reported or last.lora is not None:
-        return  # a low-rank adapter is added to frozen weights once the phase is over
+    mixed = isinstance(recipe, AdaptRecipe) and recipe.keep is not None
+    if classifier is None or "frozen" not in reported or last.lora is not None or mixed:
+        return  # a low-rank adapter, or the source, is mixed into frozen weights once the phase is over
     tensors, stages = classifier.network.state_dict(), last.trained_stages(classifier.network.stages)
     frozen = {n: tensors[n] for n in frozen_tensors(classifier.network, stages, last.norms) if n in tensors}
     found, said = {"tensors": len(frozen), "sha256": hash_tensors(frozen)} if frozen else None, reported["frozen"]

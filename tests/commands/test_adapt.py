@@ -36,7 +36,9 @@ from finetune.models.registry import find_model
 from finetune.recipe.schema import AdaptRecipe, DataSettings
 from finetune.run.data import open_run_data
 
-FULL = adapt_recipe(phase("head", "steps: 20", 10) + phase("all", "epochs: 1", 10), compare="[linear_probe, scratch]")
+FULL = adapt_recipe(
+    phase("head", "steps: 20", 10) + phase("all", "epochs: 1", 10), compare="[linear_probe, interpolated, scratch]"
+)
 
 
 def write(text: str, name: str = "adapt.yaml") -> str:
@@ -113,14 +115,27 @@ KEYS = {
         "before": SCORE | {"method"},
         "linear_probe": SCORE,
         "after": SCORE | {"per_class", "confusion"},
+        "interpolated": SCORE | {"per_class", "confusion"},
         "scratch": SCORE,
     },
     "comparisons": {
         "after_vs_majority": COMPARISON,
         "after_vs_before": COMPARISON,
+        "after_vs_interpolated": COMPARISON,
         "after_vs_scratch": COMPARISON,
     },
-    "retention": {"dataset", "before", "after"},
+    "retention": {"dataset", "before", "after", "interpolated"},
+    "interpolation": {
+        "weight": None,
+        "retain": None,
+        "images": None,
+        "source_images": None,
+        "source_part": None,
+        "source_before": None,
+        "frontier": [{"weight", "accuracy", "log_loss", "source_accuracy"}],
+        "note": None,
+        "weights": None,
+    },
     "seeds": None,
     "test_set": {"fingerprint", "opened_before", "by", "other_choices"},
     "network": {"model", "parameters", "multiply_adds", "timm"},
@@ -416,7 +431,8 @@ def test_shots_are_all_the_images_there_are(folder: Path, pretrained: Path, data
 
 
 def test_one_shot(folder: Path, pretrained: Path) -> None:
-    report = adapted(pretrained, "--shots", 1, recipe=FULL.replace("validation: 0.1", "validation: 0"))
+    recipe = FULL.replace("validation: 0.1", "validation: 0").replace("interpolated, ", "")
+    report = adapted(pretrained, "--shots", 1, recipe=recipe)
     assert report["target"]["train"] == 10 and report["results"]["linear_probe"]["total"] == 100
 
 
@@ -562,7 +578,9 @@ def test_the_adapted_head_answers_where_it_knows_every_class(folder: Path, pretr
 def test_without_the_sources_data_there_is_no_retention(folder: Path, pretrained: Path, data: Path, full: Path) -> None:
     shutil.copytree(data / "KMNIST", folder / "less" / "KMNIST")
     report = adapted(pretrained, "--data-root", folder / "less", recipe=FULL)
-    assert report["retention"] is None
+    mixed = report["interpolation"]
+    assert report["retention"] is mixed["source_images"] is mixed["frontier"][0]["source_accuracy"] is None
+    assert "mnist, which the source was trained on, is not in" in mixed["note"]
     assert report["results"] == report_of(full)["results"]
     assert Path("new.safetensors").read_bytes() == full.read_bytes()
     assert {path.name for path in (folder / "less").iterdir()} == {"KMNIST"}, "nothing was downloaded"

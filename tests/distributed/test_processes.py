@@ -139,7 +139,7 @@ data: {validation: 0.2}
 phases:
   - {train: head, solver: lbfgs}
   - {train: {last: 2}, steps: 6, batch_size: 32, optimizer: {name: sgd, lr: 1e-4}, augment: false, keep: best}
-compare: [linear_probe, scratch]
+compare: [linear_probe, interpolated, scratch]
 precision: float32
 """
 
@@ -302,12 +302,13 @@ def test_one_process_gives_nearly_the_same(done, root):
 
 def test_an_adapt_has_every_row_of_its_verdict_from_both(done, root):
     report = json.loads((root / "checkpoints/two-kmnist.report.json").read_text())
-    assert all(report["results"][name]["total"] == 100 for name in ("before", "linear_probe", "after", "scratch"))
+    rows = ("before", "linear_probe", "after", "interpolated", "scratch")
+    assert all(report["results"][name]["total"] == 100 for name in rows)
     assert report["retention"]["dataset"] == "mnist"
     words = ("--target", "kmnist", "--recipe", root / "adapt.yaml", "--out", root / "adapted.safetensors", "--quiet")
     assert finetune("adapt", "--from", root / "two.safetensors", *words).code == 0
     alone = json.loads((root / "adapted.report.json").read_text())
-    for name in ("before", "linear_probe", "after", "scratch"):
+    for name in rows:
         assert abs(alone["results"][name]["correct"] - report["results"][name]["correct"]) <= 1, name
     one, two = load_file(root / "adapted.safetensors"), load_file(root / "checkpoints/two-kmnist.safetensors")
     assert furthest(one, two) < 1e-4

@@ -26,8 +26,8 @@ phases:
 seed: 0
 """
 PHASE_KEYS = (
-    "train, name, epochs, steps, min_steps, max_steps, batch_size, optimizer, solver, lora, schedule, label_smoothing, "
-    "clip_norm, ema, layer_decay, norms, augment, views, keep"
+    "train, name, epochs, steps, min_steps, max_steps, batch_size, optimizer, solver, lora, schedule, l2_sp, "
+    "label_smoothing, clip_norm, ema, layer_decay, norms, augment, views, keep"
 )
 
 
@@ -57,8 +57,8 @@ def test_the_good_recipe_is_good():
         ("name: cosine", "nam: cosine", "8: phases[0].schedule.nam: unknown key; did you mean 'name'? Allowed keys are "
          "name, warmup, shape, at, factor"),
         ("kind: pretrain", "knid: pretrain", "1: knid: unknown key; did you mean 'kind'? Allowed keys are kind, model, "
-         "input, data, balance, phases, precision, sharding, cache, seed, test_each_epoch, head, compare, scratch, "
-         "max_error, calibration_folds"),
+         "input, data, balance, phases, precision, sharding, cache, seed, test_each_epoch, head, compare, retain, keep, "
+         "scratch, max_error, calibration_folds"),
         ("model: cnn", "model: {nmae: cnn}", "2: model.nmae: unknown key; did you mean 'name'? A model needs its name"),
         (", lr: 0.05", "", "7: phases[0].optimizer: missing key 'lr', for example lr: 0.01"),
         ("name: sgd, lr", "lr", "7: phases[0].optimizer: missing key 'name', one of sgd, adamw"),
@@ -142,6 +142,8 @@ def test_the_good_recipe_is_good():
          "above 0"),
         ("name: cosine", "name: step, at: [0.5, 0.5]", "8: phases[0].schedule.at: the fractions must grow from one to the "
          "next"),
+        ("epochs: 8", "epochs: 8\n    l2_sp: 0.1", "7: phases[0].l2_sp: it pulls weights towards a source, and a pretrain "
+         "recipe has none: drop it"),
         (", validation: 0.1}\nphases:\n  - train: all", "}\nphases:\n  - train: all\n    keep: best",
          "6: phases[0].keep: best is chosen by validation images, and data.validation is 0; set it, for example to 0.1"),
         ("name: mnist", "name: mnist, classes: [5, '5']", '3: data.classes: "5" is listed twice'),

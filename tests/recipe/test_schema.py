@@ -45,7 +45,7 @@ PHASE = {
     "keep": "best",
 }
 STEPPED = {"train": ["fc1", "head"], "steps": 7, "optimizer": ADAMW}
-VIEWED = {**STEPPED, "views": 3}
+VIEWED = {**STEPPED, "views": 3, "l2_sp": 0.01}
 CACHE = {"memory": 0.5, "disk": 4}
 AUGMENT = {"shift": 1, "rotate": 2, "scale": 0.1, "shear": 3, "elastic": 1.5, "elastic_grid": 5, "erase": 6}
 AUGMENT |= {"crop": 0.4, "flip": True, "colour": 0.3, "erasing": 0.2, "mixup": 0.2, "cutmix": 1.0}
@@ -91,7 +91,9 @@ ADAPT = {
     "phases": [SOLVED, ADAPTED, PHASE, {**VIEWED, "schedule": {"name": "cosine", "warmup": 0.1}}],
     "max_error": 0.05,
     "calibration_folds": 3,
-    "compare": ["scratch"],
+    "compare": ["scratch", "interpolated"],
+    "retain": 0.9,
+    "keep": "interpolated",
     "scratch": {"optimizer": ADAMW, "schedule": {"name": "constant"}},
     "precision": "bfloat16",
     "balance": "logit_adjustment",

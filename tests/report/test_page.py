@@ -32,7 +32,7 @@ from finetune.report.page import (
 )
 from finetune.report.page_figures import history
 from finetune.report.ranking import Candidate, RankReport
-from finetune.report.report import SourceSummary, TargetSummary
+from finetune.report.report import FrontierPoint, Interpolation, SourceSummary, TargetSummary
 from finetune.report.statistics import Confusion
 from finetune.report.tables import metric_text, percent, report_tables
 
@@ -279,6 +279,34 @@ def test_what_a_report_lacks_its_page_leaves_out(without):
     assert ("Loss and validation" in page.text) == (without not in ("epochs", "phases"))
     assert any(cells[-1:] == ["solved"] for cells in page.cells) == (without == "epochs")
     assert "seeds: 0" in page.text
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_mixes_that_were_tried_are_a_plot_and_a_table(known):
+    points = [
+        FrontierPoint(step / 2, 0.6 + 0.1 * step, 0.9 - 0.1 * step, 0.99 - 0.2 * step if known else None)
+        for step in range(3)
+    ]
+    found = Interpolation(
+        weight=0.5,
+        retain=0.7,
+        images=60,
+        source_images=200 if known else None,
+        source_part="train" if known else None,
+        source_before=0.99 if known else None,
+        frontier=points,
+        note=None if known else "mnist, which the source was trained on, is not in data",
+        weights={"0": 0.5, "1": 1.0},
+    )
+    report = replace(adapt_report(["a", "b"]), interpolation=found)
+    page = read(report_page(report, Material()))
+    assert "Each point is a mix, orange the one that was chosen" in page.text
+    assert "0.5 of the fine-tuned, the" in page.text and "in each training: 0.5 (0), 1 (1)" in page.text
+    if known:
+        assert "those with at least 69.30 % on 200 images of the source's data (training images" in page.text
+        assert "79.00 %" in page.text and "Dashed: 70.00 % of the source's accuracy." in page.text
+    else:
+        assert "retain was left out: mnist, which" in page.text and "Dashed" not in page.text
 
 
 def test_differences_of_log_loss_are_in_a_plot_of_their_own():

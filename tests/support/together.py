@@ -37,7 +37,7 @@ from finetune.train.parallel import Sharded
 CPU = torch.device("cpu")
 RANK = int(os.environ.get("RANK", "0"))
 ADAMW = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.01}
-EVERYTHING = {"keep": "best", "ema": 0.9, "clip_norm": 0.5, "layer_decay": 0.5}
+EVERYTHING = {"l2_sp": 0.1, "keep": "best", "ema": 0.9, "clip_norm": 0.5, "layer_decay": 0.5}
 COUNT = 61  # images: batches of 16 do not divide it, and in batches of 15 the last one leaves a process without any
 PHASES = {
     "sgd": {},
@@ -78,7 +78,7 @@ def train(group, network, given, *, sharding=None, batch_size=16, augment=None, 
 
     with seeded(0):
         batches = Batches(pixels, labels, **options).shard(group.rank, group.size)
-        training = Training(network, batches, given, runtime, first_epoch=3, validate=judged)
+        training = Training(network, batches, given, runtime, first_epoch=3, validate=judged, source=net(seed=9))
         if state is not None:
             training.restore(state)
         rows = []

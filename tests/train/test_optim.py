@@ -6,9 +6,12 @@ import sys
 import pytest
 import torch
 from networks import NormNet
+from training_parts import CPU, NORMALISE, images, net, phase
 
-from finetune.train.device import seeded
-from finetune.train.freeze import set_trainable
+from finetune.data.loader import Batches
+from finetune.train.device import Runtime, seeded
+from finetune.train.freeze import set_trainable, trainable, training_mode
+from finetune.train.loop import Training
 from finetune.train.optim import build_optimizer, stage_groups
 
 GIVEN = {
@@ -35,6 +38,36 @@ def train(network, optimizer):
         loss.backward()
         optimizer.step()
     return [p.detach().clone() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_pull_towards_the_source_is_a_term_of_the_loss(name):
+    """One step of the loop's training against autograd's gradient of the loss with the penalty written out."""
+    source, stages, strength = net(seed=4), ("body", "head"), 0.3
+    pixels, labels = images(8)
+    batches = Batches(pixels, labels, batch_size=8, seed=0, normalize=NORMALISE)
+    inputs, order = next(batches.epoch(0))
+    given = phase(stages, optimizer=name, arguments=GIVEN[name], steps=1, l2_sp=strength)
+    pulled, by_hand = net(), net()
+    with seeded(0):  # for dropout
+        list(Training(pulled, batches, given, Runtime(CPU, "float32"), source=source))
+    set_trainable(by_hand, stages)
+    optimizer = TORCHS[name](
+        [{"params": [p], "weight_decay": GIVEN[name]["weight_decay"] * (p.ndim > 1)} for p in trainable(by_hand)],
+        **{key: value for key, value in GIVEN[name].items() if key != "weight_decay"},
+    )
+    training_mode(by_hand, stages, "hold")
+    apart = [
+        (p - q.detach()).square().sum()
+        for p, q in zip(by_hand.body.parameters(), source.body.parameters(), strict=True)
+    ]
+    with seeded(0):
+        loss = torch.nn.functional.cross_entropy(by_hand(inputs), order) + strength / 2 * sum(apart)
+    loss.backward()
+    optimizer.step()
+    for own, wanted in zip(pulled.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(pulled.stem[0].weight, net().stem[0].weight), "what is frozen is not pulled"
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

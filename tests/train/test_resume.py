@@ -27,6 +27,7 @@ CASES = {
     "best": {"keep": "best"},
     "best of averages": {"keep": "best", "ema": 0.9, "clip_norm": 0.5, "layer_decay": 0.5},
     "frozen": {"stages": ("body", "head")},
+    "pulled to a source": {"l2_sp": 0.5, "clip_norm": 0.5},
     "statistics go on": {"stages": ("head",), "norms": "update"},
 }
 
@@ -44,7 +45,9 @@ def training(network, given, *, augment=None, start=0, held=None, balanced=False
     else:
         options = {"normalize": NORMALISE, "augment": augment, "classes": 3, "balanced": balanced}
         batches = Batches(pixels, labels, batch_size=16, seed=0, **options)
-    return Training(network, batches, given, FLOAT32, first_epoch=3, validate=held)
+    source = net(seed=9)
+    FLOAT32.place(source)
+    return Training(network, batches, given, FLOAT32, first_epoch=3, validate=held, source=source)
 
 
 def judge(network):
