@@ -170,14 +170,6 @@ def test_one_class_is_refused(folder: Path, pretrained: Path) -> None:
     assert "one class only" in said
 
 
-def test_adapters_follow_the_answer(folder: Path) -> None:
-    """Where the head alone trains, no stage has an adapter."""
-    pytest.importorskip("peft")
-    recipe = write(phase("auto", "steps: 3", more="lora: {rank: 2}"), "{}")
-    report = package.adapt("mnist", permuted(folder / "permuted"), recipe, out="l.safetensors")
-    assert report.phases[0].trains == ["head"] and "lora" not in report.recipe["phases"][0]
-
-
 STAGES = ("conv1", "conv2", "fc1", "head")
 
 
@@ -221,3 +213,5 @@ def test_a_resolved_recipe_keeps_the_rules(trains) -> None:
     found = with_answer(recipe, answer(*trains))
     assert check_recipe(resolve_recipe(found)) == found
     assert {own.trained_stages(STAGES) for own in found.phases} == {trains}
+    assert (found.phases[1].lora is None) == (trains == ("head",))  # no adapter beside a head
+    assert (found.phases[0].views is None) == (trains == STAGES)  # nothing frozen to keep views of
