@@ -155,18 +155,8 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     before = pretrained.read_bytes()
     plan = worked("plan", *words, "--json").json
     assert files_under(folder) == {"plan.yaml"} and pretrained.read_bytes() == before
-    assert list(plan) == [
-        "kind",
-        "model",
-        "data",
-        "train",
-        "validation",
-        "test",
-        "phases",
-        "calibration",
-        "power",
-        "where",
-    ]
+    counts = ["train", "validation", "test"]
+    assert list(plan) == ["kind", "model", "data", *counts, "phases", "calibration", "power", "where", "mixes"]
     assert [row["differing"] for row in plan["power"]] == [0.02, 0.05, 0.1, 0.2]
     assert plan["power"][2]["images_for_one_point"] == mcnemar_images(10, 100)
     assert (plan["kind"], plan["model"], plan["data"]) == ("adapt", "cnn", "kmnist")
