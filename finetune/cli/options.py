@@ -134,7 +134,7 @@ OPTIONS = {
     ),
     "max-error": click.option(
         "--max-error",
-        type=float,
+        type=FiniteFloat(),
         metavar="SHARE",
         help="Promises, with 95 % confidence, at most this share of wrong answers, such as 0.01: `predict` says "
         "`unsure` where it cannot.",

@@ -20,7 +20,7 @@ from finetune.paths import data_root as resolve_data_root
 from finetune.recipe.schema import DataSettings
 from finetune.report.confidence import ConfidenceSummary, confidence_lines
 from finetune.report.console import Console
-from finetune.run.confidence import fit_confidence, observe_held_out, reference_layers
+from finetune.run.confidence import MIN_IMAGES, fit_confidence, observe_held_out, reference_layers
 from finetune.run.data import RunData, open_run_data
 from finetune.run.finalize import confidence_summary
 from finetune.run.measured import LearntFrom
@@ -86,6 +86,11 @@ def calibrate(
     path = check_output(out or _default_out(source), "--out", [SUFFIX], inputs=(checkpoint, data))
     runtime = choose_runtime(device, "float32")
     images, learnt = _held_out(source, data, resolve_data_root(data_root), console)
+    if len(images) < MIN_IMAGES:
+        raise DataError(
+            f"{data}: expected at least {MIN_IMAGES} images to calibrate on, found {len(images)} that the checkpoint "
+            "has not learnt from; fewer make probabilities worse"
+        )
     runtime.place(classifier.network)
     normalize = classifier.input.normalizer(runtime.device)
     old = classifier.confidence.novelty if classifier.confidence is not None else None
@@ -94,8 +99,7 @@ def calibrate(
         layers = reference_layers(classifier.network, learnt, normalize)
     held = observe_held_out(classifier.network, images, layers, normalize)
     found, notes = fit_confidence(held, layers, "data", max_error)
-    if found is None:
-        raise DataError(f"{data}: {notes[0]}")
+    assert found is not None, "there are enough images"
     if learnt is None:  # other images say nothing of how new ones of the training's kind score
         found = found.model_copy(update={"novelty": old})
     _write(path, source, found, console)

@@ -139,7 +139,19 @@ KEYS = {
     "seeds": None,
     "test_set": {"fingerprint", "opened_before", "by", "other_choices"},
     "network": {"model", "parameters", "multiply_adds", "timm"},
-    "confidence": {"temperature", "images", "how", "before", "after", "promise", "novelty", "notes"},
+    "confidence": {
+        "temperature",
+        "images",
+        "how",
+        "before",
+        "after",
+        "bins_before",
+        "bins_after",
+        "promise",
+        "novelty",
+        "notes",
+    },
+    "where": None,
 }
 
 

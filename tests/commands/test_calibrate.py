@@ -114,17 +114,17 @@ def test_calibrate_writes_the_same_weights(adapted: Path, folder: Path, data: Pa
 
 
 def test_images_of_another_data_set_leave_the_novelty_score_alone(adapted: Path, folder: Path) -> None:
-    for label, path in zip(np.arange(40) % 10, pictures(Path("flat")), strict=True):
+    for label, path in zip(np.arange(60) % 10, pictures(Path("flat"), 60), strict=True):
         place = Path("other", toolkit.load(adapted).class_names[label], path.name)
         place.parent.mkdir(parents=True, exist_ok=True)
         path.rename(place)
     found = toolkit.calibrate(adapted, "other", out="b.safetensors")
     before, after = read_metadata(adapted).confidence, read_metadata(Path("b.safetensors")).confidence
     assert before is not None and after is not None and after.novelty == before.novelty and after.promise is None
-    assert found.images == after.images > 20 and found.out == "b.safetensors"
+    assert found.images == after.images >= 30 and found.out == "b.safetensors"
 
 
-@pytest.mark.parametrize("share", ["0", "1", "-0.1", "nan"])
+@pytest.mark.parametrize("share", ["0", "1", "-0.1"])
 def test_a_promise_of_nothing_wrong_is_refused(adapted: Path, folder: Path, share: str) -> None:
     message = refused("calibrate", adapted, "--data", "kmnist", "--max-error", share, "--out", "b.safetensors")
     assert f"--max-error {share}: expected a share above 0 and below 1" in message
@@ -188,6 +188,12 @@ def test_reference_vectors_of_another_network_are_refused(adapted: Path, folder:
 def test_what_cannot_be_calibrated_is_refused(adapted: Path, pretrained: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="expected images of at least two of the checkpoint's classes"):
         toolkit.calibrate(adapted, "mnist", out="b.safetensors")
+    for label, path in enumerate(pictures(Path("flat"), 20)):
+        place = Path("few", toolkit.load(adapted).class_names[label % 10], path.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+    with pytest.raises(DataError, match="few: expected at least 30 images to calibrate on, found "):
+        toolkit.calibrate(adapted, "few", out="b.safetensors")
     with pytest.raises(SettingError, match="max-error"):
         toolkit.calibrate(adapted, "kmnist", max_error=0.0)
     Path("a.yaml").write_text(adapt_recipe(HEAD, "{validation: 0}"))

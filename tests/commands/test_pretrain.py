@@ -134,7 +134,17 @@ def test_the_report_has_exactly_these_keys(pretrained: Path) -> None:
     report = report_of(pretrained)
     assert list(report) == [
         *("kind", "recipe", "seed", "device", "environment", "seconds", "source", "target", "transplant", "phases"),
-        *("results", "comparisons", "retention", "seeds", "test_set", "network", "confidence"),
+        *(
+            "results",
+            "comparisons",
+            "retention",
+            "interpolation",
+            "seeds",
+            "test_set",
+            "network",
+            "confidence",
+            "where",
+        ),
     ]
     assert report["network"] == {"model": "cnn", "parameters": 421_642, "multiply_adds": 4_241_152, "timm": None}
     assert (report["kind"], report["seed"], report["device"]) == ("pretrain", 0, report["device"])
@@ -395,6 +405,7 @@ def test_the_exported_names() -> None:
         "Prediction",
         "RankReport",
         "Report",
+        "WhereReport",
         "adapt",
         "adapt_folds",
         "adapt_seeds",
@@ -413,6 +424,7 @@ def test_the_exported_names() -> None:
         "rank",
         "save",
         "verify",
+        "where",
     ]
     assert toolkit.__all__ == names
     assert all(getattr(toolkit, name).__module__.startswith("finetune.") for name in names)
