@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.checkpoint.confidence import Confidence
 from finetune.commands.adapt import DEFAULT_RECIPE, metadata_fields
 from finetune.commands.auto_stages import has_auto, with_answer
 from finetune.data.image_dataset import ImageSet
@@ -86,28 +87,11 @@ def adapt_seeds(
         if keep not in (FIRST, AVERAGE, INTERPOLATED):
             raise SettingError(f"--keep {keep}: expected {FIRST}, {AVERAGE} or {INTERPOLATED}")
         row = keep if keep == INTERPOLATED else None
-        overrides = (
-            {"model.name": model},
-            {"data.name": target, "data.shots": shots, "max_error": max_error, "keep": row},
-        )
+        own = {"data.name": target, "data.shots": shots, "max_error": max_error, "keep": row}
+        overrides = ({"model.name": model}, own)
         checked = open_study_recipe(source, recipe, overrides, call)
         checked = checked if compare else checked.without_rows(kept=True)
-        if keep == AVERAGE and has_auto(checked):
-            raise SettingError(
-                "--keep average: with train: auto each seed may train other stages, which no recipe of the average "
-                "could say; name the stages, as `finetune where` writes them"
-            )
-        if same_shots and checked.data.shots is None:
-            raise SettingError(
-                "--same-shots: without --shots all seeds learn from the same images anyway; leave it out"
-            )
-        if keep == AVERAGE and checked.keep is not None:
-            raise SettingError(f"--keep {keep}: the recipe says keep: {checked.keep}; leave one of the two out")
-        if keep == AVERAGE and checked.data.shots is not None and not same_shots:
-            raise SettingError(
-                "--keep average: with --shots each seed learns from other images, among them the validation images of "
-                "the others, so nothing can tell whether the average is better; add --same-shots"
-            )
+        _check_choice(checked, keep, same_shots=same_shots)
         return _adapt_seeds(
             str(source),
             checked,
@@ -117,6 +101,24 @@ def adapt_seeds(
             call,
             metric=metric,
             same_shots=same_shots,
+        )
+
+
+def _check_choice(recipe: AdaptRecipe, keep: str, *, same_shots: bool) -> None:
+    """SettingError for a study of seeds whose options contradict each other or the recipe."""
+    if keep == AVERAGE and has_auto(recipe):
+        raise SettingError(
+            "--keep average: with train: auto each seed may train other stages, which no recipe of the average "
+            "could say; name the stages, as `finetune where` writes them"
+        )
+    if same_shots and recipe.data.shots is None:
+        raise SettingError("--same-shots: without --shots all seeds learn from the same images anyway; leave it out")
+    if keep == AVERAGE and recipe.keep is not None:
+        raise SettingError(f"--keep {keep}: the recipe says keep: {recipe.keep}; leave one of the two out")
+    if keep == AVERAGE and recipe.data.shots is not None and not same_shots:
+        raise SettingError(
+            "--keep average: with --shots each seed learns from other images, among them the validation images of "
+            "the others, so nothing can tell whether the average is better; add --same-shots"
         )
 
 
@@ -165,10 +167,7 @@ def _adapt_seeds(
         fields = metadata_fields(with_answer(_seed_recipe(recipe, seeds[0]), first.facts.where), setup)
         if keep == AVERAGE and (averaged := _average(setup, results, call)) is not None:
             classifier, kept = averaged
-            normalize = setup.spec.normalizer(setup.runtime.device)
-            confidence, notes = calibrate_on_validation(
-                classifier.network, setup.data, normalize, max_error=recipe.max_error
-            )
+            confidence, notes = _calibrate(classifier, setup, recipe.max_error)
             result = score(setup.data.test, kept, row="average")
             report = replace(report, results={**report.results, "average": result}, retention=None)
             fields["results"] = checkpoint_results({"average": result})
@@ -185,6 +184,13 @@ def _adapt_seeds(
         if call.html:
             write_run_page(report, outputs, classifier, setup.data.test, console)
     return report
+
+
+def _calibrate(
+    classifier: Classifier, setup: AdaptSetup, max_error: float | None
+) -> tuple[Confidence | None, list[str]]:
+    normalize = setup.spec.normalizer(setup.runtime.device)
+    return calibrate_on_validation(classifier.network, setup.data, normalize, max_error=max_error)
 
 
 def _with_pictures(
