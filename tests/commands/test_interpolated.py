@@ -84,6 +84,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(folder, pretrained):
     assert report_of("new.safetensors")["interpolation"] == report_of("whole.safetensors")["interpolation"]
 
 
+@pytest.mark.slow
 def test_seeds_share_the_trained_network_and_each_chooses_its_mix(folder, pretrained):
     report = adapted(pretrained, "--seeds", 2, "--keep", "interpolated", recipe=PLAIN)
     assert list(report["interpolation"]["weights"]) == ["0", "1"]
@@ -115,6 +116,7 @@ def test_a_curve_goes_without_the_row(folder, pretrained):
     worked("curve", "--from", pretrained, *words)
 
 
+@pytest.mark.slow
 def test_without_the_sources_data_retain_is_left_out_and_that_is_said(folder, pretrained, data):
     shutil.copytree(data / "KMNIST", folder / "less" / "KMNIST")
     Path("adapt.yaml").write_text(MIXED + "retain: 0.9\n")

@@ -95,6 +95,7 @@ def test_auto_is_the_same_training_as_the_stages_it_stands_for(folder: Path, pre
     assert package.verify("a.safetensors").holds
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bytes(folder: Path, pretrained: Path) -> None:
     recipe = write(phase("auto") + phase("auto", "steps: 3"))
     package.adapt(pretrained, "kmnist", recipe, out="whole.safetensors")
@@ -106,6 +107,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(folder: Path, pretrained: Path)
     assert package.adapt(pretrained, "kmnist", recipe, out="part.safetensors", resume=True).where == report.where
 
 
+@pytest.mark.slow
 def test_each_seed_has_its_own_answer(folder: Path, pretrained: Path) -> None:
     recipe = write(phase("auto", "steps: 3"))
     report = package.adapt_seeds(pretrained, "kmnist", recipe, seeds=2, shots=8, out="s.safetensors")
