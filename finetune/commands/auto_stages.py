@@ -130,10 +130,12 @@ def check_answerable(recipe: AdaptRecipe, head: str) -> None:
 def recipe_for(recipe: AdaptRecipe, answer: StageAnswer) -> AdaptRecipe:
     """The recipe with the answer in all phases that train more than the head.
 
-    Where the head is to be frozen, phases that train it alone go. Where it alone is to train, a solved one is all there
-    is to do; without one the last phase trains it, on images as they are, so that the frozen part is run only once.
+    Where all stages are to train and one of its phases does that, it stays as it is. Where the head is to be frozen,
+    phases that train it alone go. Where it alone is to train, a solved one is all there is to do; without one the last
+    phase trains it, on images as they are, so that the frozen part is run only once.
     """
-    values, train, head = resolve_recipe(recipe), train_value(answer), answer.stages[-1].stage
+    values, train, stages = resolve_recipe(recipe), train_value(answer), tuple(row.stage for row in answer.stages)
+    head = stages[-1]
     raw = values["phases"]
     assert isinstance(raw, list)
     pairs = [(phase, dict(own), _trains_head_alone(phase, head)) for phase, own in zip(recipe.phases, raw, strict=True)]
@@ -146,11 +148,14 @@ def recipe_for(recipe: AdaptRecipe, answer: StageAnswer) -> AdaptRecipe:
             for key in ("lora", "views"):
                 chosen[-1].pop(key, None)
         values["phases"] = chosen
+    elif train == "all":
+        if not any(phase.trained_stages(stages) == stages for phase in recipe.phases):
+            last = max(place for place, (*_, alone) in enumerate(pairs) if not alone)
+            raw[last] = _retrained(recipe.phases[last], raw[last], train)
     else:
         kept = [pair for pair in pairs if not pair[2] or answer.stages[-1].trains]
         values["phases"] = [own if alone else _retrained(phase, own, train) for phase, own, alone in kept]
-    last = recipe.phases[-1]
-    if recipe.scratch is None and "scratch" in recipe.compare and last.optimizer is not None:
+    if recipe.scratch is None and "scratch" in recipe.compare and recipe.phases[-1].optimizer is not None:
         values["scratch"] = {key: raw[-1][key] for key in ("optimizer", "schedule")}
     found = check_recipe(values)
     assert isinstance(found, AdaptRecipe)

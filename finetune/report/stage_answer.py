@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +52,15 @@ class StageAnswer:
         return sum(row.parameters for row in self.stages if row.trains)
 
 
-def answer_sentence(stages: Sequence[Mapping[str, Any]]) -> str:
-    """The answer in words, from the rows of a StageAnswer as JSON values."""
+def answer_sentence(found: Mapping[str, Any]) -> str:
+    """The answer in words, from a StageAnswer's JSON values."""
+    stages, (kept, rows) = found["stages"], found["head_rows"]
     trained = [row for row in stages if row["trains"]]
     frozen = [row["stage"] for row in stages if not row["trains"]]
     parameters = sum(row["parameters"] for row in trained)
     if not frozen:
-        return f"train all stages ({parameters:,} parameters): no stage's gradient is much smaller than others'"
+        why = "no stage's gradient is much smaller than others'" if kept == rows else "classes are new to the source"
+        return f"train all stages ({parameters:,} parameters): {why}"
     if [row["stage"] for row in trained] == [stages[-1]["stage"]]:
         return f"train the head alone ({parameters:,} parameters): {trained[0]['why']}"
     names = listed(row["stage"] for row in trained)
@@ -83,4 +85,4 @@ def stage_parts(found: Mapping[str, Any]) -> list[RenderableType]:
             probe = "no class has two images" if backbone[-1]["probe"] is None else "the network has no cut here"
         answer = f"{'trains' if row['trains'] else 'frozen'}: {row['why']}"
         table.add_row(row["stage"], probe, f"{row['gradient']:.3g}", f"{row['parameters']:,}", answer)
-    return [table, Text(answer_sentence(found["stages"]))]
+    return [table, Text(answer_sentence(found))]

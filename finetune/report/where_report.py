@@ -26,7 +26,7 @@ class WhereReport:
     @property
     def conclusion(self) -> str:
         """The answer in words."""
-        return answer_sentence(self.to_dict()["where"]["stages"])
+        return answer_sentence(self.to_dict()["where"])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

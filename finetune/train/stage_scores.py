@@ -116,25 +116,26 @@ def choose_stages(gradients: Mapping[str, float], probe: float | None, head_rows
     """Which stages to train, in the order of `gradients`, whose last one is the head.
 
     probe: the accuracy of a linear probe on the head's input, out of fold; None where there is none. head_rows: how
-    many rows of the head the source brought, of how many. Where the probe is right in ENOUGH, the head alone trains;
-    else the stages whose relative gradient is at least SHARE of the largest. A head with new rows trains always and is
-    not compared: its gradient says how new it is.
+    many rows of the head the source brought, of how many. Where the probe is right in ENOUGH, the head alone trains.
+    Else, where the source brought the whole head, the stages whose relative gradient is at least SHARE of the largest:
+    what Lee and others looked at. Where classes are new all stages do: the gradients then say how the new head pulls.
     """
-    *backbone, head = gradients
-    kept, rows = head_rows
+    backbone, (kept, rows) = len(gradients) - 1, head_rows
     if probe is not None and probe >= ENOUGH:
         left = f"a probe on its input is right in {100 * probe:.2f} %: {100 * (1 - probe):.2f} points are left to win"
-        return [*(StageChoice(False, "the head alone is enough") for _ in backbone), StageChoice(True, left)]
-    compared = [*backbone, head] if kept == rows else backbone
-    largest = max(compared, key=gradients.__getitem__)
+        return [*[StageChoice(False, "the head alone is enough")] * backbone, StageChoice(True, left)]
+    if kept < rows:
+        new = "all of its rows are new" if not kept else f"{rows - kept} of its {rows} rows are new"
+        return [
+            *[StageChoice(True, "classes are new, and a head alone is not enough")] * backbone,
+            StageChoice(True, new),
+        ]
+    largest = max(gradients, key=gradients.__getitem__)
     found = []
     for stage in gradients:
         share = gradients[stage] / gradients[largest] if gradients[largest] else 1.0
         if not gradients[largest]:
             found.append(StageChoice(True, "no stage has a gradient to go by"))
-        elif stage not in compared:
-            new = "all of its rows are new" if not kept else f"{rows - kept} of its {rows} rows are new"
-            found.append(StageChoice(True, new))
         elif stage == largest:
             found.append(StageChoice(True, "its gradient is the largest"))
         else:

@@ -66,7 +66,7 @@ def test_the_command_says_why_and_writes_a_recipe_that_adapt_takes(folder: Path,
     before = files_under(data)
     words = ("--from", pretrained, "--target", "kmnist", "--recipe", write(HEAD + phase("all", "steps: 5")))
     done = worked("where", *words)
-    for said in ("conv1", "trains: all of its rows are new", "its gradient is the largest", "train ", "wrote recipes/"):
+    for said in ("conv1", "trains: all of its rows are new", "train all stages", "classes are new", "wrote recipes/"):
         assert said in done.out, done.out
     text = Path("recipes/where-mnist-kmnist.yaml").read_text()
     assert text.startswith("# What finetune where answered for mnist on kmnist: train ") and "# head: trains: " in text
@@ -195,6 +195,7 @@ VIEWS = {**LONG, "train": {"last": 2}, "views": 3}
         ([LONG], ("head",), [("head", "head", 9)]),
         ([SOLVED, LONG, VIEWS], ("head",), [("head", "head", None)]),  # nothing is left to do
         ([SOLVED, VIEWS], STAGES, [("head", "head", None), ("all", "all", 9)]),
+        ([VIEWS, LONG], STAGES, [("last-2", {"last": 2}, 9), ("all", "all", 9)]),  # it trains them all as it is
         ([{**LONG, "name": "mine"}], ("fc1",), [("mine", ["fc1"], 9)]),
     ],
 )

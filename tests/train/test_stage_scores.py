@@ -102,11 +102,11 @@ GRADIENTS = {"conv1": 0.7, "conv2": 0.8, "fc1": 0.3, "head": 0.2}
         (GRADIENTS, 0.97, (10, 10), "conv1 conv2"),
         (GRADIENTS, 0.98, (10, 10), "head"),
         (GRADIENTS, None, (10, 10), "conv1 conv2"),
-        (GRADIENTS, 0.9, (9, 10), "conv1 conv2 head"),  # a head with a new row trains
-        (GRADIENTS | {"head": 50.0}, 0.9, (0, 10), "conv1 conv2 head"),  # and is not compared
+        (GRADIENTS, 0.9, (9, 10), "conv1 conv2 fc1 head"),  # a class is new
+        (GRADIENTS, 0.99, (0, 10), "head"),
         (GRADIENTS | {"head": 1.5}, 0.9, (10, 10), "conv2 head"),
-        (GRADIENTS | {"fc1": 0.4}, 0.9, (0, 10), "conv1 conv2 fc1 head"),  # half is enough
-        (dict.fromkeys(GRADIENTS, 0.0), None, (0, 10), "conv1 conv2 fc1 head"),
+        (GRADIENTS | {"fc1": 0.4}, 0.9, (10, 10), "conv1 conv2 fc1"),  # half is enough
+        (dict.fromkeys(GRADIENTS, 0.0), None, (10, 10), "conv1 conv2 fc1 head"),
     ],
 )
 def test_the_stages_with_large_gradients_train(gradients, probe, rows, trains):
@@ -116,5 +116,5 @@ def test_the_stages_with_large_gradients_train(gradients, probe, rows, trains):
 
 
 def test_a_share_below_the_limit_never_reads_as_the_limit():
-    chosen = choose_stages({"a": 0.4999, "b": 1.0, "head": 9.0}, None, (0, 2))
+    chosen = choose_stages({"a": 0.4999, "b": 1.0, "head": 0.9}, None, (2, 2))
     assert chosen[0].why == "its gradient is 0.49 of b's, below 0.5"
