@@ -454,7 +454,8 @@ def test_the_shipped_recipes_for_backbones(name: str, folder: Path, backbone: Pa
             words += [word for change in lengths for word in ("--set", f"phases[{index}].{change}")]
     report = worked("adapt", *words, "--out", NEW, "--quiet", "--json").json
     assert [one["name"] for one in report["phases"]] == [one["name"] for one in plan["phases"][:-1]]
-    assert all(report["results"].values()) and report["comparisons"]["after_vs_scratch"]
+    made = {row: own for row, own in report["results"].items() if row != "interpolated"}
+    assert all(made.values()) and report["comparisons"]["after_vs_scratch"]
     check_agreement(NEW, orchard, orchard / "test")
 
 
