@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tampering import tampered
-from tiny import adapt_recipe, drawn, make_data, refused, report_of, worked
+from tiny import Impatient, adapt_recipe, drawn, make_data, refused, report_of, worked
 
 import finetune as toolkit
 from finetune.checkpoint.format import read_metadata
-from finetune.errors import CheckpointError, DataError, SettingError
+from finetune.errors import CheckpointError, DataError, Interrupted, SettingError
 from finetune.train.temperature import fit_temperature
 
 ALL = "  - {train: all, steps: 40, batch_size: 10, optimizer: {name: sgd, lr: 0.01}}\n"
@@ -207,16 +207,22 @@ def test_what_cannot_be_calibrated_is_refused(adapted: Path, pretrained: Path, f
 
 
 def test_out_of_fold_where_nothing_is_held_out(pretrained: Path, folder: Path) -> None:
-    Path("a.yaml").write_text(adapt_recipe(HEAD, "{validation: 0}", more="calibration_folds: 2\nmax_error: 0.5\n"))
-    words = ("--recipe", "a.yaml", "--target", "kmnist", "--out", "c.safetensors", "--quiet")
-    worked("adapt", "--from", pretrained, *words)
-    record = read_metadata(Path("c.safetensors")).confidence
-    assert record is not None and (record.images, record.how) == (300, "folds") and record.novelty is not None
-    plain = adapt_recipe(HEAD, "{validation: 0}")
-    Path("b.yaml").write_text(plain)
-    worked("adapt", "--from", pretrained, "--recipe", "b.yaml", *words[2:4], "--out", "d.safetensors", "--quiet")
-    first, second = load_file("c.safetensors"), load_file("d.safetensors")
-    assert all(first[name].equal(second[name]) for name in first), "the folds change no weight"
+    """A run stopped in the second fold goes on to the same bytes; the folds change no weight."""
+    folds = "calibration_folds: 2\nmax_error: 0.5\n"
+    for name, more in (("folds", folds), ("plain", "")):
+        Path(f"{name}.yaml").write_text(adapt_recipe(HEAD, "{validation: 0}", compare="[scratch]", more=more))
+    words = {"target": "kmnist", "recipe": "folds.yaml"}
+    report = toolkit.adapt(pretrained, out="whole.safetensors", **words)
+    assert report.confidence is not None and (report.confidence.images, report.confidence.how) == (300, "folds")
+    assert report.confidence.novelty is not None
+    with pytest.raises(Interrupted):
+        toolkit.adapt(pretrained, out="new.safetensors", console=Impatient("phase head-fold-2"), **words)
+    again = toolkit.adapt(pretrained, out="new.safetensors", resume=True, **words)
+    assert Path("new.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+    assert again.results == report.results and again.confidence == report.confidence
+    toolkit.adapt(pretrained, "kmnist", "plain.yaml", out="plain.safetensors")
+    first, second = load_file("whole.safetensors"), load_file("plain.safetensors")
+    assert all(first[name].equal(second[name]) for name in first)
 
 
 def test_logits_of_a_temperature_are_fitted_on_the_validation_images(adapted: Path, data: Path, folder: Path) -> None:
