@@ -29,6 +29,7 @@ from finetune.report.confidence import ConfidenceSummary
 from finetune.report.metrics import find_metric
 from finetune.report.report import Report, Result, Retention, SourceSummary, TestSetUse
 from finetune.report.rows import ADAPT_ROWS, INTERPOLATED
+from finetune.run.confidence import check_max_error
 from finetune.run.context import make_context
 from finetune.run.finalize import (
     RowAnswers,
@@ -84,6 +85,7 @@ def adapt(
     the errors of `finetune.errors`.
     """
     check_kept(keep)
+    check_max_error(max_error)
     with start_run(options, source, target, recipe) as call:
         located = find_source(source, call)
         own = {"data.name": target, "data.shots": shots, "max_error": max_error, "keep": keep}

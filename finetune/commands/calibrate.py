@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from finetune.paths import data_root as resolve_data_root
 from finetune.recipe.schema import DataSettings
 from finetune.report.confidence import ConfidenceSummary, confidence_lines
 from finetune.report.console import Console
-from finetune.run.confidence import MIN_IMAGES, fit_confidence, observe_held_out, reference_layers
+from finetune.run.confidence import MIN_IMAGES, check_max_error, fit_confidence, observe_held_out, reference_layers
 from finetune.run.data import RunData, open_run_data
 from finetune.run.finalize import confidence_summary
 from finetune.run.measured import LearntFrom
@@ -34,14 +34,17 @@ SALT = "learnt from"
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted, on how many `images` of the data, and the checkpoint that records it, `out`."""
+    """What was fitted, on how many `images` of the data, and the checkpoint that records it, `out`.
+
+    known_new: whether the checkpoint has learnt from none of them; of other data sets than its own that cannot be told.
+    """
 
     checkpoint: str
     data: str
     images: int
     out: str
     confidence: ConfidenceSummary
-    notes: list[str] = field(default_factory=list)
+    known_new: bool
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -49,7 +52,10 @@ class Calibration:
 
     def lines(self) -> list[str]:
         """What the command shows."""
-        return [f"{self.data}: {self.images:,} images that it has not learnt from", *confidence_lines(self.confidence)]
+        which = "that it has not learnt from"
+        if not self.known_new:
+            which = "; whether some of them, or their twins, are among those it has learnt from cannot be told"
+        return [f"{self.data}: {self.images:,} images {which}".replace(" ;", ";"), *confidence_lines(self.confidence)]
 
 
 def calibrate(
@@ -73,11 +79,7 @@ def calibrate(
     CheckpointError; OutputError.
     """
     console = console or Console(quiet=True, results=False)
-    if max_error is not None and not 0 < max_error < 1:
-        raise SettingError(
-            f"--max-error {max_error:g}: expected a share above 0 and below 1, such as 0.01 for 1 %; no number of "
-            "images can promise that nothing is ever wrong"
-        )
+    check_max_error(max_error)
     check_images_name(data)
     source = open_source(locate(checkpoint, note=console.note, bars=not console.quiet))
     classifier = source.classifier
@@ -104,7 +106,7 @@ def calibrate(
         found = found.model_copy(update={"novelty": old})
     _write(path, source, found, console)
     summary = confidence_summary(found, notes, images, None)
-    return Calibration(str(checkpoint), short_name(data), len(images), str(path), summary)
+    return Calibration(str(checkpoint), short_name(data), len(images), str(path), summary, learnt is not None)
 
 
 def _default_out(source: Source) -> Path:

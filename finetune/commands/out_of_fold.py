@@ -13,10 +13,12 @@ from finetune.data.image_dataset import ImageSet
 from finetune.errors import DataError
 from finetune.report.console import Console
 from finetune.run.confidence import (
+    MIN_IMAGES,
     HeldOut,
     calibrate_on_validation,
     fit_confidence,
     no_folds,
+    no_promise,
     observe_held_out,
     reference_layers,
 )
@@ -29,12 +31,12 @@ def calibrate_training(adaptation: Adaptation) -> tuple[Confidence | None, list[
     recipe, context = adaptation.recipe, adaptation.context
     network, data, group = adaptation.written().network, context.data, context.runtime.group
     folds = recipe.calibration_folds
-    if len(data.validation) or folds is None:
+    if len(data.validation) >= MIN_IMAGES or folds is None:
         return calibrate_on_validation(network, data, context.normalize, group, recipe.max_error)
     try:
         numbers, _ = fold_numbers(data.train, folds)
     except DataError as error:
-        return None, [no_folds(folds, error)]
+        return None, [no_folds(folds, error), *no_promise(recipe.max_error)]
     layers = reference_layers(network, data.train, context.normalize, group)
     parts = [_held_out_fold(adaptation, numbers == fold, fold + 1) for fold in range(folds)]
     return fit_confidence(HeldOut.joined(parts), layers, "folds", recipe.max_error)

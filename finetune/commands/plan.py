@@ -31,7 +31,7 @@ from finetune.report.rows import INTERPOLATED
 from finetune.report.stage_answer import StageAnswer
 from finetune.report.statistics import group_count, mcnemar_detectable, mcnemar_images
 from finetune.run.cache_plan import CacheManager, PhaseCache, image_batches
-from finetune.run.confidence import MIN_IMAGES, no_folds, too_few
+from finetune.run.confidence import MIN_IMAGES, no_folds, no_promise, too_few
 from finetune.run.context import TrainContext, make_context
 from finetune.run.data import RunData
 from finetune.run.memory import phase_memory, shape_network
@@ -101,7 +101,7 @@ class CacheEstimate:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase to come. `learning_rates` are each stage's at the schedule's top.
+    """One phase to come. `learning_rates` are each stage's at the schedule's top; `l2_sp` pulls towards the source.
 
     `seconds` estimates the phase's steps, without validation, and the passes that fill its cache, unless it is that of
     an earlier phase; of a solved head the pass over the images, without what is then solved. `cached`: the frozen
@@ -113,6 +113,7 @@ class PhasePlan:
     frozen: list[str]
     trainable_parameters: int
     learning_rates: dict[str, float]
+    l2_sp: float | None
     norms: str
     cached: bool
     cache: CacheEstimate
@@ -273,17 +274,17 @@ def _calibration_plan(recipe: PretrainRecipe | AdaptRecipe, data: RunData) -> Ca
     if isinstance(recipe, AdaptRecipe):
         folds, max_error = recipe.calibration_folds, recipe.max_error
     how, images, trainings, said = "validation", len(data.validation), 0, ""
-    if not images and folds is not None:
+    if images < MIN_IMAGES and folds is not None:
         how, images, trainings = "folds", len(data.train), folds
         try:
             fold_numbers(data.train, folds)
         except DataError as error:
             said = no_folds(folds, error)
-    if images < MIN_IMAGES:
+    if images < MIN_IMAGES and not said:
         said = too_few(images)
     needed = None if max_error is None else images_needed(max_error, 0)
     if said:
-        return CalibrationPlan(None, 0, 0, max_error, needed, [said])
+        return CalibrationPlan(None, 0, 0, max_error, needed, [said, *no_promise(max_error)])
     on = f"{images:,} validation images"
     if how == "folds":
         on = f"the answers to {images:,} images out of fold, which takes {trainings} trainings more"
@@ -312,6 +313,7 @@ def _phase_plan(caches: CacheManager, number: int, memory: MemoryEstimate) -> Ph
         frozen=[stage for stage in network.stages if stage not in stages],
         trainable_parameters=parameters,
         learning_rates={group.stage: group.lr for group in groups},
+        l2_sp=phase.l2_sp,
         norms=phase.norms if phase.lora is None else "hold_all",
         cached=caching.start > 0,
         cache=CacheEstimate(

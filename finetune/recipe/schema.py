@@ -706,13 +706,13 @@ class AdaptRecipe(_Recipe):
     scratch: ScratchSettings | None = None
     """Settings of the comparison from random weights. Left out: those of the last phase, which are not always fair to
     random weights."""
-    max_error: float | None = Field(default=None, gt=0, lt=1, examples=[0.01])
+    max_error: float | None = Field(default=None, ge=0.0001, lt=1, examples=[0.01])
     """Share of wrong answers to be promised (--max-error): a threshold of probability is looked for above which, with
     95 % confidence, at most this share of answers is wrong; `predict` calls answers below it unsure. Left out: nothing
     is promised."""
     calibration_folds: int | None = Field(default=None, ge=2, le=20, examples=[3])
-    """Where no images are held out for validation: so many trainings more, each on all but one part of the images,
-    whose answers to that part calibrate the network. Left out: then it is not calibrated."""
+    """Where fewer than 30 images are held out for validation: so many trainings more, each on all but one part of the
+    images, whose answers to that part calibrate the network. Left out: then it is not calibrated."""
     precision: Precision = "auto"
     sharding: Sharding = None
     cache: Caching = None

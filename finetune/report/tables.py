@@ -14,7 +14,7 @@ from finetune.report.comparison import ACCURACY, CROSSED, SIGNIFICANT, Score, gr
 from finetune.report.confidence import ConfidenceSummary, confidence_lines
 from finetune.report.metrics import METRICS, PLAIN, MetricValue
 from finetune.report.report import Interpolation, Report, Result, TestSetUse
-from finetune.report.rows import row_of
+from finetune.report.rows import INTERPOLATED, row_of
 from finetune.report.stage_answer import stage_parts
 from finetune.report.statistics import Confusion, wilson
 from finetune.text import amount, listed
@@ -76,6 +76,9 @@ def report_tables(report: Report) -> list[RenderableType]:
         )
     if report.interpolation is not None:
         found += interpolation_parts(report.interpolation)
+        if report.own_row == INTERPOLATED:
+            first = " of the first seed" if several else ""
+            found.append(Text(f"the checkpoint has the interpolated weights{first}, which its confidence is about"))
     lines = [*_group_lines(report), *_fold_lines(report), *_uneven_lines(report), *test_set_lines(report.test_set)]
     return [*found, *map(Text, lines), *where_parts(report), *confidence_parts(report.confidence)]
 
@@ -466,6 +469,8 @@ def plan_parts(plan: Mapping[str, Any]) -> list[RenderableType]:
     table.add_row("trains", *(", ".join(p["trains"]) for p in phases))
     table.add_row("parameters", *(f"{p['trainable_parameters']:,}" for p in phases))
     table.add_row("learning rate", *rates)
+    if any(p["l2_sp"] is not None for p in phases):
+        table.add_row("pull to source", *("none" if p["l2_sp"] is None else f"{p['l2_sp']:g}" for p in phases))
     table.add_row("frozen", *(", ".join(p["frozen"]) or "none" for p in phases))
     table.add_row("norms", *(p["norms"] if p["frozen"] or p["norms"] == "hold_all" else "train" for p in phases))
     table.add_row("augmented", *("yes" if p["augmented"] else "no" for p in phases))

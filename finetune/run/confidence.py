@@ -13,7 +13,7 @@ from finetune.checkpoint.confidence import Confidence, NoveltyLayer, Promise
 from finetune.data.image_dataset import ImageSet
 from finetune.data.normalize import Normalizer
 from finetune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from finetune.errors import DataError
+from finetune.errors import DataError, SettingError
 from finetune.models.novelty import novelty_cuts, run_with_features
 from finetune.models.staged import StagedNetwork
 from finetune.run.data import RunData
@@ -25,6 +25,7 @@ from finetune.train.temperature import fit_temperature
 
 How = Literal["validation", "folds", "data"]
 MIN_IMAGES = 30  # held out, to fit a temperature: with 10 the calibration error doubles, with 20 it stays (docs/log.md)
+MIN_ERROR = 0.0001  # that may be promised: it takes 30,000 images
 MAX_LOGITS = 16_000_000  # images × classes that are kept
 
 
@@ -98,7 +99,7 @@ def fit_confidence(
     """
     count = len(held.labels)
     if count < MIN_IMAGES:
-        return None, [too_few(count)]
+        return None, [too_few(count), *no_promise(max_error)]
     temperature = fit_temperature(held.logits, held.labels)
     promise: Promise | None = None
     notes: list[str] = []
@@ -117,7 +118,7 @@ def calibrate_on_validation(
 ) -> tuple[Confidence | None, list[str]]:
     """What a trained network's checkpoint records of its confidence, from the validation images of its run."""
     if len(data.validation) < MIN_IMAGES:
-        return None, [too_few(len(data.validation))]
+        return None, [too_few(len(data.validation)), *no_promise(max_error)]
     layers = reference_layers(network, data.train, normalize, group)
     held = observe_held_out(network, data.validation, layers, normalize, group)
     return fit_confidence(held, layers, "validation", max_error)
@@ -133,8 +134,28 @@ def too_few(count: int) -> str:
 
 
 def no_folds(folds: int, error: DataError) -> str:
-    """Why nothing is fitted where no images are held out and they cannot be divided into folds."""
-    return f"not calibrated: none held out, and no {folds} folds: {first_line(error)}"
+    """Why nothing is fitted where too few images are held out and the others cannot be divided into folds."""
+    why = first_line(error).replace("--folds", "calibration_folds")
+    return f"not calibrated: fewer than {MIN_IMAGES} held out, and no {folds} folds: {why}"
+
+
+def no_promise(max_error: float | None) -> list[str]:
+    """A sentence on what a promise that was asked for would take, where nothing is fitted."""
+    if max_error is None:
+        return []
+    return [
+        f"at most {100 * max_error:g} % wrong among the answered cannot be promised: it takes "
+        f"{images_needed(max_error, 0):,} held-out images without a mistake"
+    ]
+
+
+def check_max_error(max_error: float | None) -> None:
+    """SettingError for a share of errors that cannot be promised."""
+    if max_error is not None and not MIN_ERROR <= max_error < 1:
+        raise SettingError(
+            f"--max-error {max_error:g}: expected a share from {MIN_ERROR:g} and below 1, such as 0.01 for 1 %; no "
+            "number of images can promise that nothing is ever wrong"
+        )
 
 
 def make_promise(held: HeldOut, temperature: float, max_error: float) -> tuple[Promise | None, list[str]]:
@@ -157,5 +178,5 @@ def make_promise(held: HeldOut, temperature: float, max_error: float) -> tuple[P
     if about is not None and about > least:
         said += f", and with mistakes as often as here about {about:,}"
     elif about is None:
-        said += "; at this share of mistakes hardly any number would do"
+        said += ", and with mistakes as often as here hardly any number would do"
     return None, [said]

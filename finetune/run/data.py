@@ -137,8 +137,8 @@ def advise(data: RunData, recipe: PretrainRecipe | AdaptRecipe) -> RunData:
     if isinstance(recipe, AdaptRecipe) and INTERPOLATED in recipe.rows and not len(data.validation):
         raise SettingError(
             f"{data.train.origin}: the row interpolated is chosen on validation images, and there are none "
-            f"(data.validation is {recipe.data.validation}, of {len(data.train):,} images); hold some out, for example "
-            "--set data.validation=0.1, or leave interpolated out of compare and keep"
+            f"(data.validation is {recipe.data.validation}, of {len(data.train):,} images); hold more out, for example "
+            "--set data.validation=0.5, or leave interpolated out of compare and keep"
         )
     chooses = [phase.name for phase in recipe.phases if phase.keep == "best"]
     if chooses and not len(data.validation):

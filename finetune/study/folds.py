@@ -21,7 +21,7 @@ from finetune.report.cross_validation import accuracy_over_folds, measure_over_f
 from finetune.report.metrics import find_metric
 from finetune.report.report import FoldScore, Report, Result
 from finetune.report.rows import ADAPT_ROWS, INTERPOLATED, MIN_SEEDS
-from finetune.run.confidence import HeldOut, fit_confidence
+from finetune.run.confidence import HeldOut, check_max_error, fit_confidence
 from finetune.run.finalize import (
     Grading,
     RowAnswers,
@@ -77,6 +77,7 @@ def adapt_folds(
         if type(folds) is not int or not 2 <= folds <= MAX_FOLDS:
             raise SettingError(f"--folds {folds}: expected a number of folds from 2 to {MAX_FOLDS:,}; 5 is a good one")
         find_metric(metric)
+        check_max_error(max_error)
         own = {"data.name": target, "data.shots": shots, "max_error": max_error, "keep": keep}
         overrides = ({"model.name": model}, own)
         checked = open_study_recipe(source, recipe, overrides, call)

@@ -24,7 +24,7 @@ from finetune.report.metrics import find_metric
 from finetune.report.predictions import ColumnKey
 from finetune.report.report import Interpolation, Report, Result, WithoutTwins
 from finetune.report.rows import ADAPT_ROWS, INTERPOLATED
-from finetune.run.confidence import calibrate_on_validation
+from finetune.run.confidence import calibrate_on_validation, check_max_error
 from finetune.run.finalize import (
     Grading,
     RowAnswers,
@@ -82,6 +82,7 @@ def adapt_seeds(
     """
     with start_run(options, source, target, recipe) as call:
         chosen = parse_seeds(seeds)
+        check_max_error(max_error)
         refuse_seed(call)
         find_metric(metric)
         if keep not in (FIRST, AVERAGE, INTERPOLATED):

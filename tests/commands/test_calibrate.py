@@ -122,15 +122,17 @@ def test_images_of_another_data_set_leave_the_novelty_score_alone(adapted: Path,
     before, after = read_metadata(adapted).confidence, read_metadata(Path("b.safetensors")).confidence
     assert before is not None and after is not None and after.novelty == before.novelty and after.promise is None
     assert found.images == after.images >= 30 and found.out == "b.safetensors"
+    assert "are among those it has learnt from cannot be told" in found.lines()[0]
 
 
 @pytest.mark.parametrize("share", ["0", "1", "-0.1"])
 def test_a_promise_of_nothing_wrong_is_refused(adapted: Path, folder: Path, share: str) -> None:
     message = refused("calibrate", adapted, "--data", "kmnist", "--max-error", share, "--out", "b.safetensors")
-    assert f"--max-error {share}: expected a share above 0 and below 1" in message
+    assert f"--max-error {share}: expected a share from 0.0001 and below 1" in message
     Path("a.yaml").write_text(adapt_recipe(HEAD))
-    words = ("--recipe", "a.yaml", "--target", "kmnist", "--out", "c.safetensors", "--max-error", share)
-    assert "max_error" in refused("adapt", "--from", adapted, *words)
+    words = ("--recipe", "a.yaml", "--target", "kmnist", "--out", "c.safetensors")
+    assert refused("adapt", "--from", adapted, *words, "--max-error", share) == message
+    assert f"max_error={share}: must be " in refused("adapt", "--from", adapted, *words, "--set", f"max_error={share}")
 
 
 def test_too_few_images_say_how_many_would_do(adapted: Path, folder: Path) -> None:
@@ -198,9 +200,10 @@ def test_what_cannot_be_calibrated_is_refused(adapted: Path, pretrained: Path, f
         toolkit.calibrate(adapted, "kmnist", max_error=0.0)
     Path("a.yaml").write_text(adapt_recipe(HEAD, "{validation: 0}"))
     words = ("--recipe", "a.yaml", "--target", "kmnist", "--out", "c.safetensors", "--quiet")
-    worked("adapt", "--from", pretrained, *words)
+    worked("adapt", "--from", pretrained, *words, "--max-error", "0.05", "--set", "calibration_folds=null")
     found = report_of("c.safetensors")["confidence"]
     assert found["temperature"] is None and "none held out; hold out more with data.validation" in found["notes"][0]
+    assert found["notes"][1].endswith("cannot be promised: it takes 59 held-out images without a mistake")
     assert read_metadata(Path("c.safetensors")).confidence is None
     message = refused("calibrate", "c.safetensors", "--data", "kmnist")
     assert "has learnt from all 300 images to learn from, and its test images stay closed" in message
