@@ -414,6 +414,9 @@ def test_the_pages_promise_is_the_projects(images: int) -> None:
         found = find_threshold(probability, right, 0.05)
         assert page.promised_threshold(probability, right, 0.05) == (None if found is None else found.probability)
         thresholds.append(found)
+    surest, none_wrong = np.linspace(1, 0.5, 100), np.zeros(100, int)
+    assert page.one_sequence(surest, none_wrong, 0.05, 0.05, 0.7) == surest[-1]
+    assert page.one_sequence(surest[:58], none_wrong[:58], 0.05, 0.05, 0.7) is None, "59 are needed"
     assert all(found is None for found in thresholds) if images == 50 else any(thresholds)
 
 

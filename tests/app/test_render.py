@@ -45,6 +45,7 @@ def test_few_classes_keep_their_order_and_of_many_the_best_are_shown() -> None:
 
 def test_an_unsure_answer_and_an_unlike_picture_are_said_to_be_so(contender: Contender) -> None:
     classifier = toolkit.load(SHIPPED)
+    classifier.trust(None, "a test")
     plain = answer_html(answer(classifier, GREY))
     assert "caution" not in plain and "unsure" not in plain, "nothing is promised"
     record = contender.classifier.confidence

@@ -472,6 +472,7 @@ def test_the_report_has_the_keys_of_every_report(folder: Path, backbone: Path, o
     pictures = adapted(backbone, orchard, recipe=recipe)
     registered = adapted(pretrained, "kmnist", recipe=recipe)
     pictures["retention"] = registered["retention"]
+    pictures["confidence"] = registered["confidence"]  # 18 pictures are too few to calibrate on
     for one in (pictures, registered):
         del one["recipe"]["data"]
     assert keys(pictures) == keys(registered)
