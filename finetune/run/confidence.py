@@ -129,7 +129,7 @@ def too_few(count: int) -> str:
     found = f"{count} held out" if count else "none held out"
     return (
         f"not calibrated: expected at least {MIN_IMAGES} images to calibrate on, found {found}; hold out more with "
-        "data.validation, or set calibration_folds"
+        "data.validation, or, to adapt, set calibration_folds"
     )
 
 

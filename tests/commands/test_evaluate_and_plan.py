@@ -164,7 +164,8 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
     assert (plan["calibration"]["how"], plan["calibration"]["images"]) == ("validation", 30)
     for one in plan["phases"]:
         assert set(one) == {
-            *("name", "trains", "frozen", "trainable_parameters", "learning_rates", "norms", "cached", "augmented"),
+            *("name", "trains", "frozen", "trainable_parameters", "learning_rates", "l2_sp", "norms", "cached"),
+            "augmented",
             *("cache", "steps", "batch_size", "seconds", "memory"),
         }
         assert 0 < one.pop("seconds") < 600
@@ -186,6 +187,7 @@ def test_plan_trains_and_writes_nothing(folder: Path, pretrained: Path) -> None:
         "frozen": ["conv1", "conv2", "fc1"],
         "trainable_parameters": 1_290,
         "learning_rates": {"head": 0.01},
+        "l2_sp": None,
         "norms": "hold",
         "cached": False,
         "augmented": True,

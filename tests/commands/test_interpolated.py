@@ -169,7 +169,7 @@ def test_adapters_are_merged_before_weights_are_mixed(folder, backbone, orchard)
 def test_what_cannot_be_chosen_is_refused_before_any_training(folder, pretrained):
     words = ("adapt", "--from", pretrained, "--target", "kmnist", "--recipe", "adapt.yaml")
     Path("adapt.yaml").write_text(adapt_recipe(data="{validation: 0}", compare="[interpolated]"))
-    assert "hold some out, for example --set data.validation=0.1" in refused(*words)
+    assert "hold more out, for example --set data.validation=0.5" in refused(*words)
     Path("adapt.yaml").write_text(PLAIN)
     assert "it is about the row interpolated, which is not asked for" in refused(*words, "--set", "retain=0.9")
     for value in ("0", "1.5"):
