@@ -352,6 +352,7 @@ def test_a_plan_shows_all_of_each_phase_uncut(width):
         ["trains", "head", "head", "conv1, conv2, fc1, head"],
         ["parameters", "1,290", "1,290", "421,642"],
         ["learning rate", "head 0.01", "head 0.01", "conv1 0.00343 conv2 0.0049 fc1 0.007 head 0.01"],
+        ["pull to source", "none", "none", "0.003"],
         ["frozen", "conv1, conv2, fc1", "conv1, conv2, fc1", "none"],
         ["norms", "hold", "hold", "train"],
         ["augmented", "no", "no", "yes"],
