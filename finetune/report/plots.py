@@ -220,7 +220,7 @@ def reliability_figure(sides: Mapping[str, Sequence[ReliabilityBin]], width: flo
     counts.set_ylabel("images")
     counts.set_xlabel("probability of the answer, %")
     if len(sides) > 1:
-        axes.legend(loc="upper left", framealpha=0.5)
+        axes.legend(loc="lower right", framealpha=0.5)
     return figure
 
 
