@@ -23,7 +23,9 @@ def inspect(checkpoint: str | Path, *, bars: bool = False) -> dict[str, Any]:
     found = locate(checkpoint, bars=bars)
     if found.path is None or has_metadata(found.path):
         values = read_source_metadata(found).model_dump()
-        for layer in ((values["confidence"] or {}).get("novelty") or {}).get("layers", ()):
+        if values["confidence"] is None:
+            del values["confidence"]  # as it is in the file
+        for layer in (values.get("confidence", {}).get("novelty") or {}).get("layers", ()):
             layer["vectors"] = f"{layer['count'] * layer['width']:,} bytes"
         return values
     return _third_party_values(found, found.path)
