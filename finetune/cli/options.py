@@ -41,6 +41,8 @@ class OutputFile(click.Path):
 class FiniteFloat(click.FloatRange):
     """A number in a range. Neither nan, which is in every range of click's, nor inf."""
 
+    name = "number"  # in messages; click's is "float range"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found = float(super().convert(value, param, ctx))
         if not math.isfinite(found):

@@ -25,7 +25,7 @@ class WhereReport:
 
     @property
     def conclusion(self) -> str:
-        """The answer in words."""
+        """Which stages to train, as a sentence."""
         return answer_sentence(self.to_dict()["where"])
 
     def to_dict(self) -> dict[str, Any]:

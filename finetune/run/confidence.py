@@ -50,7 +50,7 @@ class HeldOut:
 def reference_layers(
     network: StagedNetwork, train: ImageSet, normalize: Normalizer, group: ProcessGroup = SINGLE_PROCESS
 ) -> list[NoveltyLayer]:
-    """Reference vectors of at most MAX_REFERENCES of the training images, of each class its share."""
+    """Makes the novelty score's reference vectors from at most MAX_REFERENCES images, of each class its share."""
     by_class = train.labels.argsort(stable=True)
     chosen = torch.linspace(0, len(train) - 1, min(len(train), MAX_REFERENCES)).round().long()
     _, features = _observed(network, train.subset(by_class[chosen].sort().values), normalize, group)

@@ -159,10 +159,8 @@ def _adapt_seeds(
                 answers[row].append(found)
         first = next(result for result in results.values() if "after" in result.answers)
         shots_vary = shots is not None and not same_shots
-        report = replace(
-            _report(recipe, setup, results, answers, seeds, metric=metric, shots_vary=shots_vary), test_set=use
-        )
-        report = _with_pictures(report, pictures, setup.data.test, answers)
+        report = _report(recipe, setup, results, answers, seeds, metric=metric, shots_vary=shots_vary)
+        report = _with_pictures(replace(report, test_set=use), pictures, setup.data.test, answers)
         classifier, own_row = classifier_with(setup, first.weights), recipe.keep or "after"
         confidence, notes, kept = first.facts.confidence, first.facts.confidence_notes, answers[own_row][0]
         fields = metadata_fields(with_answer(_seed_recipe(recipe, seeds[0]), first.facts.where), setup)

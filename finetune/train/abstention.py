@@ -110,7 +110,7 @@ def images_that_would_do(
 
 
 def _p_value(mistakes: int, count: int, max_error: float) -> float:
-    """The chance of so few mistakes in `count` answers if the share `max_error` of them were wrong."""
+    """The exact binomial p-value: the chance of at most so many mistakes in `count` answers at this rate."""
     from scipy.special import bdtr
 
     if mistakes >= count:

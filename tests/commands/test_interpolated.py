@@ -114,6 +114,8 @@ def test_a_curve_goes_without_the_row(folder, pretrained):
     Path("adapt.yaml").write_text(MIXED + "retain: 0.9\nkeep: interpolated\n")
     words = ("--target", "kmnist", "--recipe", "adapt.yaml", "--shots", "1,2", "--seeds", 1, "--quiet")
     worked("curve", "--from", pretrained, *words)
+    trials = {path.name for path in Path("runs").glob("*/trials/*")}
+    assert trials and not [name for name in trials if "interpolated" in name]
 
 
 @pytest.mark.slow
